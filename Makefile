@@ -1,0 +1,44 @@
+# Everything here works on a fresh clone: each target sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help study test lint setup train figures clean
+
+help:
+	@echo "make study    the two-hop study on both embedded pairs; report in runs/"
+	@echo "make test     lint, types and tests"
+	@echo "make setup    only the environment, in $(VENV)"
+	@echo "make train    retrain the embedded pairs from scratch (about 45 minutes)"
+	@echo "make figures  remake the figure of the README from runs/"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is older. Name one: make PYTHON=python3.12 setup"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "Python cannot make environments here. On Debian: apt-get install python3-venv"; exit 1; }
+	@echo "Installing into $(VENV) (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+study: $(READY)
+	@$(BIN)/twohop study flags-naming flags-aligned
+
+lint: $(READY)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+test: lint
+	@$(BIN)/python -m pytest
+
+train: $(READY)
+	@$(BIN)/twohop train flags
+
+figures: $(READY)
+	@$(BIN)/twohop compare runs/flags-naming runs/flags-aligned --out runs/compare
+	@cp runs/compare/figures/recovery.png examples/recovery.png
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,61 @@
+"""What went wrong, what was expected, and what to do about it.
+
+Every error a user can cause derives from :class:`InterventionsError`, so that a command line can
+show its message without a traceback. A message names what was got, what was expected and the fix.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InterventionsError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class LoadError(InterventionsError):
+    """A model, processor or folder cannot be loaded, or is not of a kind that is supported."""
+
+
+class PromptError(InterventionsError):
+    """Text, images or spans that do not fit together."""
+
+
+class RoleError(InterventionsError):
+    """A token role that a prompt, or some of its rows, does not have."""
+
+
+class SiteError(InterventionsError):
+    """A component, layer or position that the model or the running prompt does not have."""
+
+
+class PatchError(InterventionsError):
+    """A value that cannot be written where it was asked to go."""
+
+
+class AlignmentError(InterventionsError):
+    """Two models between which nothing can be patched."""
+
+
+class ResultsError(InterventionsError):
+    """A results folder that cannot be read, or that belongs to other settings."""
+
+
+def did_you_mean(got: str, known: Iterable[str]) -> str:
+    """Return a sentence that names the nearest known spelling, then every known one.
+
+    Parameters
+    ----------
+    got : str
+        What the user wrote.
+    known : iterable of str
+        What would have been accepted.
+
+    Examples
+    --------
+    >>> did_you_mean("entitty", ["entity", "last"])
+    "Did you mean 'entity'? Known: entity, last."
+    """
+    names = list(known)
+    close = get_close_matches(got, names, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(names) or 'none'}."
