@@ -1,0 +1,98 @@
+"""Prompts of the micro world, in the form the study uses: a prefix, and a question.
+
+Every word is a token, so punctuation stands apart. A prompt is `prefix + question` with the
+placeholder `{entity}` filled with a name (text) or with `<image>` (image, same place). There are
+no worked examples: the backbone needs none, and short prompts are quick.
+"""
+
+from dataclasses import dataclass
+
+from twohop.micro.world import Entity, Relation
+
+IMAGE_PLACEHOLDER = "<image>"
+TURN_END = " ."
+"""What ends an answer."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """One way to ask: a constant `prefix`, then a `question` with an `{entity}` placeholder."""
+
+    prefix: str
+    question: str
+
+    def text(self, name: str) -> str:
+        """Return the prompt about what is named, or described, in its place.
+
+        Examples
+        --------
+        >>> TEMPLATES["capital"].text("Avaria")
+        'Question : What is the capital of Avaria ? Answer :'
+        """
+        return self.prefix + self.question.format(entity=name)
+
+    def image(self) -> str:
+        """Return the prompt with the image placeholder in the name's place."""
+        return self.text(IMAGE_PLACEHOLDER)
+
+
+NAMING = Template("Question : ", "Which country is {entity} ? Answer :")
+
+TEMPLATES: dict[Relation, Template] = {
+    "capital": Template("Question : ", "What is the capital of {entity} ? Answer :"),
+    "continent": Template("Question : ", "Which continent is {entity} in ? Answer :"),
+    "language": Template("Question : ", "What language is spoken in {entity} ? Answer :"),
+}
+
+FLAG = "flag"
+"""The token that closes a description; where a described entity is formed, late."""
+
+
+BANDS = 3
+"""Bands of a flag."""
+
+
+def description(entity: Entity) -> str:
+    """Return an entity's flag in words, to stand in place of its name.
+
+    The backbone can name what is described, but was never asked a fact of it: a two-hop question
+    in text alone.
+
+    Examples
+    --------
+    >>> from twohop.micro.world import ENTITIES
+    >>> description(ENTITIES[0])
+    'white-1 blue-2 green-3 flag'
+    """
+    bands = (band_word(colour, place) for place, colour in enumerate(entity.bands.split(), 1))
+    return " ".join((*bands, FLAG))
+
+
+def band_word(colour: str, place: int) -> str:
+    """Return the word for a colour in the first, second or third band (`place` 1, 2 or 3)."""
+    return f"{colour}-{place}"
+
+
+def chain_of_thought(relation: Relation, *, name: str) -> Template:
+    """Return name-then-answer: the naming question, the answer given to it, then the fact.
+
+    Parameters
+    ----------
+    relation
+        What is asked.
+    name
+        The answer given to "Which country is ... ?": the model's own, the right one, or a wrong
+        one.
+
+    Examples
+    --------
+    >>> print(chain_of_thought("capital", name="Avaria").image().replace(" . ", " .\\n"))
+    Question : Which country is <image> ? Answer : Avaria .
+    Question : What is the capital of Avaria ? Answer :
+    """
+    return Template(NAMING.prefix, NAMING.question + after_naming(relation, name=name))
+
+
+def after_naming(relation: Relation, *, name: str) -> str:
+    """Return what follows the naming question once the answer to it was `name`."""
+    return f" {name}{TURN_END} {TEMPLATES[relation].text(name)}"
