@@ -114,7 +114,7 @@ class Model:
         *,
         images: Any | None = None,
         spans: Mapping[str, Span | Sequence[Span]] | None = None,
-        share_prefix: bool = False,
+        share_prefix: bool | str = False,
     ) -> Prompt:
         """Turn text and images into padded rows whose tokens have roles.
 
@@ -128,9 +128,10 @@ class Model:
         spans : dict, optional
             Name to the text of a span that occurs once in the row, or to (start, stop) characters;
             or to one of these per row.
-        share_prefix : bool
+        share_prefix : bool or str
             Compute the keys and values of the tokens that all rows begin with once, and leave
             them out of the rows. The numbers stay the same; roles inside the prefix are dropped.
+            A string limits this to the tokens of that text.
 
         Returns
         -------

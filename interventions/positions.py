@@ -53,6 +53,14 @@ class Positions:
         """Return the positions of some rows, in the order given."""
         return Positions(self.index[rows], self.mask[rows], self.length, self.single, self.role)
 
+    def only(self, rows: torch.Tensor) -> "Positions":
+        """Return the same positions, written to in the rows where ``rows`` [row] is True only.
+
+        Lets rows of one forward pass be patched in different layers.
+        """
+        mask = self.mask & rows.to(self.mask.device)[:, None]
+        return Positions(self.index, mask, self.length, self.single, self.role)
+
 
 def from_lists(lists: list[list[int]], *, length: int, single: bool, role: str) -> Positions:
     """Build :class:`Positions` from one list of token indices per row.

@@ -36,7 +36,7 @@ class Prompt:
         The text of each row, after any chat template, before image tokens are expanded.
     prefix_ids : Tensor [prefix]
         Tokens that all rows share and whose keys and values are computed once. Empty unless the
-        prompt was made with ``share_prefix=True``. They hold no positions of the prompt.
+        prompt was made with ``share_prefix``. They hold no positions of the prompt.
     images_per_row : list of int
         Number of images of each row.
     """
@@ -141,6 +141,7 @@ class Row:
     ids: list[int]
     roles: dict[str, list[int]]
     text: str
+    ends: list[int]  # character at which each token ends, for the tokens before any image
     extras: dict[str, torch.Tensor]
     n_images: int
 
@@ -240,12 +241,18 @@ def build_row(
         ]
         if not roles[name]:
             raise PromptError(f"span {name!r}: no token covers {text[start:stop]!r}.")
-    return Row(ids, roles, text, extras, len(images))
+    before = image[0] if image else len(ids)
+    return Row(ids, roles, text, [stop for _, stop in offsets[:before]], extras, len(images))
 
 
-def common_prefix(rows: Sequence[Row]) -> int:
-    """Number of leading tokens that all rows share, before any image and before any last token."""
-    limit = min(min([len(row.ids) - 1, *row.roles.get("image", [])]) for row in rows)
+def common_prefix(rows: Sequence[Row], text: str | None) -> int:
+    """Number of leading tokens that all rows share, before any image and before any last token.
+
+    With ``text``, no more tokens than end within it.
+    """
+    limit = min(min(len(row.ids) - 1, len(row.ends)) for row in rows)
+    if text is not None:
+        limit = min(limit, sum(end <= len(text) for end in rows[0].ends))
     first = rows[0].ids
     for i in range(limit):
         if any(row.ids[i] != first[i] for row in rows):
@@ -253,9 +260,10 @@ def common_prefix(rows: Sequence[Row]) -> int:
     return limit
 
 
-def collate(rows: Sequence[Row], *, pad_id: int, share_prefix: bool) -> Prompt:
+def collate(rows: Sequence[Row], *, pad_id: int, share_prefix: bool | str) -> Prompt:
     """Pad rows on the left into one :class:`Prompt`; take a shared prefix off first if asked."""
-    prefix = common_prefix(rows) if share_prefix else 0
+    text = share_prefix if isinstance(share_prefix, str) else None
+    prefix = common_prefix(rows, text) if share_prefix else 0
     width = max(len(row.ids) for row in rows) - prefix
     input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)

@@ -1,0 +1,205 @@
+"""Running a prompt with values written into it and read out of it, in one forward pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from interventions.errors import PatchError, SiteError
+from interventions.model import Model
+from interventions.positions import Positions
+from interventions.prompts import Prompt
+from interventions.streams import COMPONENTS, Component, Layers, check_component, layer_list
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place to read: component x layers x positions.
+
+    Attributes
+    ----------
+    component : str
+        ``"resid_pre"``, ``"attn_out"``, ``"mlp_out"`` or ``"resid_post"``.
+    layers : int, slice or list of int
+    positions : Positions, optional
+        From :meth:`interventions.Prompt.at`. None: every position.
+    """
+
+    component: Component
+    layers: Layers
+    positions: Positions | None = None
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A value to be written at a site while a prompt runs.
+
+    Attributes
+    ----------
+    component, layers, positions
+        Where, as in :class:`Site`.
+    value : Tensor
+        [layer, row, position, d_model]; without the layer axis for an int layer; without the
+        position axis for one position per row, or to spread one value over all positions of a row.
+    """
+
+    component: Component
+    layers: Layers
+    positions: Positions
+    value: torch.Tensor
+
+    @property
+    def has_layer_axis(self) -> bool:
+        """Whether the value's first axis is the layer."""
+        return not isinstance(self.layers, int)
+
+    def of_rows(self, rows: torch.Tensor) -> "Patch":
+        """Return the patch for some rows of its prompt."""
+        value = self.value[:, rows] if self.has_layer_axis else self.value[rows]
+        return replace(self, positions=self.positions.rows(rows), value=value)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one forward pass gave.
+
+    Attributes
+    ----------
+    logits : Tensor [row, vocab] or None
+        At each row's last token; [row, position, vocab] where positions were asked for.
+    reads : list of Tensor
+        One per site, in the order asked: [layer, row, position, d_model], without the layer axis
+        for an int layer and without the position axis for one position per row.
+    cache : transformers Cache or None
+        Keys and values of the rows, the shared prefix included.
+    prompt : Prompt
+        What was run.
+    """
+
+    logits: torch.Tensor | None
+    reads: list[torch.Tensor]
+    cache: Any
+    prompt: Prompt
+
+
+def check_patches(model: Model, prompt: Prompt, patches: Sequence[Patch]) -> None:
+    """Refuse, before anything runs, patches that do not fit the model or the prompt."""
+    for patch in patches:
+        check_component(patch.component)
+        layers = layer_list(patch.layers, model.n_layers)
+        positions, value = patch.positions, patch.value
+        if positions.n_rows != len(prompt) or positions.length != prompt.length:
+            raise SiteError(
+                f"a patch at {positions.role!r} was made for {positions.n_rows} rows x "
+                f"{positions.length} tokens; the prompt has {len(prompt)} x {prompt.length}."
+            )
+        if value.shape[-1] != model.d_model:
+            raise PatchError(
+                f"a value of width {value.shape[-1]} cannot be written into {model.name}, whose "
+                f"d_model is {model.d_model}."
+            )
+        if patch.has_layer_axis and value.shape[0] != len(layers):
+            raise PatchError(
+                f"the patch names {len(layers)} layers but its value has {value.shape[0]} along "
+                "its first axis."
+            )
+
+
+def run(
+    model: Model,
+    prompt: Prompt,
+    *,
+    patches: Sequence[Patch] = (),
+    reads: Sequence[Site] = (),
+    logits: bool | Positions = True,
+    keep_cache: bool = False,
+) -> Run:
+    """Run a prompt once, writing ``patches`` and reading ``reads``.
+
+    Reads and writes are put in the order in which the model computes them; at the same site the
+    write comes first, so a read sees what was written. Without ``logits`` the forward pass stops
+    after the last site.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : Prompt
+    patches : sequence of Patch
+        Written in the prefill. Later patches overwrite earlier ones at the same place.
+    reads : sequence of Site
+    logits : bool or Positions
+        Compute the logits of each row's last token, or of these positions.
+    keep_cache : bool
+        Keep keys and values, to go on from (see :mod:`interventions.answers`).
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    SiteError, PatchError
+        Before anything runs, if a site or value does not fit.
+    """
+    check_patches(model, prompt, patches)
+    streams = {name: getattr(model, name) for name in COMPONENTS}
+    steps: list[tuple[int, int, int, int, int]] = []
+    for kind, wanted in enumerate((patches, reads)):
+        for which, one in enumerate(wanted):
+            rank = COMPONENTS.index(check_component(one.component))
+            chosen = layer_list(one.layers, model.n_layers)
+            steps += [(layer, rank, kind, which, i) for i, layer in enumerate(chosen)]
+    steps.sort()
+    found: list[list[Any]] = [[None] * len(layer_list(s.layers, model.n_layers)) for s in reads]
+    output: Any = None
+    kept: Any = None
+    last: Any = None
+    keep = 1
+    if isinstance(logits, Positions):
+        keep = prompt.length - int(logits.index[logits.mask].min())
+    with torch.no_grad():
+        with model.trace(prompt, logits_to_keep=keep, use_cache=keep_cache) as tracer:
+            for layer, rank, kind, which, i in steps:
+                stream = streams[COMPONENTS[rank]]
+                if kind == 0:
+                    patch = patches[which]
+                    value = patch.value[i] if patch.has_layer_axis else patch.value
+                    stream[layer, patch.positions] = value
+                else:
+                    # A full-width read must not alias what a later write would change in place.
+                    read = stream[layer, reads[which].positions]
+                    found[which][i] = read.clone().save()
+            if logits is not False or keep_cache:
+                output = model.nn.output
+                last = output.logits.float().save()
+                if keep_cache:
+                    kept = output.past_key_values.save()
+            else:
+                tracer.stop()
+    values = [
+        parts[0] if isinstance(site.layers, int) else torch.stack(parts)
+        for site, parts in zip(reads, found, strict=True)
+    ]
+    if isinstance(logits, Positions):
+        index = logits.index.to(last.device) - (prompt.length - keep)
+        last = last[torch.arange(len(prompt), device=last.device)[:, None], index.clamp(min=0)]
+    elif last is not None:
+        last = last[:, -1]
+    return Run(last, values, kept, prompt)
+
+
+def read(model: Model, prompt: Prompt, sites: Sequence[Site]) -> list[torch.Tensor]:
+    """Read several sites in one forward pass, which stops after the deepest of them.
+
+    Returns
+    -------
+    list of Tensor
+        As :attr:`Run.reads`.
+
+    Examples
+    --------
+    >>> [name] = read(llm, named, [Site("mlp_out", slice(0, 6), named.at("entity", -1))])
+    ... # doctest: +SKIP
+    """
+    return run(model, prompt, reads=sites, logits=False).reads

@@ -1,0 +1,173 @@
+"""Results on disk: one netCDF store per run, written atomically, bound to its settings."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from interventions.errors import ResultsError
+from interventions.model import Model
+
+STORE = "results.nc"
+SETTINGS = "settings.json"
+PACKAGES = ("torch", "transformers", "nnsight", "numpy", "xarray")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a kill, sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def provenance(**models: Model) -> dict[str, Any]:
+    """What a result must carry to be made again: models, number formats, package versions."""
+    found: dict[str, Any] = {}
+    for role, model in models.items():
+        config: Any = model.module.config
+        found[role] = {
+            "id": Path(model.name).name if Path(model.name).is_dir() else model.name,
+            "revision": model.revision,
+            "dtype": str(model.dtype),
+            "device": str(model.device),
+            "attention": getattr(config, "_attn_implementation", None),
+        }
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    found["versions"] = versions
+    found["threads"] = torch.get_num_threads()
+    return found
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Lines that name every setting in which two runs differ."""
+    return [
+        f"{key}: stored {stored.get(key)!r}, asked {asked.get(key)!r}"
+        for key in sorted(set(stored) | set(asked))
+        if stored.get(key) != asked.get(key)
+    ]
+
+
+class Store:
+    """A run's folder: ``results.nc`` with one group per stage, and ``settings.json``.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if need be.
+    settings : mapping
+        What the results depend on; JSON types only.
+
+    Raises
+    ------
+    ResultsError
+        If the folder holds results of other settings: the differences are shown. Or if it is not
+        empty and is not a run's folder.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.settings = json.loads(json.dumps(settings))
+        path = folder / SETTINGS
+        if path.exists():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if changed := differences(stored, self.settings):
+                raise ResultsError(
+                    f"{folder} holds a run with other settings:\n  "
+                    + "\n  ".join(changed)
+                    + "\nGive another --out, or remove the folder to start afresh."
+                )
+            return
+        if folder.exists() and any(folder.iterdir()):
+            raise ResultsError(
+                f"{folder} is not empty and is not the folder of a run (no {SETTINGS}). "
+                "Give another --out."
+            )
+        write_atomically(path, json.dumps(self.settings, indent=2).encode())
+
+    def stages(self) -> list[str]:
+        """Names of the stages that are done."""
+        path = self.folder / STORE
+        return sorted(self.tree().children) if path.exists() else []
+
+    def tree(self) -> xr.DataTree:
+        """Everything stored, in memory."""
+        path = self.folder / STORE
+        if not path.exists():
+            return xr.DataTree()
+        return read_tree(self.folder)
+
+    def get(self, stage: str) -> xr.Dataset:
+        """One stage's Dataset, in memory."""
+        return self.tree()[stage].to_dataset()
+
+    def put(self, stage: str, dataset: xr.Dataset) -> None:
+        """Add or replace a stage; a kill leaves the store as it was before, or complete."""
+        tree = self.tree()
+        tree[stage] = xr.DataTree(storable(dataset))
+        handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{STORE}.")
+        os.close(handle)
+        try:
+            tree.to_netcdf(name, engine="h5netcdf")
+            os.replace(name, self.folder / STORE)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+
+
+def read_tree(folder: Path) -> xr.DataTree:
+    """Open a run's store as a DataTree held in memory.
+
+    Raises
+    ------
+    ResultsError
+        If there is none, or it cannot be read.
+    """
+    path = folder / STORE
+    if not path.exists():
+        raise ResultsError(f"{folder} holds no {STORE}. Expected the folder of a finished run.")
+    try:
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            return tree.load()
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path} cannot be read: {error}. Remove it and run again.") from error
+
+
+def storable(dataset: xr.Dataset) -> xr.Dataset:
+    """Return the Dataset with dtypes and attributes that netCDF can hold."""
+    made = dataset.copy()
+    for name in list(made.variables):
+        if made[name].dtype.kind == "U":
+            made[name] = made[name].astype(object)
+    for where in (made, *made.variables.values()):
+        where.attrs = {
+            key: (
+                json.dumps(value)
+                if isinstance(value, dict)
+                else int(value)
+                if isinstance(value, bool | np.bool_)
+                else value
+            )
+            for key, value in where.attrs.items()
+        }
+    return made

@@ -1,0 +1,111 @@
+"""Many patched variants of the same rows, several variants to one forward pass."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from interventions import Model, Patch, Positions, Prompt, run
+from interventions.answers import candidate_ids
+from twohop.asking import Study
+from twohop.entities.items import Item
+
+BATCH_ROWS = 96
+
+PatchesOf = Callable[[torch.Tensor, torch.Tensor], Sequence[Patch]]
+Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def run_cells(
+    study: Study,
+    model: Model,
+    prompt: Prompt,
+    *,
+    n_cells: int,
+    patches_of: PatchesOf,
+    positions: Positions,
+    measure: Measure,
+) -> np.ndarray:
+    """Run every cell on every row and reduce the logits to one number each.
+
+    Parameters
+    ----------
+    study : Study
+        Its ``tick`` is told the rows done.
+    model : Model
+    prompt : Prompt
+    n_cells : int
+    patches_of : callable
+        ``patches_of(rows, cells)``, both [batch]: the patches of a batch whose rows are these rows
+        of ``prompt``, each in its cell. Patches that are for some of the rows only say so with
+        :meth:`interventions.Positions.only`.
+    positions : Positions
+        Where logits are wanted.
+    measure : callable
+        ``measure(logits, rows)`` of logits [batch, position, vocab] gives [batch].
+
+    Returns
+    -------
+    ndarray [cell, row]
+    """
+    n = len(prompt)
+    table = np.zeros((n_cells, n))
+    for batch in torch.arange(n_cells * n).split(BATCH_ROWS):
+        rows, cells = batch % n, batch // n
+        some = prompt.select(rows)
+        found = run(model, some, patches=patches_of(rows, cells), logits=positions.rows(rows))
+        if found.logits is not None:
+            table[cells.numpy(), rows.numpy()] = measure(found.logits, rows).double().cpu().numpy()
+        study.tick(len(batch))
+    return table
+
+
+def answered_cells(
+    study: Study,
+    model: Model,
+    prompt: Prompt,
+    answers: Sequence[Sequence[int]],
+    *,
+    n_cells: int,
+    patches_of: PatchesOf,
+) -> np.ndarray:
+    """Whether greedy decoding would give exactly these answers, in every cell.
+
+    One forward pass over prompt and answer checks that every token of the answer is the likeliest
+    where it stands.
+
+    Parameters
+    ----------
+    prompt : Prompt
+        Made by :func:`interventions.answers.following` with ``answers``.
+    answers : sequence of token ids
+        One per row.
+
+    Returns
+    -------
+    ndarray of bool [cell, row]
+    """
+    positions = prompt.at("answer")
+    wanted = torch.zeros_like(positions.index)
+    for row, tokens in enumerate(answers):
+        wanted[row, : len(tokens)] = torch.tensor(list(tokens))
+
+    def measure(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        same = logits.argmax(-1).cpu() == wanted[rows]
+        return (same | ~positions.mask[rows]).all(-1)
+
+    table = run_cells(
+        study,
+        model,
+        prompt,
+        n_cells=n_cells,
+        patches_of=patches_of,
+        positions=positions,
+        measure=measure,
+    )
+    return table.astype(bool)
+
+
+def answer_ids(model: Model, items: Sequence[Item]) -> list[list[int]]:
+    """Token ids of each item's canonical answer."""
+    return [candidate_ids(model, [item.answers[0]])[0] for item in items]

@@ -1,0 +1,104 @@
+"""Why an item is lost: the differential diagnosis, one verdict per item, in a fixed order."""
+
+import numpy as np
+import xarray as xr
+
+from twohop.statistics import Estimate, difference
+
+VERDICTS = (
+    "right",
+    "knowledge_missing",
+    "not_recognised",
+    "echo_or_format",
+    "never_in_circuit",
+    "late",
+    "unexplained",
+)
+
+
+def beats_its_null(recovery: xr.Dataset, *, seed: int) -> Estimate:
+    """Back-patching minus its null, on the items that did not choose the layers."""
+    test = ~recovery["dev"].values.astype(bool)
+    own = recovery["own"].values[int(recovery.attrs["chosen"]), test]
+    null = recovery["null"].values[int(recovery.attrs["chosen_null"]), test]
+    return difference(own, null, recovery["tried_entity"].values[test], seed=seed)
+
+
+def transfer_onset(resolution: xr.Dataset) -> xr.DataArray:
+    """First layer at which the transfer probe reads each entity off an image role; -1 for never."""
+    hits = resolution["probe"].sel(kind="transfer", role=["image", "last_image"]).any("role")
+    first = hits.argmax("layer")
+    return first.where(hits.any("layer"), -1)
+
+
+def diagnosis(
+    gates: xr.Dataset, resolution: xr.Dataset, recovery: xr.Dataset, *, window_end: int, seed: int
+) -> xr.Dataset:
+    """Give every item its verdict.
+
+    In this order, the first that holds:
+
+    - ``right``: the VLM answers from the image.
+    - ``knowledge_missing``: the backbone does not know it.
+    - ``not_recognised``: the VLM does not name the entity.
+    - ``echo_or_format``: the forced choice is right, the free answer is not.
+    - ``never_in_circuit``: the entity can be decoded from the image tokens, but not by the transfer
+      probe at any layer in the window; transplanting the backbone's entity gives the answer back,
+      and back-patching does not beat its null.
+    - ``late``: the transfer probe first reads the entity after the window has closed; transplanting
+      gives the answer back, and back-patching beats its null.
+    - ``unexplained``: everything else, items whose recovery failed included.
+
+    Parameters
+    ----------
+    gates, resolution, recovery : Dataset
+        From the stages of these names.
+    window_end : int
+        Last block of the backbone's enrichment window.
+    seed : int
+        Of the bootstrap behind "beats its null".
+
+    Returns
+    -------
+    Dataset
+        ``verdict`` (item); ``onset`` (item): first layer of the transfer probe, -1 for never.
+    """
+    right = {gate: gates["right"].sel(gate=gate).values for gate in gates["gate"].values}
+    forced = gates["choice_right"].sel(gate="vlm_image").values
+    beats = beats_its_null(recovery, seed=seed).low > 0
+    onset_of = transfer_onset(resolution)
+    plain = resolution["probe"].sel(kind="plain", role=["image", "last_image"]).any(("role", "layer"))
+    entities = gates["entity"].values
+    onset = onset_of.sel(entity=entities).values
+    decodable = plain.sel(entity=entities).values
+    regained: dict[str, bool] = {}
+    if recovery.sizes["lost"]:
+        won = recovery["recovered"].sel(arm="transplant_all_image").values > 0
+        regained = dict(zip(recovery["lost"].values, won, strict=True))
+
+    verdicts = []
+    for i, item in enumerate(gates["item"].values):
+        back = regained.get(item, False)
+        if right["vlm_image"][i]:
+            verdict = "right"
+        elif not right["backbone_text"][i]:
+            verdict = "knowledge_missing"
+        elif not right["recognised"][i]:
+            verdict = "not_recognised"
+        elif forced[i]:
+            verdict = "echo_or_format"
+        elif decodable[i] and not 0 <= onset[i] <= window_end and back and not beats:
+            verdict = "never_in_circuit"
+        elif onset[i] > window_end and back and beats:
+            verdict = "late"
+        else:
+            verdict = "unexplained"
+        verdicts.append(verdict)
+    return xr.Dataset(
+        {
+            "verdict": ("item", np.array(verdicts, dtype=object)),
+            "onset": ("item", onset),
+        },
+        coords={name: gates[name] for name in ("item", "entity", "relation")},
+        attrs={"back_patching_beats_null": int(beats)},
+    )

@@ -1,0 +1,179 @@
+"""What a pair is asked: entities, facts, and the prompts that ask for them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from interventions.errors import InterventionsError
+
+PLACE = "{entity}"
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt with one place for an entity.
+
+    Attributes
+    ----------
+    prefix : str
+        Constant text in front: the worked examples, if there are any.
+    question : str
+        The rest, with ``{entity}`` where a name, or an image, goes.
+    """
+
+    prefix: str
+    question: str
+
+    def fill(self, entity: str) -> str:
+        """Return the whole prompt about ``entity``: a name, or an image placeholder.
+
+        Examples
+        --------
+        >>> Template("", "The capital of {entity} is").fill("France")
+        'The capital of France is'
+        """
+        return self.prefix + self.question.replace(PLACE, entity)
+
+    def span(self, entity: str) -> tuple[int, int]:
+        """Where the entity stands in :meth:`fill`, as (start, stop) characters."""
+        start = len(self.prefix) + self.question.index(PLACE)
+        return start, start + len(entity)
+
+
+@dataclass(frozen=True)
+class Entity:
+    """Something that can be named and pictured.
+
+    Attributes
+    ----------
+    code : str
+        Short key, unique.
+    name : str
+        As the prompts write it.
+    aliases : tuple of str
+        Other names that count as having named it.
+    """
+
+    code: str
+    name: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every accepted name."""
+        return (self.name, *self.aliases)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One fact to be recalled.
+
+    Attributes
+    ----------
+    id : str
+        ``code/relation``.
+    entity : Entity
+    relation : str
+    answers : tuple of str
+        What is accepted; the first is the canonical one, and the one in the forced choice.
+    """
+
+    id: str
+    entity: Entity
+    relation: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Everything a study asks of a pair.
+
+    Attributes
+    ----------
+    name : str
+    items : tuple of Item
+    templates : dict of str to Template
+        One per relation.
+    naming : Template
+        Asks which entity it is.
+    stop : str
+        Text that ends an answer.
+    turn : str
+        Text between an answer and the next question.
+    view : callable
+        ``view(code, index)`` gives the index-th held-out picture of an entity.
+    blank : callable
+        ``blank()`` gives a picture with nothing on it.
+    notes : str
+        What must be said wherever results on this benchmark are shown.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    templates: dict[str, Template]
+    naming: Template
+    stop: str
+    turn: str
+    view: Callable[[str, int], Image.Image]
+    blank: Callable[[], Image.Image]
+    notes: str = ""
+
+    @property
+    def entities(self) -> tuple[Entity, ...]:
+        """The entities that items ask about, in order of first appearance."""
+        return tuple({item.entity.code: item.entity for item in self.items}.values())
+
+    @property
+    def relations(self) -> tuple[str, ...]:
+        """The relations, in order of first appearance."""
+        return tuple(dict.fromkeys(item.relation for item in self.items))
+
+    def answer_set(self, relation: str) -> list[str]:
+        """The canonical answers of a relation, sorted: the candidates of the forced choice."""
+        return sorted({item.answers[0] for item in self.items if item.relation == relation})
+
+    def limited(self, n_entities: int | None) -> "Benchmark":
+        """Return the benchmark on ``n_entities`` entities, spread evenly over the list.
+
+        The forced choice keeps every candidate of the full benchmark out of reach of a smaller
+        answer set only as far as the kept items go; compare runs of the same limit.
+        """
+        if n_entities is None or n_entities >= len(self.entities):
+            return self
+        if n_entities < 2:
+            raise InterventionsError(f"--limit {n_entities}: at least 2 entities are needed.")
+        step = len(self.entities) / n_entities
+        kept = {self.entities[int(i * step)].code for i in range(n_entities)}
+        items = tuple(item for item in self.items if item.entity.code in kept)
+        return replace(self, items=items)
+
+
+def chain_of_thought(benchmark: Benchmark, *, relation: str, shown: str, named: str) -> str:
+    """Prompt that names the entity and then asks about the name.
+
+    Parameters
+    ----------
+    benchmark : Benchmark
+    relation : str
+        What is asked.
+    shown : str
+        What stands in the naming question: an image placeholder.
+    named : str
+        The answer put there: the model's own, the right name, or a wrong one.
+    """
+    naming = benchmark.naming.fill(shown)
+    return f"{naming} {named}{benchmark.turn}{benchmark.templates[relation].question}".replace(
+        PLACE, named
+    )
+
+
+def check_items(items: Sequence[Item]) -> None:
+    """Refuse a list of items with duplicate ids or without answers."""
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise InterventionsError(f"item id {item.id!r} occurs twice. Ids must be unique.")
+        if not item.answers:
+            raise InterventionsError(f"item {item.id!r} has no accepted answer.")
+        seen.add(item.id)

@@ -1,0 +1,141 @@
+"""A small exact patching map: which sublayers, at which tokens, carry the fact.
+
+The prompt is run about one entity (clean) and about another (corrupt). A clean value is put into
+the corrupt run; the effect is the share of the clean-corrupt difference that comes back, in the
+logit of the clean entity's answer minus that of the other's. 0 is no effect, 1 is all of it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+
+from interventions import Model, Patch, Positions, Prompt, Site, read
+from interventions.positions import from_lists
+from interventions.streams import Component
+from twohop.asking import Study, by_relation, derangement, first_token, image_prompt, text_prompt
+from twohop.cells import run_cells
+from twohop.entities.items import Item
+from twohop.window import known_items
+
+MAX_ITEMS = 9
+MAX_WINDOWS = 10
+MAP_COMPONENTS: tuple[Component, ...] = ("attn_out", "mlp_out", "resid_post")
+MAP_ROLES = ("entity", "between", "last")
+
+
+def window_edges(n_layers: int) -> np.ndarray:
+    """Edges of at most :data:`MAX_WINDOWS` windows of blocks, [window + 1]."""
+    return np.linspace(0, n_layers, min(n_layers, MAX_WINDOWS) + 1).round().astype(int)
+
+
+def map_positions(prompt: Prompt, role: str) -> dict[str, Positions]:
+    """Entity tokens (image, or the name's last), the last token, and what lies between."""
+    entity = prompt.at(role) if role == "image" else prompt.at(role, -1)
+    last = prompt.length - 1
+    between = [list(range(int(row.max()) + 1, last)) for row in entity.index]
+    found = {"entity": entity, "last": prompt.at("last")}
+    if all(between):
+        found["between"] = from_lists(between, length=prompt.length, single=False, role="between")
+    return found
+
+
+def patching_map(study: Study, model: Model, right: np.ndarray) -> xr.Dataset:
+    """Measure the map of one model on items it answers right.
+
+    Parameters
+    ----------
+    study : Study
+    model : Model
+        The backbone is asked in text, the VLM with images.
+    right : ndarray of bool [item]
+        Items to draw from.
+
+    Returns
+    -------
+    Dataset
+        ``effect`` (component, window, role, item): share of the logit difference restored;
+        ``first_block`` and ``last_block`` (window). ``resid_post`` is patched after the window's
+        last block, the sublayers in all its blocks. Items whose clean and corrupt runs do not
+        differ are left out.
+    """
+    items = known_items(study.benchmark.items, right, seed=study.seed, limit=MAX_ITEMS)
+    edges = window_edges(model.n_layers)
+    n_windows = len(edges) - 1
+    shape = (len(MAP_COMPONENTS), n_windows, len(MAP_ROLES), len(items))
+    effect = np.full(shape, np.nan)
+    for relation, rows in by_relation(items):
+        some = [items[i] for i in rows]
+        effect[..., rows] = _map_of_relation(study, model, relation, some, edges)
+    return xr.Dataset(
+        {
+            "effect": (("component", "window", "role", "map_item"), effect),
+            "first_block": ("window", edges[:-1]),
+            "last_block": ("window", edges[1:] - 1),
+        },
+        coords={
+            "component": list(MAP_COMPONENTS),
+            "role": list(MAP_ROLES),
+            "map_item": [item.id for item in items],
+        },
+    )
+
+
+def _map_of_relation(
+    study: Study, model: Model, relation: str, items: Sequence[Item], edges: np.ndarray
+) -> np.ndarray:
+    template = study.benchmark.templates[relation]
+    partner = derangement([item.answers[0] for item in items], seed=study.seed)
+    entities = [item.entity for item in items]
+    if model.anatomy.is_vlm:
+        role, clean = "image", image_prompt(study, template, entities)
+    else:
+        role, clean = "entity", text_prompt(model, template, entities)
+    corrupt = clean.select(partner)
+    here, there = map_positions(clean, role), map_positions(corrupt, role)
+    n_windows = len(edges) - 1
+    sites = [
+        Site(component, slice(0, model.n_layers), here[name])
+        for component in MAP_COMPONENTS
+        for name in here
+    ]
+    values = dict(
+        zip([(c, n) for c in MAP_COMPONENTS for n in here], read(model, clean, sites), strict=True)
+    )
+    cells = [(c, w, n) for c in MAP_COMPONENTS for w in range(n_windows) for n in here]
+    tokens = torch.tensor([first_token(model, item.answers[0]) for item in items])
+    others = tokens[partner]
+
+    def difference(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        last = logits[:, 0].cpu()
+        return (last.gather(1, tokens[rows, None]) - last.gather(1, others[rows, None]))[:, 0]
+
+    def patches_of(rows: torch.Tensor, which: torch.Tensor) -> list[Patch]:
+        patches = []
+        for cell in which.unique().tolist():
+            component, window, name = cells[cell]
+            place = there[name].rows(rows).only(which == cell)
+            first = edges[window] if component != "resid_post" else edges[window + 1] - 1
+            for block in range(int(first), int(edges[window + 1])):
+                patches.append(Patch(component, block, place, values[component, name][block, rows]))
+        return patches
+
+    def bare(prompt: Prompt) -> np.ndarray:
+        return run_cells(
+            study, model, prompt, n_cells=1, patches_of=lambda _rows, _cells: (),
+            positions=prompt.at("last"), measure=difference,
+        )[0]
+
+    top, bottom = bare(clean), bare(corrupt)
+    table = run_cells(
+        study, model, corrupt, n_cells=len(cells), patches_of=patches_of,
+        positions=corrupt.at("last"), measure=difference,
+    )
+    span = top - bottom
+    share = (table - bottom) / np.where(np.abs(span) > 1e-3, span, np.nan)
+    result = np.full((len(MAP_COMPONENTS), n_windows, len(MAP_ROLES), len(items)), np.nan)
+    for cell, (component, window, name) in enumerate(cells):
+        place = (MAP_COMPONENTS.index(component), window, MAP_ROLES.index(name))
+        result[place] = share[cell]
+    return result

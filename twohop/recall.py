@@ -1,0 +1,191 @@
+"""Gates: what each model answers to each item, asked in each way; and the gap between them.
+
+======================  ====================================================================
+gate                    who is asked, and how
+======================  ====================================================================
+``recognised``          the VLM names the entity in the image
+``backbone_text``       the backbone is asked about the named entity
+``vlm_text``            the VLM's own weights are asked the same, without an image
+``vlm_image``           the VLM is asked about the imaged entity
+``vlm_blank``           the same with a blank image: what the question alone gives away
+======================  ====================================================================
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+
+from interventions import Model
+from twohop.asking import (
+    Scored,
+    Study,
+    ask,
+    by_relation,
+    first_token,
+    image_prompt,
+    item_coords,
+    name_entities,
+    score,
+    text_array,
+    text_prompt,
+)
+from twohop.entities.items import Item
+
+GATES = ("recognised", "backbone_text", "vlm_text", "vlm_image", "vlm_blank")
+
+
+def gate_dataset(items: Sequence[Item], scored: Scored, *, gate: str) -> xr.Dataset:
+    """One gate's answers as a Dataset with dim ``item`` and a ``gate`` of length one."""
+    data = {
+        "text": (("gate", "item"), text_array([scored.texts])),
+        "choice": (("gate", "item"), text_array([scored.choices])),
+        "outcome": (("gate", "item"), text_array([scored.outcomes])),
+        "right": (("gate", "item"), scored.right[None]),
+        "choice_right": (("gate", "item"), scored.choice_right[None]),
+    }
+    return xr.Dataset(data, coords={"gate": [gate], **item_coords(items)})
+
+
+def text_gate(study: Study, model: Model, *, gate: str) -> xr.Dataset:
+    """Ask a model about the named entities.
+
+    Parameters
+    ----------
+    study : Study
+    model : Model
+        The backbone, or the VLM without an image.
+    gate : str
+        ``"backbone_text"`` or ``"vlm_text"``.
+
+    Returns
+    -------
+    Dataset
+        Dims ``gate`` (1) and ``item``: ``text``, ``choice``, ``outcome``, ``right`` (free answer)
+        and ``choice_right`` (forced choice).
+    """
+    items = study.benchmark.items
+    templates = study.benchmark.templates
+    scored = ask(
+        study,
+        model,
+        items,
+        prompt_of=lambda relation, some: text_prompt(
+            model, templates[relation], [item.entity for item in some]
+        ),
+    )
+    return gate_dataset(items, scored, gate=gate)
+
+
+def same_decoder(vlm: Model, backbone: Model) -> bool:
+    """Whether a VLM answers text exactly as its backbone: same tokens, bit-equal decoder."""
+    if vlm.tokenizer.get_vocab().keys() != backbone.tokenizer.get_vocab().keys():
+        known = vlm.tokenizer.get_vocab()
+        changed = {t for t, i in backbone.tokenizer.get_vocab().items() if known.get(t) != i}
+        if changed - set(backbone.tokenizer.all_special_tokens):
+            return False
+    pairs = (
+        (vlm.module.get_submodule(a), backbone.module.get_submodule(b))
+        for a, b in (
+            (vlm.anatomy.blocks, backbone.anatomy.blocks),
+            (vlm.anatomy.embeddings, backbone.anatomy.embeddings),
+            (vlm.anatomy.final_norm, backbone.anatomy.final_norm),
+            (vlm.anatomy.head, backbone.anatomy.head),
+        )
+    )
+    for ours, theirs in pairs:
+        mine, other = ours.state_dict(), theirs.state_dict()
+        if mine.keys() != other.keys():
+            return False
+        if any(not torch.equal(mine[key], other[key]) for key in mine):
+            return False
+    return True
+
+
+def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:
+    """Run the gates that need the VLM and join the backbone's.
+
+    Parameters
+    ----------
+    study : Study
+    backbone_text : Dataset
+        :func:`text_gate` of the backbone on the same items.
+
+    Returns
+    -------
+    Dataset
+        Dims ``gate`` (:data:`GATES`) and ``item``, as :func:`text_gate`; plus ``surface`` (the
+        answer begins as the entity's name does, so spelling alone may give it).
+    """
+    benchmark, vlm = study.benchmark, study.vlm
+    items = benchmark.items
+    templates = benchmark.templates
+
+    texts, named = name_entities(study, benchmark.entities)
+    row = {entity.code: i for i, entity in enumerate(benchmark.entities)}
+    rows = [row[item.entity.code] for item in items]
+    said = [texts[i] for i in rows]
+    recognised = gate_dataset(
+        items, score(study, items, said, [""] * len(items)), gate="recognised"
+    )
+    recognised["right"] = (("gate", "item"), named[rows][None])
+    recognised["choice_right"] = recognised["right"]
+    recognised["outcome"] = (
+        ("gate", "item"),
+        text_array([["right" if ok else "other" for ok in named[rows]]]),
+    )
+
+    if same_decoder(vlm, study.backbone):
+        vlm_text = backbone_text.assign_coords(gate=["vlm_text"])
+    else:
+        vlm_text = text_gate(study, vlm, gate="vlm_text")
+
+    shown = ask(
+        study,
+        vlm,
+        items,
+        prompt_of=lambda relation, some: image_prompt(
+            study, templates[relation], [item.entity for item in some]
+        ),
+    )
+    gates = [
+        recognised,
+        backbone_text,
+        vlm_text,
+        gate_dataset(items, shown, gate="vlm_image"),
+        gate_dataset(items, _blank(study), gate="vlm_blank"),
+    ]
+    joined = xr.concat(gates, dim="gate", coords="minimal", compat="override", join="exact")
+    surface = [
+        first_token(vlm, item.entity.name) in {first_token(vlm, one) for one in item.answers}
+        for item in items
+    ]
+    joined["surface"] = ("item", np.array(surface))
+    joined.attrs["vlm_text"] = (
+        "the VLM's decoder is bit-equal to the backbone's, so its text answers are the backbone's"
+        if same_decoder(vlm, study.backbone)
+        else "asked of the VLM's own weights"
+    )
+    return joined
+
+
+def _blank(study: Study) -> Scored:
+    """Answers to a blank image: one question per relation, as nothing in it names an entity."""
+    items = study.benchmark.items
+    first = {relation: items[rows[0]] for relation, rows in by_relation(items)}
+    vlm, templates = study.vlm, study.benchmark.templates
+    asked = ask(
+        study,
+        vlm,
+        list(first.values()),
+        prompt_of=lambda relation, some: vlm.prompt(
+            [templates[relation].fill(vlm.image_token or "")] * len(some),
+            images=[study.benchmark.blank()] * len(some),
+        ),
+    )
+    place = {relation: i for i, relation in enumerate(first)}
+    which = [place[item.relation] for item in items]
+    return score(
+        study, items, [asked.texts[i] for i in which], [asked.choices[i] for i in which]
+    )

@@ -1,0 +1,211 @@
+"""How deep hop 1 resolves: at which layer the entity, and the answer, can be read.
+
+Layer ``l`` is the input of block ``l``; the last one is the output of the last block. Two kinds
+of linear probe are fitted per layer. The *plain* probe is fitted and tested on the VLM's own
+states, on different pictures of the same entities: is the entity decodable at all? The *transfer*
+probe is fitted on the backbone's states at the entity's name and applied, unchanged, to the VLM's:
+is the entity there in the form that the backbone's recall layers read?
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+
+from interventions import Model, Positions, Prompt, Site, read
+from interventions.lens import lens
+from interventions.probing import fit_probe
+from twohop.asking import Study, by_relation, first_token, image_prompt, text_prompt
+from twohop.entities.items import Entity, Template
+from twohop.statistics import cluster_sums
+
+ROLES = ("image", "last_image", "last")
+FIT_VIEWS = (1, 2, 3)
+TEST_VIEW = 0
+BATCH_ROWS = 64
+SHARE_OF_MAXIMUM = 0.9
+
+
+def states(
+    study: Study, model: Model, prompt: Prompt, roles: dict[str, Positions]
+) -> dict[str, torch.Tensor]:
+    """Residual stream at roles of every row, as [layer, row, d_model] with ``n_layers + 1`` layers.
+
+    A role of several positions is averaged over them.
+    """
+    parts: dict[str, list[torch.Tensor]] = {role: [] for role in roles}
+    for rows in torch.arange(len(prompt)).split(BATCH_ROWS):
+        some = prompt.select(rows)
+        sites = []
+        for positions in roles.values():
+            there = positions.rows(rows)
+            sites.append(Site("resid_pre", slice(0, model.n_layers), there))
+            sites.append(Site("resid_post", model.n_layers - 1, there))
+        found = read(model, some, sites)
+        for i, role in enumerate(roles):
+            value = torch.cat([found[2 * i], found[2 * i + 1][None]])
+            parts[role].append(value.mean(2) if value.ndim == 4 else value)
+        study.tick(len(rows))
+    return {role: torch.cat(some, dim=1) for role, some in parts.items()}
+
+
+def image_states(
+    study: Study, template: Template, entities: Sequence[Entity], views: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """VLM states at :data:`ROLES` for pictured entities, [layer, row, d_model] each."""
+    prompt = image_prompt(study, template, entities, views=views)
+    roles = {
+        "image": prompt.at("image"),
+        "last_image": prompt.at("image", -1),
+        "last": prompt.at("last"),
+    }
+    return states(study, study.vlm, prompt, roles)
+
+
+def name_states(study: Study, template: Template, entities: Sequence[Entity]) -> torch.Tensor:
+    """Backbone states at the last token of the entities' names, [layer, row, d_model]."""
+    prompt = text_prompt(study.backbone, template, entities)
+    return states(study, study.backbone, prompt, {"name": prompt.at("entity", -1)})["name"]
+
+
+def depth(curve: np.ndarray) -> np.ndarray:
+    """First layer at 90 % of a curve's maximum; works on [layer] or [resample, layer]."""
+    reached = curve >= SHARE_OF_MAXIMUM * curve.max(-1, keepdims=True) - 1e-12
+    return reached.argmax(-1)
+
+
+def depth_interval(hits: np.ndarray, clusters: Sequence[str], *, seed: int) -> tuple[float, float]:
+    """95 % interval of the depth of a curve of hits [layer, row], resampling entities."""
+    sums, counts = cluster_sums(hits.T.astype(float), clusters, seed=seed)
+    low, high = np.percentile(depth(sums / counts[:, None]), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def resolution(study: Study) -> xr.Dataset:
+    """Probe every layer of the VLM for the entity and the answer.
+
+    Returns
+    -------
+    Dataset
+        ``probe`` (kind, role, layer, entity): whether the probe reads each entity right in its
+        held-out picture, with kind ``plain``, ``transfer`` or ``shuffled`` (labels shuffled:
+        the control); ``accuracy`` (kind, role, layer): its mean; ``depth``, ``depth_low`` and
+        ``depth_high`` (kind, role); ``backbone_accuracy`` (layer): the transfer probe on the
+        backbone itself, on a prompt it was not fitted on; ``lens_entity`` and ``lens_answer``
+        (role, layer): probability that the head would give to the first token of the name and of
+        the answer; ``answer_probe`` (model, layer): held-out accuracy of a probe for the answer at
+        the last token, entities disjoint between fit and test, with ``answer_chance``.
+    """
+    benchmark, vlm = study.benchmark, study.vlm
+    entities = benchmark.entities
+    n = len(entities)
+    relation = benchmark.relations[0]
+    template = benchmark.templates[relation]
+    labels = torch.arange(n)
+
+    test = image_states(study, template, entities, [TEST_VIEW] * n)
+    fit_parts = [image_states(study, template, entities, [view] * n) for view in FIT_VIEWS]
+    fit_labels = labels.repeat(len(FIT_VIEWS))
+    templates = [*benchmark.templates.values(), benchmark.naming]
+    named = [name_states(study, one, entities) for one in templates]
+    name_labels = labels.repeat(len(named))
+    transfer = fit_probe(torch.cat(named, dim=1), name_labels, n_classes=n)
+    kept_out = fit_probe(torch.cat(named[:-1], dim=1), name_labels[: -n or None], n_classes=n)
+    own = (kept_out.predict(named[-1]) == labels).double().mean(-1)
+
+    generator = torch.Generator().manual_seed(study.seed)
+    hits: dict[str, list[torch.Tensor]] = {"plain": [], "transfer": [], "shuffled": []}
+    for role in ROLES:
+        fitted = torch.cat([part[role] for part in fit_parts], dim=1)
+        plain = fit_probe(fitted, fit_labels, n_classes=n)
+        mixed = fit_labels[torch.randperm(len(fit_labels), generator=generator)]
+        shuffled = fit_probe(fitted, mixed, n_classes=n)
+        hits["plain"].append(plain.predict(test[role]) == labels)
+        hits["transfer"].append(transfer.predict(test[role]) == labels)
+        hits["shuffled"].append(shuffled.predict(test[role]) == labels)
+    table = torch.stack([torch.stack(some) for some in hits.values()]).numpy()
+    accuracy = table.mean(-1)
+    codes = [entity.code for entity in entities]
+    intervals = np.array(
+        [[depth_interval(one, codes, seed=study.seed) for one in kind] for kind in table]
+    )
+
+    name_tokens = torch.tensor([first_token(vlm, entity.name) for entity in entities])
+    lens_entity = [lens(vlm, test[role], name_tokens)[0].exp().mean(-1) for role in ROLES]
+    answers = {item.entity.code: item.answers[0] for item in benchmark.items
+               if item.relation == relation}
+    asked = [i for i, code in enumerate(codes) if code in answers]
+    answer_tokens = torch.tensor([first_token(vlm, answers[codes[i]]) for i in asked])
+    lens_answer = [
+        lens(vlm, test[role][:, asked], answer_tokens)[0].exp().mean(-1) for role in ROLES
+    ]
+    curves, chance, probed = answer_curves(study)
+    return xr.Dataset(
+        {
+            "probe": (("kind", "role", "layer", "entity"), table),
+            "accuracy": (("kind", "role", "layer"), accuracy),
+            "depth": (("kind", "role"), depth(accuracy)),
+            "depth_low": (("kind", "role"), intervals[..., 0]),
+            "depth_high": (("kind", "role"), intervals[..., 1]),
+            "backbone_accuracy": ("layer", own.numpy()),
+            "lens_entity": (("role", "layer"), torch.stack(lens_entity).numpy()),
+            "lens_answer": (("role", "layer"), torch.stack(lens_answer).numpy()),
+            "answer_probe": (("model", "layer"), curves),
+        },
+        coords={
+            "kind": list(hits),
+            "role": list(ROLES),
+            "layer": np.arange(vlm.n_layers + 1),
+            "entity": [entity.name for entity in entities],
+            "model": ["vlm", "backbone"],
+        },
+        attrs={
+            "relation": relation,
+            "answer_relation": probed,
+            "answer_chance": chance,
+            "chance": 1 / n,
+            "fit_views": list(FIT_VIEWS),
+            "test_view": TEST_VIEW,
+        },
+    )
+
+
+def answer_curves(study: Study) -> tuple[np.ndarray, float, str]:
+    """Probe the last token for the answer, on entities that the probe was not fitted on.
+
+    Only a relation whose answers recur can be probed so; the one with the fewest different
+    answers is taken.
+
+    Returns
+    -------
+    curves : ndarray [model, layer]
+        Held-out accuracy, for the VLM (image) and the backbone (text).
+    chance : float
+        Share of the commonest answer.
+    relation : str
+    """
+    benchmark = study.benchmark
+    groups = {relation: rows for relation, rows in by_relation(benchmark.items)}
+    relation = min(groups, key=lambda one: len(benchmark.answer_set(one)) / len(groups[one]))
+    items = [benchmark.items[i] for i in groups[relation]]
+    kinds = benchmark.answer_set(relation)
+    labels = torch.tensor([kinds.index(item.answers[0]) for item in items])
+    entities = [item.entity for item in items]
+    template = benchmark.templates[relation]
+    shown = image_prompt(study, template, entities)
+    named = text_prompt(study.backbone, template, entities)
+    folds = torch.tensor(np.random.default_rng(study.seed).permutation(len(items)) % 2)
+    curves = []
+    for model, prompt in ((study.vlm, shown), (study.backbone, named)):
+        last = states(study, model, prompt, {"last": prompt.at("last")})["last"]
+        right = torch.zeros(last.shape[:2])
+        for fold in (0, 1):
+            probe = fit_probe(
+                last[:, folds != fold], labels[folds != fold], n_classes=len(kinds), ridge=1e-1
+            )
+            here = probe.predict(last[:, folds == fold]) == labels[folds == fold]
+            right[:, folds == fold] = here.float()
+        curves.append(right.mean(-1).numpy())
+    chance = float(torch.bincount(labels).max() / len(labels))
+    return np.stack(curves), chance, relation

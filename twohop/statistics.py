@@ -1,0 +1,130 @@
+"""Intervals and tests in which the questions of one entity are not taken for independent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+
+N_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval.
+
+    Attributes
+    ----------
+    value : float
+        NaN where nothing could be measured.
+    low, high : float
+        Percentile bootstrap over entities.
+    n : int
+        Number of items behind it.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """The four numbers, with None for what could not be measured."""
+        return {
+            name: (None if isinstance(number, float) and np.isnan(number) else number)
+            for name, number in vars(self).items()
+        }
+
+    def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "not measured"
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] (n {self.n})"
+
+
+def cluster_sums(
+    values: np.ndarray, clusters: Sequence[str], *, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap sums and counts of ``values`` [item, ...] by resampling whole clusters.
+
+    Returns
+    -------
+    sums : ndarray [resample, ...]
+    counts : ndarray [resample]
+    """
+    codes, index = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    totals = np.zeros((len(codes), *values.shape[1:]))
+    np.add.at(totals, index, values)
+    sizes = np.bincount(index, minlength=len(codes)).astype(float)
+    generator = np.random.default_rng(seed)
+    weights = generator.multinomial(
+        len(codes), np.full(len(codes), 1 / len(codes)), size=N_RESAMPLES
+    ).astype(float)
+    return np.tensordot(weights, totals, axes=1), weights @ sizes
+
+
+def mean(values: Sequence[float] | np.ndarray, clusters: Sequence[str], *, seed: int = 0) -> Estimate:
+    """Mean over items, with an interval by bootstrap over entities.
+
+    Parameters
+    ----------
+    values : array [item]
+    clusters : sequence of str
+        The entity of each item.
+    seed : int
+        Of the resampling.
+
+    Examples
+    --------
+    >>> mean([1.0, 1.0], ["a", "b"]).value
+    1.0
+    """
+    array = np.asarray(values, dtype=float)
+    if not len(array):
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    sums, counts = cluster_sums(array, clusters, seed=seed)
+    low, high = np.percentile(sums / counts, [2.5, 97.5])
+    return Estimate(float(array.mean()), float(low), float(high), len(array))
+
+
+def difference(
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
+    clusters: Sequence[str],
+    *,
+    relative: bool = False,
+    seed: int = 0,
+) -> Estimate:
+    """Paired difference of two means, in units of the values, or relative to the first mean."""
+    both = np.stack([np.asarray(first, float), np.asarray(second, float)], axis=1)
+    if not len(both) or (relative and both[:, 0].sum() == 0):
+        return Estimate(np.nan, np.nan, np.nan, len(both))
+    sums, counts = cluster_sums(both, clusters, seed=seed)
+
+    def gap(a: np.ndarray, b: np.ndarray, n: np.ndarray) -> np.ndarray:
+        return (a - b) / np.maximum(a, 1e-12) if relative else (a - b) / n
+
+    value = gap(both[:, 0].sum(), both[:, 1].sum(), np.float64(len(both)))
+    low, high = np.percentile(gap(sums[:, 0], sums[:, 1], counts), [2.5, 97.5])
+    return Estimate(float(value), float(low), float(high), len(both))
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:
+    """Exact McNemar test on paired right/wrong.
+
+    Returns
+    -------
+    only_first, only_second : int
+        Items that only one of the two has right.
+    p : float
+        Two-sided binomial p-value.
+
+    Examples
+    --------
+    >>> mcnemar([True, True, False], [False, True, False])
+    (1, 0, 1.0)
+    """
+    only_first = sum(bool(a) and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(bool(b) and not a for a, b in zip(first, second, strict=True))
+    n, k = only_first + only_second, min(only_first, only_second)
+    p = min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n) if n else 1.0
+    return only_first, only_second, p

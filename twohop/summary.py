@@ -1,0 +1,238 @@
+"""The numbers of the verdict, under names that stay: ``summary.json``."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from twohop.diagnosis import VERDICTS, beats_its_null
+from twohop.recall import GATES
+from twohop.resolution import depth
+from twohop.scoring import OUTCOMES
+from twohop.statistics import Estimate, cluster_sums, difference, mcnemar, mean
+from twohop.window import KEEPS
+
+NOT_MEASURED = Estimate(np.nan, np.nan, np.nan, 0)
+
+
+def image_hits(resolution: xr.Dataset, kind: str) -> np.ndarray:
+    """Whether a probe reads each entity off some image role, [layer, entity]."""
+    return resolution["probe"].sel(kind=kind, role=["image", "last_image"]).any("role").values
+
+
+def window_ends(windows: xr.Dataset, *, seed: int) -> np.ndarray:
+    """Bootstrap of the last block of the enrichment window, [resample]."""
+    hits = windows["enrichment"].values.T.astype(float)
+    if not len(hits):
+        return np.full(1, np.nan)
+    sums, _ = cluster_sums(hits, windows["entity"].values, seed=seed)
+    return (sums >= KEEPS * sums[:, -1:] - 1e-9).argmax(1) - 1
+
+
+def lateness(
+    resolution: xr.Dataset, windows: xr.Dataset, *, kind: str, seed: int
+) -> Estimate:
+    """Layers between the end of the enrichment window and the entity's resolution.
+
+    The first layer at which a probe reads the entity off the image tokens (90 % of its maximum),
+    minus the last block of the backbone's enrichment window. Positive is too late. Not measured
+    where the probe never does better than on shuffled labels.
+
+    Parameters
+    ----------
+    kind : str
+        ``"plain"`` or ``"transfer"`` probe.
+    """
+    hits, control = image_hits(resolution, kind), image_hits(resolution, "shuffled")
+    entities = resolution["entity"].values
+    best = hits.mean(1).argmax()
+    reach = mean(hits[best], entities, seed=seed)
+    if reach.low <= mean(control[control.mean(1).argmax()], entities, seed=seed).high:
+        return NOT_MEASURED
+    sums, counts = cluster_sums(hits.T.astype(float), entities, seed=seed)
+    end = int(windows.attrs["enrichment_end"])
+    ends = window_ends(windows, seed=seed + 1)
+    low, high = np.percentile(depth(sums / counts[:, None]) - ends, [2.5, 97.5])
+    return Estimate(float(depth(hits.mean(1)) - end), float(low), float(high), len(entities))
+
+
+def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
+    """Reduce a run to the numbers of its verdict.
+
+    Parameters
+    ----------
+    tree : DataTree
+        Of a finished run.
+    pair : str
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    dict
+        JSON types. Every number is a dict with ``value``, ``low``, ``high`` (95 %, bootstrap over
+        entities) and ``n``; None stands for what could not be measured.
+    """
+    gates = tree["recall"].to_dataset()
+    resolution, windows = tree["resolution"].to_dataset(), tree["windows"].to_dataset()
+    recovery, verdicts = tree["recovery"].to_dataset(), tree["diagnosis"].to_dataset()
+    counted = ~gates["surface"].values.astype(bool)
+    entity = gates["entity"].values[counted]
+    right = {g: gates["right"].sel(gate=g).values[counted].astype(bool) for g in GATES}
+    forced = {g: gates["choice_right"].sel(gate=g).values[counted].astype(bool) for g in GATES}
+    seen = right["recognised"]
+
+    def share(values: np.ndarray, of: np.ndarray | None = None) -> Estimate:
+        rows = np.ones(len(entity), bool) if of is None else of
+        return mean(values[rows].astype(float), entity[rows], seed=seed)
+
+    def gap(first: str, by: dict[str, np.ndarray], *, relative: bool = False) -> Estimate:
+        found = difference(
+            by[first][seen], by["vlm_image"][seen], entity[seen], relative=relative, seed=seed
+        )
+        scale = 1 if relative else 100
+        return Estimate(found.value * scale, found.low * scale, found.high * scale, found.n)
+
+    outcomes = gates["outcome"].sel(gate="vlm_image").values[counted]
+    verdict = verdicts["verdict"].values[counted]
+    only_text, only_image, p = mcnemar(
+        list(right["backbone_text"][seen]), list(right["vlm_image"][seen])
+    )
+    numbers: dict[str, Any] = {
+        **{gate: share(right[gate]) for gate in GATES},
+        "forced": {gate: share(forced[gate]) for gate in GATES if gate != "recognised"},
+        "gap_points": gap("backbone_text", right),
+        "gap_relative": gap("backbone_text", right, relative=True),
+        "gap_points_vlm_text": gap("vlm_text", right),
+        "gap_points_forced": gap("backbone_text", forced),
+        "lateness_layers": lateness(resolution, windows, kind="transfer", seed=seed),
+        "lateness_layers_plain": lateness(resolution, windows, kind="plain", seed=seed),
+        "outcomes": {one: share(outcomes == one, seen) for one in OUTCOMES},
+        "diagnosis": {one: share(verdict == one) for one in VERDICTS},
+        "recovered": recovered(recovery, seed=seed),
+        "followed": {
+            str(arm): mean(
+                recovery["followed"].sel(follow_arm=arm).values,
+                recovery["tried_entity"].values,
+                seed=seed,
+            )
+            for arm in recovery["follow_arm"].values
+        },
+        "still_right": {
+            str(arm): mean(
+                recovery["still_right"].sel(harm_arm=arm).values,
+                recovery["kept_entity"].values,
+                seed=seed,
+            )
+            for arm in recovery["harm_arm"].values
+        },
+        "back_patching_minus_null": beats_its_null(recovery, seed=seed),
+    }
+    return {
+        "pair": pair,
+        "n_items": int(counted.sum()),
+        "n_surface": int((~counted).sum()),
+        "n_entities": len(set(gates["entity"].values)),
+        "enrichment_end": int(windows.attrs["enrichment_end"]),
+        "readout_end": int(windows.attrs["readout_end"]),
+        "n_layers": int(windows.sizes["block"]),
+        "mcnemar": {"only_text": only_text, "only_image": only_image, "p": p},
+        "by_relation": by_relation(gates, seed=seed),
+        **{
+            name: (
+                {key: one.as_dict() for key, one in value.items()}
+                if isinstance(value, dict)
+                else value.as_dict()
+            )
+            for name, value in numbers.items()
+        },
+    }
+
+
+def recovered(recovery: xr.Dataset, *, seed: int) -> dict[str, Estimate]:
+    """Share of lost items that each arm gives back; back-patching on its test half only."""
+    found: dict[str, Estimate] = {}
+    entity = recovery["lost_entity"].values
+    dev = dict(zip(recovery["tried"].values, recovery["dev"].values.astype(bool), strict=True))
+    chosen_on = np.array([dev.get(item, False) for item in recovery["lost"].values], dtype=bool)
+    for arm in recovery["arm"].values:
+        values = recovery["recovered"].sel(arm=arm).values
+        rows = ~np.isnan(values)
+        if str(arm).startswith("back_patching"):
+            rows &= ~chosen_on
+        found[str(arm)] = mean(values[rows], entity[rows], seed=seed)
+    own, null = recovery["own"].values, recovery["null"].values
+    tried = recovery["tried_entity"].values
+    if own.shape[1]:
+        found["back_patching_grid_mean"] = mean(own.mean(0), tried, seed=seed)
+        found["back_patching_oracle"] = mean(own.any(0), tried, seed=seed)
+        found["back_patching_null_oracle"] = mean(null.any(0), tried, seed=seed)
+    return found
+
+
+def by_relation(gates: xr.Dataset, *, seed: int) -> dict[str, Any]:
+    """Text and image accuracy of each relation, beside its best constant answer."""
+    table: dict[str, Any] = {}
+    for relation in dict.fromkeys(gates["relation"].values):
+        rows = (gates["relation"].values == relation) & ~gates["surface"].values.astype(bool)
+        answers, entity = gates["answer"].values[rows], gates["entity"].values[rows]
+        if not len(answers):
+            continue
+        constant = float(np.unique(answers, return_counts=True)[1].max() / len(answers))
+        text = mean(gates["right"].sel(gate="backbone_text").values[rows], entity, seed=seed)
+        image = mean(gates["right"].sel(gate="vlm_image").values[rows], entity, seed=seed)
+        table[str(relation)] = {
+            "backbone_text": text.as_dict(),
+            "vlm_image": image.as_dict(),
+            "best_constant": constant,
+            "above_constant": bool(text.low > constant),
+        }
+    return table
+
+
+def verdict_sentence(summary: dict[str, Any]) -> str:
+    """One sentence that says what was found, with its numbers."""
+    pair, gap = summary["pair"], summary["gap_points"]
+    if gap["value"] is None:
+        return f"{pair}: the gap could not be measured, as no item was recognised."
+    if gap["low"] <= 0 <= gap["high"]:
+        lead = f"{pair} shows no clear gap ({gap['value']:.0f} points"
+    elif gap["value"] > 0:
+        lead = f"{pair} loses {gap['value']:.0f} points of factual recall from the image"
+        lead += f" ({gap['low']:.0f} to {gap['high']:.0f}"
+    else:
+        lead = f"{pair} gains {-gap['value']:.0f} points from the image"
+        lead += f" ({-gap['high']:.0f} to {-gap['low']:.0f}"
+    lead += f", {gap['n']} recognised items)"
+
+    late = summary["lateness_layers"]
+    if late["value"] is None:
+        when = "its image tokens never hold the entity in the form the backbone's recall reads"
+    elif late["low"] > 0:
+        when = f"hop 1 resolves {late['value']:.0f} layers after the recall window closes"
+    elif late["high"] <= 0:
+        when = "hop 1 is not late: it resolves before the recall window closes"
+    else:
+        when = "whether hop 1 is late cannot be told"
+    shares = {
+        name: one["value"] or 0.0 for name, one in summary["diagnosis"].items() if name != "right"
+    }
+    lost_share = sum(shares.values())
+    tail = ""
+    if lost_share > 0:
+        caused = {k: v for k, v in shares.items() if k not in ("knowledge_missing",)}
+        top = max(caused, key=lambda name: caused[name])
+        if caused[top] > 0:
+            tail = f"; among losses the model could have avoided, most are {top!r}".replace("_", " ")
+    arms = summary["recovered"]
+    said = [
+        f"{label} {arms[arm]['value']:.0%}"
+        for arm, label in (
+            ("transplant_all_image", "transplanting the backbone's entity gives back"),
+            ("transplant_random_position", "random positions"),
+            ("back_patching", "back-patching"),
+            ("cot_named", "naming it first"),
+        )
+        if arms.get(arm, {}).get("value") is not None
+    ]
+    return f"{lead}; {when}{tail}" + (f"; {', '.join(said)}." if said else ".")

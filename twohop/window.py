@@ -1,0 +1,128 @@
+"""Where hop 2 reads: the recall windows of the backbone, on its own text run.
+
+*Enrichment*: which blocks' MLPs are needed at the entity's tokens. They are replaced by their mean
+over items from block ``l`` up; the window ends where accuracy no longer suffers.
+*Read-out*: until when the answer is still read from the entity's token. The state there is swapped
+for another entity's after block ``l``; the window ends where the answer no longer follows it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+
+from interventions import Patch, Positions, Site, read
+from interventions.answers import following
+from twohop.asking import Study, by_relation, derangement, item_coords, text_prompt
+from twohop.cells import answer_ids, answered_cells
+from twohop.entities.items import Item
+
+KEEPS = 0.9
+FOLLOWS_NO_MORE = 0.1
+MAX_ITEMS = 36
+
+
+def known_items(
+    items: Sequence[Item], right: np.ndarray, *, seed: int, limit: int = MAX_ITEMS
+) -> list[Item]:
+    """At most ``limit`` of the items answered right, the same number of each relation if possible."""
+    generator = np.random.default_rng(seed)
+    groups = [
+        [rows[i] for i in generator.permutation(len(rows)) if right[rows[i]]]
+        for _, rows in by_relation(items)
+    ]
+    picked: list[int] = []
+    while len(picked) < limit and any(groups):
+        for group in groups:
+            if group and len(picked) < limit:
+                picked.append(group.pop(0))
+    return [items[i] for i in sorted(picked)]
+
+
+def windows(study: Study, right: np.ndarray) -> xr.Dataset:
+    """Measure both recall windows of the backbone.
+
+    Parameters
+    ----------
+    study : Study
+    right : ndarray of bool [item]
+        Which items the backbone answers in text.
+
+    Returns
+    -------
+    Dataset
+        ``enrichment`` (block, item): the answer survives mean-ablation of the MLPs from this block
+        up, at the entity's tokens; block ``n_layers`` is no ablation. ``readout`` (block, item):
+        the answer follows another entity whose state is swapped in after this block. Attributes
+        ``enrichment_end`` and ``readout_end``: the last block of each window (-1: none).
+    """
+    model, benchmark = study.backbone, study.benchmark
+    items = known_items(benchmark.items, right, seed=study.seed)
+    n_layers = model.n_layers
+    survives = np.zeros((n_layers + 1, len(items)), dtype=bool)
+    follows = np.zeros((n_layers, len(items)), dtype=bool)
+    for relation, rows in by_relation(items):
+        some = [items[i] for i in rows]
+        prompt = text_prompt(model, benchmark.templates[relation], [one.entity for one in some])
+        own = answer_ids(model, some)
+        last = prompt.at("entity", -1)
+        [mlp, resid] = read(
+            model, prompt,
+            [Site("mlp_out", slice(0, n_layers), last), Site("resid_post", slice(0, n_layers), last)],
+        )
+        asked = following(prompt, own, pad_id=model.tokenizer.pad_token_id)
+        names = asked.at("entity")
+        average = mlp.mean(1)
+
+        def ablate(
+            batch: torch.Tensor, layers: torch.Tensor, names: Positions = names,
+            average: torch.Tensor = average,
+        ) -> list[Patch]:
+            there = names.rows(batch)
+            return [
+                Patch("mlp_out", block, there.only(layers <= block),
+                      average[block].expand(len(batch), -1))
+                for block in range(int(layers.min()), n_layers)
+            ]
+
+        survives[:, rows] = answered_cells(
+            study, model, asked, own, n_cells=n_layers + 1, patches_of=ablate
+        )
+        partner = derangement([one.answers[0] for one in some], seed=study.seed)
+        theirs = [own[i] for i in partner]
+        swapped = following(prompt, theirs, pad_id=model.tokenizer.pad_token_id)
+        place = swapped.at("entity", -1)
+        other = resid[:, partner]
+
+        def swap(
+            batch: torch.Tensor, layers: torch.Tensor, place: Positions = place,
+            other: torch.Tensor = other,
+        ) -> list[Patch]:
+            there = place.rows(batch)
+            return [
+                Patch("resid_post", int(block), there.only(layers == block), other[int(block), batch])
+                for block in layers.unique()
+            ]
+
+        follows[:, rows] = answered_cells(
+            study, model, swapped, theirs, n_cells=n_layers, patches_of=swap
+        )
+    kept, followed = survives.mean(1), follows.mean(1)
+    enough = kept >= KEEPS * kept[-1] - 1e-12
+    above = followed >= FOLLOWS_NO_MORE * followed.max()
+    return xr.Dataset(
+        {
+            "enrichment": (("edge", "item"), survives),
+            "readout": (("block", "item"), follows),
+        },
+        coords={
+            "edge": np.arange(n_layers + 1),
+            "block": np.arange(n_layers),
+            **item_coords(items),
+        },
+        attrs={
+            "enrichment_end": int(enough.argmax()) - 1,
+            "readout_end": int(np.nonzero(above)[0].max()) if followed.max() > 0 else -1,
+        },
+    )
