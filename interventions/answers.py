@@ -39,7 +39,7 @@ class Completion:
 
 
 def _step(model: Model, prefill: Run, rows: torch.Tensor, cache: Any, ids: torch.Tensor) -> Any:
-    """Feed ``ids`` [row, n] to rows that go on from ``cache``; return the last logits [row, 1, vocab]."""
+    """Feed ``ids`` [row, n] to rows that go on from ``cache``; return the last logits."""
     prompt = prefill.prompt
     device = model.device
     mask = prompt.inputs["attention_mask"].to(device)[rows]

@@ -153,7 +153,9 @@ class Model:
         for i, (one, pictures) in enumerate(zip(texts, per_row, strict=True)):
             if pictures and self.image_token is not None and self.image_token not in one:
                 one = self.image_token * len(pictures) + "\n" + one
-            chosen = {name: _of_row(span, i, len(texts), name) for name, span in (spans or {}).items()}
+            chosen = {
+                name: _of_row(span, i, len(texts), name) for name, span in (spans or {}).items()
+            }
             rows.append(
                 build_row(
                     one,

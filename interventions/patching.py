@@ -158,7 +158,7 @@ def run(
     keep = 1
     if isinstance(logits, Positions):
         keep = prompt.length - int(logits.index[logits.mask].min())
-    with torch.no_grad():
+    with torch.no_grad():  # noqa: SIM117 - nnsight runs the inner block itself
         with model.trace(prompt, logits_to_keep=keep, use_cache=keep_cache) as tracer:
             for layer, rank, kind, which, i in steps:
                 stream = streams[COMPONENTS[rank]]

@@ -90,9 +90,7 @@ class Prompt:
             hint = ""
             if role == "image":
                 hint = " This prompt has no image tokens: pass images= to prompt()."
-            raise RoleError(
-                f"no role {role!r} in this prompt. {did_you_mean(role, known)}{hint}"
-            )
+            raise RoleError(f"no role {role!r} in this prompt. {did_you_mean(role, known)}{hint}")
         lists: list[list[int]] = []
         for row, roles in enumerate(self.roles):
             found = roles.get(role, [])

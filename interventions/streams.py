@@ -58,7 +58,9 @@ def layer_list(layers: Layers, n_layers: int) -> list[int]:
     else:
         found = [int(layer) for layer in layers]
     if not found:
-        raise SiteError(f"no layer is named by {layers!r}; the model has layers 0 to {n_layers - 1}.")
+        raise SiteError(
+            f"no layer is named by {layers!r}; the model has layers 0 to {n_layers - 1}."
+        )
     for layer in found:
         if not -n_layers <= layer < n_layers:
             raise SiteError(f"no layer {layer}: the model has layers 0 to {n_layers - 1}.")

@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import xarray as xr
 
 from interventions import Completion, Model, Patch, Prompt, complete
 from interventions.answers import candidate_ids
-from twohop.entities.items import Benchmark, Entity, Item, Template, chain_of_thought
+from twohop.entities.items import Benchmark, Entity, Item, Template
 from twohop.scoring import Outcome, names_it, outcome
 
 MAX_NEW_TOKENS = 6
@@ -83,7 +82,7 @@ def chain_prompt(study: Study, items: Sequence[Item], names: Sequence[str]) -> P
     """Show the VLM the picture, put ``names`` in its mouth, then ask about the name."""
     shown = study.vlm.image_token or ""
     texts = [
-        chain_of_thought(study.benchmark, relation=item.relation, shown=shown, named=name)
+        study.benchmark.chain(item.relation, name).fill(shown)
         for item, name in zip(items, names, strict=True)
     ]
     images = [study.benchmark.view(item.entity.code, 0) for item in items]
@@ -227,11 +226,6 @@ def item_coords(items: Sequence[Item]) -> dict[str, tuple[str, list[str]]]:
     }
 
 
-def text_array(values: object) -> xr.Variable | np.ndarray:
+def text_array(values: object) -> np.ndarray:
     """Strings as an object array, which netCDF stores as variable-length text."""
     return np.array(values, dtype=object)
-
-
-def mean_over_rows(value: torch.Tensor) -> torch.Tensor:
-    """Mean over the row axis of [layer, row, ...], repeated for every row."""
-    return value.mean(1, keepdim=True).expand_as(value)

@@ -67,7 +67,9 @@ def diagnosis(
     forced = gates["choice_right"].sel(gate="vlm_image").values
     beats = beats_its_null(recovery, seed=seed).low > 0
     onset_of = transfer_onset(resolution)
-    plain = resolution["probe"].sel(kind="plain", role=["image", "last_image"]).any(("role", "layer"))
+    plain = (
+        resolution["probe"].sel(kind="plain", role=["image", "last_image"]).any(("role", "layer"))
+    )
     entities = gates["entity"].values
     onset = onset_of.sel(entity=entities).values
     decodable = plain.sel(entity=entities).values

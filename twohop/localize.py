@@ -123,14 +123,24 @@ def _map_of_relation(
 
     def bare(prompt: Prompt) -> np.ndarray:
         return run_cells(
-            study, model, prompt, n_cells=1, patches_of=lambda _rows, _cells: (),
-            positions=prompt.at("last"), measure=difference,
+            study,
+            model,
+            prompt,
+            n_cells=1,
+            patches_of=lambda _rows, _cells: (),
+            positions=prompt.at("last"),
+            measure=difference,
         )[0]
 
     top, bottom = bare(clean), bare(corrupt)
     table = run_cells(
-        study, model, corrupt, n_cells=len(cells), patches_of=patches_of,
-        positions=corrupt.at("last"), measure=difference,
+        study,
+        model,
+        corrupt,
+        n_cells=len(cells),
+        patches_of=patches_of,
+        positions=corrupt.at("last"),
+        measure=difference,
     )
     span = top - bottom
     share = (table - bottom) / np.where(np.abs(span) > 1e-3, span, np.nan)

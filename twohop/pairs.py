@@ -80,9 +80,13 @@ PAIRS: dict[str, Pair] = {
     pair.key: pair
     for pair in (
         _flags("flags-naming", "SmolLM2-135M sees flags; projector trained on naming alone"),
-        _flags("flags-aligned", "SmolLM2-135M sees flags; projector fitted to the names' embeddings"),
+        _flags(
+            "flags-aligned", "SmolLM2-135M sees flags; projector fitted to the names' embeddings"
+        ),
         _micro("micro-naming", "a micro world for tests; projector trained on naming alone"),
-        _micro("micro-aligned", "a micro world for tests; projector fitted to the names' embeddings"),
+        _micro(
+            "micro-aligned", "a micro world for tests; projector fitted to the names' embeddings"
+        ),
     )
 }
 

@@ -186,6 +186,4 @@ def _blank(study: Study) -> Scored:
     )
     place = {relation: i for i, relation in enumerate(first)}
     which = [place[item.relation] for item in items]
-    return score(
-        study, items, [asked.texts[i] for i in which], [asked.choices[i] for i in which]
-    )
+    return score(study, items, [asked.texts[i] for i in which], [asked.choices[i] for i in which])

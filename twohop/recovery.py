@@ -17,7 +17,8 @@ arm                                       what is written, and where
 ``norm_matched``                          random vectors of the same norm
 ``back_patching``                         the VLM's own later state, into an earlier layer
 ``back_patching_null``                    the same search with another picture's states
-``cot_named``, ``cot_gold``, ``cot_wrong``  the VLM's own name, the right one, a wrong one, then asked
+``cot_named``                             the VLM says its own name for it, then is asked
+``cot_gold``, ``cot_wrong``               the same with the right name, with a wrong one
 ========================================  ========================================================
 """
 
@@ -61,6 +62,16 @@ PATCH_ARMS = (
     "wrong_entity",
     "mean_entity",
     "norm_matched",
+)
+ARMS = (
+    *PATCH_ARMS[:3],
+    "transplant_random_position",
+    *PATCH_ARMS[3:],
+    "back_patching",
+    "back_patching_null",
+    "cot_named",
+    "cot_gold",
+    "cot_wrong",
 )
 HARM_ARMS = ("transplant_all_image", "transplant_last_image", "cot_named")
 
@@ -234,8 +245,9 @@ def back_patching(study: Study, items: Sequence[Item]) -> xr.Dataset:
     Returns
     -------
     Dataset
-        ``own`` and ``null`` (pair, tried): the canonical answer is given; ``dev`` (tried); ``later``
-        and ``earlier`` (pair); ``chosen`` and ``chosen_null``: index of the pair fixed on dev.
+        ``own`` and ``null`` (pair, tried): the canonical answer is given; ``dev`` (tried);
+        ``later`` and ``earlier`` (pair); ``chosen`` and ``chosen_null``: index of
+        the pair fixed on dev.
     """
     pairs = layer_pairs(study.vlm.n_layers)
     n = len(items)
@@ -327,11 +339,11 @@ def recovery(study: Study, gates: xr.Dataset, *, window_end: int) -> xr.Dataset:
     right = {gate: gates["right"].sel(gate=gate).values for gate in gates["gate"].values}
     able = right["recognised"] & right["backbone_text"] & ~gates["surface"].values
     lost = [
-        item
-        for item, gone in zip(benchmark.items, able & ~right["vlm_image"], strict=True)
-        if gone
+        item for item, gone in zip(benchmark.items, able & ~right["vlm_image"], strict=True) if gone
     ]
-    tried = known_items(benchmark.items, able & ~right["vlm_image"], seed=study.seed, limit=MAX_LOST)
+    tried = known_items(
+        benchmark.items, able & ~right["vlm_image"], seed=study.seed, limit=MAX_LOST
+    )
     kept = known_items(benchmark.items, able & right["vlm_image"], seed=study.seed, limit=MAX_KEPT)
     place = {item.id: i for i, item in enumerate(benchmark.items)}
     own_names = gates["text"].sel(gate="recognised").values
@@ -364,7 +376,7 @@ def recovery(study: Study, gates: xr.Dataset, *, window_end: int) -> xr.Dataset:
     arms["back_patching"] = back["own"].values[back.attrs["chosen"]]
     arms["back_patching_null"] = back["null"].values[back.attrs["chosen_null"]]
     where = [[item.id for item in lost].index(item.id) for item in tried]
-    tables = {name: np.full(len(lost), np.nan) for name in ("transplant_all_image", *arms)}
+    tables = {name: np.full(len(lost), np.nan) for name in ARMS}
     words = {name: [""] * len(lost) for name in tables}
     for arm, row in arms.items():
         tables[arm][where] = row
@@ -386,7 +398,10 @@ def recovery(study: Study, gates: xr.Dataset, *, window_end: int) -> xr.Dataset:
     result = xr.Dataset(
         {
             "recovered": (("arm", "lost"), _table(tables, len(lost))),
-            "said": (("arm", "lost"), text_array(list(words.values())).reshape(len(words), len(lost))),
+            "said": (
+                ("arm", "lost"),
+                text_array(list(words.values())).reshape(len(words), len(lost)),
+            ),
             "followed": (("follow_arm", "tried"), _table(followed, len(tried))),
             "still_right": (("harm_arm", "kept"), _table(still, len(kept))),
             "lost_entity": ("lost", text_array([item.entity.name for item in lost])),

@@ -133,8 +133,9 @@ def resolution(study: Study) -> xr.Dataset:
 
     name_tokens = torch.tensor([first_token(vlm, entity.name) for entity in entities])
     lens_entity = [lens(vlm, test[role], name_tokens)[0].exp().mean(-1) for role in ROLES]
-    answers = {item.entity.code: item.answers[0] for item in benchmark.items
-               if item.relation == relation}
+    answers = {
+        item.entity.code: item.answers[0] for item in benchmark.items if item.relation == relation
+    }
     asked = [i for i, code in enumerate(codes) if code in answers]
     answer_tokens = torch.tensor([first_token(vlm, answers[codes[i]]) for i in asked])
     lens_answer = [
@@ -186,7 +187,7 @@ def answer_curves(study: Study) -> tuple[np.ndarray, float, str]:
     relation : str
     """
     benchmark = study.benchmark
-    groups = {relation: rows for relation, rows in by_relation(benchmark.items)}
+    groups = dict(by_relation(benchmark.items))
     relation = min(groups, key=lambda one: len(benchmark.answer_set(one)) / len(groups[one]))
     items = [benchmark.items[i] for i in groups[relation]]
     kinds = benchmark.answer_set(relation)

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import Any
 
 import numpy as np
 
 N_RESAMPLES = 2000
+Labels = Sequence[str] | np.ndarray
+Numbers = Sequence[float] | Sequence[bool] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Estimate:
 
 
 def cluster_sums(
-    values: np.ndarray, clusters: Sequence[str], *, seed: int
+    values: np.ndarray, clusters: Labels, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bootstrap sums and counts of ``values`` [item, ...] by resampling whole clusters.
 
@@ -62,7 +65,7 @@ def cluster_sums(
     return np.tensordot(weights, totals, axes=1), weights @ sizes
 
 
-def mean(values: Sequence[float] | np.ndarray, clusters: Sequence[str], *, seed: int = 0) -> Estimate:
+def mean(values: Numbers, clusters: Labels, *, seed: int = 0) -> Estimate:
     """Mean over items, with an interval by bootstrap over entities.
 
     Parameters
@@ -87,9 +90,9 @@ def mean(values: Sequence[float] | np.ndarray, clusters: Sequence[str], *, seed:
 
 
 def difference(
-    first: Sequence[float] | np.ndarray,
-    second: Sequence[float] | np.ndarray,
-    clusters: Sequence[str],
+    first: Numbers,
+    second: Numbers,
+    clusters: Labels,
     *,
     relative: bool = False,
     seed: int = 0,
@@ -100,10 +103,10 @@ def difference(
         return Estimate(np.nan, np.nan, np.nan, len(both))
     sums, counts = cluster_sums(both, clusters, seed=seed)
 
-    def gap(a: np.ndarray, b: np.ndarray, n: np.ndarray) -> np.ndarray:
+    def gap(a: Any, b: Any, n: Any) -> Any:
         return (a - b) / np.maximum(a, 1e-12) if relative else (a - b) / n
 
-    value = gap(both[:, 0].sum(), both[:, 1].sum(), np.float64(len(both)))
+    value = gap(both[:, 0].sum(), both[:, 1].sum(), len(both))
     low, high = np.percentile(gap(sums[:, 0], sums[:, 1], counts), [2.5, 97.5])
     return Estimate(float(value), float(low), float(high), len(both))
 

@@ -159,7 +159,8 @@ def fingerprint(benchmark: Benchmark) -> str:
         "items": [(i.id, i.entity.name, i.entity.aliases, i.answers) for i in benchmark.items],
         "templates": {k: (t.prefix, t.question) for k, t in benchmark.templates.items()},
         "naming": (benchmark.naming.prefix, benchmark.naming.question),
-        "ends": (benchmark.stop, benchmark.turn),
+        "stop": benchmark.stop,
+        "chain": benchmark.chain(benchmark.relations[0], "X").question,
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 

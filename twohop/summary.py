@@ -29,9 +29,7 @@ def window_ends(windows: xr.Dataset, *, seed: int) -> np.ndarray:
     return (sums >= KEEPS * sums[:, -1:] - 1e-9).argmax(1) - 1
 
 
-def lateness(
-    resolution: xr.Dataset, windows: xr.Dataset, *, kind: str, seed: int
-) -> Estimate:
+def lateness(resolution: xr.Dataset, windows: xr.Dataset, *, kind: str, seed: int) -> Estimate:
     """Layers between the end of the enrichment window and the entity's resolution.
 
     The first layer at which a probe reads the entity off the image tokens (90 % of its maximum),
@@ -165,8 +163,8 @@ def recovered(recovery: xr.Dataset, *, seed: int) -> dict[str, Estimate]:
     tried = recovery["tried_entity"].values
     if own.shape[1]:
         found["back_patching_grid_mean"] = mean(own.mean(0), tried, seed=seed)
-        found["back_patching_oracle"] = mean(own.any(0), tried, seed=seed)
-        found["back_patching_null_oracle"] = mean(null.any(0), tried, seed=seed)
+        found["back_patching_oracle"] = mean(np.asarray(own.any(0)), tried, seed=seed)
+        found["back_patching_null_oracle"] = mean(np.asarray(null.any(0)), tried, seed=seed)
     return found
 
 
@@ -223,7 +221,9 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
         caused = {k: v for k, v in shares.items() if k not in ("knowledge_missing",)}
         top = max(caused, key=lambda name: caused[name])
         if caused[top] > 0:
-            tail = f"; among losses the model could have avoided, most are {top!r}".replace("_", " ")
+            tail = f"; among losses the model could have avoided, most are {top!r}".replace(
+                "_", " "
+            )
     arms = summary["recovered"]
     said = [
         f"{label} {arms[arm]['value']:.0%}"

@@ -26,7 +26,7 @@ MAX_ITEMS = 36
 def known_items(
     items: Sequence[Item], right: np.ndarray, *, seed: int, limit: int = MAX_ITEMS
 ) -> list[Item]:
-    """At most ``limit`` of the items answered right, the same number of each relation if possible."""
+    """At most ``limit`` of the items answered right, as many of each relation if possible."""
     generator = np.random.default_rng(seed)
     groups = [
         [rows[i] for i in generator.permutation(len(rows)) if right[rows[i]]]
@@ -68,21 +68,31 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
         own = answer_ids(model, some)
         last = prompt.at("entity", -1)
         [mlp, resid] = read(
-            model, prompt,
-            [Site("mlp_out", slice(0, n_layers), last), Site("resid_post", slice(0, n_layers), last)],
+            model,
+            prompt,
+            [
+                Site("mlp_out", slice(0, n_layers), last),
+                Site("resid_post", slice(0, n_layers), last),
+            ],
         )
         asked = following(prompt, own, pad_id=model.tokenizer.pad_token_id)
         names = asked.at("entity")
         average = mlp.mean(1)
 
         def ablate(
-            batch: torch.Tensor, layers: torch.Tensor, names: Positions = names,
+            batch: torch.Tensor,
+            layers: torch.Tensor,
+            names: Positions = names,
             average: torch.Tensor = average,
         ) -> list[Patch]:
             there = names.rows(batch)
             return [
-                Patch("mlp_out", block, there.only(layers <= block),
-                      average[block].expand(len(batch), -1))
+                Patch(
+                    "mlp_out",
+                    block,
+                    there.only(layers <= block),
+                    average[block].expand(len(batch), -1),
+                )
                 for block in range(int(layers.min()), n_layers)
             ]
 
@@ -96,12 +106,16 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
         other = resid[:, partner]
 
         def swap(
-            batch: torch.Tensor, layers: torch.Tensor, place: Positions = place,
+            batch: torch.Tensor,
+            layers: torch.Tensor,
+            place: Positions = place,
             other: torch.Tensor = other,
         ) -> list[Patch]:
             there = place.rows(batch)
             return [
-                Patch("resid_post", int(block), there.only(layers == block), other[int(block), batch])
+                Patch(
+                    "resid_post", int(block), there.only(layers == block), other[int(block), batch]
+                )
                 for block in layers.unique()
             ]
 

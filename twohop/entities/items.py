@@ -99,8 +99,9 @@ class Benchmark:
         Asks which entity it is.
     stop : str
         Text that ends an answer.
-    turn : str
-        Text between an answer and the next question.
+    chain : callable
+        ``chain(relation, name)``: the entity's place is asked about by name first, ``name`` is the
+        answer given, and the relation's question about that name follows.
     view : callable
         ``view(code, index)`` gives the index-th held-out picture of an entity.
     blank : callable
@@ -114,7 +115,7 @@ class Benchmark:
     templates: dict[str, Template]
     naming: Template
     stop: str
-    turn: str
+    chain: Callable[[str, str], Template]
     view: Callable[[str, int], Image.Image]
     blank: Callable[[], Image.Image]
     notes: str = ""
@@ -147,25 +148,6 @@ class Benchmark:
         kept = {self.entities[int(i * step)].code for i in range(n_entities)}
         items = tuple(item for item in self.items if item.entity.code in kept)
         return replace(self, items=items)
-
-
-def chain_of_thought(benchmark: Benchmark, *, relation: str, shown: str, named: str) -> str:
-    """Prompt that names the entity and then asks about the name.
-
-    Parameters
-    ----------
-    benchmark : Benchmark
-    relation : str
-        What is asked.
-    shown : str
-        What stands in the naming question: an image placeholder.
-    named : str
-        The answer put there: the model's own, the right name, or a wrong one.
-    """
-    naming = benchmark.naming.fill(shown)
-    return f"{naming} {named}{benchmark.turn}{benchmark.templates[relation].question}".replace(
-        PLACE, named
-    )
 
 
 def check_items(items: Sequence[Item]) -> None:

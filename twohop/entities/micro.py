@@ -11,6 +11,12 @@ NOTES = (
 )
 
 
+def _chain(relation: str, name: str) -> Template:
+    known: dict[str, world.Relation] = {key: key for key in templates.TEMPLATES}
+    one = templates.chain_of_thought(known[relation], name=name)
+    return Template("", one.prefix + one.question)
+
+
 def benchmark() -> Benchmark:
     """Return the micro world's items and prompts."""
     entities = {one.code: Entity(one.code, one.name) for one in world.ENTITIES}
@@ -27,7 +33,7 @@ def benchmark() -> Benchmark:
         },
         naming=Template("", templates.NAMING.prefix + templates.NAMING.question),
         stop=" .",
-        turn=" . ",
+        chain=_chain,
         view=lambda code, index: world.view(code, world.EVALUATION_START + index),
         blank=lambda: Image.new("RGB", (world.PICTURE_SIZE, world.PICTURE_SIZE), "white"),
         notes=NOTES,

@@ -1,0 +1,7 @@
+"""``python -m twohop``."""
+
+import sys
+
+from twohop.cli import main
+
+sys.exit(main())

@@ -1,0 +1,159 @@
+"""The commands: ``twohop study``, ``compare``, ``pairs`` and ``train``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+RUNS = "runs"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    top = argparse.ArgumentParser(
+        prog="twohop",
+        description="Measure how vision-language models recall facts about what they see.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    study = commands.add_parser("study", help="run the two-hop study on one or more pairs")
+    study.add_argument("pair", nargs="+", metavar="PAIR", help="see: twohop pairs")
+    study.add_argument("--out", type=Path, default=Path(RUNS), help="folder of runs (%(default)s)")
+    study.add_argument("--limit", type=int, metavar="N", help="use N entities only")
+    study.add_argument("--seed", type=int, default=0, help="of every random choice (%(default)s)")
+
+    compare = commands.add_parser("compare", help="put finished runs side by side")
+    compare.add_argument(
+        "run",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="a run's folder, or a pair's name in --runs",
+    )
+    compare.add_argument(
+        "--runs", type=Path, default=Path(RUNS), help="folder of runs (%(default)s)"
+    )
+    compare.add_argument("--out", type=Path, help="where to write (default: RUNS/compare)")
+
+    commands.add_parser("pairs", help="list the pairs that are built in")
+
+    train = commands.add_parser("train", help="retrain an embedded pair's vision parts")
+    train.add_argument("what", choices=("flags", "micro"))
+    train.add_argument("--out", type=Path, help="folder for weights (default: train/WHAT)")
+    train.add_argument("--seed", type=int, default=0, help="of the projectors (%(default)s)")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status.
+
+    A user's mistake ends in its message and status 2, an interrupt in status 130, neither in a
+    traceback.
+    """
+    options = parser().parse_args(argv)
+    from interventions.errors import InterventionsError
+
+    try:
+        return COMMANDS[options.command](options)
+    except InterventionsError as error:
+        sys.stderr.write(f"twohop: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. What was done is stored; the same command goes on.\n")
+        return 130
+
+
+def run_studies(options: argparse.Namespace) -> int:
+    """``twohop study``."""
+    from rich.console import Console
+
+    from twohop.pairs import find_pair
+    from twohop.report.compare import write_comparison
+    from twohop.report.console import print_comparison, print_summary
+    from twohop.study import Models, Settings, run_study
+
+    quiet_libraries()
+    pairs = [find_pair(key) for key in dict.fromkeys(options.pair)]
+    console, models = Console(), Models()
+    settings = Settings(limit=options.limit, seed=options.seed)
+    summaries = []
+    for pair in pairs:
+        summary = run_study(pair, out=options.out, settings=settings, models=models)
+        print_summary(summary, console)
+        summaries.append(summary)
+    folders = [options.out / pair.key for pair in pairs]
+    if len(pairs) > 1:
+        page = write_comparison(folders, options.out / "compare")
+        print_comparison(summaries, console)
+        console.print(f"Side by side: {page}", soft_wrap=True)
+    for summary, folder in zip(summaries, folders, strict=True):
+        console.print(f"\n{summary['verdict']}", soft_wrap=True)
+        console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+    return 0
+
+
+def compare_runs(options: argparse.Namespace) -> int:
+    """``twohop compare``."""
+    import json
+
+    from rich.console import Console
+
+    from twohop.report.compare import write_comparison
+    from twohop.report.console import print_comparison
+
+    folders = [run if run.is_dir() else options.runs / run for run in options.run]
+    page = write_comparison(folders, options.out or options.runs / "compare")
+    console = Console()
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    print_comparison(summaries, console)
+    console.print(f"Side by side: {page}", soft_wrap=True)
+    return 0
+
+
+def list_pairs(_options: argparse.Namespace) -> int:
+    """``twohop pairs``."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from twohop.pairs import PAIRS
+
+    table = Table("pair", "what it is", box=None)
+    for pair in PAIRS.values():
+        table.add_row(pair.key, pair.summary)
+    Console().print(table)
+    return 0
+
+
+def train_pair(options: argparse.Namespace) -> int:
+    """``twohop train``."""
+    out = options.out or Path("train") / options.what
+    quiet_libraries()
+    if options.what == "flags":
+        from twohop.flags.training import train as train_flags
+
+        train_flags(out=out, seed=options.seed)
+    else:
+        from twohop.micro.training import train as train_micro
+
+        train_micro(out=out, seed=options.seed)
+    sys.stdout.write(f"Weights are in {out}.\n")
+    return 0
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' own bars and notices out of the way of ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+COMMANDS = {
+    "study": run_studies,
+    "compare": compare_runs,
+    "pairs": list_pairs,
+    "train": train_pair,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
