@@ -44,7 +44,7 @@ from twohop.micro.folders import is_live, weight_file
 from twohop.micro.world import Relation, Style
 
 VLM_KEYS = MICRO_KEYS[1:]
-TAUGHT = {
+TAUGHT: dict[Relation, list[Entity]] = {
     relation: [entity(f.code) for f in facts() if f.relation == relation and f.taught]
     for relation in RELATIONS
 }

@@ -36,6 +36,9 @@ from twohop.micro.layout import (
 )
 from twohop.micro.parts import language_config
 
+WRITING_COST = 0.03
+"""Nats per mean square a recall MLP writes: attributes are not to drown the entity's own vector."""
+
 Keep = tuple[Tensor | None, Tensor | None]
 """Per recall block: `[row, position]`, where its MLP may write; `None` is everywhere."""
 
@@ -51,15 +54,20 @@ class _SilentMLP(nn.Module):
 
 
 class _ConfinedMLP(nn.Module):
-    """A recall MLP whose output is multiplied by `keep` (`[row, position, 1]`) when that is set."""
+    """A recall MLP that may only write where `keep` (`[row, position, 1]`) is 1, if that is set.
+
+    `written` is the mean square of what it wrote last.
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
         self.keep: Tensor | None = None
+        self.written = torch.zeros(())
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         out = self.inner(hidden_states)
+        self.written = out.square().mean()
         return out if self.keep is None else out * self.keep
 
 
@@ -167,6 +175,7 @@ def train_backbone(
         facts = fact_documents(rows, rng)
         keep = [facts.mentions | torch.from_numpy(rng.random((rows, 1)) < 0.5) for _ in (1, 2)]
         loss = confined.loss(facts, (keep[0], keep[1]))
+        loss = loss + WRITING_COST * sum(mlp.written for mlp in confined.mlps)
         loss = loss + _knowing_without_recall(confined, rows // 4, rng)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
