@@ -1,0 +1,115 @@
+"""What a careful reader would object to in these very numbers, found from the numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from twohop.report.numbers import measured, read, short, whole, written
+from twohop.summary import image_hits
+
+
+def cautions(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
+    """Return sentences that a reader should know before believing the verdict.
+
+    Parameters
+    ----------
+    tree : DataTree
+        Of a finished run.
+    summary : mapping
+    """
+    return [
+        *_about_gates(summary),
+        *_about_probes(tree, summary),
+        *_about_recovery(summary),
+    ]
+
+
+def _about_gates(summary: Mapping[str, Any]) -> list[str]:
+    found = []
+    blank, image = read(summary["vlm_blank"]), read(summary["vlm_image"])
+    if image.low <= blank.value:
+        found.append(
+            f"The VLM is not clearly better with the image ({written(summary['vlm_image'])}) than with "
+            f"a blank one ({written(summary['vlm_blank'])})."
+        )
+    weak = [name for name, one in summary["by_relation"].items() if not one["above_constant"]]
+    if weak:
+        found.append(
+            "In text, these relations are not clearly above the best constant answer, so they say "
+            f"little about recall: {', '.join(weak)}."
+        )
+    free, forced = read(summary["gap_points"]), read(summary["gap_points_forced"])
+    if abs(free.value - forced.value) >= 5:
+        found.append(
+            f"The two scorers differ: the gap is {whole(free.value)} points in free answers and "
+            f"{whole(forced.value)} in forced choice. The difference is format or echo, not recall."
+        )
+    if summary["recognised"]["value"] is not None and summary["recognised"]["value"] < 0.5:
+        found.append(
+            f"The VLM names only {short(summary['recognised'])} of the entities. The gap is about those."
+        )
+    return found
+
+
+def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
+    found = []
+    data = tree["resolution"].to_dataset()
+    plain = image_hits(data, "plain").mean(1)
+    if plain[0] >= 0.9 * plain.max() and plain.max() > 0:
+        found.append(
+            "The plain probe reads the entity from the image tokens at layer 0 already. It tells "
+            "nothing about when the entity is formed; only the transfer probe can."
+        )
+    transfer = image_hits(data, "transfer").mean(1)
+    if not measured(summary["lateness_layers"]):
+        found.append(
+            f"The transfer probe peaks at {100 * transfer.max():.0f} % on the image tokens and does not "
+            "clearly beat shuffled labels, so there is no lateness to report. This is a test that did "
+            f"not pass with {data.sizes['entity']} entities. It does not prove that the form is absent."
+        )
+    elif transfer.max() < 0.5:
+        found.append(
+            f"The transfer probe reads at most {100 * transfer.max():.0f} % of the entities, so the "
+            "lateness is about a weak curve."
+        )
+    own = data["backbone_accuracy"].values
+    if own.size and float(np.nanmax(own)) < 0.5:
+        found.append(
+            f"The transfer probe reads at most {100 * np.nanmax(own):.0f} % on the backbone's own text, "
+            "so it could not have found more in the VLM."
+        )
+    if summary["enrichment_end"] < 0:
+        found.append("No enrichment window was found in the backbone, so lateness has no anchor.")
+    return found
+
+
+def _about_recovery(summary: Mapping[str, Any]) -> list[str]:
+    found = []
+    arms = summary["recovered"]
+    whole_arm, placebo = (
+        arms.get(arm) for arm in ("transplant_all_image", "transplant_random_position")
+    )
+    if measured(whole_arm) and measured(placebo):
+        best, chance = read(whole_arm), read(placebo)
+        if chance.high >= best.low or chance.value >= 0.8 * best.value > 0:
+            found.append(
+                f"Random positions recover {written(placebo)}, next to {written(whole_arm)} for the image "
+                "tokens. The transplant shows that the values suffice, not that the place matters."
+            )
+    average = arms.get("mean_entity")
+    if measured(average) and read(average).low > 0.1:
+        found.append(
+            f"The mean over entities, which names none, gives back {written(average)}: that much of any "
+            "recovery is guessing the relation's usual answers."
+        )
+    minus = summary.get("back_patching_minus_null")
+    if measured(minus) and read(minus).low <= 0:
+        found.append(
+            f"Back-patching does not clearly beat its null: {short(arms['back_patching'])} against "
+            f"{short(arms['back_patching_null'])}, difference {written(minus)} (n {read(minus).n})."
+        )
+    if measured(whole_arm) and read(whole_arm).n < 20:
+        found.append(f"Only {read(whole_arm).n} items were lost. Every share of them is rough.")
+    return found

@@ -1,0 +1,144 @@
+"""A few items in full: the picture, what was said at each gate, and what each arm made of it."""
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from PIL import Image
+
+from twohop.entities.items import PLACE, Benchmark
+from twohop.report import wording
+
+N_EXAMPLES = 8
+PICTURE_WIDTH = 150
+
+
+@dataclass(frozen=True)
+class Said:
+    """One answer: who was asked, the words, whether they were right."""
+
+    asked: str
+    text: str
+    right: bool
+    choice: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """An item with everything that was said about it."""
+
+    item: str
+    entity: str
+    question: str
+    answers: str
+    picture: str
+    verdict: str
+    outcome: str
+    gates: tuple[Said, ...]
+    arms: tuple[Said, ...]
+
+
+def inline(picture: Image.Image, *, width: int = PICTURE_WIDTH) -> str:
+    """Return a small picture as a data URI."""
+    small = picture.convert("RGB")
+    if small.width > width:
+        small = small.resize((width, max(1, round(small.height * width / small.width))))
+    buffer = io.BytesIO()
+    small.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def chosen(verdicts: Iterable[str], outcomes: Iterable[str], *, n: int = N_EXAMPLES) -> list[int]:
+    """Pick rows: one of each (verdict, outcome) pair, the largest first, then more of them in turn.
+
+    Examples
+    --------
+    >>> chosen(["right", "late", "right"], ["right", "echo", "right"], n=2)
+    [0, 1]
+    """
+    classes: dict[tuple[str, str], list[int]] = {}
+    for i, one in enumerate(zip(verdicts, outcomes, strict=True)):
+        classes.setdefault(one, []).append(i)
+    queues = sorted(classes.values(), key=len, reverse=True)
+    queues = [
+        [rows[j] for j in np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)]
+        for rows in queues
+    ]
+    picked: list[int] = []
+    while len(picked) < n and any(queues):
+        for queue in queues:
+            if queue and len(picked) < n:
+                picked.append(queue.pop(0))
+    return sorted(picked)
+
+
+def examples(tree: xr.DataTree, benchmark: Benchmark, *, n: int = N_EXAMPLES) -> list[Example]:
+    """Return about ``n`` items that show each class of diagnosis and of image answer."""
+    gates = tree["recall"].to_dataset()
+    recovery = tree["recovery"].to_dataset()
+    known = {item.id: item for item in benchmark.items}
+    verdicts = dict(
+        zip(tree["diagnosis"]["item"].values, tree["diagnosis"]["verdict"].values, strict=True)
+    )
+    rows = [
+        i
+        for i, one in enumerate(gates["item"].values)
+        if one in known and not bool(gates["surface"].values[i])
+    ]
+    outcomes = gates["outcome"].sel(gate="vlm_image").values
+    picked = chosen(
+        [str(verdicts[gates["item"].values[i]]) for i in rows],
+        [str(outcomes[i]) for i in rows],
+        n=n,
+    )
+    made = []
+    for i in (rows[j] for j in picked):
+        item = known[str(gates["item"].values[i])]
+        verdict, outcome = str(verdicts[item.id]), str(outcomes[i])
+        question = benchmark.templates[item.relation].question.replace(PLACE, "[image]").strip()
+        made.append(
+            Example(
+                item=item.id,
+                entity=item.entity.name,
+                question=question,
+                answers=", ".join(item.answers),
+                picture=inline(benchmark.view(item.entity.code, 0)),
+                verdict=wording.VERDICTS.get(verdict, (verdict, ""))[0],
+                outcome=wording.OUTCOMES.get(outcome, (outcome, ""))[0],
+                gates=tuple(_gates_of(gates.isel(item=i))),
+                arms=tuple(_arms_of(recovery, item.id)),
+            )
+        )
+    return made
+
+
+def _gates_of(row: xr.Dataset) -> Iterable[Said]:
+    for gate in row["gate"].values:
+        here = row.sel(gate=gate)
+        yield Said(
+            wording.GATES.get(str(gate), str(gate)),
+            str(here["text"].item()),
+            bool(here["right"].item()),
+            str(here["choice"].item()),
+        )
+
+
+def _arms_of(recovery: xr.Dataset, item: str) -> Iterable[Said]:
+    if item not in recovery["lost"].values:
+        return
+    here = recovery[["recovered", "said"]].sel(lost=item)
+    with_words = (recovery["said"] != "").any("lost")
+    for arm in recovery["arm"].values:
+        share = float(here["recovered"].sel(arm=arm).item())
+        if np.isnan(share):
+            continue
+        if bool(with_words.sel(arm=arm)):
+            text = str(here["said"].sel(arm=arm).item())
+        elif 0 < share < 1 or arm == "transplant_random_position":
+            text = f"(right in {100 * share:.0f} % of draws)"
+        else:
+            text = "(only scored)"
+        yield Said(wording.arm_label(str(arm)), text, share >= 0.5)

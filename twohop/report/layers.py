@@ -1,0 +1,298 @@
+"""Figures over layers: where the entity resolves, where the backbone recalls, what carries it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from twohop.report import wording
+from twohop.report.numbers import measured, whole
+from twohop.report.style import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    MUTED,
+    ORANGE,
+    PINK,
+    RED,
+    SHADE,
+    look,
+    nothing,
+    percent_axis,
+    sheet,
+    spread,
+)
+from twohop.resolution import depth
+from twohop.statistics import cluster_sums
+from twohop.summary import image_hits
+from twohop.window import FOLLOWS_NO_MORE, KEEPS
+
+KINDS = {
+    "plain": ("plain probe", BLUE),
+    "transfer": ("transfer probe", RED),
+    "shuffled": ("shuffled labels", MUTED),
+}
+
+
+def band(hits: np.ndarray, entities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of each point of a curve of hits [layer, row], resampling entities."""
+    sums, counts = cluster_sums(hits.T.astype(float), list(entities), seed=0)
+    low, high = np.percentile(sums / counts[:, None], [2.5, 97.5], axis=0)
+    return low, high
+
+
+def curve(
+    axes: Axes, x: np.ndarray, hits: np.ndarray, entities: np.ndarray, *, colour: str, **how: Any
+) -> np.ndarray:
+    """Draw the mean of hits [layer, row] with its interval, and return it."""
+    low, high = band(hits, entities)
+    axes.fill_between(x, low, high, color=colour, alpha=0.14, lw=0)
+    axes.plot(x, hits.mean(1), color=colour, **how)
+    return hits.mean(1)
+
+
+def end_labels(axes: Axes, x: float, labels: list[tuple[float, str, str]], *, gap: float) -> None:
+    """Write each curve's name at its right end, moved apart where they would overlap."""
+    places = spread([height for height, _, _ in labels], gap=gap)
+    for (_, text, colour), y in zip(labels, places, strict=True):
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=8,
+            annotation_clip=False,
+        )
+
+
+def mark_windows(axes: Axes, summary: Mapping[str, Any]) -> None:
+    """Shade the layers that the enrichment window reads, and mark the end of the read-out."""
+    if summary["enrichment_end"] >= 0:
+        axes.axvspan(-0.5, summary["enrichment_end"] + 0.5, color=SHADE, lw=0, zorder=0)
+    if summary["readout_end"] >= 0:
+        axes.axvline(summary["readout_end"] + 1, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
+
+
+def layer_axis(axes: Axes, last: int) -> None:
+    """Ticks at whole layers, at most a dozen or so."""
+    step = max(1, round(last / 12))
+    axes.set_xticks(range(0, last + 1, step))
+    axes.set_xlim(-0.5, last + 0.3)
+
+
+def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
+    """Where the entity (above) and the answer (below) can be read, against the recall windows."""
+    data = tree["resolution"].to_dataset()
+    x, entities = data["layer"].values, data["entity"].values
+    last, end = int(x[-1]), summary["enrichment_end"]
+    with look():
+        figure = sheet(5.4)
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.45, 1])
+        labels = []
+        for kind, (name, colour) in KINDS.items():
+            hits = image_hits(data, kind)
+            style = {"lw": 2.0} if kind != "shuffled" else {"lw": 1.2, "ls": ":"}
+            mean = curve(above, x, hits, entities, colour=colour, **style)
+            labels.append((mean[-1], name, colour))
+            if kind == "shuffled":
+                continue
+            for role in ("image", "last_image"):
+                each = data["probe"].sel(kind=kind, role=role).values.mean(1)
+                above.plot(x, each, color=colour, lw=0.6, alpha=0.6)
+            question = data["probe"].sel(kind=kind, role="last").values.mean(1)
+            above.plot(x, question, color=colour, lw=1.1, ls=(0, (3, 2)))
+            labels.append((question[-1], f"{name.split()[0]}, last token", colour))
+            known = "lateness_layers" if kind == "transfer" else "lateness_layers_plain"
+            if measured(summary[known]):
+                first = int(depth(mean))
+                above.plot(first, mean[first], "v", color=colour, ms=8, mec="white", zorder=6)
+        own = data["backbone_accuracy"].values
+        above.plot(x, own, color=INK, lw=1.2, ls="-.")
+        labels.append((own[-1], "backbone's own text", INK))
+        end_labels(above, last, labels, gap=0.075)
+        mark_windows(above, summary)
+        percent_axis(above, along="y", top=1.32)
+        late = summary["lateness_layers"]
+        if measured(late):
+            found = end + late["value"]
+            words = f"lateness {whole(late['value'])} [{whole(late['low'])}, {whole(late['high'])}] layers"
+            above.annotate(
+                "",
+                (found, 1.09),
+                (end, 1.09),
+                arrowprops={"arrowstyle": "->", "color": RED, "lw": 1.5},
+            )
+            above.text(max(end, found) + 0.3, 1.09, words, color=RED, va="center", fontsize=8)
+        else:
+            above.text(
+                last,
+                1.09,
+                "lateness not measured: transfer probe no better than shuffled labels",
+                color=RED,
+                va="center",
+                ha="right",
+                fontsize=8,
+                bbox={"fc": "white", "ec": "none", "pad": 1.5},
+            )
+        above.text(
+            -0.4,
+            1.22,
+            f"enrichment window\nblocks 0–{end}" if end >= 0 else "no enrichment window",
+            fontsize=8,
+            color=MUTED,
+            va="center",
+        )
+        if summary["readout_end"] >= 0:
+            above.text(
+                summary["readout_end"] + 1.15,
+                1.22,
+                f"read-out until\nafter block {summary['readout_end']}",
+                fontsize=8,
+                color=MUTED,
+                va="center",
+            )
+        above.set_ylabel("entity read right")
+        above.set_title("Hop 1: the entity at the image tokens", loc="left")
+
+        _answer_panel(below, data, x)
+        mark_windows(below, summary)
+        layer_axis(below, last)
+        below.set_xlabel("layer (l is the input of block l; the last is the output)")
+        return figure
+
+
+def _answer_panel(axes: Axes, data: xr.Dataset, x: np.ndarray) -> None:
+    probed = data["answer_probe"]
+    lens = data["lens_answer"].sel(role="last").values
+    lines = (
+        (probed.sel(model="vlm").values, "probe, VLM", PINK, "-"),
+        (probed.sel(model="backbone").values, "probe, backbone", INK, "-."),
+        (lens, "logit lens, VLM", ORANGE, "-"),
+    )
+    labels = []
+    for values, name, colour, style in lines:
+        axes.plot(x, values, color=colour, lw=1.6, ls=style)
+        labels.append((float(values[-1]), name, colour))
+    chance = float(data.attrs["answer_chance"])
+    axes.axhline(chance, color=GREY, lw=1, ls=":")
+    axes.text(x[-1], chance, "chance ", fontsize=7.5, color=MUTED, ha="right", va="bottom")
+    end_labels(axes, float(x[-1]), labels, gap=0.12)
+    percent_axis(axes, along="y", top=1.05)
+    axes.set_ylabel("answer read right")
+    axes.set_title("Hop 2: the answer at the last token", loc="left")
+
+
+def windows_figure(tree: xr.DataTree) -> Figure:
+    """The backbone's recall windows: what survives ablation, what follows a swap."""
+    data = tree["windows"].to_dataset()
+    with look():
+        figure = sheet(3.0)
+        axes = figure.subplots()
+        if not data.sizes["item"]:
+            nothing(axes, "the backbone answers no item right in text")
+            return figure
+        entities = data["entity"].values
+        edge, block = data["edge"].values, data["block"].values
+        kept = curve(
+            axes, edge, data["enrichment"].values, entities, colour=BLUE, lw=2, marker="o", ms=3
+        )
+        followed = curve(
+            axes, block, data["readout"].values, entities, colour=RED, lw=2, marker="o", ms=3
+        )
+        last = int(edge[-1])
+        axes.hlines(KEEPS * kept[-1], 0, last, color=BLUE, lw=0.8, ls=":")
+        axes.hlines(FOLLOWS_NO_MORE * followed.max(), 0, last, color=RED, lw=0.8, ls=":")
+        end, out = int(data.attrs["enrichment_end"]), int(data.attrs["readout_end"])
+        for where, name, colour in ((end, "enrichment ends", BLUE), (out, "read-out ends", RED)):
+            said = (
+                f"{name}\nafter block {where}"
+                if where >= 0
+                else f"{name.split()[0]}:\nno block needed"
+            )
+            axes.axvline(max(where, 0) + 0.5, color=colour, lw=1, ls=(0, (4, 3)), ymax=0.84)
+            axes.text(max(where, 0) + 0.6, 1.16, said, color=colour, fontsize=8, va="center")
+        end_labels(
+            axes,
+            last,
+            [
+                (float(kept[-1]), "survives\nablation from\nthis block up", BLUE),
+                (float(followed[-1]), "follows a swap\nafter this block", RED),
+            ],
+            gap=0.34,
+        )
+        percent_axis(axes, along="y", top=1.3)
+        layer_axis(axes, last)
+        axes.set_xlabel("block")
+        axes.set_ylabel(f"of {data.sizes['item']} items")
+        return figure
+
+
+def map_figure(tree: xr.DataTree) -> Figure:
+    """Patching maps of the backbone in text and of the VLM with images, on one colour scale."""
+    with look():
+        figure = sheet(3.6)
+        panels = figure.subplots(1, 2, sharey=True)
+        mesh = None
+        for axes, stage, title in zip(
+            panels, ("map_text", "map_image"), ("Backbone, text", "VLM, image"), strict=True
+        ):
+            data = tree[stage].to_dataset()
+            n = int((~np.isnan(data["effect"].values)).any((0, 1, 2)).sum())
+            if not n:
+                nothing(axes, "no item\nto draw it on")
+                axes.set_title(title, loc="left")
+                continue
+            mesh = _map_panel(axes, data)
+            axes.set_title(f"{title} ({n} items)", loc="left")
+        if mesh is not None:
+            bar = figure.colorbar(mesh, ax=panels, shrink=0.8, aspect=28, pad=0.02)
+            bar.set_ticks([-1, 0, 1], labels=["−1", "0", "1"])
+            bar.set_label("share of the answer brought over", fontsize=8)
+            bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+        return figure
+
+
+def _map_panel(axes: Axes, data: xr.Dataset) -> Any:
+    rows = [(c, r) for c in data["component"].values for r in data["role"].values]
+    flat = data["effect"].transpose("component", "role", "window", "map_item").values
+    flat = flat.reshape(len(rows), *flat.shape[2:])
+    some = ~np.isnan(flat)
+    table = np.where(some, flat, 0).sum(-1) / np.maximum(some.sum(-1), 1)
+    table[~some.any(-1)] = np.nan
+    axes.set_facecolor(FAINT)
+    mesh = axes.pcolormesh(
+        table.clip(-1, 1), cmap="RdBu_r", vmin=-1, vmax=1, edgecolors="white", lw=0.8
+    )
+    for (i, j), value in np.ndenumerate(table):
+        if abs(value) >= 0.095:
+            strong = abs(value) > 0.6
+            axes.text(
+                j + 0.5,
+                i + 0.5,
+                f"{value:.1f}".replace("-", "−").replace("0.", "."),
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                color="white" if strong else INK,
+            )
+    first, last = data["first_block"].values, data["last_block"].values
+    names = [str(a) if a == b else f"{a}–{b}" for a, b in zip(first, last, strict=True)]
+    turned = 90 if any(len(name) > 2 for name in names) else 0
+    axes.set_xticks(np.arange(len(names)) + 0.5, names, rotation=turned, fontsize=7.5)
+    labels = [f"{wording.COMPONENTS.get(c, c)}, {wording.MAP_ROLES.get(r, r)}" for c, r in rows]
+    axes.set_yticks(np.arange(len(rows)) + 0.5, labels)
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.set_ylim(len(rows), 0)
+    per = len(data["role"])
+    for i in range(per, len(rows), per):
+        axes.axhline(i, color=MUTED, lw=1)
+    axes.set_xlabel("blocks")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return mesh

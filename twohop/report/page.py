@@ -1,0 +1,191 @@
+"""The report of one run: one page that needs nothing else, and its figures as files."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from interventions.results import write_atomically
+from twohop.entities.items import Benchmark
+from twohop.report import wording
+from twohop.report.cautions import cautions
+from twohop.report.examples import examples
+from twohop.report.figures import (
+    gates_figure,
+    outcomes_figure,
+    recovery_figure,
+    rendered,
+    save_figures,
+)
+from twohop.report.layers import map_figure, resolution_figure, windows_figure
+from twohop.report.numbers import Unit, measured, read, whole, written
+from twohop.report.settings import command, settings_rows, stage_rows
+from twohop.report.tables import all_tables, at
+from twohop.summary import verdict_sentence
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure as the page shows it."""
+
+    title: str
+    alt: str
+    source: str
+
+
+@dataclass(frozen=True)
+class KeyNumber:
+    """A number at the top of the page."""
+
+    label: str
+    value: str
+    detail: str
+    key: str
+
+
+def environment() -> Environment:
+    """Templates of the reports; everything that is put in is escaped."""
+    return Environment(
+        loader=PackageLoader("twohop.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def embedded(figure: Figure) -> str:
+    """Return a figure as a data URI that scales."""
+    return "data:image/svg+xml;base64," + base64.b64encode(rendered(figure, "svg")).decode()
+
+
+def key_number(summary: Mapping[str, Any], key: str, label: str, unit: Unit = "share") -> KeyNumber:
+    """A number of the summary, large, with its interval beneath."""
+    found = at(summary, key)
+    text = written(found, unit)
+    value, _, interval = text.partition(" [")
+    detail = f"[{interval}, n\u00a0{read(found).n}" if interval else ""
+    return KeyNumber(label, value, detail, key)
+
+
+def key_numbers(summary: Mapping[str, Any]) -> list[KeyNumber]:
+    """The numbers that the verdict rests on."""
+    return [
+        key_number(summary, "backbone_text", "right in text, backbone"),
+        key_number(summary, "vlm_image", "right from the image"),
+        key_number(summary, "gap_points", "gap, points (recognised)", "points"),
+        key_number(summary, "lateness_layers", "lateness, layers", "layers"),
+        key_number(summary, "recovered/transplant_all_image", "recovered by transplant"),
+        key_number(summary, "recovered/transplant_random_position", "by random positions"),
+    ]
+
+
+def draw(tree: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figure]:
+    """Every figure of a run, by name."""
+    return {
+        "gates": gates_figure(summary),
+        "outcomes": outcomes_figure(summary),
+        "resolution": resolution_figure(tree, summary),
+        "windows": windows_figure(tree),
+        "map": map_figure(tree),
+        "recovery": recovery_figure(summary),
+    }
+
+
+def alt_texts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What each figure shows, in words, for those who do not see it."""
+    end, out = summary["enrichment_end"], summary["readout_end"]
+    late = summary["lateness_layers"]
+    when = f"{whole(late['value'])} layers" if measured(late) else "not measured"
+    return {
+        "gates": "Dots with intervals: accuracy at each gate, free answer and forced choice. "
+        "The numbers are in the table Accuracy at each gate.",
+        "outcomes": "Two stacked bars: classes of image answers, and diagnosis of every item. "
+        "The numbers are in the tables below.",
+        "resolution": "Curves over layers: share of entities that probes read from the image tokens, "
+        f"and of answers read at the last token. Enrichment window ends after block {end}, "
+        f"read-out after block {out}, lateness {when}.",
+        "windows": "Curves over blocks of the backbone: answers that survive ablation from a block up, "
+        f"and answers that follow a swap after it. The windows end after blocks {end} and {out}.",
+        "map": "Two heat maps, backbone in text and VLM with images: component and token role by "
+        "windows of blocks, share of the answer that a patch brings over.",
+        "recovery": "Bars with intervals: share of lost items right again under each arm. "
+        "The numbers are in the table Lost items that come back.",
+    }
+
+
+TITLES = {
+    "gates": "Accuracy at each gate",
+    "outcomes": "Classes of answers, and why items are lost",
+    "resolution": "Where the entity and the answer can be read",
+    "windows": "Where the backbone recalls",
+    "map": "Which sublayers carry the fact",
+    "recovery": "What gives the fact back",
+}
+
+
+def write_report(
+    folder: Path, tree: xr.DataTree, summary: dict[str, Any], benchmark: Benchmark
+) -> Path:
+    """Write ``report.html`` and ``figures/`` into a run's folder.
+
+    Parameters
+    ----------
+    folder : Path
+    tree : DataTree
+        Of the finished run.
+    summary : dict
+        From :func:`twohop.summary.summarise`.
+    benchmark : Benchmark
+        For the pictures, the questions and its notes.
+
+    Returns
+    -------
+    Path
+        Of the page. It is one file, with figures and styles inside.
+    """
+    figures = draw(tree, summary)
+    save_figures(folder, figures)
+    alts = alt_texts(summary)
+    plates = {
+        name: Plate(TITLES[name], alts[name], embedded(figure)) for name, figure in figures.items()
+    }
+    page = (
+        environment()
+        .get_template("report.html.jinja")
+        .render(
+            pair=summary["pair"],
+            verdict=summary.get("verdict") or verdict_sentence(summary),
+            summary=summary,
+            numbers=key_numbers(summary),
+            cautions=cautions(tree, summary),
+            plates=plates,
+            tables=all_tables(summary),
+            examples=examples(tree, benchmark),
+            how=wording.HOW_TO_READ,
+            limits=wording.LIMITS,
+            terms=wording.TERMS,
+            benchmark=benchmark,
+            answer_relation=tree["resolution"].attrs["answer_relation"],
+            settings=settings_rows(tree),
+            stages=stage_rows(tree),
+            command=command(tree, summary),
+            style=stylesheet(),
+        )
+    )
+    path = folder / REPORT
+    write_atomically(path, page.encode("utf-8"))
+    return path
+
+
+def stylesheet() -> Markup:
+    """The pages' style sheet."""
+    return Markup(environment().get_template("style.css.jinja").render())

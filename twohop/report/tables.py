@@ -1,0 +1,267 @@
+"""The tables of a report: made once from the summary, shown by the page and by the console."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from twohop.report import wording
+from twohop.report.numbers import Unit, measured, p_value, written
+
+Summary = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes
+    ----------
+    text : str
+    key : str
+        Where the number is in ``summary.json``, with ``/`` between levels; empty for words.
+    """
+
+    text: str
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that knows what it shows.
+
+    Attributes
+    ----------
+    name : str
+        Short key.
+    title : str
+    columns : tuple of str
+    rows : tuple of tuple of Cell
+    note : str
+        What must be known to read it.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+def at(summary: Summary, key: str) -> Any:
+    """Value of the summary at a key such as ``recovered/back_patching``; None if there is none."""
+    value: Any = summary
+    for part in key.split("/"):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def number(summary: Summary, key: str, unit: Unit = "share") -> Cell:
+    """A number of the summary with its interval."""
+    return Cell(written(at(summary, key), unit), key)
+
+
+def count(summary: Summary, key: str) -> Cell:
+    """How many items are behind a number."""
+    found = at(summary, key)
+    return Cell(str(found["n"]) if found else "0", f"{key}/n")
+
+
+def row(label: str, *cells: Cell) -> tuple[Cell, ...]:
+    """A row that starts with words."""
+    return (Cell(label), *cells)
+
+
+def gates_table(summary: Summary) -> Table:
+    """Accuracy at every gate, under both scorers."""
+    rows = [
+        row(
+            label,
+            number(summary, gate),
+            number(summary, f"forced/{gate}") if gate in summary["forced"] else Cell("–"),
+            count(summary, gate),
+        )
+        for gate, label in wording.GATES.items()
+    ]
+    return Table(
+        "gates",
+        "Accuracy at each gate",
+        ("asked", "free answer", "forced choice", "n"),
+        tuple(rows),
+        f"All items but {summary['n_surface']} whose answer starts as the entity's name does. "
+        "“VLM names the entity” counts an entity once per question about it.",
+    )
+
+
+def gap_table(summary: Summary) -> Table:
+    """The gap in every form it is measured in."""
+    lines: tuple[tuple[str, str, Unit], ...] = (
+        ("free answers, points", "gap_points", "points"),
+        ("forced choice, points", "gap_points_forced", "points"),
+        ("against the VLM's own text, points", "gap_points_vlm_text", "points"),
+        ("relative to the backbone's accuracy", "gap_relative", "share"),
+    )
+    test = summary["mcnemar"]
+    rows = [
+        row(label, number(summary, key, unit), count(summary, key)) for label, key, unit in lines
+    ]
+    return Table(
+        "gap",
+        "Gap: text minus image, on recognised items",
+        ("gap", "value [95 %]", "n"),
+        tuple(rows),
+        f"Right in text only: {test['only_text']} items; right from the image only: "
+        f"{test['only_image']} (McNemar, {p_value(test['p'])}).",
+    )
+
+
+def relations_table(summary: Summary) -> Table:
+    """Each relation beside the best that a constant answer can do."""
+    rows = []
+    for name, found in summary["by_relation"].items():
+        key = f"by_relation/{name}"
+        flag = "" if found["above_constant"] else "  (text not clearly above it)"
+        rows.append(
+            row(
+                name,
+                number(summary, f"{key}/backbone_text"),
+                number(summary, f"{key}/vlm_image"),
+                Cell(f"{found['best_constant'] * 100:.0f}\u00a0%{flag}", f"{key}/best_constant"),
+                count(summary, f"{key}/vlm_image"),
+            )
+        )
+    return Table(
+        "relations",
+        "By relation",
+        ("relation", "backbone, text", "VLM, image", "best constant", "n"),
+        tuple(rows),
+        "All items of the relation, recognised or not.",
+    )
+
+
+def lateness_table(summary: Summary) -> Table:
+    """The windows and the lateness by both probes."""
+    last = summary["n_layers"] - 1
+    ends = [
+        row(
+            label,
+            Cell(
+                "no block needed" if summary[key] < 0 else f"block {summary[key]} of 0–{last}", key
+            ),
+        )
+        for label, key in (
+            ("enrichment window ends after", "enrichment_end"),
+            ("read-out window ends after", "readout_end"),
+        )
+    ]
+    found = [
+        row(label, number(summary, key, "layers"))
+        for label, key in (
+            ("lateness, transfer probe (layers)", "lateness_layers"),
+            ("lateness, plain probe (layers)", "lateness_layers_plain"),
+        )
+    ]
+    why = ""
+    if not all(measured(summary[k]) for k in ("lateness_layers", "lateness_layers_plain")):
+        why = "Not measured: that probe does not clearly beat shuffled labels on the image tokens. "
+    return Table(
+        "lateness",
+        "Windows and lateness",
+        ("", "value [95 %]"),
+        (*ends, *found),
+        why + "Positive is too late; 0 or less is in time.",
+    )
+
+
+def outcomes_table(summary: Summary) -> Table:
+    """What is said of images, by class."""
+    rows = [
+        row(label, number(summary, f"outcomes/{key}"), Cell(meaning))
+        for key, (label, meaning) in wording.OUTCOMES.items()
+    ]
+    n = summary["outcomes"]["right"]["n"]
+    return Table(
+        "outcomes",
+        "What the VLM says of the image",
+        ("said", "share [95 %]", "meaning"),
+        tuple(rows),
+        f"Free answers on {n} recognised items.",
+    )
+
+
+def diagnosis_table(summary: Summary) -> Table:
+    """Why items are lost."""
+    rows = [
+        row(label, number(summary, f"diagnosis/{key}"), Cell(meaning))
+        for key, (label, meaning) in wording.VERDICTS.items()
+    ]
+    return Table(
+        "diagnosis",
+        "Diagnosis",
+        ("verdict", "share [95 %]", "meaning"),
+        tuple(rows),
+        f"All {summary['n_items']} items; the first that holds, in this order.",
+    )
+
+
+def recovery_table(summary: Summary) -> Table:
+    """Every arm, with how often the answer follows what was put in."""
+    rows = []
+    for title, arms in wording.arm_groups(list(summary["recovered"])):
+        rows.append(row(title, Cell(""), Cell(""), Cell("")))
+        rows += [
+            row(
+                f"  {label}",
+                number(summary, f"recovered/{arm}"),
+                number(summary, f"followed/{arm}") if arm in summary["followed"] else Cell("–"),
+                count(summary, f"recovered/{arm}"),
+            )
+            for arm, label in arms.items()
+        ]
+    minus = written(at(summary, "back_patching_minus_null"), n=True)
+    return Table(
+        "recovery",
+        "Lost items that come back",
+        ("arm", "recovered", "follows", "n"),
+        tuple(rows),
+        f"Back-patching minus its null: {minus}. “Follows”: the answer is that of the wrong entity "
+        "put in. " + ("" if any_lost(summary) else "Not measured: no item was lost."),
+    )
+
+
+def harm_table(summary: Summary) -> Table:
+    """What the arms do to items that were right."""
+    rows = [
+        row(
+            wording.arm_label(arm),
+            number(summary, f"still_right/{arm}"),
+            count(summary, f"still_right/{arm}"),
+        )
+        for arm in summary["still_right"]
+    ]
+    return Table(
+        "harm",
+        "Right items that stay right",
+        ("arm", "still right", "n"),
+        tuple(rows),
+        "" if rows else "Not measured: no item was right from the image.",
+    )
+
+
+def any_lost(summary: Summary) -> bool:
+    """Whether there was anything to give back."""
+    return any(measured(one) for one in summary["recovered"].values())
+
+
+def all_tables(summary: Summary) -> dict[str, Table]:
+    """Every table of a run, by name."""
+    makers: Sequence = (
+        gates_table,
+        gap_table,
+        relations_table,
+        lateness_table,
+        outcomes_table,
+        diagnosis_table,
+        recovery_table,
+        harm_table,
+    )
+    return {table.name: table for table in (make(summary) for make in makers)}
