@@ -186,6 +186,12 @@ def build_row(
     """
     written = tokenizer(text, return_offsets_mapping=True)
     raw_ids, offsets = written["input_ids"], written["offset_mapping"]
+    placeholders = sum(token == image_token_id for token in raw_ids)
+    if placeholders != len(images):
+        raise PromptError(
+            f"{len(images)} image(s) were given for a text with {placeholders} image "
+            f"placeholder(s): {text!r}. Write one placeholder per image."
+        )
     extras: dict[str, torch.Tensor] = {}
     if images:
         encoded = processor(text=[text], images=list(images), return_tensors="pt")
@@ -195,13 +201,6 @@ def build_row(
         extras = {key: value for key, value in encoded.items() if torch.is_tensor(value)}
     else:
         ids = list(raw_ids)
-
-    placeholders = sum(token == image_token_id for token in raw_ids)
-    if placeholders != len(images):
-        raise PromptError(
-            f"{len(images)} image(s) were given for a text with {placeholders} image "
-            f"placeholder(s): {text!r}. Write one placeholder per image."
-        )
 
     moved: list[int] = []  # where each written token starts among the processed ones
     roles: dict[str, list[int]] = {}

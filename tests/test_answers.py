@@ -1,0 +1,140 @@
+"""Greedy answers and forced choices, against transformers' own generation and brute force."""
+
+import pytest
+import torch
+from conftest import NAMES, noise, relative
+from PIL import Image
+from raw_hooks import part, set_at
+
+import interventions as iv
+from interventions.answers import candidate_ids, choose, following, greedy
+from interventions.errors import PromptError
+from twohop.micro.world import answers
+
+
+@pytest.fixture(scope="module")
+def candidates() -> list[str]:
+    return list(answers("capital"))
+
+
+def hf_text(model: iv.Model, prompt: iv.Prompt, n: int) -> list[str]:
+    inputs = {key: value for key, value in prompt.inputs.items() if key != "position_ids"}
+    with torch.no_grad():
+        ids = model.module.generate(**inputs, max_new_tokens=n, do_sample=False)
+    return model.tokenizer.batch_decode(ids[:, prompt.length :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("which", ["llm", "vlm"])
+def test_generate_and_greedy_equal_transformers(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(which)
+    prompt = request.getfixturevalue("named" if which == "llm" else "shown")
+    expected = hf_text(model, prompt, 5)
+    with model.generate(prompt, max_new_tokens=5) as tracer:
+        ids = tracer.result.save()
+    assert model.completions(ids, prompt) == expected
+    prefill = iv.run(model, prompt, keep_cache=True)
+    found = greedy(model, prefill, max_new_tokens=5, stop=None)
+    assert found.texts == [text.strip() for text in expected]
+
+
+def test_generate_from_a_shared_prefix(llm: iv.Model, named: iv.Prompt) -> None:
+    shared = llm.prompt(named.texts, share_prefix=True)
+    with llm.generate(shared, max_new_tokens=5) as tracer:
+        ids = tracer.result.save()
+    assert llm.completions(ids, shared) == hf_text(llm, named, 5)
+
+
+def test_edits_while_generating_act_in_prefill_only(vlm: iv.Model, shown: iv.Prompt) -> None:
+    place = shown.at("image", -1)
+    value = noise((4, vlm.d_model)) * 5
+    calls = []
+
+    def once(_module: object, _args: object, output: torch.Tensor) -> torch.Tensor:
+        calls.append(output.shape[1])
+        return set_at(place.index[:, 0], value)(output) if output.shape[1] > 1 else output
+
+    handle = part(vlm, "resid_post", 1).register_forward_hook(once)
+    try:
+        expected = hf_text(vlm, shown, 5)
+    finally:
+        handle.remove()
+    assert len(calls) > 1, "more than one step must have run"
+    with vlm.generate(shown, max_new_tokens=5) as tracer:
+        vlm.resid_post[1, place] = value
+        ids = tracer.result.save()
+    assert vlm.completions(ids, shown) == expected
+    found = iv.complete(
+        vlm,
+        shown,
+        patches=[iv.Patch("resid_post", 1, place, value)],
+        max_new_tokens=5,
+        stop=None,
+    )
+    assert found.texts == [text.strip() for text in expected]
+
+
+def brute_force(model: iv.Model, text: str, candidates: list[list[int]]) -> list[float]:
+    ids = model.tokenizer(text)["input_ids"]
+    scores = []
+    for tokens in candidates:
+        with torch.no_grad():
+            logits = model.module(torch.tensor([ids + tokens])).logits[0].log_softmax(-1)
+        scores.append(sum(float(logits[len(ids) - 1 + i, t]) for i, t in enumerate(tokens)))
+    return scores
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+def test_choose_equals_scoring_every_candidate(
+    llm: iv.Model, named: iv.Prompt, candidates: list[str], decoded: bool
+) -> None:
+    ids = candidate_ids(llm, candidates, stop=" .")
+    assert {len(tokens) for tokens in ids} > {1}, "some answers must have two tokens"
+    prefill = iv.run(llm, named, keep_cache=True)
+    first = greedy(llm, prefill, max_new_tokens=4, stop=" .") if decoded else None
+    found, logprobs = choose(llm, prefill, ids, decoded=first)
+    for row, text in enumerate(named.texts):
+        scores = torch.tensor(brute_force(llm, text, ids))
+        assert found[row] == int(scores.argmax())
+        assert relative(torch.tensor(logprobs[row]), scores.max()) < 1e-4
+
+
+def test_batches_do_not_change_answers(
+    llm: iv.Model, named: iv.Prompt, candidates: list[str]
+) -> None:
+    whole = iv.complete(llm, named, candidates=candidates, stop=" .")
+    parts = iv.complete(llm, named, candidates=candidates, stop=" .", batch_rows=3)
+    assert (whole.texts, whole.choices) == (parts.texts, parts.choices)
+    assert whole.texts == ["Tessin", "Marlow", "Port Mira", "Quenlo City"]
+
+
+def test_following_scores_the_tokens_of_the_answer(llm: iv.Model, named: iv.Prompt) -> None:
+    tokens = candidate_ids(llm, ["Tessin", "Marlow", "Port Mira", "Quenlo City"])
+    asked = following(named, tokens, pad_id=llm.tokenizer.pad_token_id)
+    logits = iv.run(llm, asked, logits=asked.at("answer")).logits
+    assert logits is not None
+    for row, ids in enumerate(tokens):
+        assert logits[row, : len(ids)].argmax(-1).tolist() == ids
+
+
+def test_bad_candidates_are_refused(llm: iv.Model) -> None:
+    with pytest.raises(PromptError, match="no tokens"):
+        candidate_ids(llm, ["Tessin", " "])
+    with pytest.raises(PromptError, match="given twice"):
+        candidate_ids(llm, ["Tessin", "Tessin"])
+
+
+def test_a_prefix_of_another_candidate_must_also_end(llm: iv.Model) -> None:
+    short, long = candidate_ids(llm, ["Quenlo", "Quenlo City"], stop=" .")
+    assert short[-1] == llm.tokenizer(" .", add_special_tokens=False)["input_ids"][-1]
+    assert len(long) == 2
+
+
+def test_the_vlm_answers_from_pictures(
+    vlm: iv.Model, shown: iv.Prompt, pictures: list[Image.Image], candidates: list[str]
+) -> None:
+    assert len(pictures) == len(NAMES)
+    found = iv.complete(vlm, shown, candidates=candidates, stop=" .")
+    assert found.texts == ["Tessin", "Marlow", "Port Mira", "Quenlo City"]
+    assert [candidates[i] for i in found.choices] == found.texts
