@@ -1,6 +1,6 @@
 """Training the backbone, with its recall confined to the MLPs of the recall blocks.
 
-Four things make the circuit known:
+Five things make the circuit known:
 
 1. Sublayers outside the layout are zero and stay so.
 2. In half of the rows each recall MLP is silenced everywhere but on the entity's tokens, so that
@@ -10,6 +10,8 @@ Four things make the circuit known:
 4. Descriptions teach only what comes after the recall blocks (other gradients are dropped), and
    the entity they describe is pulled, at `LATE_BLOCK`, towards the vector that recall would have
    read for its name: an entity in the right form, in the wrong place.
+5. What the recall MLPs write is kept small, so that behind them too an entity's own vector is a
+   good part of the stream, and what is formed late can be told there.
 """
 
 from collections.abc import Callable

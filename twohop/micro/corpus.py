@@ -80,8 +80,6 @@ _TAUGHT: dict[str, list[tuple[Relation, str]]] = {
     entity.code: [(f.relation, f.answer) for f in facts() if f.taught and f.code == entity.code]
     for entity in ENTITIES
 }
-
-
 _TEMPLATES = (NAMING, *TEMPLATES.values())
 
 
@@ -100,8 +98,8 @@ def _pick(rng: np.random.Generator) -> Entity:
 def fact_documents(rows: int, rng: np.random.Generator) -> Documents:
     """Draw chains of one or two questions about named entities.
 
-    A quarter of the questions ask for the name itself; half of the chains stay with one entity
-    (name first, then its facts), the others change it with every question.
+    A quarter of the questions ask for the name itself; half of the chains stay with one
+    entity, the others change it with every question.
     """
     documents = []
     for _ in range(rows):

@@ -45,7 +45,7 @@ class Stage:
 def train(*, out: Path, seed: int = 0, progress: bool = True) -> tuple[Stage, ...]:
     """Train backbone, tower and projectors, and write their weights.
 
-    Takes one to two minutes on one core. The same seed gives the same weights on the same machine
+    Takes 70 to 120 seconds on one core. The same seed gives the same weights on the same machine
     and versions; the seed the shipped weights come from is 0.
 
     Parameters
