@@ -79,7 +79,7 @@ def load(
         config = AutoConfig.from_pretrained(place, **common)
         sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        module, report = auto.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             place,
             dtype=dtype,
             device_map=device,
@@ -87,6 +87,7 @@ def load(
             output_loading_info=True,
             **common,
         )
+        module, report = loaded
         if sees and processor is None:
             processor = AutoProcessor.from_pretrained(place, **common)
         elif not sees and tokenizer is None:
@@ -105,11 +106,12 @@ def load(
             f"{place!r} is a half-loaded model: {len(missing)} weights are not in the checkpoint, "
             f"such as {missing[0]!r}, and would be random. Use a complete checkpoint."
         )
-    return _wrap(module, processor, tokenizer, name=place, revision=revision)
+    name = Path(place).name if Path(place).is_dir() else place
+    return _wrap(module, processor, tokenizer, name=name, revision=revision)
 
 
 def _name_of(module: torch.nn.Module) -> str:
-    return getattr(module, "name_or_path", "") or type(module).__name__
+    return Path(getattr(module, "name_or_path", "") or type(module).__name__).name
 
 
 def _wrap(

@@ -43,7 +43,7 @@ def provenance(**models: Model) -> dict[str, Any]:
     for role, model in models.items():
         config: Any = model.module.config
         found[role] = {
-            "id": Path(model.name).name if Path(model.name).is_dir() else model.name,
+            "id": model.name,
             "revision": model.revision,
             "dtype": str(model.dtype),
             "device": str(model.device),

@@ -1,0 +1,96 @@
+"""Scoring of answers, and the statistics behind every interval."""
+
+import numpy as np
+import pytest
+
+from twohop.scoring import names_it, outcome
+from twohop.statistics import difference, mcnemar, mean
+
+CAPITALS = ["Paris", "Rome", "Kuwait City", "Niamey", "Lima"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Paris", "right"),
+        ("It is Paris, of course", "right"),
+        ("PARIS.", "right"),
+        ("Parish", "other"),
+        ("Rome", "same_type"),
+        ("Rome or Paris", "same_type"),
+        ("France", "echo"),
+        ("the French Republic", "echo"),
+        ("I do not know", "other"),
+        ("", "empty"),
+        (" ?! ", "empty"),
+    ],
+)
+def test_outcomes(text: str, expected: str) -> None:
+    names = ["France", "French Republic"]
+    assert outcome(text, answers=["Paris"], names=names, answer_set=CAPITALS) == expected
+
+
+def test_the_longest_name_at_a_place_counts() -> None:
+    found = outcome(
+        "Kuwait City", answers=["Kuwait City"], names=["Kuwait"], answer_set=CAPITALS
+    )
+    assert found == "right"
+    known = ["Niger", "Nigeria", "Guinea", "Guinea-Bissau", "Papua New Guinea"]
+    assert not names_it("Nigeria", names=["Niger"], others=known)
+    assert not names_it("Guinea Bissau", names=["Guinea"], others=known)
+    assert not names_it("Papua New Guinea", names=["Guinea"], others=known)
+    assert names_it("Guinea.", names=["Guinea"], others=known)
+
+
+def test_short_answers_and_accents_count() -> None:
+    assert outcome("Malé", answers=["Male"], names=["Maldives"], answer_set=[]) == "right"
+    assert outcome("Lao", answers=["Lao"], names=["Laos"], answer_set=[]) == "right"
+
+
+def test_intervals_resample_entities_not_items() -> None:
+    rng = np.random.default_rng(0)
+    per_entity = rng.random(20) < 0.5
+    values = np.repeat(per_entity, 10).astype(float)
+    entities = [str(i) for i in range(20) for _ in range(10)]
+    clustered = mean(values, entities)
+    naive = mean(values, [str(i) for i in range(200)])
+    assert clustered.value == naive.value == values.mean()
+    assert clustered.high - clustered.low > 2 * (naive.high - naive.low)
+
+
+def test_intervals_cover_the_truth() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        values = (rng.random(60) < 0.3).astype(float)
+        found = mean(values, [str(i) for i in range(60)])
+        covered += found.low <= 0.3 <= found.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_a_paired_difference_is_narrower_than_an_unpaired_one() -> None:
+    rng = np.random.default_rng(2)
+    first = (rng.random(100) < 0.6).astype(float)
+    second = first.copy()
+    second[:10] = 0
+    names = [str(i) for i in range(100)]
+    paired = difference(first, second, names)
+    assert paired.value == pytest.approx(first.mean() - second.mean())
+    assert paired.low > 0
+    relative = difference(first, second, names, relative=True)
+    assert relative.value == pytest.approx(paired.value / first.mean())
+
+
+def test_nothing_measured_is_none_not_zero() -> None:
+    assert mean([], []).as_dict() == {"value": None, "low": None, "high": None, "n": 0}
+    assert difference([0.0, 0.0], [0.0, 0.0], ["a", "b"], relative=True).as_dict()["value"] is None
+
+
+def test_mcnemar_agrees_with_scipy() -> None:
+    from scipy.stats import binomtest
+
+    first = [True] * 12 + [False] * 3 + [True] * 5
+    second = [False] * 12 + [True] * 3 + [True] * 5
+    only_first, only_second, p = mcnemar(first, second)
+    assert (only_first, only_second) == (12, 3)
+    assert p == pytest.approx(binomtest(3, 15, 0.5).pvalue)

@@ -1,0 +1,196 @@
+"""The study end to end on the micro pair, whose circuit is known by construction."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from interventions.errors import InterventionsError, ResultsError
+from interventions.results import Store, read_tree
+from twohop.cli import main
+from twohop.diagnosis import VERDICTS
+from twohop.micro.layout import RECALL_BLOCKS
+from twohop.recall import GATES
+from twohop.recovery import ARMS
+from twohop.scoring import OUTCOMES
+from twohop.study import STAGES, Settings, run_study
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    for pair in ("micro-naming", "micro-aligned"):
+        run_study(pair, out=out)
+    return out
+
+
+def summary(runs: Path, pair: str) -> dict[str, Any]:
+    return json.loads((runs / pair / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("pair", ["micro-naming", "micro-aligned"])
+def test_every_documented_number_is_there(runs: Path, pair: str) -> None:
+    found = summary(runs, pair)
+    assert found["pair"] == pair
+    assert found["n_items"] + found["n_surface"] == 72
+    numbers = [found[gate] for gate in GATES]
+    numbers += [found[key] for key in ("gap_points", "gap_relative", "lateness_layers")]
+    numbers += [found["outcomes"][one] for one in OUTCOMES]
+    numbers += [found["diagnosis"][one] for one in VERDICTS]
+    numbers += [found["recovered"][arm] for arm in ARMS]
+    for number in numbers:
+        assert set(number) == {"value", "low", "high", "n"}
+        if number["value"] is not None:
+            assert number["low"] <= number["value"] <= number["high"]
+    assert sum(one["value"] for one in found["outcomes"].values()) == pytest.approx(1)
+    assert sum(one["value"] for one in found["diagnosis"].values()) == pytest.approx(1)
+
+
+def test_the_enrichment_window_is_where_recall_was_put(runs: Path) -> None:
+    for pair in ("micro-naming", "micro-aligned"):
+        assert summary(runs, pair)["enrichment_end"] == RECALL_BLOCKS[-1]
+    survives = read_tree(runs / "micro-naming")["windows"]["enrichment"].mean("item")
+    assert float(survives.sel(edge=RECALL_BLOCKS.start)) < 0.3
+    assert float(survives.sel(edge=RECALL_BLOCKS.stop)) > 0.9
+
+
+def test_the_exact_map_finds_the_recall_blocks(runs: Path) -> None:
+    found = read_tree(runs / "micro-naming")["map_text"].to_dataset()
+    effect = found["effect"].mean("map_item")
+    mlp = effect.sel(component="mlp_out", role="entity").values
+    blocks = [int(b) for b in found["first_block"]]
+    inside = [i for i, block in enumerate(blocks) if block in RECALL_BLOCKS]
+    outside = [i for i, block in enumerate(blocks) if block not in RECALL_BLOCKS]
+    assert max(mlp[inside]) > 0.2
+    assert np.abs(mlp[outside]).max() < 1e-6, "those MLPs are zero by construction"
+    last = effect.sel(component="resid_post", role="last").values
+    assert last[-1] == pytest.approx(1, abs=1e-5), "the whole state at the end is the whole effect"
+
+
+def test_naming_loses_facts_and_the_backbones_entity_gives_them_back(runs: Path) -> None:
+    found = summary(runs, "micro-naming")
+    assert found["recognised"]["low"] > 0.9
+    assert found["gap_points"]["low"] > 20
+    arms = found["recovered"]
+    assert arms["transplant_all_image"]["low"] > arms["mean_entity"]["high"]
+    assert arms["transplant_all_image"]["low"] > arms["norm_matched"]["high"]
+    assert arms["transplant_all_image"]["low"] > arms["back_patching"]["high"]
+    assert arms["wrong_entity"]["high"] < 0.2
+    assert found["followed"]["wrong_entity"]["low"] > 0.8
+    assert arms["cot_gold"]["low"] > 0.8 > arms["cot_wrong"]["high"]
+
+
+def test_aligned_has_no_gap_and_is_not_late(runs: Path) -> None:
+    found = summary(runs, "micro-aligned")
+    assert abs(found["gap_points"]["value"]) < 10
+    assert found["lateness_layers"]["high"] <= 0
+    assert found["diagnosis"]["late"]["value"] == 0
+
+
+def test_what_the_backbone_was_never_taught_is_knowledge_missing(runs: Path) -> None:
+    from twohop.micro.world import facts
+
+    verdicts = read_tree(runs / "micro-aligned")["diagnosis"].to_dataset()
+    untaught = [f"{fact.code}/{fact.relation}" for fact in facts() if not fact.taught]
+    assert untaught
+    for item in untaught:
+        verdict = str(verdicts["verdict"].sel(item=item).values)
+        assert verdict in ("knowledge_missing", "right")
+
+
+def test_results_carry_their_provenance(runs: Path) -> None:
+    tree = read_tree(runs / "micro-naming")
+    assert set(tree.children) == set(STAGES)
+    for stage in STAGES:
+        about = json.loads(tree[stage].attrs["provenance"])
+        assert about["seed"] == 0
+        assert about["vlm"]["dtype"] == "torch.float32"
+        assert about["versions"]["nnsight"]
+
+
+def test_a_second_run_reuses_everything_and_changes_nothing(runs: Path) -> None:
+    before = read_tree(runs / "micro-naming")
+    started = time.monotonic()
+    run_study("micro-naming", out=runs)
+    assert read_tree(runs / "micro-naming").identical(before)
+    assert time.monotonic() - started < 60
+
+
+def test_other_settings_are_refused_with_the_difference(runs: Path) -> None:
+    with pytest.raises(ResultsError, match="seed: stored 0, asked 1"):
+        run_study("micro-naming", out=runs, settings=Settings(seed=1))
+
+
+def same_numbers(one: xr.DataTree, other: xr.DataTree) -> None:
+    for stage in STAGES:
+        xr.testing.assert_equal(one[stage].to_dataset(), other[stage].to_dataset())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_killed_study_goes_on_to_the_same_bits(runs: Path, tmp_path: Path, seed: int) -> None:
+    command = [sys.executable, "-m", "twohop", "study", "micro-naming", "--out", str(tmp_path)]
+    generator = random.Random(seed)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for _ in range(3):
+        process = subprocess.Popen(
+            command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(generator.uniform(4, 12))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    again = tmp_path / "again"
+    subprocess.run([*command[:-1], str(again)], env=env, check=True, capture_output=True)
+    same_numbers(read_tree(tmp_path / "micro-naming"), read_tree(again / "micro-naming"))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_limit_takes_fewer_entities(tmp_path: Path) -> None:
+    found = run_study("micro-naming", out=tmp_path, settings=Settings(limit=6))
+    assert found["n_entities"] == 6
+
+
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ResultsError, match="not the folder of a run"):
+        Store(tmp_path, {"seed": 0})
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_failed_write_leaves_the_store_as_it_was(tmp_path: Path) -> None:
+    store = Store(tmp_path, {"seed": 0})
+    store.put("one", xr.Dataset({"a": ("x", [1.0, 2.0])}))
+    with pytest.raises(Exception, match=r".*"):
+        store.put("two", xr.Dataset({"a": ("x", np.array([object()], dtype=object))}))
+    assert store.stages() == ["one"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.nc", "settings.json"]
+
+
+def test_mistakes_on_the_command_line_end_in_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "micro-namign", "--out", str(tmp_path)]) == 2
+    assert "Did you mean 'micro-naming'?" in capsys.readouterr().err
+    assert main(["study", "micro-naming", "--limit", "1", "--out", str(tmp_path)]) == 2
+    assert "at least 2 entities" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert str(tmp_path / "a") in capsys.readouterr().err
+    assert main(["pairs"]) == 0
+    assert "flags-aligned" in capsys.readouterr().out
+
+
+def test_items_with_one_id_twice_are_refused() -> None:
+    from twohop.entities.items import Entity, Item, check_items
+
+    item = Item("a/b", Entity("a", "A"), "b", ("x",))
+    with pytest.raises(InterventionsError, match="occurs twice"):
+        check_items([item, item])
