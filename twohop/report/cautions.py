@@ -21,6 +21,7 @@ def cautions(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
     """
     return [
         *_about_gates(summary),
+        *_about_default(tree),
         *_about_probes(tree, summary),
         *_about_recovery(summary),
     ]
@@ -31,7 +32,8 @@ def _about_gates(summary: Mapping[str, Any]) -> list[str]:
     blank, image = read(summary["vlm_blank"]), read(summary["vlm_image"])
     if image.low <= blank.value:
         found.append(
-            f"The VLM is not clearly better with the image ({written(summary['vlm_image'])}) than with "
+            f"The VLM is not clearly better with the image ({written(summary['vlm_image'])}) than "
+            "with "
             f"a blank one ({written(summary['vlm_blank'])})."
         )
     weak = [name for name, one in summary["by_relation"].items() if not one["above_constant"]]
@@ -48,9 +50,25 @@ def _about_gates(summary: Mapping[str, Any]) -> list[str]:
         )
     if summary["recognised"]["value"] is not None and summary["recognised"]["value"] < 0.5:
         found.append(
-            f"The VLM names only {short(summary['recognised'])} of the entities. The gap is about those."
+            f"The VLM names only {short(summary['recognised'])} of the entities. The gap is about "
+            "those."
         )
     return found
+
+
+def _about_default(tree: xr.DataTree) -> list[str]:
+    gates = tree["recall"].to_dataset()
+    counted = ~gates["surface"].values.astype(bool)
+    wrong = counted & ~gates["right"].sel(gate="vlm_image").values.astype(bool)
+    same = gates["text"].sel(gate="vlm_image").values == gates["text"].sel(gate="vlm_blank").values
+    n, share = int(wrong.sum()), float(same[wrong].mean()) if wrong.any() else 0.0
+    if n < 10 or share < 0.3:
+        return []
+    return [
+        f"Of the {n} wrong image answers, {100 * share:.0f} % are word for word what the VLM says "
+        "to a "
+        "blank image: there the image left no trace in the answer."
+    ]
 
 
 def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
@@ -65,19 +83,24 @@ def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
     transfer = image_hits(data, "transfer").mean(1)
     if not measured(summary["lateness_layers"]):
         found.append(
-            f"The transfer probe peaks at {100 * transfer.max():.0f} % on the image tokens and does not "
-            "clearly beat shuffled labels, so there is no lateness to report. This is a test that did "
-            f"not pass with {data.sizes['entity']} entities. It does not prove that the form is absent."
+            f"The transfer probe peaks at {100 * transfer.max():.0f} % on the image tokens and "
+            "does not "
+            "clearly beat shuffled labels, so there is no lateness to report. This is a test that "
+            "did "
+            f"not pass with {data.sizes['entity']} entities. It does not prove that the form is "
+            "absent."
         )
     elif transfer.max() < 0.5:
         found.append(
-            f"The transfer probe reads at most {100 * transfer.max():.0f} % of the entities, so the "
+            f"The transfer probe reads at most {100 * transfer.max():.0f} % of the entities, so "
+            "the "
             "lateness is about a weak curve."
         )
     own = data["backbone_accuracy"].values
     if own.size and float(np.nanmax(own)) < 0.5:
         found.append(
-            f"The transfer probe reads at most {100 * np.nanmax(own):.0f} % on the backbone's own text, "
+            f"The transfer probe reads at most {100 * np.nanmax(own):.0f} % on the backbone's own "
+            "text, "
             "so it could not have found more in the VLM."
         )
     if summary["enrichment_end"] < 0:
@@ -95,13 +118,15 @@ def _about_recovery(summary: Mapping[str, Any]) -> list[str]:
         best, chance = read(whole_arm), read(placebo)
         if chance.high >= best.low or chance.value >= 0.8 * best.value > 0:
             found.append(
-                f"Random positions recover {written(placebo)}, next to {written(whole_arm)} for the image "
+                f"Random positions recover {written(placebo)}, next to {written(whole_arm)} for "
+                "the image "
                 "tokens. The transplant shows that the values suffice, not that the place matters."
             )
     average = arms.get("mean_entity")
     if measured(average) and read(average).low > 0.1:
         found.append(
-            f"The mean over entities, which names none, gives back {written(average)}: that much of any "
+            f"The mean over entities, which names none, gives back {written(average)}: that much "
+            "of any "
             "recovery is guessing the relation's usual answers."
         )
     minus = summary.get("back_patching_minus_null")

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,27 +51,40 @@ def inline(picture: Image.Image, *, width: int = PICTURE_WIDTH) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def chosen(verdicts: Iterable[str], outcomes: Iterable[str], *, n: int = N_EXAMPLES) -> list[int]:
-    """Pick rows: one of each (verdict, outcome) pair, the largest first, then more of them in turn.
+def chosen(
+    classes: Sequence[object], *, entities: Sequence[str], preferred: Sequence[bool], n: int
+) -> list[int]:
+    """Pick rows: one of each class, the largest class first, then more of them in turn.
+
+    Parameters
+    ----------
+    classes : sequence
+        Class of each row.
+    entities : sequence of str
+        Entity of each row; one that is shown already comes last in its class.
+    preferred : sequence of bool
+        Rows with more to show; they come first in their class.
+    n : int
+        Number of rows.
 
     Examples
     --------
-    >>> chosen(["right", "late", "right"], ["right", "echo", "right"], n=2)
-    [0, 1]
+    >>> chosen(["a", "a", "b"], entities=["x", "y", "x"], preferred=[False, True, True], n=2)
+    [1, 2]
     """
-    classes: dict[tuple[str, str], list[int]] = {}
-    for i, one in enumerate(zip(verdicts, outcomes, strict=True)):
-        classes.setdefault(one, []).append(i)
-    queues = sorted(classes.values(), key=len, reverse=True)
-    queues = [
-        [rows[j] for j in np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)]
-        for rows in queues
-    ]
+    queues: dict[object, list[int]] = {}
+    for i, one in enumerate(classes):
+        queues.setdefault(one, []).append(i)
+    waiting = sorted(queues.values(), key=len, reverse=True)
     picked: list[int] = []
-    while len(picked) < n and any(queues):
-        for queue in queues:
+    shown: set[str] = set()
+    while len(picked) < n and any(waiting):
+        for queue in waiting:
             if queue and len(picked) < n:
-                picked.append(queue.pop(0))
+                best = min(queue, key=lambda i: (not preferred[i], entities[i] in shown, i))
+                queue.remove(best)
+                picked.append(best)
+                shown.add(entities[best])
     return sorted(picked)
 
 
@@ -80,18 +93,19 @@ def examples(tree: xr.DataTree, benchmark: Benchmark, *, n: int = N_EXAMPLES) ->
     gates = tree["recall"].to_dataset()
     recovery = tree["recovery"].to_dataset()
     known = {item.id: item for item in benchmark.items}
-    verdicts = dict(
-        zip(tree["diagnosis"]["item"].values, tree["diagnosis"]["verdict"].values, strict=True)
-    )
+    diagnosed = tree["diagnosis"].to_dataset()
+    verdicts = dict(zip(diagnosed["item"].values, diagnosed["verdict"].values, strict=True))
     rows = [
         i
         for i, one in enumerate(gates["item"].values)
         if one in known and not bool(gates["surface"].values[i])
     ]
     outcomes = gates["outcome"].sel(gate="vlm_image").values
+    tried = set(recovery["tried"].values) | set(recovery["kept"].values)
     picked = chosen(
-        [str(verdicts[gates["item"].values[i]]) for i in rows],
-        [str(outcomes[i]) for i in rows],
+        [(verdicts[gates["item"].values[i]], outcomes[i]) for i in rows],
+        entities=[str(gates["entity"].values[i]) for i in rows],
+        preferred=[gates["item"].values[i] in tried for i in rows],
         n=n,
     )
     made = []

@@ -69,7 +69,7 @@ def interval(
 
 
 def gates_figure(summary: Mapping[str, Any]) -> Figure:
-    """Accuracy at every gate, free answers and forced choice, and the gap between text and image."""
+    """Accuracy at every gate, in free answers and forced choice, and the gap."""
     with look():
         figure = sheet(3.1)
         axes = figure.subplots()

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from twohop.report import wording
-from twohop.report.numbers import measured, whole
+from twohop.report.numbers import measured, written
 from twohop.report.style import (
     BLUE,
     FAINT,
@@ -57,7 +57,7 @@ def curve(
 
 def end_labels(axes: Axes, x: float, labels: list[tuple[float, str, str]], *, gap: float) -> None:
     """Write each curve's name at its right end, moved apart where they would overlap."""
-    places = spread([height for height, _, _ in labels], gap=gap)
+    places = spread([max(height, gap / 5) for height, _, _ in labels], gap=gap)
     for (_, text, colour), y in zip(labels, places, strict=True):
         axes.annotate(
             text,
@@ -121,7 +121,7 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
         late = summary["lateness_layers"]
         if measured(late):
             found = end + late["value"]
-            words = f"lateness {whole(late['value'])} [{whole(late['low'])}, {whole(late['high'])}] layers"
+            words = f"lateness {written(late, 'layers')} layers"
             above.annotate(
                 "",
                 (found, 1.09),

@@ -21,10 +21,10 @@ def read(number: Mapping[str, Any] | None) -> Estimate:
     """
     if number is None:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    parts = [
+    value, low, high = (
         math.nan if number[key] is None else float(number[key]) for key in ("value", "low", "high")
-    ]
-    return Estimate(*parts, int(number["n"]))
+    )
+    return Estimate(value, low, high, int(number["n"]))
 
 
 def measured(number: Mapping[str, Any] | None) -> bool:
@@ -65,7 +65,8 @@ def written(number: Mapping[str, Any] | None, unit: Unit = "share", *, n: bool =
     if math.isnan(found.value):
         return NOT_MEASURED
     scale, sign = (100, "\u00a0%") if unit == "share" else (1, "")
-    text = f"{whole(found.value * scale)}{sign} [{whole(found.low * scale)}, {whole(found.high * scale)}]"
+    low, high = whole(found.low * scale), whole(found.high * scale)
+    text = f"{whole(found.value * scale)}{sign} [{low}, {high}]"
     return f"{text} (n\u00a0{found.n})" if n else text
 
 

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from interventions.results import write_atomically
 from twohop.entities.items import Benchmark
-from twohop.report import wording
 from twohop.report.cautions import cautions
 from twohop.report.examples import examples
 from twohop.report.figures import (
@@ -67,12 +66,19 @@ def embedded(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(rendered(figure, "svg")).decode()
 
 
-def key_number(summary: Mapping[str, Any], key: str, label: str, unit: Unit = "share") -> KeyNumber:
-    """A number of the summary, large, with its interval beneath."""
+def key_number(
+    summary: Mapping[str, Any], key: str, label: str, unit: Unit = "share", *, reason: str = ""
+) -> KeyNumber:
+    """A number of the summary, large, with its interval beneath, or why there is none."""
     found = at(summary, key)
     text = written(found, unit)
     value, _, interval = text.partition(" [")
-    detail = f"[{interval}, n\u00a0{read(found).n}" if interval else ""
+    if interval:
+        detail = f"[{interval}, n\u00a0{read(found).n}"
+    elif key.startswith("recovered"):
+        detail = "no item was lost"
+    else:
+        detail = reason
     return KeyNumber(label, value, detail, key)
 
 
@@ -81,8 +87,20 @@ def key_numbers(summary: Mapping[str, Any]) -> list[KeyNumber]:
     return [
         key_number(summary, "backbone_text", "right in text, backbone"),
         key_number(summary, "vlm_image", "right from the image"),
-        key_number(summary, "gap_points", "gap, points (recognised)", "points"),
-        key_number(summary, "lateness_layers", "lateness, layers", "layers"),
+        key_number(
+            summary,
+            "gap_points",
+            "gap, points (recognised)",
+            "points",
+            reason="no item was recognised",
+        ),
+        key_number(
+            summary,
+            "lateness_layers",
+            "lateness, layers",
+            "layers",
+            reason="transfer probe no better than shuffled labels",
+        ),
         key_number(summary, "recovered/transplant_all_image", "recovered by transplant"),
         key_number(summary, "recovered/transplant_random_position", "by random positions"),
     ]
@@ -110,10 +128,12 @@ def alt_texts(summary: Mapping[str, Any]) -> dict[str, str]:
         "The numbers are in the table Accuracy at each gate.",
         "outcomes": "Two stacked bars: classes of image answers, and diagnosis of every item. "
         "The numbers are in the tables below.",
-        "resolution": "Curves over layers: share of entities that probes read from the image tokens, "
+        "resolution": "Curves over layers: share of entities that probes read from the image "
+        "tokens, "
         f"and of answers read at the last token. Enrichment window ends after block {end}, "
         f"read-out after block {out}, lateness {when}.",
-        "windows": "Curves over blocks of the backbone: answers that survive ablation from a block up, "
+        "windows": "Curves over blocks of the backbone: answers that survive ablation from a block "
+        "up, "
         f"and answers that follow a swap after it. The windows end after blocks {end} and {out}.",
         "map": "Two heat maps, backbone in text and VLM with images: component and token role by "
         "windows of blocks, share of the answer that a patch brings over.",
@@ -170,9 +190,6 @@ def write_report(
             plates=plates,
             tables=all_tables(summary),
             examples=examples(tree, benchmark),
-            how=wording.HOW_TO_READ,
-            limits=wording.LIMITS,
-            terms=wording.TERMS,
             benchmark=benchmark,
             answer_relation=tree["resolution"].attrs["answer_relation"],
             settings=settings_rows(tree),

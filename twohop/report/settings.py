@@ -62,13 +62,14 @@ def stage_rows(tree: xr.DataTree) -> list[tuple[str, str]]:
     rows = []
     for stage, node in tree.children.items():
         parts = [
-            f"{key.replace('_', ' ')}: {_plain(value)}"
+            f"{str(key).replace('_', ' ')}: {_plain(value)}"
             for key, value in node.attrs.items()
             if key not in HIDDEN
         ]
         if stage == "recovery" and "chosen" in node.attrs and node.sizes.get("pair"):
             pair = int(node.attrs["chosen"])
-            later, earlier = int(node["later"][pair]), int(node["earlier"][pair])
+            data = node.to_dataset()
+            later, earlier = (int(data[name].values[pair]) for name in ("later", "earlier"))
             parts.append(f"back-patching: layer {later} into layer {earlier}")
         sizes = ", ".join(f"{n} {dim}" for dim, n in node.sizes.items())
         rows.append((stage, "; ".join([*parts, f"sizes: {sizes}"])))

@@ -1,0 +1,68 @@
+"""The same numbers on the console: compact tables, the verdict last."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from twohop.report.comparison import comparison_table, differing
+from twohop.report.tables import Table, all_tables
+from twohop.summary import verdict_sentence
+
+SHOWN = ("gates", "gap", "relations", "lateness", "outcomes", "diagnosis", "recovery", "harm")
+WIDTH = 80
+WORDY = ("meaning",)
+
+
+def as_rich(table: Table) -> RichTable:
+    """Turn a table into one for the console; columns of explanations are left out."""
+    kept = [i for i, name in enumerate(table.columns) if name not in WORDY]
+    made = RichTable(
+        title=table.title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1),
+        show_edge=False,
+    )
+    for i in kept:
+        made.add_column(table.columns[i], overflow="fold", justify="left")
+    for row in table.rows:
+        group = not any(cell.text for cell in row[1:])
+        made.add_row(*(escape(row[i].text) for i in kept), style="dim italic" if group else None)
+    return made
+
+
+def print_summary(summary: Mapping[str, Any], console: Console) -> None:
+    """Print a run's tables, and its verdict last.
+
+    Parameters
+    ----------
+    summary : mapping
+        From :func:`twohop.summary.summarise`.
+    console : Console
+        Tables take at most 80 columns.
+    """
+    tables = all_tables(summary)
+    for name in SHOWN:
+        if tables[name].rows:
+            console.print(as_rich(tables[name]), width=min(WIDTH, console.width))
+            console.print()
+    verdict = summary.get("verdict") or verdict_sentence(dict(summary))
+    console.print(escape(verdict), style="bold", width=min(WIDTH, console.width), highlight=False)
+
+
+def print_comparison(summaries: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print runs side by side, and a verdict for each last."""
+    width = min(max(WIDTH, 24 * (1 + len(summaries))), console.width)
+    console.print(as_rich(comparison_table(summaries)), width=width)
+    console.print()
+    for summary in summaries:
+        verdict = summary.get("verdict") or verdict_sentence(dict(summary))
+        console.print(escape(verdict), style="bold", width=width, highlight=False)
+    for line in differing(summaries):
+        console.print(escape(line), style="yellow", width=width)
