@@ -1,0 +1,186 @@
+"""What the embedded pairs name and recall: ``python -m twohop.flags.evaluate``.
+
+A plain measurement for the model card: greedy, first line of the answer, whole-answer match. The
+study has its own gates and scorers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from twohop.flags.assemble import PAIR_KEYS, PairKey, pair_folder
+from twohop.flags.backbone import backbone_folder
+from twohop.flags.data import (
+    FIRST_HELD_OUT_VIEW,
+    RELATIONS,
+    STYLES,
+    Entity,
+    Relation,
+    entities,
+    fact,
+    is_surface,
+    view,
+)
+from twohop.flags.prompted import PromptedLM
+from twohop.flags.templates import NAMING, QUESTIONS, Template
+from twohop.flags.tower import pixels
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+
+def plain(text: str) -> str:
+    """Lower case, no accents, no surrounding punctuation or article."""
+    letters = "".join(
+        c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)
+    )
+    return re.sub(r"^the\s+", "", letters.lower().strip(" .,;:!?\"'"))
+
+
+def named(said: str, entity: Entity) -> bool:
+    """Whether a line is one of a country's names, and nothing else."""
+    return plain(said) in {plain(name) for name in (entity.name, *entity.aliases)}
+
+
+def answered(said: str, answers: Iterable[str]) -> bool:
+    """Whether a line is, or begins with, an accepted answer that ends where a word ends."""
+    line = plain(said)
+    return any(re.match(rf"{re.escape(plain(answer))}(?!\w)", line) for answer in answers)
+
+
+@dataclass(frozen=True)
+class RelationRecall:
+    """Counts over items that were named right and that the backbone answers from the name."""
+
+    items: int
+    right: int
+    echoed: int
+    """Answers that begin with the country's name instead."""
+
+
+class PairReader:
+    """Reads country names and facts off image tokens, with the prompts' beginnings cached."""
+
+    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._readers = {
+            template.name: PromptedLM(model, tokenizer, prefix=template.before)
+            for template in (NAMING, *QUESTIONS.values())
+        }
+        self._known: dict[Relation, list[bool]] = {}
+
+    def reader(self, template: Template) -> PromptedLM:
+        """The model behind a template's beginning."""
+        return self._readers[template.name]
+
+    @torch.no_grad()
+    def lines(self, template: Template, tokens: Sequence[torch.Tensor]) -> list[str]:
+        """First lines of the answers about entities given as embeddings [position, d_model]."""
+        reader = self.reader(template)
+        after = reader.embed(reader.token_ids(template.after))
+        longest = 8 if template is NAMING else 6
+        return reader.first_lines([torch.cat([row, after]) for row in tokens], tokens=longest)
+
+    def known(self, relation: Relation) -> list[bool]:
+        """Whether the backbone answers about each country from its name; surface items: no."""
+        if relation not in self._known:
+            reader = self.reader(QUESTIONS[relation])
+            names = [reader.embed(reader.token_ids(f" {one.name}")) for one in entities()]
+            facts = [fact(one.code, relation) for one in entities()]
+            self._known[relation] = [
+                answered(line, one.answers) and not is_surface(one, tokenizer=self.tokenizer)
+                for line, one in zip(self.lines(QUESTIONS[relation], names), facts, strict=True)
+            ]
+        return self._known[relation]
+
+    def recognised(self, image_tokens: torch.Tensor) -> list[bool]:
+        """Whether each country, [country, slot, d_model], is named right."""
+        lines = self.lines(NAMING, list(image_tokens))
+        return [named(line, one) for line, one in zip(lines, entities(), strict=True)]
+
+    def recall(
+        self, image_tokens: torch.Tensor, recognised: Sequence[bool]
+    ) -> dict[Relation, RelationRecall]:
+        """Facts from the image, over the items that are both recognised and known."""
+        counts = {}
+        for relation in RELATIONS:
+            pairs = zip(recognised, self.known(relation), strict=True)
+            rows = [number for number, both in enumerate(map(all, pairs)) if both]
+            asked = [entities()[row] for row in rows]
+            lines = self.lines(QUESTIONS[relation], [image_tokens[row] for row in rows])
+            right = echoed = 0
+            for line, one in zip(lines, asked, strict=True):
+                right += answered(line, fact(one.code, relation).answers)
+                echoed += answered(line, (one.name, *one.aliases))
+            counts[relation] = RelationRecall(items=len(rows), right=right, echoed=echoed)
+        return counts
+
+
+def measure(reader: PairReader, image_tokens: torch.Tensor) -> dict[str, Any]:
+    """Naming and recall of one view of every country, as plain numbers."""
+    recognised = reader.recognised(image_tokens)
+    measured: dict[str, Any] = {"named": sum(recognised) / len(recognised)}
+    for relation, counts in reader.recall(image_tokens, recognised).items():
+        measured[relation] = {
+            "items": counts.items,
+            "right": counts.right,
+            "echoed": counts.echoed,
+            "gap": 1 - counts.right / max(1, counts.items),
+        }
+    return measured
+
+
+@torch.no_grad()
+def evaluate_pair(
+    key: PairKey, *, weights: Path | None = None, views: Sequence[int] = (FIRST_HELD_OUT_VIEW,)
+) -> list[dict[str, Any]]:
+    """Measure an assembled pair on held-out views of both drawings; one entry for each."""
+    from transformers import AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGeneration
+
+    folder = pair_folder(key, weights=weights)
+    vlm = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    backbone = backbone_folder()
+    llm = LlamaForCausalLM.from_pretrained(backbone, dtype=torch.float32)
+    reader = PairReader(llm, AutoTokenizer.from_pretrained(backbone))
+    rows = []
+    for style in STYLES:
+        for index in views:
+            pictures = [view(one.code, index, style=style) for one in entities()]
+            features = vlm.get_image_features(pixel_values=pixels(pictures))
+            # A tuple with one [slot, d_model] per picture.
+            tokens = torch.stack(list(features.pooler_output))
+            rows.append({"pair": key, "style": style, "view": index, **measure(reader, tokens)})
+    return rows
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=Path, help="folder of trained weights; default shipped")
+    parser.add_argument("--views", type=int, default=1, help="held-out views of every flag")
+    asked = parser.parse_args()
+    table = Table("pair", "drawing", "view", "named", *RELATIONS)
+    views = range(FIRST_HELD_OUT_VIEW, FIRST_HELD_OUT_VIEW + asked.views)
+    for key in PAIR_KEYS:
+        for row in evaluate_pair(key, weights=asked.weights, views=views):
+            cells = [
+                "{right}/{items}, echo {echoed}".format(**row[relation]) for relation in RELATIONS
+            ]
+            table.add_row(
+                row["pair"], row["style"], str(row["view"]), f"{row['named']:.3f}", *cells
+            )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
