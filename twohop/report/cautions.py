@@ -67,7 +67,7 @@ def _about_default(tree: xr.DataTree) -> list[str]:
     return [
         f"Of the {n} wrong image answers, {100 * share:.0f} % are word for word what the VLM says "
         "to a "
-        "blank image: there the image left no trace in the answer."
+        "blank image: there, the image may have left no trace in the answer."
     ]
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from interventions.errors import ResultsError
 from interventions.results import SETTINGS, write_atomically
-from twohop.report.comparison import (
-    comparison_table,
-    differing,
+from twohop.report.comparison import comparison_table, differing
+from twohop.report.comparison_figures import (
     gap_comparison,
     lateness_comparison,
     recovery_comparison,
