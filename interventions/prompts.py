@@ -243,11 +243,18 @@ def build_row(
 
 
 def common_prefix(rows: Sequence[Row], text: str | None) -> int:
-    """Number of leading tokens that all rows share, before any image and before any last token.
+    """Number of leading tokens that all rows share, before any image, named span or last token.
 
     With ``text``, no more tokens than end within it.
     """
-    limit = min(min(len(row.ids) - 1, len(row.ends)) for row in rows)
+    kept = [
+        position
+        for row in rows
+        for role, found in row.roles.items()
+        if role not in ("question", "last")
+        for position in found
+    ]
+    limit = min([len(row.ids) - 1 for row in rows] + [len(row.ends) for row in rows] + kept)
     if text is not None:
         limit = min(limit, sum(end <= len(text) for end in rows[0].ends))
     first = rows[0].ids

@@ -74,6 +74,12 @@ def test_a_shared_prefix_can_be_limited_to_a_text(llm: iv.Model, named: iv.Promp
     assert llm.tokenizer.decode(limited.prefix_ids).split()[-1] == "What"
 
 
+def test_a_named_span_is_never_shared(llm: iv.Model) -> None:
+    alone = llm.prompt("Which country is Avaria ?", spans={"entity": "Avaria"}, share_prefix=True)
+    assert llm.tokenizer.decode(alone.inputs["input_ids"][0]).split() == ["Avaria", "?"]
+    assert alone.at("entity").index.tolist() == [[0]]
+
+
 def test_the_last_token_is_never_shared(llm: iv.Model) -> None:
     same = llm.prompt(["Which country", "Which country"], share_prefix=True)
     assert same.length == 1
@@ -111,8 +117,9 @@ def test_unknown_roles_name_the_nearest(named: iv.Prompt) -> None:
 
 
 def test_a_role_that_some_rows_lack_names_them(llm: iv.Model) -> None:
-    prompt = llm.prompt(["Avaria Belmora", "Belmora Avaria"], spans={"entity": "Avaria"},
-                        share_prefix=False)
+    prompt = llm.prompt(
+        ["Avaria Belmora", "Belmora Avaria"], spans={"entity": "Avaria"}, share_prefix=False
+    )
     prompt.roles[1].pop("entity")
     with pytest.raises(RoleError, match=r"row\(s\) \[1\]"):
         prompt.at("entity")

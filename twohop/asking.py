@@ -216,6 +216,15 @@ def derangement(groups: Sequence[object], *, seed: int) -> list[int]:
     return partner
 
 
+def mean_of_others(values: torch.Tensor) -> torch.Tensor:
+    """For each row of [layer, row, ...], the mean over the other rows.
+
+    A mean that includes the row itself would leak a share of what is to be taken away.
+    """
+    n = values.shape[1]
+    return (values.sum(1, keepdim=True) - values) / max(n - 1, 1)
+
+
 def item_coords(items: Sequence[Item]) -> dict[str, tuple[str, list[str]]]:
     """Coordinates along ``item``: id, entity, relation and canonical answer."""
     return {

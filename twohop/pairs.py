@@ -50,10 +50,10 @@ def _flags_benchmark() -> Benchmark:
 
 
 def _micro_folder(key: str) -> Path:
-    from twohop.micro.folders import micro_folder
+    from twohop.micro import MICRO_KEYS, MicroKey, micro_folder
 
-    keys = {"micro-naming": "micro-naming", "micro-aligned": "micro-aligned"}
-    return micro_folder(keys.get(key, "micro-backbone"))  # pyright: ignore[reportArgumentType]
+    known: dict[str, MicroKey] = {one: one for one in MICRO_KEYS}
+    return micro_folder(known[key])
 
 
 def _micro_benchmark() -> Benchmark:
@@ -87,6 +87,7 @@ PAIRS: dict[str, Pair] = {
         _micro(
             "micro-aligned", "a micro world for tests; projector fitted to the names' embeddings"
         ),
+        _micro("micro-late", "a micro world for tests; late by construction"),
     )
 }
 

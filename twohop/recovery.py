@@ -13,7 +13,7 @@ arm                                       what is written, and where
 ``transplant_all_image_mlp``              MLP outputs only, into every image token
 ``transplant_random_position``            as the first, into as many random text tokens (20 seeds)
 ``wrong_entity``                          another entity's values, into every image token
-``mean_entity``                           the mean over entities
+``mean_entity``                           the mean over the other entities
 ``norm_matched``                          random vectors of the same norm
 ``back_patching``                         the VLM's own later state, into an earlier layer
 ``back_patching_null``                    the same search with another picture's states
@@ -42,6 +42,7 @@ from twohop.asking import (
     complete,
     derangement,
     image_prompt,
+    mean_of_others,
     score,
     text_array,
     text_prompt,
@@ -145,7 +146,7 @@ def transplant_arms(
         "transplant_last_image": ("resid_post", resid, -1),
         "transplant_all_image_mlp": ("mlp_out", mlp, None),
         "wrong_entity": ("resid_post", resid[:, partner], None),
-        "mean_entity": ("resid_post", resid.mean(1, keepdim=True).expand_as(resid), None),
+        "mean_entity": ("resid_post", mean_of_others(resid), None),
         "norm_matched": ("resid_post", matched_noise(resid, seed=study.seed), None),
     }
     results: dict[str, Scored] = {}

@@ -229,7 +229,10 @@ def run_study(
             rows = expected_rows(stage, benchmark, done)
             with reporter.stage(stage, rows) as tick:
                 found = run_stage(stage, replace(study, tick=tick), done)
-            found.attrs["provenance"] = provenance(vlm=vlm, backbone=backbone) | run.settings
+            found.attrs["provenance"] = {
+                **provenance(vlm=vlm, backbone=backbone),
+                "settings": store.settings,
+            }
             store.put(stage, found)
             done[stage] = store.get(stage)
         if stage in BACKBONE_STAGES and stage not in run.stages():

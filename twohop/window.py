@@ -1,7 +1,7 @@
 """Where hop 2 reads: the recall windows of the backbone, on its own text run.
 
 *Enrichment*: which blocks' MLPs are needed at the entity's tokens. They are replaced by their mean
-over items from block ``l`` up; the window ends where accuracy no longer suffers.
+over the other items from block ``l`` up; the window ends where accuracy no longer suffers.
 *Read-out*: until when the answer is still read from the entity's token. The state there is swapped
 for another entity's after block ``l``; the window ends where the answer no longer follows it.
 """
@@ -14,7 +14,7 @@ import xarray as xr
 
 from interventions import Patch, Positions, Site, read
 from interventions.answers import following
-from twohop.asking import Study, by_relation, derangement, item_coords, text_prompt
+from twohop.asking import Study, by_relation, derangement, item_coords, mean_of_others, text_prompt
 from twohop.cells import answer_ids, answered_cells
 from twohop.entities.items import Item
 
@@ -77,7 +77,7 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
         )
         asked = following(prompt, own, pad_id=model.tokenizer.pad_token_id)
         names = asked.at("entity")
-        average = mlp.mean(1)
+        average = mean_of_others(mlp)
 
         def ablate(
             batch: torch.Tensor,
@@ -87,12 +87,7 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
         ) -> list[Patch]:
             there = names.rows(batch)
             return [
-                Patch(
-                    "mlp_out",
-                    block,
-                    there.only(layers <= block),
-                    average[block].expand(len(batch), -1),
-                )
+                Patch("mlp_out", block, there.only(layers <= block), average[block, batch])
                 for block in range(int(layers.min()), n_layers)
             ]
 
