@@ -74,7 +74,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
         "compare-lateness": lateness_comparison(summaries),
         "compare-recovery": recovery_comparison(summaries),
     }
-    save_figures(out, figures)
+    vectors = save_figures(out, figures)
     table = comparison_table(summaries)
     names = ", ".join(str(one["pair"]) for one in summaries)
     titles = {
@@ -87,9 +87,9 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
             titles[name],
             f"Dots with intervals, one colour per run ({names}): {titles[name]}. "
             "The numbers are in the table Side by side.",
-            embedded(figure),
+            embedded(vector),
         )
-        for name, figure in figures.items()
+        for name, vector in vectors.items()
     }
     page = (
         environment()

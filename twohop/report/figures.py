@@ -32,30 +32,33 @@ from twohop.report.style import (
 PNG_DPI = 150
 
 
-def rendered(figure: Figure, kind: str) -> bytes:
-    """Return a figure as ``"png"`` or ``"svg"`` bytes, the same for the same figure."""
-    buffer = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+def rendered(figure: Figure) -> dict[str, bytes]:
+    """Return a figure as ``"png"`` and ``"svg"`` bytes, the same for the same figure."""
+    found = {}
     with look():
-        figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata)
-    return buffer.getvalue()
+        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata)
+            figure.set_layout_engine("none")  # both formats get the layout of the first
+            found[kind] = buffer.getvalue()
+    return found
 
 
-def save_figures(folder: Path, figures: Mapping[str, Figure]) -> dict[str, Path]:
+def save_figures(folder: Path, figures: Mapping[str, Figure]) -> dict[str, bytes]:
     """Write each figure to ``folder/figures/`` as PNG (150 dpi) and SVG.
 
     Returns
     -------
-    dict of str to Path
+    dict of str to bytes
         The SVG of each figure.
     """
-    paths = {}
+    vectors = {}
     for name, figure in figures.items():
-        for kind in ("png", "svg"):
-            path = folder / "figures" / f"{name}.{kind}"
-            write_atomically(path, rendered(figure, kind))
-            paths[name] = path
-    return paths
+        for kind, data in rendered(figure).items():
+            write_atomically(folder / "figures" / f"{name}.{kind}", data)
+            if kind == "svg":
+                vectors[name] = data
+    return vectors
 
 
 def interval(

@@ -65,6 +65,8 @@ def written(number: Mapping[str, Any] | None, unit: Unit = "share", *, n: bool =
     if math.isnan(found.value):
         return NOT_MEASURED
     scale, sign = (100, "\u00a0%") if unit == "share" else (1, "")
+    if math.isnan(found.low):
+        return f"{whole(found.value * scale)}{sign} [no interval]"
     low, high = whole(found.low * scale), whole(found.high * scale)
     text = f"{whole(found.value * scale)}{sign} [{low}, {high}]"
     return f"{text} (n\u00a0{found.n})" if n else text

@@ -19,10 +19,10 @@ from twohop.report.figures import (
     gates_figure,
     outcomes_figure,
     recovery_figure,
-    rendered,
     save_figures,
 )
-from twohop.report.layers import map_figure, resolution_figure, windows_figure
+from twohop.report.layers import resolution_figure, windows_figure
+from twohop.report.maps import map_figure
 from twohop.report.numbers import Unit, measured, read, whole, written
 from twohop.report.settings import command, settings_rows, stage_rows
 from twohop.report.tables import all_tables, at
@@ -61,9 +61,9 @@ def environment() -> Environment:
     )
 
 
-def embedded(figure: Figure) -> str:
-    """Return a figure as a data URI that scales."""
-    return "data:image/svg+xml;base64," + base64.b64encode(rendered(figure, "svg")).decode()
+def embedded(vector: bytes) -> str:
+    """Return an SVG as a data URI."""
+    return "data:image/svg+xml;base64," + base64.b64encode(vector).decode()
 
 
 def key_number(
@@ -172,11 +172,10 @@ def write_report(
     Path
         Of the page. It is one file, with figures and styles inside.
     """
-    figures = draw(tree, summary)
-    save_figures(folder, figures)
+    vectors = save_figures(folder, draw(tree, summary))
     alts = alt_texts(summary)
     plates = {
-        name: Plate(TITLES[name], alts[name], embedded(figure)) for name, figure in figures.items()
+        name: Plate(TITLES[name], alts[name], embedded(vector)) for name, vector in vectors.items()
     }
     page = (
         environment()

@@ -1,0 +1,320 @@
+"""The report of a real micro run, and of runs with nothing in them."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+from rich.console import Console
+
+from interventions.errors import ResultsError
+from interventions.results import read_tree
+from twohop.pairs import find_pair
+from twohop.report.compare import read_summary, write_comparison
+from twohop.report.console import print_comparison, print_summary
+from twohop.report.examples import examples
+from twohop.report.numbers import NOT_MEASURED, written
+from twohop.report.page import write_report
+from twohop.report.settings import command, flat, settings_rows
+from twohop.report.style import spread
+from twohop.report.tables import all_tables, at
+from twohop.study import Reporter, run_study
+from twohop.summary import summarise, verdict_sentence
+
+FIGURES = ("gates", "outcomes", "resolution", "windows", "map", "recovery")
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Reads a page; collects its cells and what it loads, and checks that tags are closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.keyed: list[tuple[str, str]] = []
+        self.loaded: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.tags: set[str] = set()
+        self.ids: list[str] = []
+        self.text: list[str] = []
+        self._key = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        if found.get("id"):
+            self.ids.append(str(found["id"]))
+        self.loaded += [str(found[name]) for name in ("src", "href", "data") if found.get(name)]
+        if tag == "img":
+            self.images.append(found)
+        self._key = found.get("data-key") or ""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        self._key = ""
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+        if self._key:
+            self.keyed.append((self._key, data))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    run_study("micro-naming", out=out, reporter=Reporter(Console(file=io.StringIO())))
+    return out / "micro-naming"
+
+
+@pytest.fixture(scope="module")
+def tree(run: Path) -> xr.DataTree:
+    return read_tree(run)
+
+
+@pytest.fixture(scope="module")
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Page:
+    return Page((run / "report.html").read_text(encoding="utf-8"))
+
+
+def expected(summary: dict, key: str) -> str:
+    """What the page must say of a number, written here anew from ``summary.json``."""
+    found = at(summary, key)
+    if isinstance(found, dict):
+        if found["value"] is None:
+            return NOT_MEASURED
+        layers = "lateness" in key
+        points = key.startswith("gap_points")
+        scale = 1 if layers or points else 100
+        sign = "" if layers or points else " %"
+        value, low, high = (round(found[name] * scale) for name in ("value", "low", "high"))
+        return f"{value}{sign} [{low}, {high}]"
+    return str(found)
+
+
+def test_page_needs_nothing_else(page: Page) -> None:
+    assert all(one.startswith(("data:image/", "#")) for one in page.loaded)
+    assert not {"script", "link", "iframe", "object"} & page.tags
+    assert {one[1:] for one in page.loaded if one.startswith("#")} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_page_does_not_name_this_machine(run: Path) -> None:
+    text = (run / "report.html").read_text(encoding="utf-8")
+    text = re.sub(r"data:image/[^\"]+", "", text)
+    for path in (str(run.parent), str(Path.home()), "/tmp/", "/work/"):
+        assert path not in text
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_page_speaks_to_everyone(run: Path, page: Page) -> None:
+    assert (run / "report.html").read_text().lstrip().startswith("<!doctype html>")
+    assert all(image["alt"] for image in page.images)
+    assert len([one for one in page.images if "svg" in str(one["src"])]) == len(FIGURES)
+
+
+def test_every_number_shown_is_the_summarys(page: Page, summary: dict) -> None:
+    assert len(page.keyed) > 80
+    for key, said in page.keyed:
+        said = said.replace("\u00a0", " ").replace("−", "-")
+        if key == "enrichment_end" or key == "readout_end":
+            assert said.split()[1] == str(summary[key])
+        elif key.endswith("best_constant"):
+            assert said.split()[0] == str(round(100 * at(summary, key)))
+        elif "[" in said or at(summary, key) is None or not isinstance(at(summary, key), dict):
+            assert said == expected(summary, key), key
+        else:
+            assert expected(summary, key).startswith(said), key
+    shown = {key for key, _ in page.keyed}
+    for group in ("recovered", "followed", "still_right", "diagnosis", "outcomes", "forced"):
+        for name in summary[group]:
+            assert f"{group}/{name}" in shown
+
+
+def test_page_leads_with_the_verdict(page: Page, summary: dict) -> None:
+    words = "".join(page.text)
+    assert words.index(summary["verdict"]) < words.index("Is there a gap?")
+    assert "not public" in words
+    assert find_pair("micro-naming").benchmark().notes in words
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_in_both_formats(run: Path, name: str) -> None:
+    svg = (run / "figures" / f"{name}.svg").read_text()
+    assert svg.count("<svg") == 1
+    with Image.open(run / "figures" / f"{name}.png") as picture:
+        assert picture.width == 960
+    embedded = base64.b64encode(svg.encode()).decode()
+    assert embedded in (run / "report.html").read_text()
+
+
+def test_report_is_the_same_when_made_again(
+    run: Path, tree: xr.DataTree, summary: dict, tmp_path: Path
+) -> None:
+    benchmark = find_pair("micro-naming").benchmark()
+    again = write_report(tmp_path, tree, summary, benchmark)
+    assert again.read_bytes() == (run / "report.html").read_bytes()
+
+
+def changed(tree: xr.DataTree, **stages: xr.Dataset) -> xr.DataTree:
+    """A tree with some stages replaced."""
+    return xr.DataTree.from_dict(
+        {name: stages.get(name, node.to_dataset()) for name, node in tree.children.items()}
+    )
+
+
+def test_what_models_say_is_escaped(tree: xr.DataTree, summary: dict, tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script>"
+    gates = tree["recall"].to_dataset().copy(deep=True)
+    gates["text"] = xr.full_like(gates["text"].astype(object), evil)
+    benchmark = find_pair("micro-naming").benchmark()
+    items = tuple(replace(i, entity=replace(i.entity, name=f"A & {evil}")) for i in benchmark.items)
+    named = {**summary, "pair": evil}
+    written_to = write_report(
+        tmp_path, changed(tree, recall=gates), named, replace(benchmark, items=items, notes=evil)
+    )
+    page = Page(written_to.read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert evil in page.text
+
+
+def test_run_without_lost_items(tree: xr.DataTree, tmp_path: Path) -> None:
+    gates = tree["recall"].to_dataset().copy(deep=True)
+    gates["right"][:] = True
+    gates["outcome"] = xr.full_like(gates["outcome"], "right")
+    recovery = (
+        tree["recovery"]
+        .to_dataset()
+        .isel(lost=slice(0), tried=slice(0), kept=slice(0), follow_arm=slice(0), harm_arm=slice(0))
+    )
+    diagnosis = tree["diagnosis"].to_dataset().copy(deep=True)
+    diagnosis["verdict"] = xr.full_like(diagnosis["verdict"], "right")
+    empty = changed(tree, recall=gates, recovery=recovery, diagnosis=diagnosis)
+    assert "no item was lost" in text_of(empty, tmp_path)
+
+
+def test_run_in_which_nothing_is_recognised(tree: xr.DataTree, tmp_path: Path) -> None:
+    gates = tree["recall"].to_dataset().copy(deep=True)
+    gates["right"][:] = False
+    gates["choice_right"][:] = False
+    recovery = tree["recovery"].to_dataset().isel(lost=slice(0), tried=slice(0), kept=slice(0))
+    windows = tree["windows"].to_dataset().isel(item=slice(0))
+    windows.attrs.update(enrichment_end=-1, readout_end=-1)
+    maps = {
+        name: tree[name].to_dataset().isel(map_item=slice(0)) for name in ("map_text", "map_image")
+    }
+    empty = changed(tree, recall=gates, recovery=recovery, windows=windows, **maps)
+    text = text_of(empty, tmp_path)
+    assert "no item was recognised" in text
+    assert "no block needed" in text
+
+
+def text_of(tree: xr.DataTree, folder: Path) -> str:
+    """Summarise a tree, write its report and give the words on the page."""
+    found = summarise(tree, pair="micro-naming", seed=0)
+    found["verdict"] = verdict_sentence(found)
+    json.dumps(found, allow_nan=False)
+    path = write_report(folder, tree, found, find_pair("micro-naming").benchmark())
+    print_summary(found, Console(file=io.StringIO(), width=80))
+    return "".join(Page(path.read_text(encoding="utf-8")).text)
+
+
+def test_examples_show_each_class(tree: xr.DataTree) -> None:
+    shown = examples(tree, find_pair("micro-naming").benchmark())
+    assert 1 < len(shown) <= 8
+    assert len({one.item for one in shown}) == len(shown)
+    assert len({one.verdict for one in shown}) == len(
+        set(tree["diagnosis"].to_dataset()["verdict"].values)
+    )
+
+
+def test_console_fits_80_columns_and_ends_with_the_verdict(summary: dict) -> None:
+    out = io.StringIO()
+    print_summary(summary, Console(file=out, width=200))
+    lines = out.getvalue().rstrip().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert " ".join(out.getvalue().split()).endswith(" ".join(summary["verdict"].split()))
+
+
+def test_comparison(run: Path, summary: dict, tmp_path: Path) -> None:
+    other = tmp_path / "micro-other"
+    other.mkdir()
+    for name in ("summary.json", "settings.json"):
+        shutil.copy(run / name, other / name)
+    (other / "summary.json").write_text(json.dumps({**summary, "pair": "micro-other"}))
+    settings = json.loads((run / "settings.json").read_text())
+    (other / "settings.json").write_text(json.dumps({**settings, "limit": 12}))
+    path = write_comparison([run, other], tmp_path / "out")
+    page = Page(path.read_text(encoding="utf-8"))
+    assert all(one.startswith("data:image/") for one in page.loaded)
+    assert "The runs differ in limit" in "".join(page.text)
+    stored = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [one["pair"] for one in stored["runs"]] == ["micro-naming", "micro-other"]
+    for key, said in page.keyed:
+        i, _, rest = key.partition("/")
+        said = said.replace("\u00a0", " ").replace("−", "-")
+        assert said == expected(stored["runs"][int(i)], rest)
+    for name in ("gap", "lateness", "recovery"):
+        for kind in ("png", "svg"):
+            assert (tmp_path / "out" / "figures" / f"compare-{name}.{kind}").exists()
+    out = io.StringIO()
+    print_comparison(stored["runs"], Console(file=out, width=80))
+    assert max(map(len, out.getvalue().splitlines())) <= 80
+    assert "differ in limit" in out.getvalue()
+
+
+def test_comparison_refuses_what_it_cannot_compare(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="two or more"):
+        write_comparison([run], tmp_path)
+    with pytest.raises(ResultsError, match="twohop study unfinished"):
+        write_comparison([run, tmp_path / "unfinished"], tmp_path)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "summary.json").write_text("{")
+    with pytest.raises(ResultsError, match="cannot be read"):
+        read_summary(broken)
+
+
+def test_settings_are_shown_with_the_command(tree: xr.DataTree, summary: dict) -> None:
+    rows = dict(settings_rows(tree))
+    assert rows["seed"] == "0"
+    assert "torch" in rows["versions"]
+    assert command(tree, summary) == "twohop study micro-naming --seed 0"
+    model = {"id": "toy", "dtype": "torch.float32", "revision": None}
+    assert flat({"vlm": model, "limit": None}) == {"vlm": "toy (torch.float32)", "limit": "all"}
+
+
+def test_numbers_are_written_plainly() -> None:
+    number = {"value": -0.004, "low": -0.2, "high": 0.17, "n": 16}
+    assert written(number).replace("\u00a0", " ") == "0 % [−20, 17]"
+    assert written({"value": None, "low": None, "high": None, "n": 0}) == NOT_MEASURED
+    assert written(None) == NOT_MEASURED
+
+
+def test_labels_do_not_overlap() -> None:
+    placed = spread([0.5, 0.5, 0.52, 0.0], gap=0.1)
+    assert np.diff(sorted(placed)).min() >= 0.1 - 1e-9
+    assert placed[3] == 0.0
+
+
+def test_tables_name_their_keys(summary: dict) -> None:
+    for table in all_tables(summary).values():
+        assert all(len(row) == len(table.columns) for row in table.rows)
