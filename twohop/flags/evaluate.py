@@ -156,7 +156,7 @@ def evaluate_pair(
     for style in STYLES:
         for index in views:
             pictures = [view(one.code, index, style=style) for one in entities()]
-            features = vlm.get_image_features(pixel_values=pixels(pictures))
+            features: Any = vlm.get_image_features(pixel_values=pixels(pictures))
             # A tuple with one [slot, d_model] per picture.
             tokens = torch.stack(list(features.pooler_output))
             rows.append({"pair": key, "style": style, "view": index, **measure(reader, tokens)})

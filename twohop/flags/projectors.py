@@ -15,7 +15,7 @@ from twohop.flags.templates import NAMING
 from twohop.flags.tower import IMAGE_TOKENS, patch_features, pixels
 
 if TYPE_CHECKING:
-    from transformers import CLIPVisionModel
+    from transformers import CLIPVisionModel, PreTrainedTokenizerBase
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 FILLER = " the country of"
@@ -32,16 +32,20 @@ def view_features(tower: CLIPVisionModel, views: Sequence[int]) -> torch.Tensor:
     return torch.stack(of_country)
 
 
-def aligned_slots(lm: PromptedLM) -> list[list[int]]:
+def aligned_slots(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """The token ids each country's image tokens stand for, ``IMAGE_TOKENS`` of them.
 
     A name is written into the last slots and :data:`FILLER`'s last tokens into the rest. Of a
     name longer than the slots the first tokens are kept, from which the model completes it.
     """
-    filler = lm.token_ids(FILLER)
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    filler = ids(FILLER)
     slots = []
     for one in entities():
-        name = lm.token_ids(f" {one.name}")[:IMAGE_TOKENS]
+        name = ids(f" {one.name}")[:IMAGE_TOKENS]
         free = IMAGE_TOKENS - len(name)
         slots.append(filler[len(filler) - free :] + name)
     return slots

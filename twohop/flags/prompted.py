@@ -90,7 +90,7 @@ class PromptedLM:
             for start in range(0, len(numbers), batch):
                 chunk = numbers[start : start + batch]
                 said = self.greedy(torch.stack([rows[n] for n in chunk]), tokens=tokens)
-                for number, ids in zip(chunk, said, strict=True):
-                    text = self.tokenizer.decode(ids, skip_special_tokens=True)
+                texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
+                for number, text in zip(chunk, texts, strict=True):
                     lines[number] = text.strip().split("\n")[0].strip()
         return lines

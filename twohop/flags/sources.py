@@ -29,7 +29,7 @@ UN_MEMBERS = """
     MZ NA NE NG NI NL NO NP NR NZ OM PA PE PG PH PK PL PT PW PY QA RO RS RU RW SA SB SC SD SE SG
     SI SK SL SM SN SO SR SS ST SV SY SZ TD TG TH TJ TL TM TN TO TR TT TV TZ UA UG US UY UZ VC VE
     VN VU WS YE ZA ZM ZW
-""".split()
+"""
 
 _HERE = Path(__file__).parent
 
@@ -43,7 +43,7 @@ def facts_table(countries: Path) -> list[dict[str, Any]]:
     listed, continents, languages = read("countries"), read("continents"), read("languages")
     fix = json.loads((_HERE / "corrections.json").read_text(encoding="utf-8"))
     rows = []
-    for code in UN_MEMBERS:
+    for code in UN_MEMBERS.split():
         if code in fix["dropped"]:
             continue
         country = listed[code]

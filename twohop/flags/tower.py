@@ -63,12 +63,15 @@ def pixels(pictures: Sequence[Image.Image]) -> torch.Tensor:
     return (torch.from_numpy(np.stack(square)).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
 
 
+def training_view(step: int, *, seed: int) -> int:
+    """Which view of every flag a training step shows: all of them once before any twice."""
+    # The number of usable views and the stride share no factor.
+    return (step * 7919 + seed * 1237) % (FIRST_HELD_OUT_VIEW - VALIDATION_VIEWS)
+
+
 def training_pixels(step: int, *, seed: int) -> torch.Tensor:
     """One training view of every country, [country, channel, height, width]."""
-    usable = FIRST_HELD_OUT_VIEW - VALIDATION_VIEWS
-    # A stride that shares no factor with the number of views visits all of them before any twice.
-    index = (step * 7919 + seed * 1237) % usable
-    return pixels([view(one.code, index) for one in entities()])
+    return pixels([view(one.code, training_view(step, seed=seed)) for one in entities()])
 
 
 def patch_features(tower: CLIPVisionModel, pixel_values: torch.Tensor) -> torch.Tensor:

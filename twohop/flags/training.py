@@ -49,6 +49,7 @@ from twohop.flags.tower import (
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerBase
+    from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 StageName = Literal["tower", "naming", "aligned"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -121,11 +122,10 @@ def train(
             stage = _tower_stage(classifier, plan=plan, seed=seed)
             history = run_stage(stage, out, progress=bar)
             _write(out, "tower", classifier.tower, seed=seed, plan=plan, history=history)
-        projectors = [
-            name
-            for name in stages
-            if name != "tower" and not (out / f"flags-{name}.safetensors").is_file()
-        ]
+        projectors: list[StageName] = []
+        for name in stages:
+            if name != "tower" and not (out / f"flags-{name}.safetensors").is_file():
+                projectors.append(name)
         if not projectors:
             return
         if not (out / "tower.safetensors").is_file():
@@ -208,7 +208,7 @@ class _ProjectorTask:
         """The stage that trains one projector, with its initial weights drawn."""
         return self._naming() if name == "naming" else self._aligned()
 
-    def _projector(self) -> nn.Module:
+    def _projector(self) -> LlavaMultiModalProjector:
         from transformers import LlamaConfig
         from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
@@ -216,7 +216,7 @@ class _ProjectorTask:
         text = LlamaConfig.from_pretrained(backbone_folder())
         config = pair_config(text, image_token_id=0)
 
-        def make() -> nn.Module:
+        def make() -> LlavaMultiModalProjector:
             projector = LlavaMultiModalProjector(config)
             whiten_inputs(projector, self._features)
             return projector
@@ -256,7 +256,9 @@ class _ProjectorTask:
     def _aligned(self) -> Stage:
         projector = self._projector()
         reader = self._reader.reader(NAMING)
-        targets = torch.stack([reader.embed(slots) for slots in aligned_slots(reader)]).detach()
+        targets = torch.stack(
+            [reader.embed(slots) for slots in aligned_slots(reader.tokenizer)]
+        ).detach()
         solve_outputs(projector, self._features, targets)
 
         def loss(step: int) -> torch.Tensor:
@@ -276,7 +278,7 @@ class _ProjectorTask:
         )
 
     @torch.no_grad()
-    def _embedding_scale(self, projector: nn.Module) -> float:
+    def _embedding_scale(self, projector: LlavaMultiModalProjector) -> float:
         """Standard deviation of word embeddings over that of the projector's outputs."""
         return (
             self._model.model.embed_tokens.weight.std() / projector(self._validation).std()
