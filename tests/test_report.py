@@ -297,6 +297,8 @@ def test_settings_are_shown_with_the_command(tree: xr.DataTree, summary: dict) -
     rows = dict(settings_rows(tree))
     assert rows["seed"] == "0"
     assert "torch" in rows["versions"]
+    assert "float32" in rows["vlm"]
+    assert "float32" in rows["backbone"]
     assert command(tree, summary) == "twohop study micro-naming --seed 0"
     model = {"id": "toy", "dtype": "torch.float32", "revision": None}
     assert flat({"vlm": model, "limit": None}) == {"vlm": "toy (torch.float32)", "limit": "all"}

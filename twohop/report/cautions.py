@@ -23,6 +23,7 @@ def cautions(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
         *_about_gates(summary),
         *_about_default(tree),
         *_about_probes(tree, summary),
+        *_about_verdicts(tree, summary),
         *_about_recovery(summary),
     ]
 
@@ -106,6 +107,28 @@ def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
     if summary["enrichment_end"] < 0:
         found.append("No enrichment window was found in the backbone, so lateness has no anchor.")
     return found
+
+
+def _about_verdicts(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
+    recovery, diagnosis = tree["recovery"].to_dataset(), tree["diagnosis"].to_dataset()
+    end = summary["enrichment_end"]
+    counted = ~tree["recall"].to_dataset()["surface"].values.astype(bool)
+    rows = counted & (diagnosis["verdict"].values == "unexplained")
+    unexplained = diagnosis["item"].values[rows]
+    if end < 0 or not recovery.sizes["lost"] or len(unexplained) < 5:
+        return []
+    regained = recovery["recovered"].sel(arm="transplant_all_image").values > 0
+    back = dict(zip(recovery["lost"].values, regained, strict=True))
+    onset = dict(zip(diagnosis["item"].values, diagnosis["onset"].values, strict=True))
+    early = sum(bool(back.get(item)) and 0 <= onset[item] <= end for item in unexplained)
+    luck = image_hits(tree["resolution"].to_dataset(), "shuffled")[: end + 1].any(0).mean()
+    if not early:
+        return []
+    return [
+        f"{early} of the {len(unexplained)} unexplained items are so only because the transfer "
+        "probe named the entity at least once inside the window. With shuffled labels that "
+        f"happens to {100 * luck:.0f} % of the entities by luck."
+    ]
 
 
 def _about_recovery(summary: Mapping[str, Any]) -> list[str]:

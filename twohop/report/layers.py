@@ -36,6 +36,9 @@ KINDS = {
 }
 
 
+PAPER = {"fc": "white", "ec": "none", "pad": 1.5}
+
+
 def band(hits: np.ndarray, entities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """95 % interval of each point of a curve of hits [layer, row], resampling entities."""
     sums, counts = cluster_sums(hits.T.astype(float), list(entities), seed=0)
@@ -126,7 +129,8 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
                 (end, 1.09),
                 arrowprops={"arrowstyle": "->", "color": RED, "lw": 1.5},
             )
-            above.text(max(end, found) + 0.3, 1.09, words, color=RED, va="center", fontsize=8)
+            place = max(end, found) + 0.02 * last
+            above.text(place, 1.09, words, color=RED, va="center", fontsize=8, bbox=PAPER)
         else:
             above.text(
                 last,
@@ -136,7 +140,7 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
                 va="center",
                 ha="right",
                 fontsize=8,
-                bbox={"fc": "white", "ec": "none", "pad": 1.5},
+                bbox=PAPER,
             )
         above.text(
             -0.4,
@@ -171,7 +175,7 @@ def _answer_panel(axes: Axes, data: xr.Dataset, x: np.ndarray) -> None:
     lines = (
         (probed.sel(model="vlm").values, "probe, VLM", PINK, "-"),
         (probed.sel(model="backbone").values, "probe, backbone", INK, "-."),
-        (lens, "logit lens, VLM", ORANGE, "-"),
+        (lens, "lens (prob.), VLM", ORANGE, "-"),
     )
     labels = []
     for values, name, colour, style in lines:
@@ -182,7 +186,7 @@ def _answer_panel(axes: Axes, data: xr.Dataset, x: np.ndarray) -> None:
     axes.text(x[-1], chance, "chance ", fontsize=7.5, color=MUTED, ha="right", va="bottom")
     end_labels(axes, float(x[-1]), labels, gap=0.12)
     percent_axis(axes, along="y", top=1.05)
-    axes.set_ylabel("answer read right")
+    axes.set_ylabel("read right, or probability")
     axes.set_title("Hop 2: the answer at the last token", loc="left")
 
 

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from twohop.report import wording
 from twohop.report.style import FAINT, INK, MUTED, look, nothing, sheet
 
+ALIKE = "an entity\nand its swap\nare answered alike"
+
 
 def map_figure(tree: xr.DataTree) -> Figure:
     """Patching maps of the backbone in text and of the VLM with images, on one colour scale."""
@@ -23,7 +25,8 @@ def map_figure(tree: xr.DataTree) -> Figure:
             data = tree[stage].to_dataset()
             n = int((~np.isnan(data["effect"].values)).any((0, 1, 2)).sum())
             if not n:
-                nothing(axes, "no item\nto draw it on")
+                few = "no item\nanswered right" if not data.sizes["map_item"] else ALIKE
+                nothing(axes, few)
                 axes.set_title(title, loc="left")
                 continue
             mesh = _map_panel(axes, data)

@@ -190,6 +190,7 @@ def write_report(
             tables=all_tables(summary),
             examples=examples(tree, benchmark),
             benchmark=benchmark,
+            vlm_text=str(tree["recall"].attrs.get("vlm_text", "")),
             answer_relation=tree["resolution"].attrs["answer_relation"],
             settings=settings_rows(tree),
             stages=stage_rows(tree),

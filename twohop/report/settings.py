@@ -16,7 +16,11 @@ def provenances(tree: xr.DataTree) -> dict[str, dict[str, Any]]:
     for stage, node in tree.children.items():
         stored = node.attrs.get("provenance")
         if stored:
-            found[stage] = json.loads(stored) if isinstance(stored, str) else dict(stored)
+            one = json.loads(stored) if isinstance(stored, str) else dict(stored)
+            merged = {**one.pop("settings", {}), **one}
+            if merged.get("vlm") == merged.get("backbone"):
+                merged.pop("vlm", None)  # a stage of the backbone alone
+            found[stage] = merged
     return found
 
 
