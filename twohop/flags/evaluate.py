@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from twohop.flags.assemble import PAIR_KEYS, PairKey, pair_folder
-from twohop.flags.backbone import backbone_folder
+from twohop.flags.backbone import backbone_folder, quiet_transformers
 from twohop.flags.data import (
     FIRST_HELD_OUT_VIEW,
     RELATIONS,
@@ -147,10 +147,10 @@ def evaluate_pair(
     """Measure an assembled pair on held-out views of both drawings; one entry for each."""
     from transformers import AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGeneration
 
-    folder = pair_folder(key, weights=weights)
-    vlm = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    backbone = backbone_folder()
-    llm = LlamaForCausalLM.from_pretrained(backbone, dtype=torch.float32)
+    folder, backbone = pair_folder(key, weights=weights), backbone_folder()
+    with quiet_transformers():
+        vlm = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        llm = LlamaForCausalLM.from_pretrained(backbone, dtype=torch.float32)
     reader = PairReader(llm, AutoTokenizer.from_pretrained(backbone))
     rows = []
     for style in STYLES:

@@ -106,7 +106,7 @@ class NamingLoss:
 
 @torch.no_grad()
 def whiten_inputs(projector: LlavaMultiModalProjector, features: torch.Tensor) -> None:
-    """Make the first layer start from whitened features, [country, view, patch, width].
+    """Make the first layer read whitened features, [country, view, patch, width].
 
     The features' directions differ in variance by a factor of a thousand, and the telling ones
     are not the large ones: without this, fitting takes several times as many steps.
@@ -116,9 +116,10 @@ def whiten_inputs(projector: LlavaMultiModalProjector, features: torch.Tensor) -
     variances, directions = torch.linalg.eigh(torch.cov(rows.T))
     whitener = directions / (variances + 1e-3 * variances.mean()).sqrt()
     first = projector.linear_1
-    drawn = torch.randn_like(first.weight) * (2 / first.in_features) ** 0.5
-    first.weight.copy_(drawn @ whitener.T)
-    first.bias.copy_(0.3 * torch.randn_like(first.bias) - first.weight @ mean)
+    # The weights as drawn are uniform; what is needed is about unit variance behind the whitener.
+    first.weight.copy_(first.weight / first.weight.std() * (2 / first.in_features) ** 0.5)
+    first.weight.copy_(first.weight @ whitener.T)
+    first.bias.copy_(3 * first.bias - first.weight @ mean)
 
 
 @torch.no_grad()

@@ -74,16 +74,18 @@ def run_stage(
         betas=(0.9, 0.98),
         weight_decay=stage.weight_decay,
     )
-    done, history = 0, []
+    done, history, last_loss = 0, [], math.nan
     if kept.is_file():
         checkpoint = torch.load(kept, weights_only=True)
-        done, history = checkpoint["done"], json.loads(checkpoint["history"])
+        done, last_loss = checkpoint["done"], checkpoint["last_loss"]
+        history = json.loads(checkpoint["history"])
         stage.module.load_state_dict(checkpoint["module"])
         optimizer.load_state_dict(checkpoint["optimizer"])
 
     def keep() -> None:
         state = {
             "done": done,
+            "last_loss": last_loss,
             "history": json.dumps(history),
             "module": stage.module.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -94,7 +96,17 @@ def run_stage(
     task = progress.add_task(stage.name, total=stage.steps, completed=done)
     last_kept = time.monotonic()
     leave_at = stage.steps if stop_after is None else min(stage.steps, done + stop_after)
-    while done < leave_at:
+    while True:
+        due = done == stage.steps or (done > 0 and done % stage.measure_every == 0)
+        if due and (not history or history[-1]["step"] < done):
+            keep()  # measuring takes its time
+            stage.module.eval()
+            with torch.no_grad():
+                history.append({"step": done, "loss": last_loss, **stage.measure()})
+            keep()
+            last_kept = time.monotonic()
+        if done >= leave_at:
+            break
         for group in optimizer.param_groups:
             group["lr"] = rate(stage, done)
         stage.module.train()
@@ -103,16 +115,11 @@ def run_stage(
         loss.backward()
         nn.utils.clip_grad_norm_(stage.module.parameters(), 1.0)
         optimizer.step()
-        done += 1
-        measured = done % stage.measure_every == 0 or done == stage.steps
-        if measured:
-            stage.module.eval()
-            with torch.no_grad():
-                history.append({"step": done, "loss": loss.item(), **stage.measure()})
-        if measured or time.monotonic() - last_kept > SECONDS_BETWEEN_CHECKPOINTS:
+        done, last_loss = done + 1, loss.item()
+        if time.monotonic() - last_kept > SECONDS_BETWEEN_CHECKPOINTS:
             keep()
             last_kept = time.monotonic()
-        progress.update(task, completed=done, description=f"{stage.name} {loss.item():.3f}")
+        progress.update(task, completed=done, description=f"{stage.name} {last_loss:.3f}")
     keep()
     stage.module.eval()
     return history

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from interventions.errors import InterventionsError
 from twohop.flags.assemble import pair_config
-from twohop.flags.backbone import backbone_folder
+from twohop.flags.backbone import backbone_folder, quiet_transformers
 from twohop.flags.data import FIRST_HELD_OUT_VIEW, entities, view
 from twohop.flags.evaluate import PairReader, measure
 from twohop.flags.projectors import (
@@ -48,7 +48,7 @@ from twohop.flags.tower import (
 )
 
 if TYPE_CHECKING:
-    from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerBase
+    from transformers import CLIPVisionModel
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 StageName = Literal["tower", "naming", "aligned"]
@@ -195,11 +195,10 @@ class _ProjectorTask:
         from transformers import AutoTokenizer, LlamaForCausalLM
 
         backbone = backbone_folder()
-        self._model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(
-            backbone, dtype=torch.float32
-        )
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(backbone)
-        self._reader = PairReader(self._model, tokenizer)
+        with quiet_transformers():
+            model = LlamaForCausalLM.from_pretrained(backbone, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(backbone)
+        self._reader = PairReader(model, tokenizer)
         self._features, self._validation = _features(out, views=plan.projector_views)
         self._plan = plan
         self._seed = seed
@@ -215,13 +214,7 @@ class _ProjectorTask:
         # A config of its own: LlavaConfig takes over the one it is given, attention and all.
         text = LlamaConfig.from_pretrained(backbone_folder())
         config = pair_config(text, image_token_id=0)
-
-        def make() -> LlavaMultiModalProjector:
-            projector = LlavaMultiModalProjector(config)
-            whiten_inputs(projector, self._features)
-            return projector
-
-        return _seeded(make, self._seed)
+        return _seeded(lambda: LlavaMultiModalProjector(config), self._seed)
 
     def _batch(self, step: int, *, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Country and view of each row of a step."""
@@ -232,9 +225,6 @@ class _ProjectorTask:
 
     def _naming(self) -> Stage:
         projector = self._projector()
-        with torch.no_grad():
-            # Image tokens start as small as the embeddings of words.
-            projector.linear_2.weight.mul_(self._embedding_scale(projector))
         of_names = NamingLoss(self._reader.reader(NAMING))
 
         def loss(step: int) -> torch.Tensor:
@@ -259,6 +249,7 @@ class _ProjectorTask:
         targets = torch.stack(
             [reader.embed(slots) for slots in aligned_slots(reader.tokenizer)]
         ).detach()
+        whiten_inputs(projector, self._features)
         solve_outputs(projector, self._features, targets)
 
         def loss(step: int) -> torch.Tensor:
@@ -276,13 +267,6 @@ class _ProjectorTask:
             measure=lambda: measure(self._reader, projector(self._validation)),
             measure_every=-(-self._plan.aligned_steps // self._plan.measurements),
         )
-
-    @torch.no_grad()
-    def _embedding_scale(self, projector: LlavaMultiModalProjector) -> float:
-        """Standard deviation of word embeddings over that of the projector's outputs."""
-        return (
-            self._model.model.embed_tokens.weight.std() / projector(self._validation).std()
-        ).item()
 
 
 def _tower(out: Path) -> CLIPVisionModel:
