@@ -57,7 +57,7 @@ class Anatomy:
         return self.image_token_id is not None
 
 
-def find_anatomy(module: torch.nn.Module) -> Anatomy:
+def find_anatomy(module: Any) -> Anatomy:
     """Find the parts of a loaded (or meta) transformers model.
 
     Parameters

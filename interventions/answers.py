@@ -48,14 +48,20 @@ def _step(model: Model, prefill: Run, rows: torch.Tensor, cache: Any, ids: torch
     steps = torch.arange(ids.shape[1], device=device)
     ones = torch.ones(len(rows), done + ids.shape[1], dtype=mask.dtype, device=device)
     with torch.no_grad():
-        return model.module(
-            input_ids=ids,
-            attention_mask=torch.cat([mask, ones], dim=1),
-            position_ids=position + steps,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits.float()
+        return (
+            model.module(
+                input_ids=ids,
+                attention_mask=torch.cat([mask, ones], dim=1),
+                position_ids=position + steps,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1
+                if ids.shape[1] == 1
+                else 0,  # a slice with gaps is slow to project
+            )
+            .logits[:, -1:]
+            .float()
+        )
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def _wrap(
             f"{type(module).__name__} was given as a module without its processor or tokenizer. "
             "Pass processor= for a VLM, tokenizer= for a language model."
         )
-    tokens = processor.tokenizer if processor is not None else tokenizer
+    tokens: Any = processor.tokenizer if processor is not None else tokenizer
     if not getattr(tokens, "is_fast", False):
         raise LoadError(
             f"the tokenizer of {name} is not a fast one, so character offsets are not to be had. "

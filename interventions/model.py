@@ -130,8 +130,9 @@ class Model:
             or to one of these per row.
         share_prefix : bool or str
             Compute the keys and values of the tokens that all rows begin with once, and leave
-            them out of the rows. The numbers stay the same; images and named spans stay in the
-            rows, while the ``question`` role loses the tokens of the prefix. A string limits this to the tokens of that text.
+            them out of the rows. The numbers stay the same; images and named spans stay in
+            the rows, while the ``question`` role loses the tokens of the prefix. A string limits
+            this to the tokens of that text.
 
         Returns
         -------

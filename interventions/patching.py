@@ -114,6 +114,7 @@ def run(
     reads: Sequence[Site] = (),
     logits: bool | Positions = True,
     keep_cache: bool = False,
+    start: tuple[int, torch.Tensor] | None = None,
 ) -> Run:
     """Run a prompt once, writing ``patches`` and reading ``reads``.
 
@@ -132,6 +133,9 @@ def run(
         Compute the logits of each row's last token, or of these positions.
     keep_cache : bool
         Keep keys and values, to go on from (see :mod:`interventions.answers`).
+    start : (int, Tensor [row, position, d_model]), optional
+        A block, and the ``resid_pre`` it had in a run in which nothing below it was patched. The
+        blocks below are skipped: what they would compute is known.
 
     Returns
     -------
@@ -143,6 +147,8 @@ def run(
         Before anything runs, if a site or value does not fit.
     """
     check_patches(model, prompt, patches)
+    if start is not None:
+        check_start(model, start[0], patches, reads, keep_cache=keep_cache)
     streams = {name: getattr(model, name) for name in COMPONENTS}
     steps: list[tuple[int, int, int, int, int]] = []
     for kind, wanted in enumerate((patches, reads)):
@@ -160,6 +166,9 @@ def run(
         keep = prompt.length - int(logits.index[logits.mask].min())
     with torch.no_grad():  # noqa: SIM117 - nnsight runs the inner block itself
         with model.trace(prompt, logits_to_keep=keep, use_cache=keep_cache) as tracer:
+            if start is not None:
+                for block in range(start[0]):
+                    model.blocks[block].skip(start[1])
             for layer, rank, kind, which, i in steps:
                 stream = streams[COMPONENTS[rank]]
                 if kind == 0:
@@ -171,6 +180,9 @@ def run(
                     read = stream[layer, reads[which].positions]
                     found[which][i] = read.clone().save()
             if logits is not False or keep_cache:
+                # A slice of positions reaches the head with gaps between rows, for which a linear
+                # layer falls back to one product per row: several times slower on a CPU.
+                model.head.input = model.head.input.contiguous()
                 output = model.nn.output
                 last = output.logits.float().save()
                 if keep_cache:
@@ -187,6 +199,25 @@ def run(
     elif last is not None:
         last = last[:, -1]
     return Run(last, values, kept, prompt)
+
+
+def check_start(
+    model: Model,
+    block: int,
+    patches: Sequence[Patch],
+    reads: Sequence[Site],
+    *,
+    keep_cache: bool,
+) -> None:
+    """Refuse to skip blocks that are patched, read, or whose keys and values are wanted."""
+    touched = [
+        layer for one in (*patches, *reads) for layer in layer_list(one.layers, model.n_layers)
+    ]
+    if keep_cache or min(touched, default=block) < block:
+        raise SiteError(
+            f"start={block} skips the blocks below, but "
+            + ("keep_cache needs them all." if keep_cache else f"block {min(touched)} is used.")
+        )
 
 
 def read(model: Model, prompt: Prompt, sites: Sequence[Site]) -> list[torch.Tensor]:

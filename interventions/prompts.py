@@ -194,6 +194,8 @@ def build_row(
         )
     extras: dict[str, torch.Tensor] = {}
     if images:
+        if processor is None:
+            raise PromptError("images were given, but there is no processor to read them.")
         encoded = processor(text=[text], images=list(images), return_tensors="pt")
         ids = encoded.pop("input_ids")[0].tolist()
         encoded.pop("attention_mask", None)

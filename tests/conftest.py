@@ -1,7 +1,5 @@
 """Models shared by the tests: the micro pair, which is trained, tiny and fast."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -18,9 +16,8 @@ FLOOR64 = 1e-12
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _threads() -> Iterator[None]:
+def _threads() -> None:
     torch.set_num_threads(1)  # the models are tiny: a second thread only gets in the way
-    yield
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,7 @@ def test_layers_map_only_between_models_of_one_shape(llm: iv.Model, vlm: iv.Mode
     config: Any = copy.deepcopy(llm.module.config)
     config.num_hidden_layers = 3
     shallow = iv.load(LlamaForCausalLM(config), tokenizer=llm.tokenizer)
-    with pytest.raises(AlignmentError, match="8 layers x 64.* 3 x 64"):
+    with pytest.raises(AlignmentError, match=r"8 layers x 64.* 3 x 64"):
         layer_map(vlm, shallow)
 
 

@@ -133,7 +133,7 @@ def test_rows_do_not_leak(case: Case) -> None:
 def test_nothing_is_left_behind_by_an_exception(llm: iv.Model, named: iv.Prompt) -> None:
     plain, _ = raw_run(llm, named.inputs)
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in llm.module.modules())
-    with pytest.raises(Exception, match="on purpose"), llm.trace(named):
+    with pytest.raises(Exception, match="on purpose"), llm.trace(named):  # noqa: PT012
         llm.resid_post[2, named.at("last")] = noise((4, llm.d_model))
         raise ValueError("on purpose")
     again, _ = raw_run(llm, named.inputs)
@@ -196,11 +196,29 @@ def test_reads_come_back_in_the_order_asked_whatever_the_order_of_computation(
     late, early = iv.read(
         llm, named, [iv.Site("mlp_out", 6, place), iv.Site("attn_out", [5, 0], place)]
     )
-    _, theirs = raw_run(
-        llm, named.inputs, reads=[("mlp_out", 6), ("attn_out", 5), ("attn_out", 0)]
-    )
+    _, theirs = raw_run(llm, named.inputs, reads=[("mlp_out", 6), ("attn_out", 5), ("attn_out", 0)])
     assert torch.equal(late, theirs[0][:, -1])
     assert torch.equal(early, torch.stack([theirs[1][:, -1], theirs[2][:, -1]]))
+
+
+@pytest.mark.parametrize("block", [0, 1, 4, 7])
+def test_skipping_blocks_whose_input_is_known_changes_nothing(case: Case, block: int) -> None:
+    model, prompt, role = case
+    whole = iv.run(model, prompt, reads=[iv.Site("resid_pre", block)])
+    patch = iv.Patch("resid_post", block, prompt.at(role, -1), noise((len(prompt), model.d_model)))
+    plain = iv.run(model, prompt, patches=[patch]).logits
+    fast = iv.run(model, prompt, patches=[patch], start=(block, whole.reads[0])).logits
+    assert plain is not None
+    assert fast is not None
+    assert torch.equal(plain, fast)
+    if block:
+        with pytest.raises(SiteError, match="block 0 is used"):
+            iv.run(
+                model,
+                prompt,
+                reads=[iv.Site("mlp_out", 0)],
+                start=(block, whole.reads[0]),
+            )
 
 
 def test_bad_sites_and_values_are_refused_with_the_reason(

@@ -164,7 +164,7 @@ def score(
 ) -> Scored:
     """Score free answers and forced choices to items."""
     sets = {relation: study.benchmark.answer_set(relation) for relation, _ in by_relation(items)}
-    outcomes = [
+    outcomes: list[Outcome] = [
         outcome(
             text,
             answers=item.answers,

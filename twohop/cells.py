@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from interventions import Model, Patch, Positions, Prompt, run
-from interventions.answers import candidate_ids
-from twohop.asking import Study
+from interventions import Model, Patch, Positions, Prompt, Site, read, run
+from interventions.answers import candidate_ids, greedy
+from twohop.asking import MAX_NEW_TOKENS, Study
 from twohop.entities.items import Item
 
 BATCH_ROWS = 96
@@ -21,7 +21,7 @@ def run_cells(
     model: Model,
     prompt: Prompt,
     *,
-    n_cells: int,
+    first_blocks: Sequence[int],
     patches_of: PatchesOf,
     positions: Positions,
     measure: Measure,
@@ -34,7 +34,9 @@ def run_cells(
         Its ``tick`` is told the rows done.
     model : Model
     prompt : Prompt
-    n_cells : int
+    first_blocks : sequence of int
+        For each cell, the first block it patches. Blocks below are the same in every cell, so
+        they are run once and then skipped.
     patches_of : callable
         ``patches_of(rows, cells)``, both [batch]: the patches of a batch whose rows are these rows
         of ``prompt``, each in its cell. Patches that are for some of the rows only say so with
@@ -49,15 +51,47 @@ def run_cells(
     ndarray [cell, row]
     """
     n = len(prompt)
-    table = np.zeros((n_cells, n))
-    for batch in torch.arange(n_cells * n).split(BATCH_ROWS):
+    table = np.zeros((len(first_blocks), n))
+    starts = torch.tensor([min(block, model.n_layers - 1) for block in first_blocks])
+    needed = starts.unique().tolist()
+    [clean] = read(model, prompt, [Site("resid_pre", needed)])
+    order = starts.argsort(stable=True)[:, None] * n + torch.arange(n)
+    for batch in order.flatten().split(BATCH_ROWS):
         rows, cells = batch % n, batch // n
-        some = prompt.select(rows)
-        found = run(model, some, patches=patches_of(rows, cells), logits=positions.rows(rows))
+        block = int(starts[cells].min())
+        found = run(
+            model,
+            prompt.select(rows),
+            patches=patches_of(rows, cells),
+            logits=positions.rows(rows),
+            start=(block, clean[needed.index(block), rows]),
+        )
         if found.logits is not None:
             table[cells.numpy(), rows.numpy()] = measure(found.logits, rows).double().cpu().numpy()
         study.tick(len(batch))
     return table
+
+
+def free_answers(
+    study: Study,
+    model: Model,
+    prompt: Prompt,
+    *,
+    n_cells: int,
+    patches_of: PatchesOf,
+) -> list[list[str]]:
+    """Greedy answers of every row in every cell, as text: [cell][row]."""
+    n = len(prompt)
+    texts = [[""] * n for _ in range(n_cells)]
+    for batch in torch.arange(n_cells * n).split(BATCH_ROWS):
+        rows, cells = batch % n, batch // n
+        some = prompt.select(rows)
+        prefill = run(model, some, patches=patches_of(rows, cells), keep_cache=True)
+        found = greedy(model, prefill, max_new_tokens=MAX_NEW_TOKENS, stop=study.benchmark.stop)
+        for row, cell, text in zip(rows.tolist(), cells.tolist(), found.texts, strict=True):
+            texts[cell][row] = text
+        study.tick(len(batch))
+    return texts
 
 
 def answered_cells(
@@ -66,7 +100,7 @@ def answered_cells(
     prompt: Prompt,
     answers: Sequence[Sequence[int]],
     *,
-    n_cells: int,
+    first_blocks: Sequence[int],
     patches_of: PatchesOf,
 ) -> np.ndarray:
     """Whether greedy decoding would give exactly these answers, in every cell.
@@ -80,6 +114,8 @@ def answered_cells(
         Made by :func:`interventions.answers.following` with ``answers``.
     answers : sequence of token ids
         One per row.
+    first_blocks, patches_of
+        As in :func:`run_cells`.
 
     Returns
     -------
@@ -98,7 +134,7 @@ def answered_cells(
         study,
         model,
         prompt,
-        n_cells=n_cells,
+        first_blocks=first_blocks,
         patches_of=patches_of,
         positions=positions,
         measure=measure,

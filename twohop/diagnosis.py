@@ -25,8 +25,13 @@ def beats_its_null(recovery: xr.Dataset, *, seed: int) -> Estimate:
 
 
 def transfer_onset(resolution: xr.Dataset) -> xr.DataArray:
-    """First layer at which the transfer probe reads each entity off an image role; -1 for never."""
-    hits = resolution["probe"].sel(kind="transfer", role=["image", "last_image"]).any("role")
+    """First layer from which the transfer probe reads each entity off an image role; -1: never.
+
+    It must do so at this layer and the next, in one role: a single hit can be luck.
+    """
+    hits = resolution["probe"].sel(kind="transfer", role=["image", "last_image"])
+    again = hits.shift(layer=-1, fill_value=False)
+    hits = (hits & again).any("role")
     first = hits.argmax("layer")
     return first.where(hits.any("layer"), -1)
 
@@ -101,6 +106,6 @@ def diagnosis(
             "verdict": ("item", np.array(verdicts, dtype=object)),
             "onset": ("item", onset),
         },
-        coords={name: gates[name] for name in ("item", "entity", "relation")},
+        coords={name: gates[name] for name in ("item", "entity", "relation", "surface")},
         attrs={"back_patching_beats_null": int(beats)},
     )

@@ -2,7 +2,8 @@
 
 The prompt is run about one entity (clean) and about another (corrupt). A clean value is put into
 the corrupt run; the effect is the share of the clean-corrupt difference that comes back, in the
-logit of the clean entity's answer minus that of the other's. 0 is no effect, 1 is all of it.
+logit of the clean entity's answer minus that of the other's, as a ratio of means over items. 0 is
+no effect, 1 is all of it.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from twohop.window import known_items
 MAX_ITEMS = 9
 MAX_WINDOWS = 10
 MAP_COMPONENTS: tuple[Component, ...] = ("attn_out", "mlp_out", "resid_post")
+LEAST_SPAN = 0.1  # logits; below it a ratio says nothing
 MAP_ROLES = ("entity", "between", "last")
 
 
@@ -42,7 +44,7 @@ def map_positions(prompt: Prompt, role: str) -> dict[str, Positions]:
 
 
 def patching_map(study: Study, model: Model, right: np.ndarray) -> xr.Dataset:
-    """Measure the map of one model on items it answers right.
+    """Measure the map of one model.
 
     Parameters
     ----------
@@ -55,22 +57,27 @@ def patching_map(study: Study, model: Model, right: np.ndarray) -> xr.Dataset:
     Returns
     -------
     Dataset
-        ``effect`` (component, window, role, item): share of the logit difference restored;
-        ``first_block`` and ``last_block`` (window). ``resid_post`` is patched after the window's
-        last block, the sublayers in all its blocks. Items whose clean and corrupt runs do not
-        differ are left out.
+        ``effect`` (component, window, role): share of the logit difference restored, NaN where
+        clean and corrupt runs do not differ; ``restored`` (component, window, role, map_item) and
+        ``span`` (map_item): the same before the ratio, in logits; ``first_block`` and
+        ``last_block`` (window). ``resid_post`` is patched after the window's last block, the
+        sublayers in all its blocks.
     """
     items = known_items(study.benchmark.items, right, seed=study.seed, limit=MAX_ITEMS)
     edges = window_edges(model.n_layers)
     n_windows = len(edges) - 1
     shape = (len(MAP_COMPONENTS), n_windows, len(MAP_ROLES), len(items))
-    effect = np.full(shape, np.nan)
+    restored, span = np.full(shape, np.nan), np.zeros(len(items))
     for relation, rows in by_relation(items):
         some = [items[i] for i in rows]
-        effect[..., rows] = _map_of_relation(study, model, relation, some, edges)
+        restored[..., rows], span[rows] = _map_of_relation(study, model, relation, some, edges)
+    whole = span.mean() if len(items) else 0.0
+    effect = restored.mean(-1) / whole if abs(whole) > LEAST_SPAN else np.full(shape[:-1], np.nan)
     return xr.Dataset(
         {
-            "effect": (("component", "window", "role", "map_item"), effect),
+            "effect": (("component", "window", "role"), effect),
+            "restored": (("component", "window", "role", "map_item"), restored),
+            "span": ("map_item", span),
             "first_block": ("window", edges[:-1]),
             "last_block": ("window", edges[1:] - 1),
         },
@@ -84,7 +91,8 @@ def patching_map(study: Study, model: Model, right: np.ndarray) -> xr.Dataset:
 
 def _map_of_relation(
     study: Study, model: Model, relation: str, items: Sequence[Item], edges: np.ndarray
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
+    """What each cell restores, [component, window, role, item], and the whole span, [item]."""
     template = study.benchmark.templates[relation]
     partner = derangement([item.answers[0] for item in items], seed=study.seed)
     entities = [item.entity for item in items]
@@ -103,7 +111,9 @@ def _map_of_relation(
     values = dict(
         zip([(c, n) for c in MAP_COMPONENTS for n in here], read(model, clean, sites), strict=True)
     )
-    cells = [(c, w, n) for c in MAP_COMPONENTS for w in range(n_windows) for n in here]
+    cells: list[tuple[Component, int, str]] = [
+        (c, w, n) for c in MAP_COMPONENTS for w in range(n_windows) for n in here
+    ]
     tokens = torch.tensor([first_token(model, item.answers[0]) for item in items])
     others = tokens[partner]
 
@@ -111,13 +121,15 @@ def _map_of_relation(
         last = logits[:, 0].cpu()
         return (last.gather(1, tokens[rows, None]) - last.gather(1, others[rows, None]))[:, 0]
 
+    def first_block(component: Component, window: int) -> int:
+        return int(edges[window + 1]) - 1 if component == "resid_post" else int(edges[window])
+
     def patches_of(rows: torch.Tensor, which: torch.Tensor) -> list[Patch]:
         patches = []
         for cell in which.unique().tolist():
             component, window, name = cells[cell]
             place = there[name].rows(rows).only(which == cell)
-            first = edges[window] if component != "resid_post" else edges[window + 1] - 1
-            for block in range(int(first), int(edges[window + 1])):
+            for block in range(first_block(component, window), int(edges[window + 1])):
                 patches.append(Patch(component, block, place, values[component, name][block, rows]))
         return patches
 
@@ -126,7 +138,7 @@ def _map_of_relation(
             study,
             model,
             prompt,
-            n_cells=1,
+            first_blocks=[0],
             patches_of=lambda _rows, _cells: (),
             positions=prompt.at("last"),
             measure=difference,
@@ -137,15 +149,13 @@ def _map_of_relation(
         study,
         model,
         corrupt,
-        n_cells=len(cells),
+        first_blocks=[first_block(component, window) for component, window, _ in cells],
         patches_of=patches_of,
         positions=corrupt.at("last"),
         measure=difference,
     )
-    span = top - bottom
-    share = (table - bottom) / np.where(np.abs(span) > 1e-3, span, np.nan)
-    result = np.full((len(MAP_COMPONENTS), n_windows, len(MAP_ROLES), len(items)), np.nan)
+    restored = np.full((len(MAP_COMPONENTS), n_windows, len(MAP_ROLES), len(items)), np.nan)
     for cell, (component, window, name) in enumerate(cells):
         place = (MAP_COMPONENTS.index(component), window, MAP_ROLES.index(name))
-        result[place] = share[cell]
-    return result
+        restored[place] = table[cell] - bottom
+    return restored, top - bottom

@@ -17,7 +17,7 @@ from interventions import Model, Positions, Prompt, Site, read
 from interventions.lens import lens
 from interventions.probing import fit_probe
 from twohop.asking import Study, by_relation, first_token, image_prompt, text_prompt
-from twohop.entities.items import Entity, Template
+from twohop.entities.items import PLACE, Entity, Template
 from twohop.statistics import cluster_sums
 
 ROLES = ("image", "last_image", "last")
@@ -64,8 +64,12 @@ def image_states(
 
 
 def name_states(study: Study, template: Template, entities: Sequence[Entity]) -> torch.Tensor:
-    """Backbone states at the last token of the entities' names, [layer, row, d_model]."""
-    prompt = text_prompt(study.backbone, template, entities)
+    """Backbone states at the last token of the entities' names, [layer, row, d_model].
+
+    The prompt is cut after the name, as nothing behind it reaches there.
+    """
+    cut = Template(template.prefix, template.question[: template.question.index(PLACE)] + PLACE)
+    prompt = text_prompt(study.backbone, cut, entities)
     return states(study, study.backbone, prompt, {"name": prompt.at("entity", -1)})["name"]
 
 

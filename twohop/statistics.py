@@ -68,6 +68,9 @@ def cluster_sums(
 def mean(values: Numbers, clusters: Labels, *, seed: int = 0) -> Estimate:
     """Mean over items, with an interval by bootstrap over entities.
 
+    Where all values are 0, or all 1, the interval is the exact binomial one on the number of
+    entities (Clopper and Pearson, 1934).
+
     Parameters
     ----------
     values : array [item]
@@ -84,6 +87,11 @@ def mean(values: Numbers, clusters: Labels, *, seed: int = 0) -> Estimate:
     array = np.asarray(values, dtype=float)
     if not len(array):
         return Estimate(np.nan, np.nan, np.nan, 0)
+    if array.min() == array.max() and array[0] in (0.0, 1.0):
+        # Resampling equal values gives no interval: take the exact binomial one, over entities.
+        margin = 1 - 0.025 ** (1 / len(set(np.asarray(clusters, dtype=str))))
+        low, high = (0.0, margin) if array[0] == 0 else (1 - margin, 1.0)
+        return Estimate(float(array[0]), low, high, len(array))
     sums, counts = cluster_sums(array, clusters, seed=seed)
     low, high = np.percentile(sums / counts, [2.5, 97.5])
     return Estimate(float(array.mean()), float(low), float(high), len(array))

@@ -16,14 +16,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from interventions import Model, load
 from interventions.results import Store, provenance, write_atomically
 from twohop.asking import Study
+from twohop.back_patching import layer_pairs
 from twohop.diagnosis import diagnosis
 from twohop.entities.items import Benchmark, check_items
 from twohop.localize import MAP_COMPONENTS, MAP_ROLES, MAX_ITEMS, patching_map, window_edges
 from twohop.pairs import Pair, find_pair
 from twohop.recall import recall, text_gate
-from twohop.recovery import MAX_KEPT, MAX_LOST, RANDOM_SEEDS, layer_pairs, recovery
+from twohop.recovery import MAX_KEPT, MAX_LOST, recovery
 from twohop.resolution import FIT_VIEWS, resolution
 from twohop.summary import summarise, verdict_sentence
+from twohop.transplant import RANDOM_SEEDS
 from twohop.window import MAX_ITEMS as MAX_WINDOW_ITEMS
 from twohop.window import windows
 
@@ -123,7 +125,7 @@ def expected_rows(stage: str, benchmark: Benchmark, done: dict[str, xr.Dataset])
         lost = int((able & ~right["vlm_image"]).sum())
         kept = min(MAX_KEPT, int((able & right["vlm_image"]).sum()))
         tried = min(MAX_LOST, lost)
-        return lost + tried * (5 + 3 + RANDOM_SEEDS + 2 * len(layer_pairs(layers))) + 3 * kept
+        return lost + tried * (8 + RANDOM_SEEDS // 2 + 2 * len(layer_pairs(layers))) + 3 * kept
     return 0
 
 
@@ -145,9 +147,11 @@ def run_stage(stage: str, study: Study, done: dict[str, xr.Dataset]) -> xr.Datas
     gates = done["recall"]
     window_end = int(done["windows"].attrs["enrichment_end"])
     if stage == "map_image":
-        return patching_map(study, study.vlm, gates["right"].sel(gate="vlm_image").values)
+        able = gates["right"].sel(gate="recognised") & gates["right"].sel(gate="backbone_text")
+        return patching_map(study, study.vlm, able.values)
     if stage == "recovery":
-        return recovery(study, gates, window_end=window_end)
+        half = int(done["windows"].attrs["enrichment_half"])
+        return recovery(study, gates, last_block=half)
     return diagnosis(
         gates, done["resolution"], done["recovery"], window_end=window_end, seed=study.seed
     )

@@ -12,6 +12,13 @@ from twohop.scoring import OUTCOMES
 from twohop.statistics import Estimate, cluster_sums, difference, mcnemar, mean
 from twohop.window import KEEPS
 
+LABELS = {
+    "not_recognised": "entities it does not name",
+    "echo_or_format": "echoes or a matter of format: a forced choice is right",
+    "never_in_circuit": "entities that never enter the recall circuit",
+    "late": "late",
+    "unexplained": "unexplained",
+}
 NOT_MEASURED = Estimate(np.nan, np.nan, np.nan, 0)
 
 
@@ -23,8 +30,6 @@ def image_hits(resolution: xr.Dataset, kind: str) -> np.ndarray:
 def window_ends(windows: xr.Dataset, *, seed: int) -> np.ndarray:
     """Bootstrap of the last block of the enrichment window, [resample]."""
     hits = windows["enrichment"].values.T.astype(float)
-    if not len(hits):
-        return np.full(1, np.nan)
     sums, _ = cluster_sums(hits, windows["entity"].values, seed=seed)
     return (sums >= KEEPS * sums[:, -1:] - 1e-9).argmax(1) - 1
 
@@ -41,6 +46,8 @@ def lateness(resolution: xr.Dataset, windows: xr.Dataset, *, kind: str, seed: in
     kind : str
         ``"plain"`` or ``"transfer"`` probe.
     """
+    if not windows.sizes["item"]:
+        return NOT_MEASURED
     hits, control = image_hits(resolution, kind), image_hits(resolution, "shuffled")
     entities = resolution["entity"].values
     best = hits.mean(1).argmax()
@@ -132,6 +139,7 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         "n_surface": int((~counted).sum()),
         "n_entities": len(set(gates["entity"].values)),
         "enrichment_end": int(windows.attrs["enrichment_end"]),
+        "enrichment_half": int(windows.attrs["enrichment_half"]),
         "readout_end": int(windows.attrs["readout_end"]),
         "n_layers": int(windows.sizes["block"]),
         "mcnemar": {"only_text": only_text, "only_image": only_image, "p": p},
@@ -194,7 +202,7 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
     if gap["value"] is None:
         return f"{pair}: the gap could not be measured, as no item was recognised."
     if gap["low"] <= 0 <= gap["high"]:
-        lead = f"{pair} shows no clear gap ({gap['value']:.0f} points"
+        lead = f"{pair} shows no clear gap ({gap['low']:.0f} to {gap['high']:.0f} points"
     elif gap["value"] > 0:
         lead = f"{pair} loses {gap['value']:.0f} points of factual recall from the image"
         lead += f" ({gap['low']:.0f} to {gap['high']:.0f}"
@@ -205,7 +213,7 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
 
     late = summary["lateness_layers"]
     if late["value"] is None:
-        when = "its image tokens never hold the entity in the form the backbone's recall reads"
+        when = "its image tokens were not shown to hold the entity in the form recall reads"
     elif late["low"] > 0:
         when = f"hop 1 resolves {late['value']:.0f} layers after the recall window closes"
     elif late["high"] <= 0:
@@ -221,15 +229,13 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
         caused = {k: v for k, v in shares.items() if k not in ("knowledge_missing",)}
         top = max(caused, key=lambda name: caused[name])
         if caused[top] > 0:
-            tail = f"; among losses the model could have avoided, most are {top!r}".replace(
-                "_", " "
-            )
+            tail = f"; of the losses of what it knows, most are {LABELS[top]}"
     arms = summary["recovered"]
     said = [
-        f"{label} {arms[arm]['value']:.0%}"
+        f"{label} {100 * arms[arm]['value']:.0f} %"
         for arm, label in (
             ("transplant_all_image", "transplanting the backbone's entity gives back"),
-            ("transplant_random_position", "random positions"),
+            ("transplant_random_position", "at random positions"),
             ("back_patching", "back-patching"),
             ("cot_named", "naming it first"),
         )

@@ -1,0 +1,89 @@
+"""Writing the VLM's own later state into an earlier layer, so that recall gets a second chance."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+
+from interventions import Patch, Site, read
+from twohop.asking import Study, by_relation, image_prompt, score
+from twohop.cells import free_answers
+from twohop.entities.items import Item
+from twohop.transplant import partners
+
+LATER = (0.4, 0.6, 0.8)
+EARLIER = (0.0, 0.1, 0.2)
+
+
+def layer_pairs(n_layers: int) -> list[tuple[int, int]]:
+    """Pairs (later, earlier) of layers tried by back-patching."""
+    later = [round(share * n_layers) for share in LATER]
+    earlier = [round(share * n_layers) for share in EARLIER]
+    return [(s, t) for s in dict.fromkeys(later) for t in dict.fromkeys(earlier) if s > t]
+
+
+def back_patching(study: Study, items: Sequence[Item]) -> xr.Dataset:
+    """Write the VLM's own later state at the image tokens into an earlier layer.
+
+    Every pair of layers is tried on every item; the pair is fixed on one half of the entities
+    (``dev``) and scored on the other. The null does the same with the states of another entity's
+    picture, so that what a search over pairs finds by luck can be told apart.
+
+    Returns
+    -------
+    Dataset
+        ``own`` and ``null`` (pair, tried): the answer is right; ``dev`` (tried);
+        ``later`` and ``earlier`` (pair); ``chosen`` and ``chosen_null``: index of
+        the pair fixed on dev.
+    """
+    pairs = layer_pairs(study.vlm.n_layers)
+    n = len(items)
+    partner = partners(items, seed=study.seed)
+    tables = {"own": np.zeros((len(pairs), n), bool), "null": np.zeros((len(pairs), n), bool)}
+    needed = sorted({s for s, _ in pairs})
+    for relation, rows in by_relation(items):
+        some = [items[i] for i in rows]
+        shown = image_prompt(
+            study, study.benchmark.templates[relation], [one.entity for one in some]
+        )
+        [state] = read(study.vlm, shown, [Site("resid_pre", needed, shown.at("image"))])
+        image = shown.at("image")
+        local = {row: i for i, row in enumerate(rows)}
+        other = [local[partner[row]] for row in rows]
+        for name, source in (("own", state), ("null", state[:, other])):
+
+            def patches_of(
+                batch: torch.Tensor, cells: torch.Tensor, source: torch.Tensor = source
+            ) -> list[Patch]:
+                return [
+                    Patch(
+                        "resid_pre",
+                        pairs[cell][1],
+                        image.rows(batch).only(cells == cell),  # noqa: B023 - used at once
+                        source[needed.index(pairs[cell][0]), batch],
+                    )
+                    for cell in cells.unique().tolist()
+                ]
+
+            texts = free_answers(study, study.vlm, shown, n_cells=len(pairs), patches_of=patches_of)
+            for pair, said in enumerate(texts):
+                tables[name][pair, rows] = score(study, some, said, [""] * len(some)).right
+    codes = sorted({item.entity.code for item in items})
+    shuffled = np.random.default_rng(study.seed).permutation(len(codes))
+    half = {codes[i] for i in shuffled[: len(codes) // 2]}
+    dev = np.array([item.entity.code in half for item in items], dtype=bool)
+    best = {
+        name: int(table[:, dev].mean(1).argmax()) if dev.any() else 0
+        for name, table in tables.items()
+    }
+    return xr.Dataset(
+        {
+            "own": (("pair", "tried"), tables["own"]),
+            "null": (("pair", "tried"), tables["null"]),
+            "dev": ("tried", dev),
+            "later": ("pair", [s for s, _ in pairs]),
+            "earlier": ("pair", [t for _, t in pairs]),
+        },
+        attrs={"chosen": best["own"], "chosen_null": best["null"]},
+    )

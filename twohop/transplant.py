@@ -1,0 +1,184 @@
+"""Writing the backbone's entity into the VLM, and the controls that must fail."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from interventions import Patch, Positions, Prompt, Site, read
+from interventions.alignment import layer_map
+from interventions.positions import from_lists
+from interventions.streams import Component
+from twohop.asking import (
+    Scored,
+    Study,
+    ask,
+    by_relation,
+    derangement,
+    image_prompt,
+    mean_of_others,
+    score,
+    text_prompt,
+)
+from twohop.cells import free_answers
+from twohop.entities.items import Item
+
+RANDOM_SEEDS = 20
+PATCH_ARMS = (
+    "transplant_all_image",
+    "transplant_last_image",
+    "transplant_all_image_mlp",
+    "wrong_entity",
+    "mean_entity",
+    "norm_matched",
+)
+
+
+def entity_values(
+    study: Study, items: Sequence[Item], component: Component, layers: list[int]
+) -> torch.Tensor:
+    """Backbone activations at the last token of each item's entity, [layer, item, d_model]."""
+    values: torch.Tensor | None = None
+    for relation, rows in by_relation(items):
+        template = study.benchmark.templates[relation]
+        prompt = text_prompt(study.backbone, template, [items[i].entity for i in rows])
+        [found] = read(study.backbone, prompt, [Site(component, layers, prompt.at("entity", -1))])
+        if values is None:
+            values = torch.zeros(found.shape[0], len(items), found.shape[-1], dtype=found.dtype)
+        values[:, rows] = found.cpu()
+    return values if values is not None else torch.zeros(len(layers), 0, study.backbone.d_model)
+
+
+def matched_noise(values: torch.Tensor, *, seed: int) -> torch.Tensor:
+    """Random directions with the norms of ``values`` [layer, item, d_model]."""
+    noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed))
+    return noise / noise.norm(dim=-1, keepdim=True) * values.norm(dim=-1, keepdim=True)
+
+
+def ask_images(
+    study: Study,
+    items: Sequence[Item],
+    *,
+    patches_of: Callable[[list[int], Prompt], Sequence[Patch]] | None = None,
+) -> Scored:
+    """Ask the VLM about imaged entities, under patches; free answers only."""
+    templates = study.benchmark.templates
+    return ask(
+        study,
+        study.vlm,
+        items,
+        prompt_of=lambda relation, some: image_prompt(
+            study, templates[relation], [item.entity for item in some]
+        ),
+        patches_of=patches_of,
+        forced=False,
+    )
+
+
+def partners(items: Sequence[Item], *, seed: int) -> list[int]:
+    """For each item, another of the same relation with a different answer."""
+    found = [0] * len(items)
+    for _, rows in by_relation(items):
+        order = derangement([items[i].answers[0] for i in rows], seed=seed)
+        for i, j in zip(rows, order, strict=True):
+            found[i] = rows[j]
+    return found
+
+
+def transplant_arms(
+    study: Study, items: Sequence[Item], *, last_block: int, arms: Sequence[str] = PATCH_ARMS
+) -> dict[str, Scored]:
+    """Run the arms that write backbone values at fixed image positions."""
+    layers = list(range(max(last_block, 0) + 1))
+    vlm_layers = [layer_map(study.vlm, study.backbone)[layer] for layer in layers]
+    resid = entity_values(study, items, "resid_post", layers)
+    partner = partners(items, seed=study.seed)
+    mlp = (
+        entity_values(study, items, "mlp_out", layers)
+        if "transplant_all_image_mlp" in arms
+        else resid
+    )
+    sources: dict[str, tuple[Component, torch.Tensor, int | None]] = {
+        "transplant_all_image": ("resid_post", resid, None),
+        "transplant_last_image": ("resid_post", resid, -1),
+        "transplant_all_image_mlp": ("mlp_out", mlp, None),
+        "wrong_entity": ("resid_post", resid[:, partner], None),
+        "mean_entity": ("resid_post", mean_of_others(resid), None),
+        "norm_matched": ("resid_post", matched_noise(resid, seed=study.seed), None),
+    }
+    results: dict[str, Scored] = {}
+    for arm in arms:
+        component, value, index = sources[arm]
+
+        def patches_of(
+            rows: list[int],
+            prompt: Prompt,
+            component: Component = component,
+            value: torch.Tensor = value,
+            index: int | None = index,
+        ) -> list[Patch]:
+            return [Patch(component, vlm_layers, prompt.at("image", index), value[:, rows])]
+
+        results[arm] = ask_images(study, items, patches_of=patches_of)
+    return results
+
+
+def follows(study: Study, items: Sequence[Item], scored: Scored) -> np.ndarray:
+    """Whether each answer is that of the entity whose values were written, [item]."""
+    partner = partners(items, seed=study.seed)
+    theirs = [items[j] for j in partner]
+    again = score(study, theirs, scored.texts, [""] * len(items)).right
+    return again & np.array([i != j for i, j in enumerate(partner)])
+
+
+def random_positions(study: Study, items: Sequence[Item], *, last_block: int) -> np.ndarray:
+    """Write the right values at random text tokens instead of the image's.
+
+    Returns
+    -------
+    ndarray of bool [seed, item]
+        Whether the free answer is then right.
+    """
+    layers = list(range(max(last_block, 0) + 1))
+    vlm_layers = [layer_map(study.vlm, study.backbone)[layer] for layer in layers]
+    values = entity_values(study, items, "resid_post", layers)
+    table = np.zeros((RANDOM_SEEDS, len(items)), dtype=bool)
+    for relation, rows in by_relation(items):
+        some = [items[i] for i in rows]
+        template = study.benchmark.templates[relation]
+        shown = image_prompt(
+            study, template, [one.entity for one in some], share_prefix=template.prefix
+        )
+        image = shown.at("image")
+        generator = np.random.default_rng(study.seed)
+        draws = []
+        for _ in range(RANDOM_SEEDS):
+            lists = []
+            for roles in shown.roles:
+                free = sorted(set(roles["question"]) - set(roles["last"]))
+                n = min(image.index.shape[1], len(free))
+                lists.append(sorted(generator.choice(free, size=n, replace=False).tolist()))
+            draws.append(
+                from_lists(lists, length=shown.length, single=False, role="random position")
+            )
+
+        def patches_of(
+            batch: torch.Tensor,
+            cells: torch.Tensor,
+            draws: list[Positions] = draws,
+            mine: torch.Tensor = values[:, rows],
+        ) -> list[Patch]:
+            return [
+                Patch(
+                    "resid_post",
+                    vlm_layers,
+                    draws[cell].rows(batch).only(cells == cell),
+                    mine[:, batch],
+                )
+                for cell in cells.unique().tolist()
+            ]
+
+        texts = free_answers(study, study.vlm, shown, n_cells=RANDOM_SEEDS, patches_of=patches_of)
+        for seed, said in enumerate(texts):
+            table[seed, rows] = score(study, some, said, [""] * len(some)).right
+    return table
