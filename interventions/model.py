@@ -54,7 +54,7 @@ class Model:
         return f"<Model {self.name}: {kind}, {self.n_layers} layers x {self.d_model}>"
 
     @property
-    def module(self) -> torch.nn.Module:
+    def module(self) -> Any:
         """The transformers model itself."""
         return self.nn._module
 

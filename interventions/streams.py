@@ -195,7 +195,7 @@ class Stream:
             return getattr(block, self._model.anatomy.mlp)
         return block
 
-    def __getitem__(self, key: Any) -> torch.Tensor:
+    def __getitem__(self, key: Any) -> Any:  # a tensor, to which nnsight adds .save()
         layers, positions = split_index(key)
         found = [
             gather(self.live(layer), positions)
@@ -239,7 +239,7 @@ class LogitsStream:
             )
         return Positions(index, positions.mask, hidden.shape[1], positions.single, positions.role)
 
-    def __getitem__(self, positions: Any) -> torch.Tensor:
+    def __getitem__(self, positions: Any) -> Any:
         hidden = self._model.head.output
         return gather(hidden, self._shifted(hidden, positions))
 

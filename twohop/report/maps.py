@@ -23,9 +23,9 @@ def map_figure(tree: xr.DataTree) -> Figure:
             panels, ("map_text", "map_image"), ("Backbone, text", "VLM, image"), strict=True
         ):
             data = tree[stage].to_dataset()
-            n = int((~np.isnan(data["effect"].values)).any((0, 1, 2)).sum())
-            if not n:
-                few = "no item\nanswered right" if not data.sizes["map_item"] else ALIKE
+            n = data.sizes["map_item"]
+            if np.isnan(data["effect"].values).all():
+                few = ALIKE if n else "no item that\nthe model should know"
                 nothing(axes, few)
                 axes.set_title(title, loc="left")
                 continue
@@ -41,11 +41,8 @@ def map_figure(tree: xr.DataTree) -> Figure:
 
 def _map_panel(axes: Axes, data: xr.Dataset) -> Any:
     rows = [(c, r) for c in data["component"].values for r in data["role"].values]
-    flat = data["effect"].transpose("component", "role", "window", "map_item").values
-    flat = flat.reshape(len(rows), *flat.shape[2:])
-    some = ~np.isnan(flat)
-    table = np.where(some, flat, 0).sum(-1) / np.maximum(some.sum(-1), 1)
-    table[~some.any(-1)] = np.nan
+    effect = data["effect"].transpose("component", "role", "window").values
+    table = effect.reshape(len(rows), -1)
     axes.set_facecolor(FAINT)
     mesh = axes.pcolormesh(
         table.clip(-1, 1), cmap="RdBu_r", vmin=-1, vmax=1, edgecolors="white", lw=0.8

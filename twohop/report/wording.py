@@ -51,7 +51,7 @@ ARM_GROUPS: tuple[tuple[str, dict[str, str]], ...] = (
         {
             "transplant_random_position": "same values, random text tokens",
             "wrong_entity": "another entity's values",
-            "mean_entity": "mean over entities",
+            "mean_entity": "mean over the other entities",
             "norm_matched": "random vector, same norm",
         },
     ),
