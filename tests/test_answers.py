@@ -25,9 +25,7 @@ def hf_text(model: iv.Model, prompt: iv.Prompt, n: int) -> list[str]:
 
 
 @pytest.mark.parametrize("which", ["llm", "vlm"])
-def test_generate_and_greedy_equal_transformers(
-    which: str, request: pytest.FixtureRequest
-) -> None:
+def test_generate_and_greedy_equal_transformers(which: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(which)
     prompt = request.getfixturevalue("named" if which == "llm" else "shown")
     expected = hf_text(model, prompt, 5)

@@ -31,9 +31,7 @@ def test_outcomes(text: str, expected: str) -> None:
 
 
 def test_the_longest_name_at_a_place_counts() -> None:
-    found = outcome(
-        "Kuwait City", answers=["Kuwait City"], names=["Kuwait"], answer_set=CAPITALS
-    )
+    found = outcome("Kuwait City", answers=["Kuwait City"], names=["Kuwait"], answer_set=CAPITALS)
     assert found == "right"
     known = ["Niger", "Nigeria", "Guinea", "Guinea-Bissau", "Papua New Guinea"]
     assert not names_it("Nigeria", names=["Niger"], others=known)

@@ -28,7 +28,7 @@ def benchmark() -> Benchmark:
             for relation, one in templates.QUESTIONS.items()
         },
         naming=Template(templates.NAMING.prefix, templates.NAMING.question),
-        stop=templates.TURN_END,
+        stop="\n",
         chain=_chain,
         view=lambda code, index: data.view(code, data.FIRST_HELD_OUT_VIEW + index),
         blank=lambda: Image.new("RGB", (128, 96), "white"),
