@@ -6,6 +6,7 @@ answer go on from its keys and values.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from interventions.patching import Patch, Run, run
 from interventions.prefixes import take_rows
 from interventions.prompts import Prompt
 
-ROUND = 8  # beginnings extended per row and round by choose()
+ROUNDS = (2, 4, 8, 16)  # beginnings extended per row by choose(), round by round
 
 
 @dataclass(frozen=True)
@@ -216,10 +217,10 @@ def choose(
             for c, tokens in enumerate(candidates):
                 if ids[: len(tokens)] == list(tokens):
                     exact[row, c] = sum(logprobs[: len(tokens)])
-    while True:
+    for count in chain(ROUNDS, repeat(ROUNDS[-1])):
         best = exact.amax(-1, keepdim=True)
         hopeful = torch.where(bound > best, bound, -torch.inf)
-        top = hopeful.topk(min(ROUND, len(nodes)), dim=-1)
+        top = hopeful.topk(min(count, len(nodes)), dim=-1)
         rows, slots = torch.isfinite(top.values).nonzero(as_tuple=True)
         if not len(rows):
             break

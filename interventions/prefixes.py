@@ -1,15 +1,16 @@
 """Keys and values of text that many prompts begin with, computed once."""
 
+import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 KEPT = 8
 
 
-def take_rows(cache: Any, rows: torch.Tensor) -> DynamicCache:
+def take_rows(cache: Any, rows: torch.Tensor) -> Any:
     """Return a new cache that holds the given rows of ``cache``, in that order.
 
     Parameters
@@ -19,10 +20,17 @@ def take_rows(cache: Any, rows: torch.Tensor) -> DynamicCache:
     rows : Tensor [row]
         Row indices; a row may be taken more than once.
     """
-    taken = DynamicCache()
-    for layer, kept in enumerate(cache.layers):
-        taken.update(kept.keys.index_select(0, rows), kept.values.index_select(0, rows), layer)
-    return taken
+    return _map_tensors(cache, lambda tensor: tensor.index_select(0, rows))
+
+
+def _map_tensors(cache: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    # A cache never writes into its tensors: it grows by making new ones. So a shallow copy with
+    # other tensors is a cache of its own, and views of the old ones will do.
+    changed = copy.copy(cache)
+    changed.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in changed.layers:
+        layer.keys, layer.values = change(layer.keys), change(layer.values)
+    return changed
 
 
 class PrefixCache:
@@ -31,7 +39,7 @@ class PrefixCache:
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
-    def expanded(self, module: Any, ids: torch.Tensor, n_rows: int) -> DynamicCache:
+    def expanded(self, module: Any, ids: torch.Tensor, n_rows: int) -> Any:
         """Return a fresh cache of ``n_rows`` equal rows for the prefix ``ids`` [prefix]."""
         key = tuple(ids.tolist())
         if key not in self._kept:
@@ -41,5 +49,4 @@ class PrefixCache:
         self._kept.move_to_end(key)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
-        rows = torch.zeros(n_rows, dtype=torch.long, device=ids.device)
-        return take_rows(self._kept[key], rows)
+        return _map_tensors(self._kept[key], lambda one: one.expand(n_rows, *one.shape[1:]))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import CLIPVisionModel, PreTrainedTokenizerBase
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-FILLER = " the country of"
+FILLER = " present-day"
 """Fills the image tokens to the left of a name that has fewer tokens than there are slots."""
 
 

@@ -71,7 +71,7 @@ class Plan:
     naming_steps: int = 200
     naming_rate: float = 2e-3
     naming_rows: int = 48
-    aligned_steps: int = 2000
+    aligned_steps: int = 5000
     aligned_rate: float = 4e-3
     aligned_rows: int = 512
     measurements: int = 5
