@@ -8,7 +8,7 @@ from interventions.model import Model
 def lens(
     model: Model, hidden: torch.Tensor, tokens: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability and rank of one token per row, read out of hidden states.
+    """Log-probability and rank of chosen tokens, read out of hidden states.
 
     Each state goes through the final norm and the head (nostalgebraist, "interpreting GPT: the
     logit lens", 2020). Only the chosen tokens' numbers are kept.
@@ -19,14 +19,14 @@ def lens(
         Loaded locally.
     hidden : Tensor [layer, row, d_model]
         Residual stream.
-    tokens : Tensor [row]
-        The token looked for in each row.
+    tokens : Tensor [row, token]
+        The tokens looked for in each row.
 
     Returns
     -------
-    logprob : Tensor [layer, row]
+    logprob : Tensor [layer, row, token]
         Nats.
-    rank : Tensor [layer, row]
+    rank : Tensor [layer, row, token]
         Number of tokens that are likelier: 0 is the top.
 
     Examples
@@ -35,11 +35,11 @@ def lens(
     """
     norm, head = model.final_norm._module, model.head._module
     logprobs, ranks = [], []
-    index = tokens.to(hidden.device)[:, None]
+    index = tokens.to(hidden.device)
     with torch.no_grad():
         for layer in hidden:
-            scores = head(norm(layer.to(model.dtype))).float().log_softmax(-1)
+            scores = head(norm(layer.to(model.dtype))).float()
             chosen = scores.gather(-1, index)
-            logprobs.append(chosen[:, 0])
-            ranks.append((scores > chosen).sum(-1))
+            logprobs.append(chosen - scores.logsumexp(-1, keepdim=True))
+            ranks.append((scores[:, None] > chosen[..., None]).sum(-1))
     return torch.stack(logprobs), torch.stack(ranks)

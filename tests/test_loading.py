@@ -74,9 +74,9 @@ def test_layers_map_only_between_models_of_one_shape(llm: iv.Model, vlm: iv.Mode
 def test_the_lens_at_the_last_layer_is_the_model(llm: iv.Model, named: iv.Prompt) -> None:
     found = iv.run(llm, named, reads=[iv.Site("resid_post", [7], named.at("last"))])
     assert found.logits is not None
-    tokens = found.logits.argmax(-1)
+    tokens = found.logits.argmax(-1, keepdim=True)
     logprob, rank = lens(llm, found.reads[0], tokens)
-    expected = found.logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    expected = found.logits.log_softmax(-1).gather(-1, tokens)
     assert torch.allclose(logprob[0], expected, atol=1e-5)
     assert (rank == 0).all()
 

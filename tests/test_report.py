@@ -128,7 +128,8 @@ def test_page_does_not_name_this_machine(run: Path) -> None:
 def test_page_speaks_to_everyone(run: Path, page: Page) -> None:
     assert (run / "report.html").read_text().lstrip().startswith("<!doctype html>")
     assert all(image["alt"] for image in page.images)
-    assert len([one for one in page.images if str(one["src"]).startswith("data:image/svg")]) == len(FIGURES)
+    drawn = [one for one in page.images if str(one["src"]).startswith("data:image/svg")]
+    assert len(drawn) == len(FIGURES)
 
 
 def test_every_number_shown_is_the_summarys(page: Page, summary: dict) -> None:

@@ -23,7 +23,8 @@ from twohop.statistics import cluster_sums
 ROLES = ("image", "last_image", "last")
 FIT_VIEWS = (1, 2, 3)
 TEST_VIEW = 0
-BATCH_ROWS = 64
+BATCH_TOKENS = 768
+LENS_ROWS = 64
 SHARE_OF_MAXIMUM = 0.9
 
 
@@ -35,7 +36,7 @@ def states(
     A role of several positions is averaged over them.
     """
     parts: dict[str, list[torch.Tensor]] = {role: [] for role in roles}
-    for rows in torch.arange(len(prompt)).split(BATCH_ROWS):
+    for rows in torch.arange(len(prompt)).split(max(1, BATCH_TOKENS // prompt.length)):
         some = prompt.select(rows)
         sites = []
         for positions in roles.values():
@@ -135,16 +136,7 @@ def resolution(study: Study) -> xr.Dataset:
         [[depth_interval(one, codes, seed=study.seed) for one in kind] for kind in table]
     )
 
-    name_tokens = torch.tensor([first_token(vlm, entity.name) for entity in entities])
-    lens_entity = [lens(vlm, test[role], name_tokens)[0].exp().mean(-1) for role in ROLES]
-    answers = {
-        item.entity.code: item.answers[0] for item in benchmark.items if item.relation == relation
-    }
-    asked = [i for i, code in enumerate(codes) if code in answers]
-    answer_tokens = torch.tensor([first_token(vlm, answers[codes[i]]) for i in asked])
-    lens_answer = [
-        lens(vlm, test[role][:, asked], answer_tokens)[0].exp().mean(-1) for role in ROLES
-    ]
+    lens_entity, lens_answer = lens_curves(study, relation, test)
     curves, chance, probed = answer_curves(study)
     return xr.Dataset(
         {
@@ -154,8 +146,8 @@ def resolution(study: Study) -> xr.Dataset:
             "depth_low": (("kind", "role"), intervals[..., 0]),
             "depth_high": (("kind", "role"), intervals[..., 1]),
             "backbone_accuracy": ("layer", own.numpy()),
-            "lens_entity": (("role", "layer"), torch.stack(lens_entity).numpy()),
-            "lens_answer": (("role", "layer"), torch.stack(lens_answer).numpy()),
+            "lens_entity": (("role", "layer"), lens_entity),
+            "lens_answer": (("role", "layer"), lens_answer),
             "answer_probe": (("model", "layer"), curves),
         },
         coords={
@@ -174,6 +166,36 @@ def resolution(study: Study) -> xr.Dataset:
             "test_view": TEST_VIEW,
         },
     )
+
+
+def lens_curves(
+    study: Study, relation: str, hidden: dict[str, torch.Tensor]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean lens probability of the name's and of the answer's first token, [role, layer] each.
+
+    On at most :data:`LENS_ROWS` entities: the head is the dearest part of a small model.
+    """
+    entities = study.benchmark.entities
+    answers = {
+        item.entity.code: item.answers[0]
+        for item in study.benchmark.items
+        if item.relation == relation
+    }
+    asked = [i for i, entity in enumerate(entities) if entity.code in answers]
+    some = asked[:: -(-len(asked) // LENS_ROWS)]
+    tokens = torch.tensor(
+        [
+            [
+                first_token(study.vlm, entities[i].name),
+                first_token(study.vlm, answers[entities[i].code]),
+            ]
+            for i in some
+        ]
+    )
+    curves = torch.stack(
+        [lens(study.vlm, hidden[role][:, some], tokens)[0].exp().mean(1) for role in ROLES]
+    )
+    return curves[..., 0].cpu().numpy(), curves[..., 1].cpu().numpy()
 
 
 def answer_curves(study: Study) -> tuple[np.ndarray, float, str]:
