@@ -80,11 +80,10 @@ def text_gate(study: Study, model: Model, *, gate: str) -> xr.Dataset:
 
 def same_decoder(vlm: Model, backbone: Model) -> bool:
     """Whether a VLM answers text exactly as its backbone: same tokens, bit-equal decoder."""
-    if vlm.tokenizer.get_vocab().keys() != backbone.tokenizer.get_vocab().keys():
-        known = vlm.tokenizer.get_vocab()
-        changed = {t for t, i in backbone.tokenizer.get_vocab().items() if known.get(t) != i}
-        if changed - set(backbone.tokenizer.all_special_tokens):
-            return False
+    ours, theirs = vlm.tokenizer.get_vocab(), backbone.tokenizer.get_vocab()
+    changed = {i for token, i in theirs.items() if ours.get(token) != i}
+    if changed - {vlm.anatomy.image_token_id}:
+        return False
     pairs = (
         (vlm.module.get_submodule(a), backbone.module.get_submodule(b))
         for a, b in (
@@ -94,8 +93,8 @@ def same_decoder(vlm: Model, backbone: Model) -> bool:
             (vlm.anatomy.head, backbone.anatomy.head),
         )
     )
-    for ours, theirs in pairs:
-        mine, other = ours.state_dict(), theirs.state_dict()
+    for one, its_twin in pairs:
+        mine, other = one.state_dict(), its_twin.state_dict()
         if mine.keys() != other.keys():
             return False
         if any(not torch.equal(mine[key], other[key]) for key in mine):
@@ -136,7 +135,8 @@ def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:
         text_array([["right" if ok else "other" for ok in named[rows]]]),
     )
 
-    if same_decoder(vlm, study.backbone):
+    same = same_decoder(vlm, study.backbone)
+    if same:
         vlm_text = backbone_text.assign_coords(gate=["vlm_text"])
     else:
         vlm_text = text_gate(study, vlm, gate="vlm_text")
@@ -164,7 +164,7 @@ def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:
     joined["surface"] = ("item", np.array(surface))
     joined.attrs["vlm_text"] = (
         "the VLM's decoder is bit-equal to the backbone's, so its text answers are the backbone's"
-        if same_decoder(vlm, study.backbone)
+        if same
         else "asked of the VLM's own weights"
     )
     return joined

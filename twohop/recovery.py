@@ -3,7 +3,8 @@
 Every arm is tried on *lost* items (recognised, right in text, wrong from the image) and reports
 which of them are answered right afterwards; on *kept* items (right from the image) the same arms
 report harm. Patches act in the prefill only. The values are the backbone's at the last token of
-the entity's name, in the blocks that give half of its enrichment, from the text question's run.
+the entity's name, from the text question's run: block outputs in the blocks that give half of its
+enrichment, MLP outputs in the whole enrichment window.
 
 ========================================  ========================================================
 arm                                       what is written, and where
@@ -89,7 +90,7 @@ def chain(study: Study, items: Sequence[Item], names: Sequence[str]) -> Scored:
     return score(study, items, texts, [""] * len(items))
 
 
-def recovery(study: Study, gates: xr.Dataset, *, last_block: int) -> xr.Dataset:
+def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int) -> xr.Dataset:
     """Run every arm.
 
     Parameters
@@ -98,7 +99,9 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int) -> xr.Dataset:
     gates : Dataset
         From :func:`twohop.recall.recall`.
     last_block : int
-        Values are written in blocks 0 to this one: those that give half of the enrichment.
+        Block outputs are written in blocks 0 to this one: those that give half of the enrichment.
+    last_mlp : int
+        MLP outputs are written in blocks 0 to this one: the enrichment window.
 
     Returns
     -------
@@ -127,7 +130,7 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int) -> xr.Dataset:
     still: dict[str, np.ndarray] = {}
     if tried:
         for arm, scored in transplant_arms(
-            study, tried, last_block=last_block, arms=PATCH_ARMS[1:]
+            study, tried, last_block=last_block, last_mlp=last_mlp, arms=PATCH_ARMS[1:]
         ).items():
             arms[arm], said[arm] = scored.right, scored.texts
             if arm == "wrong_entity":
@@ -159,12 +162,14 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int) -> xr.Dataset:
             words[arm][i] = text
     if lost:
         # The arm that the diagnosis of every lost item needs is run on all of them.
-        [whole] = transplant_arms(study, lost, last_block=last_block, arms=PATCH_ARMS[:1]).values()
+        [whole] = transplant_arms(
+            study, lost, last_block=last_block, last_mlp=last_mlp, arms=PATCH_ARMS[:1]
+        ).values()
         tables["transplant_all_image"] = whole.right.astype(float)
         words["transplant_all_image"] = whole.texts
     if kept:
         for arm, scored in transplant_arms(
-            study, kept, last_block=last_block, arms=HARM_ARMS[:2]
+            study, kept, last_block=last_block, last_mlp=last_mlp, arms=HARM_ARMS[:2]
         ).items():
             still[arm] = scored.right
         still["cot_named"] = chain(
@@ -191,7 +196,7 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int) -> xr.Dataset:
             "tried": [item.id for item in tried],
             "kept": [item.id for item in kept],
         },
-        attrs={"last_block": last_block, "random_seeds": RANDOM_SEEDS},
+        attrs={"last_block": last_block, "last_mlp": last_mlp, "random_seeds": RANDOM_SEEDS},
     )
     return result.merge(back, combine_attrs="no_conflicts")
 

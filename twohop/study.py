@@ -111,7 +111,7 @@ def expected_rows(stage: str, benchmark: Benchmark, done: dict[str, xr.Dataset])
     if "windows" not in done and stage != "windows":
         return 0
     if stage == "windows":
-        known = int(done["backbone_text"]["right"].sum())
+        known = int((done["backbone_text"]["text"] == done["backbone_text"]["answer"]).sum())
         layers = int(done["backbone_text"].attrs["n_layers"])
         return min(MAX_WINDOW_ITEMS, known) * (2 * layers + 1)
     layers = int(done["backbone_text"].attrs["n_layers"])
@@ -135,7 +135,10 @@ def run_stage(stage: str, study: Study, done: dict[str, xr.Dataset]) -> xr.Datas
         found = text_gate(study, study.backbone, gate="backbone_text")
         found.attrs["n_layers"] = study.backbone.n_layers
         return found
-    known = done["backbone_text"]["right"].values[0]
+    text = done["backbone_text"]
+    # Where the circuit is measured, the answer is checked token by token, so it must be the
+    # canonical one that the model gives by itself.
+    known = (text["text"] == text["answer"]).values[0]
     if stage == "windows":
         return windows(study, known)
     if stage == "map_text":
@@ -147,11 +150,10 @@ def run_stage(stage: str, study: Study, done: dict[str, xr.Dataset]) -> xr.Datas
     gates = done["recall"]
     window_end = int(done["windows"].attrs["enrichment_end"])
     if stage == "map_image":
-        able = gates["right"].sel(gate="recognised") & gates["right"].sel(gate="backbone_text")
-        return patching_map(study, study.vlm, able.values)
+        return patching_map(study, study.vlm, known & gates["right"].sel(gate="recognised").values)
     if stage == "recovery":
         half = int(done["windows"].attrs["enrichment_half"])
-        return recovery(study, gates, last_block=half)
+        return recovery(study, gates, last_block=half, last_mlp=window_end)
     return diagnosis(
         gates, done["resolution"], done["recovery"], window_end=window_end, seed=study.seed
     )

@@ -49,6 +49,11 @@ def entity_values(
     return values if values is not None else torch.zeros(len(layers), 0, study.backbone.d_model)
 
 
+def blocks_to(last: int) -> list[int]:
+    """Blocks from 0 to ``last``; block 0 at least."""
+    return list(range(max(last, 0) + 1))
+
+
 def matched_noise(values: torch.Tensor, *, seed: int) -> torch.Tensor:
     """Random directions with the norms of ``values`` [layer, item, d_model]."""
     noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed))
@@ -86,26 +91,39 @@ def partners(items: Sequence[Item], *, seed: int) -> list[int]:
 
 
 def transplant_arms(
-    study: Study, items: Sequence[Item], *, last_block: int, arms: Sequence[str] = PATCH_ARMS
+    study: Study,
+    items: Sequence[Item],
+    *,
+    last_block: int,
+    last_mlp: int,
+    arms: Sequence[str] = PATCH_ARMS,
 ) -> dict[str, Scored]:
-    """Run the arms that write backbone values at fixed image positions."""
-    layers = list(range(max(last_block, 0) + 1))
-    vlm_layers = [layer_map(study.vlm, study.backbone)[layer] for layer in layers]
-    resid = entity_values(study, items, "resid_post", layers)
+    """Run the arms that write backbone values at fixed image positions.
+
+    Parameters
+    ----------
+    study : Study
+    items : sequence of Item
+    last_block : int
+        Block outputs are written in blocks 0 to this one.
+    last_mlp : int
+        MLP outputs are written in blocks 0 to this one.
+    arms : sequence of str
+        Which of :data:`PATCH_ARMS`.
+    """
+    resid = entity_values(study, items, "resid_post", blocks_to(last_block))
     partner = partners(items, seed=study.seed)
-    mlp = (
-        entity_values(study, items, "mlp_out", layers)
-        if "transplant_all_image_mlp" in arms
-        else resid
-    )
     sources: dict[str, tuple[Component, torch.Tensor, int | None]] = {
         "transplant_all_image": ("resid_post", resid, None),
         "transplant_last_image": ("resid_post", resid, -1),
-        "transplant_all_image_mlp": ("mlp_out", mlp, None),
         "wrong_entity": ("resid_post", resid[:, partner], None),
         "mean_entity": ("resid_post", mean_of_others(resid), None),
         "norm_matched": ("resid_post", matched_noise(resid, seed=study.seed), None),
     }
+    if "transplant_all_image_mlp" in arms:
+        mlp = entity_values(study, items, "mlp_out", blocks_to(last_mlp))
+        sources["transplant_all_image_mlp"] = ("mlp_out", mlp, None)
+    mapped = layer_map(study.vlm, study.backbone)
     results: dict[str, Scored] = {}
     for arm in arms:
         component, value, index = sources[arm]
@@ -117,7 +135,8 @@ def transplant_arms(
             value: torch.Tensor = value,
             index: int | None = index,
         ) -> list[Patch]:
-            return [Patch(component, vlm_layers, prompt.at("image", index), value[:, rows])]
+            layers = [mapped[block] for block in range(len(value))]
+            return [Patch(component, layers, prompt.at("image", index), value[:, rows])]
 
         results[arm] = ask_images(study, items, patches_of=patches_of)
     return results
@@ -139,7 +158,7 @@ def random_positions(study: Study, items: Sequence[Item], *, last_block: int) ->
     ndarray of bool [seed, item]
         Whether the free answer is then right.
     """
-    layers = list(range(max(last_block, 0) + 1))
+    layers = blocks_to(last_block)
     vlm_layers = [layer_map(study.vlm, study.backbone)[layer] for layer in layers]
     values = entity_values(study, items, "resid_post", layers)
     table = np.zeros((RANDOM_SEEDS, len(items)), dtype=bool)
