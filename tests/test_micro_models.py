@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from interventions.errors import InterventionsError
+from twohop.entities.items import Template
 from twohop.micro import (
     ENTITIES,
     EVALUATION_START,
@@ -31,7 +32,6 @@ from twohop.micro import (
     RELATIONS,
     TEMPLATES,
     Entity,
-    Template,
     answers,
     chain_of_thought,
     description,
@@ -41,6 +41,7 @@ from twohop.micro import (
     view,
 )
 from twohop.micro.folders import is_live, weight_file
+from twohop.micro.templates import IMAGE_PLACEHOLDER
 from twohop.micro.world import Relation, Style
 
 VLM_KEYS = MICRO_KEYS[1:]
@@ -100,14 +101,14 @@ def said(opened: Opened, inputs) -> list[str]:
 
 
 def asked_in_text(llm: Opened, template: Template, subjects: Sequence[str]):
-    return llm.tokenizer([template.text(s) for s in subjects], return_tensors="pt", padding=True)
+    return llm.tokenizer([template.fill(s) for s in subjects], return_tensors="pt", padding=True)
 
 
 def asked_of_pictures(
     vlm: Opened, templates: Sequence[Template], subjects: Sequence[Entity], style: Style = "bands"
 ):
     pictures = [view(e.code, EVALUATION_START, style=style) for e in subjects]
-    texts = [template.image() for template in templates]
+    texts = [template.fill(IMAGE_PLACEHOLDER) for template in templates]
     return vlm.processor(text=texts, images=pictures, return_tensors="pt", padding=True)
 
 
@@ -203,7 +204,7 @@ def test_backbone_knows_what_it_was_taught(llm):
 
 
 def test_padding_changes_nothing(llm):
-    prompts = [TEMPLATES[r].text(name) for r in RELATIONS for name in ("Avaria", "North Umbra")]
+    prompts = [TEMPLATES[r].fill(name) for r in RELATIONS for name in ("Avaria", "North Umbra")]
     inputs = llm.tokenizer(prompts, return_tensors="pt", padding=True)
     with torch.no_grad():
         together = llm.model(**inputs).logits[:, -1]
@@ -274,7 +275,7 @@ def name_tokens(llm: Opened, prompts: Sequence[str], subjects: Sequence[str]):
 def test_recall_happens_in_the_recall_mlps_at_the_name(llm, relation: Relation):
     known = TAUGHT[relation]
     gold = first_tokens(llm, [getattr(e, relation) for e in known])
-    prompts = [TEMPLATES[relation].text(e.name) for e in known]
+    prompts = [TEMPLATES[relation].fill(e.name) for e in known]
     inputs, at_name = name_tokens(llm, prompts, [e.name for e in known])
 
     def answered(blocks: Sequence[int], where: torch.Tensor) -> tuple[torch.Tensor, float]:

@@ -13,8 +13,7 @@ NOTES = (
 
 def _chain(relation: str, name: str) -> Template:
     known: dict[str, world.Relation] = {key: key for key in templates.TEMPLATES}
-    one = templates.chain_of_thought(known[relation], name=name)
-    return Template("", one.prefix + one.question)
+    return templates.chain_of_thought(known[relation], name=name)
 
 
 def benchmark() -> Benchmark:
@@ -27,12 +26,9 @@ def benchmark() -> Benchmark:
     return Benchmark(
         name="micro",
         items=items,
-        templates={
-            relation: Template("", one.prefix + one.question)
-            for relation, one in templates.TEMPLATES.items()
-        },
-        naming=Template("", templates.NAMING.prefix + templates.NAMING.question),
-        stop=" .",
+        templates={**templates.TEMPLATES},
+        naming=templates.NAMING,
+        stop=templates.TURN_END,
         chain=_chain,
         view=lambda code, index: world.view(code, world.EVALUATION_START + index),
         blank=lambda: Image.new("RGB", (world.PICTURE_SIZE, world.PICTURE_SIZE), "white"),

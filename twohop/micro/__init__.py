@@ -19,7 +19,6 @@ from twohop.micro.layout import (
 from twohop.micro.templates import (
     NAMING,
     TEMPLATES,
-    Template,
     after_naming,
     chain_of_thought,
     description,
@@ -53,7 +52,6 @@ __all__ = [
     "Entity",
     "Fact",
     "MicroKey",
-    "Template",
     "after_naming",
     "answers",
     "chain_of_thought",

@@ -48,7 +48,7 @@ def vocabulary() -> tuple[str, ...]:
     """Return every token in order of its id: special tokens, then the words of the world."""
     words: dict[str, None] = dict.fromkeys((PAD, BOS, EOS, UNKNOWN, IMAGE_PLACEHOLDER))
     for template in (NAMING, *TEMPLATES.values()):
-        words.update(dict.fromkeys(template.text(".").split()))
+        words.update(dict.fromkeys(template.fill(".").split()))
     words.update(dict.fromkeys((FLAG, *band_words())))
     for entity in ENTITIES:
         for text in (entity.name, *(getattr(entity, relation) for relation in RELATIONS)):

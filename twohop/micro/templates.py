@@ -5,35 +5,12 @@ placeholder `{entity}` filled with a name (text) or with `<image>` (image, same 
 no worked examples: the backbone needs none, and short prompts are quick.
 """
 
-from dataclasses import dataclass
-
+from twohop.entities.items import Template
 from twohop.micro.world import Entity, Relation
 
 IMAGE_PLACEHOLDER = "<image>"
 TURN_END = " ."
 """What ends an answer."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """One way to ask: a constant `prefix`, then a `question` with an `{entity}` placeholder."""
-
-    prefix: str
-    question: str
-
-    def text(self, name: str) -> str:
-        """Return the prompt about what is named, or described, in its place.
-
-        Examples
-        --------
-        >>> TEMPLATES["capital"].text("Avaria")
-        'Question : What is the capital of Avaria ? Answer :'
-        """
-        return self.prefix + self.question.format(entity=name)
-
-    def image(self) -> str:
-        """Return the prompt with the image placeholder in the name's place."""
-        return self.text(IMAGE_PLACEHOLDER)
 
 
 NAMING = Template("Question : ", "Which country is {entity} ? Answer :")
@@ -86,13 +63,12 @@ def chain_of_thought(relation: Relation, *, name: str) -> Template:
 
     Examples
     --------
-    >>> print(chain_of_thought("capital", name="Avaria").image().replace(" . ", " .\\n"))
-    Question : Which country is <image> ? Answer : Avaria .
-    Question : What is the capital of Avaria ? Answer :
+    >>> chain_of_thought("capital", name="Avaria").question.split(" . ")[1]
+    'Question : What is the capital of Avaria ? Answer :'
     """
     return Template(NAMING.prefix, NAMING.question + after_naming(relation, name=name))
 
 
 def after_naming(relation: Relation, *, name: str) -> str:
     """Return what follows the naming question once the answer to it was `name`."""
-    return f" {name}{TURN_END} {TEMPLATES[relation].text(name)}"
+    return f" {name}{TURN_END} {TEMPLATES[relation].fill(name)}"
