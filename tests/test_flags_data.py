@@ -14,6 +14,7 @@ from twohop.flags import backbone, data, templates
 from twohop.flags.assemble import PAIR_KEYS, SHIPPED_WEIGHTS, WeightsMissing, pair_folder
 from twohop.flags.evaluate import answered, named
 from twohop.flags.projectors import aligned_slots
+from twohop.flags.recipes import Plan
 from twohop.flags.stages import Stage, run_stage
 from twohop.flags.tower import (
     IMAGE_TOKENS,
@@ -23,7 +24,7 @@ from twohop.flags.tower import (
     pixels,
     training_view,
 )
-from twohop.flags.training import Plan, train
+from twohop.flags.training import train
 
 
 @pytest.fixture(scope="module")
@@ -232,13 +233,14 @@ def test_backbone_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_a_stopped_run_ends_at_the_bits_of_one_that_was_not(tmp_path):
-    def trained(folder, *, stop_after=None):
+    def trained(folder, *, stop_after=None, settings="as usual"):
         folder.mkdir(exist_ok=True)
         # As after a kill: everything but the folder is made anew.
         torch.manual_seed(0)
         module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU())
         stage = Stage(
             name="tiny",
+            settings=settings,
             module=module,
             steps=9,
             learning_rate=0.1,
@@ -262,12 +264,14 @@ def test_a_stopped_run_ends_at_the_bits_of_one_that_was_not(tmp_path):
     assert history == history_stopped
     for name, value in whole.items():
         assert torch.equal(value, stopped[name])
+    with pytest.raises(InterventionsError, match="other settings"):
+        trained(tmp_path / "stopped", settings="quite others")
 
 
 def test_training_the_tower_goes_on_where_it_was(tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
-    from twohop.flags import training
+    from twohop.flags import recipes
 
     plan = Plan(tower_steps=3)
     train(out=tmp_path / "whole", stages=("tower",), progress=False, plan=plan)
@@ -275,7 +279,7 @@ def test_training_the_tower_goes_on_where_it_was(tmp_path, monkeypatch):
     class Killed(Exception):
         pass
 
-    drawn = training.training_pixels
+    drawn = recipes.training_pixels
 
     def dies(step, *, seed):
         if step == 2:
@@ -283,10 +287,10 @@ def test_training_the_tower_goes_on_where_it_was(tmp_path, monkeypatch):
         return drawn(step, seed=seed)
 
     monkeypatch.setattr("twohop.flags.stages.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    monkeypatch.setattr(training, "training_pixels", dies)
+    monkeypatch.setattr(recipes, "training_pixels", dies)
     with pytest.raises(Killed):
         train(out=tmp_path / "killed", stages=("tower",), progress=False, plan=plan)
-    monkeypatch.setattr(training, "training_pixels", drawn)
+    monkeypatch.setattr(recipes, "training_pixels", drawn)
     train(out=tmp_path / "killed", stages=("tower",), progress=False, plan=plan)
     whole, killed = (
         load_file(tmp_path / name / "tower.safetensors") for name in ("whole", "killed")

@@ -103,6 +103,11 @@ class PairReader:
             ]
         return self._known[relation]
 
+    def asked(self, relation: Relation) -> int:
+        """Number of items of a relation: those that are not surface items."""
+        facts = [fact(one.code, relation) for one in entities()]
+        return sum(not is_surface(one, tokenizer=self.tokenizer) for one in facts)
+
     def recognised(self, image_tokens: torch.Tensor) -> list[bool]:
         """Whether each country, [country, slot, d_model], is named right."""
         lines = self.lines(NAMING, list(image_tokens))
@@ -140,24 +145,37 @@ def measure(reader: PairReader, image_tokens: torch.Tensor) -> dict[str, Any]:
     return measured
 
 
+def backbone_reader() -> PairReader:
+    """The backbone, in float32, behind all prompts."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    backbone = backbone_folder()
+    with quiet_transformers():
+        model = LlamaForCausalLM.from_pretrained(backbone, dtype=torch.float32)
+        return PairReader(model, AutoTokenizer.from_pretrained(backbone))
+
+
 @torch.no_grad()
 def evaluate_pair(
-    key: PairKey, *, weights: Path | None = None, views: Sequence[int] = (FIRST_HELD_OUT_VIEW,)
+    key: PairKey,
+    *,
+    reader: PairReader,
+    weights: Path | None = None,
+    views: Sequence[int] = (FIRST_HELD_OUT_VIEW,),
 ) -> list[dict[str, Any]]:
     """Measure an assembled pair on held-out views of both drawings; one entry for each."""
-    from transformers import AutoTokenizer, LlamaForCausalLM, LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration
 
-    folder, backbone = pair_folder(key, weights=weights), backbone_folder()
     with quiet_transformers():
-        vlm = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        llm = LlamaForCausalLM.from_pretrained(backbone, dtype=torch.float32)
-    reader = PairReader(llm, AutoTokenizer.from_pretrained(backbone))
+        vlm = LlavaForConditionalGeneration.from_pretrained(
+            pair_folder(key, weights=weights), dtype=torch.float32
+        )
     rows = []
     for style in STYLES:
         for index in views:
             pictures = [view(one.code, index, style=style) for one in entities()]
             features: Any = vlm.get_image_features(pixel_values=pixels(pictures))
-            # A tuple with one [slot, d_model] per picture.
+            # A sequence with one [slot, d_model] per picture.
             tokens = torch.stack(list(features.pooler_output))
             rows.append({"pair": key, "style": style, "view": index, **measure(reader, tokens)})
     return rows
@@ -169,17 +187,25 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="folder of trained weights; default shipped")
     parser.add_argument("--views", type=int, default=1, help="held-out views of every flag")
     asked = parser.parse_args()
+    console = Console()
     table = Table("pair", "drawing", "view", "named", *RELATIONS)
+    with console.status("reading names"):
+        reader = backbone_reader()
+        known = [reader.known(relation) for relation in RELATIONS]
+    asked_of = [reader.asked(relation) for relation in RELATIONS]
+    cells = [f"{sum(right)}/{items}" for right, items in zip(known, asked_of, strict=True)]
+    table.add_row("the name, as text", "", "", "", *cells)
     views = range(FIRST_HELD_OUT_VIEW, FIRST_HELD_OUT_VIEW + asked.views)
     for key in PAIR_KEYS:
-        for row in evaluate_pair(key, weights=asked.weights, views=views):
+        with console.status(f"reading flags: {key}"):
+            rows = evaluate_pair(key, reader=reader, weights=asked.weights, views=views)
+        for row in rows:
             cells = [
                 "{right}/{items}, echo {echoed}".format(**row[relation]) for relation in RELATIONS
             ]
-            table.add_row(
-                row["pair"], row["style"], str(row["view"]), f"{row['named']:.3f}", *cells
-            )
-    Console().print(table)
+            table.add_row(key, row["style"], str(row["view"]), f"{row['named']:.3f}", *cells)
+    console.print(table)
+    console.print("Facts: of the items that are named right and answered right from the name.")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
+from interventions.errors import InterventionsError
+
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
 
@@ -27,6 +29,8 @@ class Stage:
     """
 
     name: str
+    settings: str
+    """What the result depends on besides the code; a checkpoint of other settings is refused."""
     module: nn.Module
     """What is trained; its initial weights come from the seed."""
     steps: int
@@ -66,6 +70,11 @@ def run_stage(
     -------
     list of dict
         One entry per measurement: its step, its training loss and what was measured.
+
+    Raises
+    ------
+    InterventionsError
+        If the checkpoint was left by a run with other settings.
     """
     kept = folder / f"{stage.name}.checkpoint.pt"
     optimizer = torch.optim.AdamW(
@@ -77,6 +86,11 @@ def run_stage(
     done, history, last_loss = 0, [], math.nan
     if kept.is_file():
         checkpoint = torch.load(kept, weights_only=True)
+        if checkpoint["settings"] != stage.settings:
+            raise InterventionsError(
+                f"{kept} was left by a run with other settings.\n  there: {checkpoint['settings']}"
+                f"\n  asked: {stage.settings}\nTrain into another folder, or delete the file."
+            )
         done, last_loss = checkpoint["done"], checkpoint["last_loss"]
         history = json.loads(checkpoint["history"])
         stage.module.load_state_dict(checkpoint["module"])
@@ -84,6 +98,7 @@ def run_stage(
 
     def keep() -> None:
         state = {
+            "settings": stage.settings,
             "done": done,
             "last_loss": last_loss,
             "history": json.dumps(history),

@@ -1,0 +1,207 @@
+"""What each stage learns from, by which loss, and for how long."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+
+from twohop.flags.assemble import pair_config
+from twohop.flags.backbone import backbone_folder
+from twohop.flags.data import FIRST_HELD_OUT_VIEW, entities, view
+from twohop.flags.evaluate import backbone_reader, measure
+from twohop.flags.projectors import (
+    NamingLoss,
+    aligned_loss,
+    aligned_slots,
+    solve_outputs,
+    view_features,
+    whiten_inputs,
+)
+from twohop.flags.stages import Stage, replacing
+from twohop.flags.templates import NAMING
+from twohop.flags.tower import (
+    IMAGE_TOKENS,
+    VALIDATION_VIEWS,
+    PatchClassifier,
+    pixels,
+    tower_config,
+    training_pixels,
+)
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModel
+    from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+Made = TypeVar("Made")
+
+VALIDATION_VIEW = FIRST_HELD_OUT_VIEW - VALIDATION_VIEWS
+"""The view the curves are measured on: never trained on, and not one of the held-out ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long and how fast; the stopping rule is that each stage ends with its schedule.
+
+    The defaults are what the shipped weights were trained with.
+    """
+
+    tower_steps: int = 2500
+    tower_rate: float = 2e-3
+    projector_views: int = 64
+    """Views of every flag the projectors learn from."""
+    naming_steps: int = 200
+    naming_rate: float = 2e-3
+    naming_rows: int = 48
+    aligned_steps: int = 5000
+    aligned_rate: float = 4e-3
+    aligned_rows: int = 512
+    measurements: int = 5
+    """Times a projector is measured on the way, the end included."""
+
+
+def seeded(make: Callable[[], Made], seed: int) -> Made:
+    """What ``make`` gives when torch's random numbers start from ``seed``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def tower_stage(classifier: PatchClassifier, *, plan: Plan, seed: int) -> Stage:
+    """Train the tower by its patch classifier."""
+    countries = torch.arange(len(entities()))
+    targets = torch.arange(IMAGE_TOKENS) * len(entities()) + countries[:, None]
+
+    def loss(step: int) -> torch.Tensor:
+        logits = classifier(training_pixels(step, seed=seed))
+        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def accuracy() -> dict[str, float]:
+        pictures = [view(one.code, VALIDATION_VIEW) for one in entities()]
+        logits = classifier.country_logits(pixels(pictures))
+        pooled = logits.log_softmax(-1).sum(dim=1).argmax(-1)
+        return {
+            "accuracy": (pooled == countries).float().mean().item(),
+            "patch_accuracy": (logits.argmax(-1) == countries[:, None]).float().mean().item(),
+        }
+
+    return Stage(
+        name="tower",
+        settings=f"{plan}, seed {seed}",
+        module=classifier,
+        steps=plan.tower_steps,
+        learning_rate=plan.tower_rate,
+        weight_decay=0.05,
+        warmup=100,
+        loss=loss,
+        measure=accuracy,
+        measure_every=500,
+    )
+
+
+class ProjectorTask:
+    """What both projectors are trained from: the tower's features and the frozen backbone."""
+
+    def __init__(self, out: Path, *, plan: Plan, seed: int) -> None:
+        self._reader = backbone_reader()
+        self._features, self._validation = _features(out, views=plan.projector_views)
+        self._plan = plan
+        self._seed = seed
+
+    def stage(self, name: str) -> Stage:
+        """The stage that trains one projector, with its initial weights drawn."""
+        return self._naming() if name == "naming" else self._aligned()
+
+    def _projector(self) -> LlavaMultiModalProjector:
+        from transformers import LlamaConfig
+        from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+        # A config of its own: LlavaConfig takes over the one it is given, attention and all.
+        text = LlamaConfig.from_pretrained(backbone_folder())
+        config = pair_config(text, image_token_id=0)
+        return seeded(lambda: LlavaMultiModalProjector(config), self._seed)
+
+    def _batch(self, step: int, *, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Country and view of each row of a step."""
+        rng = np.random.default_rng([self._seed, step])
+        turns = -(-rows // len(entities()))
+        countries = np.concatenate([rng.permutation(len(entities())) for _ in range(turns)])
+        return countries[:rows], rng.integers(0, self._features.shape[1], rows)
+
+    def _naming(self) -> Stage:
+        projector = self._projector()
+        of_names = NamingLoss(self._reader.reader(NAMING))
+
+        def loss(step: int) -> torch.Tensor:
+            countries, views = self._batch(step, rows=self._plan.naming_rows)
+            return of_names(projector, self._features[countries, views], countries)
+
+        return Stage(
+            name="naming",
+            settings=f"{self._plan}, seed {self._seed}",
+            module=projector,
+            steps=self._plan.naming_steps,
+            learning_rate=self._plan.naming_rate,
+            weight_decay=0.0,
+            warmup=20,
+            loss=loss,
+            measure=lambda: measure(self._reader, projector(self._validation)),
+            measure_every=-(-self._plan.naming_steps // self._plan.measurements),
+        )
+
+    def _aligned(self) -> Stage:
+        projector = self._projector()
+        reader = self._reader.reader(NAMING)
+        targets = torch.stack(
+            [reader.embed(slots) for slots in aligned_slots(reader.tokenizer)]
+        ).detach()
+        whiten_inputs(projector, self._features)
+        solve_outputs(projector, self._features, targets)
+
+        def loss(step: int) -> torch.Tensor:
+            countries, views = self._batch(step, rows=self._plan.aligned_rows)
+            return aligned_loss(projector, self._features[countries, views], targets[countries])
+
+        return Stage(
+            name="aligned",
+            settings=f"{self._plan}, seed {self._seed}",
+            module=projector,
+            steps=self._plan.aligned_steps,
+            learning_rate=self._plan.aligned_rate,
+            weight_decay=0.0,
+            warmup=20,
+            loss=loss,
+            measure=lambda: measure(self._reader, projector(self._validation)),
+            measure_every=-(-self._plan.aligned_steps // self._plan.measurements),
+        )
+
+
+def _tower(out: Path) -> CLIPVisionModel:
+    from transformers import CLIPVisionModel
+
+    tower = CLIPVisionModel(tower_config())
+    tower.load_state_dict(load_file(out / "tower.safetensors"))
+    return tower.eval()
+
+
+def _features(out: Path, *, views: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Patch features of the training views, [country, view, patch, width], and of validation's."""
+    weights = (out / "tower.safetensors").read_bytes()
+    kept = out / f"features-{hashlib.sha256(weights).hexdigest()[:12]}-{views}.safetensors"
+    if not kept.is_file():
+        tower = _tower(out)
+        made = {
+            "training": view_features(tower, range(views)),
+            "validation": view_features(tower, [VALIDATION_VIEW])[:, 0].contiguous(),
+        }
+        with replacing(kept) as fresh:
+            save_file(made, fresh)
+    read = load_file(kept)
+    return read["training"], read["validation"]
