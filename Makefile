@@ -38,7 +38,7 @@ train: $(READY)
 
 figures: $(READY)
 	@$(BIN)/twohop compare runs/flags-naming runs/flags-aligned --out runs/compare
-	@cp runs/compare/figures/recovery.png examples/recovery.png
+	@cp runs/compare/figures/compare-recovery.png examples/recovery.png
 
 clean:
 	rm -rf $(VENV) runs
