@@ -17,6 +17,7 @@ from interventions.patching import Patch, Run, run
 from interventions.prefixes import take_rows
 from interventions.prompts import Prompt
 
+ANCHOR = ":"
 ROUNDS = (2, 4, 8, 16)  # beginnings extended per row by choose(), round by round
 
 
@@ -103,7 +104,7 @@ def greedy(model: Model, prefill: Run, *, max_new_tokens: int, stop: str | None)
     if prefill.logits is None or prefill.cache is None:
         raise PromptError("greedy() needs a prefill made by run(..., keep_cache=True).")
     n_rows = len(prefill.prompt)
-    eos = model.tokenizer.eos_token_id
+    ends = model.end_ids
     texts = [""] * n_rows
     made: list[list[int]] = [[] for _ in range(n_rows)]
     likely: list[list[float]] = [[] for _ in range(n_rows)]
@@ -116,7 +117,7 @@ def greedy(model: Model, prefill: Run, *, max_new_tokens: int, stop: str | None)
         for i, (row, token) in enumerate(zip(active.tolist(), chosen.tolist(), strict=True)):
             made[row].append(token)
             likely[row].append(float(top[i]))
-            if token == eos:
+            if token in ends:
                 continue
             text = model.tokenizer.decode(made[row], skip_special_tokens=True)
             texts[row] = text.split(stop)[0] if stop else text
@@ -132,6 +133,26 @@ def greedy(model: Model, prefill: Run, *, max_new_tokens: int, stop: str | None)
     return Decoded([text.strip() for text in texts], made, likely)
 
 
+def token_ids(model: Model, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts as they follow a prompt, with a space before, whatever the tokenizer's habits.
+
+    Each is tokenised behind a colon, which is then taken off, as tokenizers treat the beginning of
+    a text differently from its middle.
+    """
+
+    def ids(text: str) -> list[int]:
+        return model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    anchor = ids(ANCHOR)
+    found = []
+    for text in texts:
+        whole = ids(f"{ANCHOR} {text}") if text.strip() else anchor
+        if whole[: len(anchor)] != anchor:
+            raise PromptError(f"{text!r} cannot be tokenised apart from what it follows.")
+        found.append(whole[len(anchor) :])
+    return found
+
+
 def candidate_ids(
     model: Model, candidates: Sequence[str], *, stop: str | None = None
 ) -> list[list[int]]:
@@ -143,24 +164,27 @@ def candidate_ids(
     Raises
     ------
     PromptError
-        If a candidate is empty or two have the same tokens.
+        If there is none, one is empty, two have the same tokens, or one begins another and there
+        is no stop.
     """
-    ids = [
-        model.tokenizer(f" {text}", add_special_tokens=False)["input_ids"] if text.strip() else []
-        for text in candidates
-    ]
+    if not candidates:
+        raise PromptError("there are no candidate answers to choose among. Give at least one.")
+    ids = token_ids(model, candidates)
     for text, tokens in zip(candidates, ids, strict=True):
         if not tokens:
             raise PromptError(f"candidate answer {text!r} has no tokens. Leave it out.")
         if ids.count(tokens) > 1:
             raise PromptError(f"candidate answer {text!r} is given twice. Merge them.")
     ending = model.tokenizer(stop, add_special_tokens=False)["input_ids"] if stop else []
-    return [
-        tokens + ending
-        if any(other != tokens and other[: len(tokens)] == tokens for other in ids)
-        else tokens
-        for tokens in ids
+    begins = [
+        any(other != tokens and other[: len(tokens)] == tokens for other in ids) for tokens in ids
     ]
+    if any(begins) and not ending:
+        raise PromptError(
+            f"candidate {candidates[begins.index(True)]!r} begins another one, so it must also "
+            "end: give stop=, the text that ends an answer."
+        )
+    return [tokens + ending if more else tokens for tokens, more in zip(ids, begins, strict=True)]
 
 
 def choose(

@@ -35,10 +35,10 @@ def lens(
     """
     norm, head = model.final_norm._module, model.head._module
     logprobs, ranks = [], []
-    index = tokens.to(hidden.device)
+    index = tokens.to(model.device)
     with torch.no_grad():
         for layer in hidden:
-            scores = head(norm(layer.to(model.dtype))).float()
+            scores = head(norm(layer.to(device=model.device, dtype=model.dtype))).float()
             chosen = scores.gather(-1, index)
             logprobs.append(chosen - scores.logsumexp(-1, keepdim=True))
             ranks.append((scores[:, None] > chosen[..., None]).sum(-1))

@@ -79,6 +79,14 @@ class Model:
         return next(self.module.parameters()).dtype
 
     @property
+    def end_ids(self) -> set[int]:
+        """Tokens that end a generation: the tokenizer's, and those of the generation config."""
+        config = getattr(self.module, "generation_config", None)
+        more = getattr(config, "eos_token_id", None)
+        several = more if isinstance(more, list | tuple) else [more]
+        return {one for one in (self.tokenizer.eos_token_id, *several) if one is not None}
+
+    @property
     def processor(self) -> Any | None:
         """The image-and-text processor, or None in a text-only model."""
         return self.nn.processor

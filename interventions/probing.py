@@ -61,14 +61,16 @@ def fit_probe(
     """
     rows = hidden.double()
     mean = rows.mean(1, keepdim=True)
-    scale = rows.std(1, keepdim=True)
+    scale = rows.std(1, keepdim=True, correction=0)
     scale = scale.clamp(min=1e-6).maximum(1e-3 * scale.mean(-1, keepdim=True))
     x = (rows - mean) / scale
-    y = torch.nn.functional.one_hot(labels, n_classes).double()
+    y = torch.nn.functional.one_hot(labels.to(rows.device), n_classes).double()
     offset = y.mean(0)
     gram = x @ x.transpose(1, 2)  # rows are fewer than, or about as many as, features
     n = gram.shape[-1]
     size = gram.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
     penalty = ridge * size.clamp(min=1e-9)  # rows can all be equal: then every score is a tie
-    dual = torch.linalg.solve(gram + penalty * torch.eye(n, dtype=gram.dtype), y - offset)
+    dual = torch.linalg.solve(
+        gram + penalty * torch.eye(n, dtype=gram.dtype, device=gram.device), y - offset
+    )
     return Probe(x.transpose(1, 2) @ dual, mean, scale, offset)

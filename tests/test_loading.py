@@ -90,7 +90,7 @@ def test_probes_agree_with_scikit_learn() -> None:
     probe = fit_probe(hidden, labels, n_classes=5, ridge=1e-2)
     onehot = torch.nn.functional.one_hot(labels, 5).double()
     for layer, rows in enumerate(hidden.double()):
-        x = (rows - rows.mean(0)) / rows.std(0)
+        x = (rows - rows.mean(0)) / rows.std(0, correction=0)
         alpha = 1e-2 * float((x @ x.T).diagonal().mean())
         theirs = Ridge(alpha=alpha, fit_intercept=False).fit(x.numpy(), (onehot - 0.2).numpy())
         scores = torch.from_numpy(theirs.predict(x.numpy())) + 0.2

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from interventions import Completion, Model, Patch, Prompt, complete
-from interventions.answers import candidate_ids
+from interventions.answers import candidate_ids, token_ids
 from twohop.entities.items import Benchmark, Entity, Item, Template
-from twohop.scoring import Outcome, names_it, outcome
+from twohop.scoring import Outcome, names_it, normalise, outcome
 
-MAX_NEW_TOKENS = 6
+SEPARATOR = " | "  # between accepted answers, where they are stored as one text
+SPARE_TOKENS = 1  # after the longest answer: room for the stop
 Tick = Callable[[int], None]
 
 
@@ -28,6 +29,8 @@ class Study:
     vlm, backbone : Model
     benchmark : Benchmark
     seed : int
+    max_new_tokens : int
+        How long an answer may be, see :func:`longest_answer`.
     tick : callable
         Told the number of rows done, for a progress bar.
     """
@@ -36,6 +39,7 @@ class Study:
     backbone: Model
     benchmark: Benchmark
     seed: int = 0
+    max_new_tokens: int = 8
     tick: Tick = field(default=no_tick, compare=False)
 
 
@@ -87,6 +91,13 @@ def chain_prompt(study: Study, items: Sequence[Item], names: Sequence[str]) -> P
     ]
     images = [study.benchmark.view(item.entity.code, 0) for item in items]
     return study.vlm.prompt(texts, images=images, share_prefix=True)
+
+
+def longest_answer(model: Model, benchmark: Benchmark) -> int:
+    """Tokens to generate: the longest name or accepted answer, and the stop."""
+    texts = {name for entity in benchmark.entities for name in entity.names}
+    texts |= {answer for item in benchmark.items for answer in item.answers}
+    return max(len(ids) for ids in token_ids(model, sorted(texts))) + SPARE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -149,7 +160,7 @@ def ask(
             prompt,
             patches=patches_of(rows, prompt) if patches_of else (),
             candidates=answer_set if forced else None,
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=study.max_new_tokens,
             stop=study.benchmark.stop,
             on_rows=study.tick,
         )
@@ -173,7 +184,10 @@ def score(
         )
         for item, text in zip(items, texts, strict=True)
     ]
-    right = [choice == item.answers[0] for item, choice in zip(items, choices, strict=True)]
+    right = [
+        normalise(choice) in {normalise(answer) for answer in item.answers}
+        for item, choice in zip(items, choices, strict=True)
+    ]
     return Scored(list(texts), outcomes, list(choices), np.array(right, dtype=bool))
 
 
@@ -183,11 +197,11 @@ def name_entities(study: Study, entities: Sequence[Entity]) -> tuple[list[str], 
     found = complete(
         study.vlm,
         prompt,
-        max_new_tokens=MAX_NEW_TOKENS,
+        max_new_tokens=study.max_new_tokens,
         stop=study.benchmark.stop,
         on_rows=study.tick,
     )
-    everyone = [name for entity in study.benchmark.entities for name in entity.names]
+    everyone = study.benchmark.every_name
     right = [
         names_it(text, names=entity.names, others=everyone)
         for entity, text in zip(entities, found.texts, strict=True)
@@ -200,38 +214,47 @@ def first_token(model: Model, text: str) -> int:
     return candidate_ids(model, [text])[0][0]
 
 
-def derangement(groups: Sequence[object], *, seed: int) -> list[int]:
-    """For each entry, the index of another with a different group, spread evenly.
+def another(study: Study, items: Sequence[Item]) -> list[Item | None]:
+    """For each item, one of the same relation about another entity, with none of its answers.
 
-    Used to pick "another entity": groups are answers, so that following it can be told apart.
-    Entries for which there is none are given themselves.
+    Drawn from the whole benchmark, so that following the other can be told from being right. None
+    where there is no such item.
     """
-    n = len(groups)
-    order = np.random.default_rng(seed).permutation(n)
-    place = np.argsort(order)
-    partner = []
-    for i in range(n):
-        ahead = (int(order[(place[i] + step) % n]) for step in range(1, n))
-        partner.append(next((j for j in ahead if groups[j] != groups[i]), i))
-    return partner
+    accepted = {item.id: {normalise(one) for one in item.answers} for item in study.benchmark.items}
+    found: list[Item | None] = []
+    generator = np.random.default_rng(study.seed)
+    for item in items:
+        rivals = [
+            other
+            for other in study.benchmark.items
+            if other.relation == item.relation
+            and other.entity.code != item.entity.code
+            and accepted[other.id].isdisjoint(accepted[item.id])
+        ]
+        found.append(rivals[int(generator.integers(len(rivals)))] if rivals else None)
+    return found
 
 
-def mean_of_others(values: torch.Tensor) -> torch.Tensor:
-    """For each row of [layer, row, ...], the mean over the other rows.
+def mean_of_others(values: torch.Tensor, items: Sequence[Item]) -> torch.Tensor:
+    """For each row of [layer, row, ...], the mean over the rows of other entities.
 
-    A mean that includes the row itself would leak a share of what is to be taken away.
+    A mean that includes the row itself would leak a share of what is to be taken away. Zero where
+    there is no other entity.
     """
-    n = values.shape[1]
-    return (values.sum(1, keepdim=True) - values) / max(n - 1, 1)
+    codes = [item.entity.code for item in items]
+    weights = torch.tensor([[float(a != b) for b in codes] for a in codes], dtype=values.dtype)
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
+    return torch.einsum("ij,lj...->li...", weights.to(values.device), values)
 
 
 def item_coords(items: Sequence[Item]) -> dict[str, tuple[str, list[str]]]:
-    """Coordinates along ``item``: id, entity, relation and canonical answer."""
+    """Coordinates along ``item``: id, entity, relation, canonical and all accepted answers."""
     return {
         "item": ("item", [item.id for item in items]),
         "entity": ("item", [item.entity.name for item in items]),
         "relation": ("item", [item.relation for item in items]),
         "answer": ("item", [item.answers[0] for item in items]),
+        "accepted": ("item", [SEPARATOR.join(item.answers) for item in items]),
     }
 
 

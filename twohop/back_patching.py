@@ -7,10 +7,9 @@ import torch
 import xarray as xr
 
 from interventions import Patch, Site, read
-from twohop.asking import Study, by_relation, image_prompt, score
+from twohop.asking import Study, another, by_relation, image_prompt, score
 from twohop.cells import free_answers
 from twohop.entities.items import Item
-from twohop.transplant import partners
 
 LATER = (0.4, 0.6, 0.8)
 EARLIER = (0.0, 0.1, 0.2)
@@ -33,25 +32,25 @@ def back_patching(study: Study, items: Sequence[Item]) -> xr.Dataset:
     Returns
     -------
     Dataset
-        ``own`` and ``null`` (pair, tried): the answer is right; ``dev`` (tried);
+        ``own`` and ``null`` (pair, tried): the answer is right; ``has_null`` (tried): there was
+        another entity to take the null from; ``dev`` (tried);
         ``later`` and ``earlier`` (pair); ``chosen`` and ``chosen_null``: index of
         the pair fixed on dev.
     """
     pairs = layer_pairs(study.vlm.n_layers)
     n = len(items)
-    partner = partners(items, seed=study.seed)
+    others = another(study, items)
     tables = {"own": np.zeros((len(pairs), n), bool), "null": np.zeros((len(pairs), n), bool)}
     needed = sorted({s for s, _ in pairs})
     for relation, rows in by_relation(items):
         some = [items[i] for i in rows]
-        shown = image_prompt(
-            study, study.benchmark.templates[relation], [one.entity for one in some]
-        )
+        template = study.benchmark.templates[relation]
+        shown = image_prompt(study, template, [one.entity for one in some])
+        theirs = image_prompt(study, template, [(others[i] or items[i]).entity for i in rows])
         [state] = read(study.vlm, shown, [Site("resid_pre", needed, shown.at("image"))])
+        [null] = read(study.vlm, theirs, [Site("resid_pre", needed, theirs.at("image"))])
         image = shown.at("image")
-        local = {row: i for i, row in enumerate(rows)}
-        other = [local[partner[row]] for row in rows]
-        for name, source in (("own", state), ("null", state[:, other])):
+        for name, source in (("own", state), ("null", null)):
 
             def patches_of(
                 batch: torch.Tensor, cells: torch.Tensor, source: torch.Tensor = source
@@ -81,6 +80,7 @@ def back_patching(study: Study, items: Sequence[Item]) -> xr.Dataset:
         {
             "own": (("pair", "tried"), tables["own"]),
             "null": (("pair", "tried"), tables["null"]),
+            "has_null": ("tried", np.array([one is not None for one in others], dtype=bool)),
             "dev": ("tried", dev),
             "later": ("pair", [s for s, _ in pairs]),
             "earlier": ("pair", [t for _, t in pairs]),

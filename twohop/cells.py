@@ -7,7 +7,7 @@ import torch
 
 from interventions import Model, Patch, Positions, Prompt, Site, read, run
 from interventions.answers import candidate_ids, greedy
-from twohop.asking import MAX_NEW_TOKENS, Study
+from twohop.asking import Study
 from twohop.entities.items import Item
 
 BATCH_ROWS = 96
@@ -87,7 +87,9 @@ def free_answers(
         rows, cells = batch % n, batch // n
         some = prompt.select(rows)
         prefill = run(model, some, patches=patches_of(rows, cells), keep_cache=True)
-        found = greedy(model, prefill, max_new_tokens=MAX_NEW_TOKENS, stop=study.benchmark.stop)
+        found = greedy(
+            model, prefill, max_new_tokens=study.max_new_tokens, stop=study.benchmark.stop
+        )
         for row, cell, text in zip(rows.tolist(), cells.tolist(), found.texts, strict=True):
             texts[cell][row] = text
         study.tick(len(batch))

@@ -18,22 +18,25 @@ VERDICTS = (
 
 def beats_its_null(recovery: xr.Dataset, *, seed: int) -> Estimate:
     """Back-patching minus its null, on the items that did not choose the layers."""
-    test = ~recovery["dev"].values.astype(bool)
+    test = ~recovery["dev"].values.astype(bool) & recovery["has_null"].values.astype(bool)
     own = recovery["own"].values[int(recovery.attrs["chosen"]), test]
     null = recovery["null"].values[int(recovery.attrs["chosen_null"]), test]
     return difference(own, null, recovery["tried_entity"].values[test], seed=seed)
 
 
-def transfer_onset(resolution: xr.Dataset) -> xr.DataArray:
-    """First layer from which the transfer probe reads each entity off an image role; -1: never.
+def sustained(resolution: xr.Dataset, kind: str) -> xr.DataArray:
+    """Whether a probe reads each entity off an image role here and at the next layer, in one role.
 
-    It must do so at this layer and the next, in one role: a single hit can be luck.
+    A single hit can be luck. Dims ``layer`` and ``entity``.
     """
-    hits = resolution["probe"].sel(kind="transfer", role=["image", "last_image"])
-    again = hits.shift(layer=-1, fill_value=False)
-    hits = (hits & again).any("role")
-    first = hits.argmax("layer")
-    return first.where(hits.any("layer"), -1)
+    hits = resolution["probe"].sel(kind=kind, role=["image", "last_image"])
+    return (hits & hits.shift(layer=-1, fill_value=False)).any("role")
+
+
+def transfer_onset(resolution: xr.Dataset) -> xr.DataArray:
+    """First layer from which the transfer probe reads each entity; -1 for never."""
+    hits = sustained(resolution, "transfer")
+    return hits.argmax("layer").where(hits.any("layer"), -1)
 
 
 def diagnosis(
@@ -46,7 +49,7 @@ def diagnosis(
     - ``right``: the VLM answers from the image.
     - ``knowledge_missing``: the backbone does not know it.
     - ``not_recognised``: the VLM does not name the entity.
-    - ``echo_or_format``: the forced choice is right, the free answer is not.
+    - ``echo_or_format``: the forced choice is right; the free answer is no answer of the relation.
     - ``never_in_circuit``: the entity can be decoded from the image tokens, but not by the transfer
       probe at any layer in the window; transplanting the backbone's entity gives the answer back,
       and back-patching does not beat its null.
@@ -70,14 +73,15 @@ def diagnosis(
     """
     right = {gate: gates["right"].sel(gate=gate).values for gate in gates["gate"].values}
     forced = gates["choice_right"].sel(gate="vlm_image").values
+    said = gates["outcome"].sel(gate="vlm_image").values
+    known_window = window_end >= 0
     beats = beats_its_null(recovery, seed=seed).low > 0
     onset_of = transfer_onset(resolution)
-    plain = (
-        resolution["probe"].sel(kind="plain", role=["image", "last_image"]).any(("role", "layer"))
-    )
+    plain = sustained(resolution, "plain").any("layer")
     entities = gates["entity"].values
     onset = onset_of.sel(entity=entities).values
     decodable = plain.sel(entity=entities).values
+    never = ~((onset >= 0) & (onset <= window_end))
     regained: dict[str, bool] = {}
     if recovery.sizes["lost"]:
         won = recovery["recovered"].sel(arm="transplant_all_image").values > 0
@@ -92,11 +96,11 @@ def diagnosis(
             verdict = "knowledge_missing"
         elif not right["recognised"][i]:
             verdict = "not_recognised"
-        elif forced[i]:
+        elif forced[i] and said[i] not in ("same_type", "right"):
             verdict = "echo_or_format"
-        elif decodable[i] and not 0 <= onset[i] <= window_end and back and not beats:
+        elif known_window and decodable[i] and never[i] and back and not beats:
             verdict = "never_in_circuit"
-        elif onset[i] > window_end and back and beats:
+        elif known_window and onset[i] > window_end and back and beats:
             verdict = "late"
         else:
             verdict = "unexplained"

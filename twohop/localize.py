@@ -15,7 +15,7 @@ import xarray as xr
 from interventions import Model, Patch, Positions, Prompt, Site, read
 from interventions.positions import from_lists
 from interventions.streams import Component
-from twohop.asking import Study, by_relation, derangement, first_token, image_prompt, text_prompt
+from twohop.asking import Study, another, by_relation, first_token, image_prompt, text_prompt
 from twohop.cells import run_cells
 from twohop.entities.items import Item
 from twohop.window import known_items
@@ -64,12 +64,14 @@ def patching_map(study: Study, model: Model, right: np.ndarray) -> xr.Dataset:
         sublayers in all its blocks.
     """
     items = known_items(study.benchmark.items, right, seed=study.seed, limit=MAX_ITEMS)
+    pairs = [(a, b) for a, b in zip(items, another(study, items), strict=True) if b is not None]
+    items = [item for item, _ in pairs]
     edges = window_edges(model.n_layers)
     n_windows = len(edges) - 1
     shape = (len(MAP_COMPONENTS), n_windows, len(MAP_ROLES), len(items))
     restored, span = np.full(shape, np.nan), np.zeros(len(items))
     for relation, rows in by_relation(items):
-        some = [items[i] for i in rows]
+        some = [pairs[i] for i in rows]
         restored[..., rows], span[rows] = _map_of_relation(study, model, relation, some, edges)
     whole = span.mean() if len(items) else 0.0
     effect = restored.mean(-1) / whole if abs(whole) > LEAST_SPAN else np.full(shape[:-1], np.nan)
@@ -90,17 +92,23 @@ def patching_map(study: Study, model: Model, right: np.ndarray) -> xr.Dataset:
 
 
 def _map_of_relation(
-    study: Study, model: Model, relation: str, items: Sequence[Item], edges: np.ndarray
+    study: Study,
+    model: Model,
+    relation: str,
+    pairs: Sequence[tuple[Item, Item]],
+    edges: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What each cell restores, [component, window, role, item], and the whole span, [item]."""
     template = study.benchmark.templates[relation]
-    partner = derangement([item.answers[0] for item in items], seed=study.seed)
-    entities = [item.entity for item in items]
-    if model.anatomy.is_vlm:
-        role, clean = "image", image_prompt(study, template, entities)
-    else:
-        role, clean = "entity", text_prompt(model, template, entities)
-    corrupt = clean.select(partner)
+
+    def prompt_of(which: int) -> Prompt:
+        entities = [pair[which].entity for pair in pairs]
+        if model.anatomy.is_vlm:
+            return image_prompt(study, template, entities)
+        return text_prompt(model, template, entities)
+
+    role = "image" if model.anatomy.is_vlm else "entity"
+    clean, corrupt = prompt_of(0), prompt_of(1)
     here, there = map_positions(clean, role), map_positions(corrupt, role)
     n_windows = len(edges) - 1
     sites = [
@@ -114,8 +122,10 @@ def _map_of_relation(
     cells: list[tuple[Component, int, str]] = [
         (c, w, n) for c in MAP_COMPONENTS for w in range(n_windows) for n in here
     ]
-    tokens = torch.tensor([first_token(model, item.answers[0]) for item in items])
-    others = tokens[partner]
+    tokens, others = (
+        torch.tensor([first_token(model, pair[which].answers[0]) for pair in pairs])
+        for which in (0, 1)
+    )
 
     def difference(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         last = logits[:, 0].cpu()
@@ -154,7 +164,7 @@ def _map_of_relation(
         positions=corrupt.at("last"),
         measure=difference,
     )
-    restored = np.full((len(MAP_COMPONENTS), n_windows, len(MAP_ROLES), len(items)), np.nan)
+    restored = np.full((len(MAP_COMPONENTS), n_windows, len(MAP_ROLES), len(pairs)), np.nan)
     for cell, (component, window, name) in enumerate(cells):
         place = (MAP_COMPONENTS.index(component), window, MAP_ROLES.index(name))
         restored[place] = table[cell] - bottom

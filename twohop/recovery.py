@@ -30,9 +30,9 @@ import xarray as xr
 
 from interventions import complete
 from twohop.asking import (
-    MAX_NEW_TOKENS,
     Scored,
     Study,
+    another,
     by_relation,
     chain_prompt,
     score,
@@ -44,7 +44,7 @@ from twohop.transplant import (
     PATCH_ARMS,
     RANDOM_SEEDS,
     follows,
-    partners,
+    has_other,
     random_positions,
     transplant_arms,
 )
@@ -52,14 +52,7 @@ from twohop.window import known_items
 
 MAX_LOST = 36
 MAX_KEPT = 18
-ARMS = (
-    "transplant_all_image",
-    "transplant_last_image",
-    "transplant_all_image_mlp",
-    "wrong_entity",
-    "mean_entity",
-    "norm_matched",
-)
+MAX_RANDOM = 18
 ARMS = (
     *PATCH_ARMS[:3],
     "transplant_random_position",
@@ -82,7 +75,7 @@ def chain(study: Study, items: Sequence[Item], names: Sequence[str]) -> Scored:
             study.vlm,
             prompt,
             stop=study.benchmark.stop,
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=study.max_new_tokens,
             on_rows=study.tick,
         )
         for row, text in zip(rows, found.texts, strict=True):
@@ -135,24 +128,30 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
             arms[arm], said[arm] = scored.right, scored.texts
             if arm == "wrong_entity":
                 followed[arm] = follows(study, tried, scored)
-        some = tried[: MAX_LOST // 2]
+        some = known_items(tried, np.ones(len(tried), bool), seed=study.seed, limit=MAX_RANDOM)
         arms["transplant_random_position"] = np.full(len(tried), np.nan)
-        arms["transplant_random_position"][: len(some)] = random_positions(
+        arms["transplant_random_position"][[tried.index(item) for item in some]] = random_positions(
             study, some, last_block=last_block
         ).mean(0)
         names = {
             "cot_named": [str(own_names[place[item.id]]) for item in tried],
             "cot_gold": [item.entity.name for item in tried],
-            "cot_wrong": [tried[j].entity.name for j in partners(tried, seed=study.seed)],
+            "cot_wrong": [
+                (one or item).entity.name
+                for one, item in zip(another(study, tried), tried, strict=True)
+            ],
         }
         for arm, some in names.items():
             scored = chain(study, tried, some)
             arms[arm], said[arm] = scored.right, scored.texts
             if arm == "cot_wrong":
                 followed[arm] = follows(study, tried, scored)
+        for arm in ("wrong_entity", "cot_wrong"):
+            arms[arm] = np.where(has_other(study, tried), arms[arm].astype(float), np.nan)
     back = back_patching(study, tried)
     arms["back_patching"] = back["own"].values[back.attrs["chosen"]]
-    arms["back_patching_null"] = back["null"].values[back.attrs["chosen_null"]]
+    null = back["null"].values[back.attrs["chosen_null"]].astype(float)
+    arms["back_patching_null"] = np.where(back["has_null"].values, null, np.nan)
     where = [[item.id for item in lost].index(item.id) for item in tried]
     tables = {name: np.full(len(lost), np.nan) for name in ARMS}
     words = {name: [""] * len(lost) for name in tables}

@@ -45,7 +45,7 @@ def states(
             sites.append(Site("resid_post", model.n_layers - 1, there))
         found = read(model, some, sites)
         for i, role in enumerate(roles):
-            value = torch.cat([found[2 * i], found[2 * i + 1][None]])
+            value = torch.cat([found[2 * i], found[2 * i + 1][None]]).float().cpu()
             parts[role].append(value.mean(2) if value.ndim == 4 else value)
         study.tick(len(rows))
     return {role: torch.cat(some, dim=1) for role, some in parts.items()}

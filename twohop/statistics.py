@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 N_RESAMPLES = 2000
+MIN_CLUSTERS = 5
 Labels = Sequence[str] | np.ndarray
 Numbers = Sequence[float] | Sequence[bool] | np.ndarray
 
@@ -105,18 +106,26 @@ def difference(
     relative: bool = False,
     seed: int = 0,
 ) -> Estimate:
-    """Paired difference of two means, in units of the values, or relative to the first mean."""
+    """Paired difference of two means, in units of the values, or relative to the first mean.
+
+    With fewer than :data:`MIN_CLUSTERS` entities, or where they all differ by the same, resampling
+    tells nothing; the interval is then widened by the exact binomial margin of that many entities.
+    """
     both = np.stack([np.asarray(first, float), np.asarray(second, float)], axis=1)
     if not len(both) or (relative and both[:, 0].sum() == 0):
         return Estimate(np.nan, np.nan, np.nan, len(both))
     sums, counts = cluster_sums(both, clusters, seed=seed)
 
     def gap(a: Any, b: Any, n: Any) -> Any:
-        return (a - b) / np.maximum(a, 1e-12) if relative else (a - b) / n
+        return (a - b) / np.where(a == 0, np.nan, a) if relative else (a - b) / n
 
-    value = gap(both[:, 0].sum(), both[:, 1].sum(), len(both))
-    low, high = np.percentile(gap(sums[:, 0], sums[:, 1], counts), [2.5, 97.5])
-    return Estimate(float(value), float(low), float(high), len(both))
+    value = float(gap(both[:, 0].sum(), both[:, 1].sum(), len(both)))
+    low, high = np.nanpercentile(gap(sums[:, 0], sums[:, 1], counts), [2.5, 97.5])
+    n_clusters = len(set(np.asarray(clusters, dtype=str)))
+    if low == high or n_clusters < MIN_CLUSTERS:
+        margin = 1 - 0.025 ** (1 / n_clusters)
+        low, high = min(low, value - margin), max(high, value + margin)
+    return Estimate(value, float(low), float(high), len(both))
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:

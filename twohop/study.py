@@ -6,16 +6,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from interventions import Model, load
 from interventions.results import Store, provenance, write_atomically
-from twohop.asking import Study
+from twohop.asking import Study, longest_answer
 from twohop.back_patching import layer_pairs
 from twohop.diagnosis import diagnosis
 from twohop.entities.items import Benchmark, check_items
@@ -24,6 +26,7 @@ from twohop.pairs import Pair, find_pair
 from twohop.recall import recall, text_gate
 from twohop.recovery import MAX_KEPT, MAX_LOST, recovery
 from twohop.resolution import FIT_VIEWS, resolution
+from twohop.scoring import normalise
 from twohop.summary import summarise, verdict_sentence
 from twohop.transplant import RANDOM_SEEDS
 from twohop.window import MAX_ITEMS as MAX_WINDOW_ITEMS
@@ -111,7 +114,7 @@ def expected_rows(stage: str, benchmark: Benchmark, done: dict[str, xr.Dataset])
     if "windows" not in done and stage != "windows":
         return 0
     if stage == "windows":
-        known = int((done["backbone_text"]["text"] == done["backbone_text"]["answer"]).sum())
+        known = int(canonical(done["backbone_text"]).sum())
         layers = int(done["backbone_text"].attrs["n_layers"])
         return min(MAX_WINDOW_ITEMS, known) * (2 * layers + 1)
     layers = int(done["backbone_text"].attrs["n_layers"])
@@ -129,6 +132,12 @@ def expected_rows(stage: str, benchmark: Benchmark, done: dict[str, xr.Dataset])
     return 0
 
 
+def canonical(gate: xr.Dataset) -> np.ndarray:
+    """Whether each free answer of a gate is the canonical one, [item]."""
+    pairs = zip(gate["text"].values[0], gate["answer"].values, strict=True)
+    return np.array([normalise(said) == normalise(answer) for said, answer in pairs], dtype=bool)
+
+
 def run_stage(stage: str, study: Study, done: dict[str, xr.Dataset]) -> xr.Dataset:
     """Run one stage, given the Datasets of the stages before it."""
     if stage == "backbone_text":
@@ -138,7 +147,7 @@ def run_stage(stage: str, study: Study, done: dict[str, xr.Dataset]) -> xr.Datas
     text = done["backbone_text"]
     # Where the circuit is measured, the answer is checked token by token, so it must be the
     # canonical one that the model gives by itself.
-    known = (text["text"] == text["answer"]).values[0]
+    known = canonical(text)
     if stage == "windows":
         return windows(study, known)
     if stage == "map_text":
@@ -213,6 +222,7 @@ def run_study(
     reporter.say(f"[bold]{pair.key}[/bold]: {len(benchmark.items)} items")
     folders = {"vlm": pair.vlm(), "backbone": pair.backbone()}
     shared = {
+        "twohop": version("twohop"),
         "backbone": folders["backbone"].name,
         "benchmark": f"{benchmark.name} {fingerprint(benchmark)}",
         "limit": settings.limit,
@@ -231,7 +241,13 @@ def run_study(
         else:
             backbone = models.get(folders["backbone"])
             vlm = backbone if stage in BACKBONE_STAGES else models.get(folders["vlm"])
-            study = Study(vlm=vlm, backbone=backbone, benchmark=benchmark, seed=settings.seed)
+            study = Study(
+                vlm=vlm,
+                backbone=backbone,
+                benchmark=benchmark,
+                seed=settings.seed,
+                max_new_tokens=longest_answer(backbone, benchmark),
+            )
             rows = expected_rows(stage, benchmark, done)
             with reporter.stage(stage, rows) as tick:
                 found = run_stage(stage, replace(study, tick=tick), done)
@@ -244,6 +260,7 @@ def run_study(
         if stage in BACKBONE_STAGES and stage not in run.stages():
             run.put(stage, done[stage])
 
+    models.drop(folders["vlm"])
     tree = run.tree()
     summary = summarise(tree, pair=pair.key, seed=settings.seed)
     summary["verdict"] = verdict_sentence(summary)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from twohop.asking import SEPARATOR
 from twohop.diagnosis import VERDICTS, beats_its_null
 from twohop.recall import GATES
 from twohop.resolution import depth
@@ -16,7 +17,7 @@ LABELS = {
     "not_recognised": "entities it does not name",
     "echo_or_format": "echoes or a matter of format: a forced choice is right",
     "never_in_circuit": "entities that never enter the recall circuit",
-    "late": "late",
+    "late": "late: the entity is formed behind the recall window",
     "unexplained": "unexplained",
 }
 NOT_MEASURED = Estimate(np.nan, np.nan, np.nan, 0)
@@ -31,7 +32,8 @@ def window_ends(windows: xr.Dataset, *, seed: int) -> np.ndarray:
     """Bootstrap of the last block of the enrichment window, [resample]."""
     hits = windows["enrichment"].values.T.astype(float)
     sums, _ = cluster_sums(hits, windows["entity"].values, seed=seed)
-    return (sums >= KEEPS * sums[:, -1:] - 1e-9).argmax(1) - 1
+    below = sums < KEEPS * sums[:, -1:] - 1e-9
+    return np.where(below.any(1), below.shape[1] - 1 - below[:, ::-1].argmax(1), -1)
 
 
 def lateness(resolution: xr.Dataset, windows: xr.Dataset, *, kind: str, seed: int) -> Estimate:
@@ -39,14 +41,14 @@ def lateness(resolution: xr.Dataset, windows: xr.Dataset, *, kind: str, seed: in
 
     The first layer at which a probe reads the entity off the image tokens (90 % of its maximum),
     minus the last block of the backbone's enrichment window. Positive is too late. Not measured
-    where the probe never does better than on shuffled labels.
+    where there is no window, or the probe never does better than on shuffled labels.
 
     Parameters
     ----------
     kind : str
         ``"plain"`` or ``"transfer"`` probe.
     """
-    if not windows.sizes["item"]:
+    if int(windows.attrs["enrichment_end"]) < 0:
         return NOT_MEASURED
     hits, control = image_hits(resolution, kind), image_hits(resolution, "shuffled")
     entities = resolution["entity"].values
@@ -116,7 +118,7 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         "diagnosis": {one: share(verdict == one) for one in VERDICTS},
         "recovered": recovered(recovery, seed=seed),
         "followed": {
-            str(arm): mean(
+            str(arm): measured_mean(
                 recovery["followed"].sel(follow_arm=arm).values,
                 recovery["tried_entity"].values,
                 seed=seed,
@@ -155,6 +157,12 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
     }
 
 
+def measured_mean(values: np.ndarray, entities: np.ndarray, *, seed: int) -> Estimate:
+    """Mean over the items on which something was tried (not NaN)."""
+    rows = ~np.isnan(values)
+    return mean(values[rows], entities[rows], seed=seed)
+
+
 def recovered(recovery: xr.Dataset, *, seed: int) -> dict[str, Estimate]:
     """Share of lost items that each arm gives back; back-patching on its test half only."""
     found: dict[str, Estimate] = {}
@@ -163,10 +171,8 @@ def recovered(recovery: xr.Dataset, *, seed: int) -> dict[str, Estimate]:
     chosen_on = np.array([dev.get(item, False) for item in recovery["lost"].values], dtype=bool)
     for arm in recovery["arm"].values:
         values = recovery["recovered"].sel(arm=arm).values
-        rows = ~np.isnan(values)
-        if str(arm).startswith("back_patching"):
-            rows &= ~chosen_on
-        found[str(arm)] = mean(values[rows], entity[rows], seed=seed)
+        rows = ~chosen_on if str(arm).startswith("back_patching") else np.ones_like(chosen_on)
+        found[str(arm)] = measured_mean(values[rows], entity[rows], seed=seed)
     own, null = recovery["own"].values, recovery["null"].values
     tried = recovery["tried_entity"].values
     if own.shape[1]:
@@ -184,7 +190,8 @@ def by_relation(gates: xr.Dataset, *, seed: int) -> dict[str, Any]:
         answers, entity = gates["answer"].values[rows], gates["entity"].values[rows]
         if not len(answers):
             continue
-        constant = float(np.unique(answers, return_counts=True)[1].max() / len(answers))
+        accepted = [set(one.split(SEPARATOR)) for one in gates["accepted"].values[rows]]
+        constant = max(float(np.mean([one in some for some in accepted])) for one in set(answers))
         text = mean(gates["right"].sel(gate="backbone_text").values[rows], entity, seed=seed)
         image = mean(gates["right"].sel(gate="vlm_image").values[rows], entity, seed=seed)
         table[str(relation)] = {
@@ -229,7 +236,7 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
         caused = {k: v for k, v in shares.items() if k not in ("knowledge_missing",)}
         top = max(caused, key=lambda name: caused[name])
         if caused[top] > 0:
-            tail = f"; of the losses of what it knows, most are {LABELS[top]}"
+            tail = f"; of the losses of what it knows, the largest share is {LABELS[top]}"
     arms = summary["recovered"]
     said = [
         f"{label} {100 * arms[arm]['value']:.0f} %"

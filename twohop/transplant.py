@@ -12,9 +12,9 @@ from interventions.streams import Component
 from twohop.asking import (
     Scored,
     Study,
+    another,
     ask,
     by_relation,
-    derangement,
     image_prompt,
     mean_of_others,
     score,
@@ -80,16 +80,6 @@ def ask_images(
     )
 
 
-def partners(items: Sequence[Item], *, seed: int) -> list[int]:
-    """For each item, another of the same relation with a different answer."""
-    found = [0] * len(items)
-    for _, rows in by_relation(items):
-        order = derangement([items[i].answers[0] for i in rows], seed=seed)
-        for i, j in zip(rows, order, strict=True):
-            found[i] = rows[j]
-    return found
-
-
 def transplant_arms(
     study: Study,
     items: Sequence[Item],
@@ -112,12 +102,16 @@ def transplant_arms(
         Which of :data:`PATCH_ARMS`.
     """
     resid = entity_values(study, items, "resid_post", blocks_to(last_block))
-    partner = partners(items, seed=study.seed)
+    other = [one or item for one, item in zip(another(study, items), items, strict=True)]
     sources: dict[str, tuple[Component, torch.Tensor, int | None]] = {
         "transplant_all_image": ("resid_post", resid, None),
         "transplant_last_image": ("resid_post", resid, -1),
-        "wrong_entity": ("resid_post", resid[:, partner], None),
-        "mean_entity": ("resid_post", mean_of_others(resid), None),
+        "wrong_entity": (
+            "resid_post",
+            entity_values(study, other, "resid_post", blocks_to(last_block)),
+            None,
+        ),
+        "mean_entity": ("resid_post", mean_of_others(resid, items), None),
         "norm_matched": ("resid_post", matched_noise(resid, seed=study.seed), None),
     }
     if "transplant_all_image_mlp" in arms:
@@ -142,16 +136,23 @@ def transplant_arms(
     return results
 
 
+def has_other(study: Study, items: Sequence[Item]) -> np.ndarray:
+    """Whether there is another entity to put in an item's place, [item]."""
+    return np.array([one is not None for one in another(study, items)], dtype=bool)
+
+
 def follows(study: Study, items: Sequence[Item], scored: Scored) -> np.ndarray:
-    """Whether each answer is that of the entity whose values were written, [item]."""
-    partner = partners(items, seed=study.seed)
-    theirs = [items[j] for j in partner]
+    """Whether each answer is that of the entity put in; NaN where there was none, [item]."""
+    others = another(study, items)
+    theirs = [one or item for one, item in zip(others, items, strict=True)]
     again = score(study, theirs, scored.texts, [""] * len(items)).right
-    return again & np.array([i != j for i, j in enumerate(partner)])
+    return np.where(has_other(study, items), again.astype(float), np.nan)
 
 
 def random_positions(study: Study, items: Sequence[Item], *, last_block: int) -> np.ndarray:
     """Write the right values at random text tokens instead of the image's.
+
+    As many as there are image tokens, but no more than half of the question's.
 
     Returns
     -------
@@ -175,7 +176,7 @@ def random_positions(study: Study, items: Sequence[Item], *, last_block: int) ->
             lists = []
             for roles in shown.roles:
                 free = sorted(set(roles["question"]) - set(roles["last"]))
-                n = min(image.index.shape[1], len(free))
+                n = max(1, min(image.index.shape[1], len(free) // 2))
                 lists.append(sorted(generator.choice(free, size=n, replace=False).tolist()))
             draws.append(
                 from_lists(lists, length=shown.length, single=False, role="random position")

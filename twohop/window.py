@@ -14,7 +14,7 @@ import xarray as xr
 
 from interventions import Patch, Positions, Site, read
 from interventions.answers import following
-from twohop.asking import Study, by_relation, derangement, item_coords, mean_of_others, text_prompt
+from twohop.asking import Study, another, by_relation, item_coords, mean_of_others, text_prompt
 from twohop.cells import answer_ids, answered_cells
 from twohop.entities.items import Item
 
@@ -54,8 +54,8 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
     Dataset
         ``enrichment`` (edge, item): the answer survives mean-ablation of the MLPs from this block
         up, at the entity's last token; edge ``n_layers`` is no ablation. ``readout`` (block,
-        item): the answer follows another entity, whose state is swapped in after this block.
-        Attributes
+        item): the answer follows another entity, whose state is swapped in after this block; NaN
+        where there is no other. Attributes
         ``enrichment_end`` and ``readout_end``: the last block of each window (-1: none);
         ``enrichment_half``: the last block of the first blocks that together give half of what
         all MLPs give, which noise moves less.
@@ -64,23 +64,17 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
     items = known_items(benchmark.items, right, seed=study.seed)
     n_layers = model.n_layers
     survives = np.zeros((n_layers + 1, len(items)), dtype=bool)
-    follows = np.zeros((n_layers, len(items)), dtype=bool)
+    follows = np.full((n_layers, len(items)), np.nan)
+    others = another(study, items)
     for relation, rows in by_relation(items):
         some = [items[i] for i in rows]
         prompt = text_prompt(model, benchmark.templates[relation], [one.entity for one in some])
         own = answer_ids(model, some)
         last = prompt.at("entity", -1)
-        [mlp, resid] = read(
-            model,
-            prompt,
-            [
-                Site("mlp_out", slice(0, n_layers), last),
-                Site("resid_post", slice(0, n_layers), last),
-            ],
-        )
+        [mlp] = read(model, prompt, [Site("mlp_out", slice(0, n_layers), last)])
         asked = following(prompt, own, pad_id=model.tokenizer.pad_token_id)
         names = asked.at("entity", -1)
-        average = mean_of_others(mlp)
+        average = mean_of_others(mlp, some)
 
         def ablate(
             batch: torch.Tensor,
@@ -97,11 +91,19 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
         survives[:, rows] = answered_cells(
             study, model, asked, own, first_blocks=range(n_layers + 1), patches_of=ablate
         )
-        partner = derangement([one.answers[0] for one in some], seed=study.seed)
-        theirs = [own[i] for i in partner]
-        swapped = following(prompt, theirs, pad_id=model.tokenizer.pad_token_id)
+        swap_rows = [i for i in rows if others[i] is not None]
+        rivals = [other for i in rows if (other := others[i]) is not None]
+        if not rivals:
+            continue
+        template = benchmark.templates[relation]
+        theirs = answer_ids(model, rivals)
+        source = text_prompt(model, template, [one.entity for one in rivals])
+        [other] = read(
+            model, source, [Site("resid_post", slice(0, n_layers), source.at("entity", -1))]
+        )
+        target = text_prompt(model, template, [items[i].entity for i in swap_rows])
+        swapped = following(target, theirs, pad_id=model.tokenizer.pad_token_id)
         place = swapped.at("entity", -1)
-        other = resid[:, partner]
 
         def swap(
             batch: torch.Tensor,
@@ -117,11 +119,12 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
                 for block in layers.unique()
             ]
 
-        follows[:, rows] = answered_cells(
+        follows[:, swap_rows] = answered_cells(
             study, model, swapped, theirs, first_blocks=range(n_layers), patches_of=swap
         )
     kept = survives.mean(1) if items else np.zeros(n_layers + 1)
-    followed = follows.mean(1) if items else np.zeros(n_layers)
+    could_follow = ~np.isnan(follows).any(0)
+    followed = follows[:, could_follow].mean(1) if could_follow.any() else np.zeros(n_layers)
     above = followed >= max(FOLLOWS_NO_MORE * followed.max(), 1e-12)
     return xr.Dataset(
         {
@@ -134,13 +137,14 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
             **item_coords(items),
         },
         attrs={
-            "enrichment_end": first_reaching(kept, KEEPS * kept[-1]) - 1,
-            "enrichment_half": first_reaching(kept, (kept[0] + kept[-1]) / 2) - 1,
+            "enrichment_end": last_below(kept, KEEPS * kept[-1]),
+            "enrichment_half": last_below(kept, (kept[0] + kept[-1]) / 2),
             "readout_end": int(np.nonzero(above)[0].max()) if above.any() else -1,
         },
     )
 
 
-def first_reaching(curve: np.ndarray, level: float) -> int:
-    """First index at which a curve reaches a level."""
-    return int((curve >= level - 1e-12).argmax())
+def last_below(curve: np.ndarray, level: float) -> int:
+    """Last index at which a curve is below a level: the last block that is needed. -1: none."""
+    below = np.nonzero(curve < level - 1e-12)[0]
+    return int(below.max()) if below.size else -1

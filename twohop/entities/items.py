@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from interventions.errors import InterventionsError
+from twohop.scoring import normalise
 
 PLACE = "{entity}"
 
@@ -106,6 +107,9 @@ class Benchmark:
         ``view(code, index)`` gives the index-th held-out picture of an entity.
     blank : callable
         ``blank()`` gives a picture with nothing on it.
+    universe : tuple of Item
+        All items there are; the answers to choose among and the names to tell apart are theirs,
+        also where only some items are asked about. Empty: ``items``.
     notes : str
         What must be said wherever results on this benchmark are shown.
     """
@@ -119,6 +123,7 @@ class Benchmark:
     view: Callable[[str, int], Image.Image]
     blank: Callable[[], Image.Image]
     notes: str = ""
+    universe: tuple[Item, ...] = ()
 
     @property
     def entities(self) -> tuple[Entity, ...]:
@@ -130,15 +135,21 @@ class Benchmark:
         """The relations, in order of first appearance."""
         return tuple(dict.fromkeys(item.relation for item in self.items))
 
+    @property
+    def every_name(self) -> list[str]:
+        """Every name of every entity there is."""
+        known = {item.entity.code: item.entity for item in self.universe or self.items}
+        return [name for entity in known.values() for name in entity.names]
+
     def answer_set(self, relation: str) -> list[str]:
         """The canonical answers of a relation, sorted: the candidates of the forced choice."""
-        return sorted({item.answers[0] for item in self.items if item.relation == relation})
+        known = self.universe or self.items
+        return sorted({item.answers[0] for item in known if item.relation == relation})
 
     def limited(self, n_entities: int | None) -> "Benchmark":
         """Return the benchmark on ``n_entities`` entities, spread evenly over the list.
 
-        The forced choice keeps every candidate of the full benchmark out of reach of a smaller
-        answer set only as far as the kept items go; compare runs of the same limit.
+        The answers to choose among stay those of the whole benchmark.
         """
         if n_entities is None or n_entities >= len(self.entities):
             return self
@@ -147,7 +158,7 @@ class Benchmark:
         step = len(self.entities) / n_entities
         kept = {self.entities[int(i * step)].code for i in range(n_entities)}
         items = tuple(item for item in self.items if item.entity.code in kept)
-        return replace(self, items=items)
+        return replace(self, items=items, universe=self.universe or self.items)
 
 
 def check_items(items: Sequence[Item]) -> None:
@@ -158,4 +169,10 @@ def check_items(items: Sequence[Item]) -> None:
             raise InterventionsError(f"item id {item.id!r} occurs twice. Ids must be unique.")
         if not item.answers:
             raise InterventionsError(f"item {item.id!r} has no accepted answer.")
+        for text in (*item.entity.names, *item.answers):
+            if not normalise(text):
+                raise InterventionsError(
+                    f"item {item.id!r}: {text!r} has no Latin letter or digit, and answers are "
+                    "compared by these. Give a transliteration."
+                )
         seen.add(item.id)
