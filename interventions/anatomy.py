@@ -11,8 +11,8 @@ import torch
 
 from interventions.errors import LoadError
 
-ATTENTION_NAMES = ("self_attn", "attn", "attention")
-MLP_NAMES = ("mlp", "feed_forward")
+BLOCK_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+VLM_TYPES = ("llava",)
 VISION_NAMES = ("vision_tower", "vision_model", "visual")
 PROJECTOR_NAMES = ("multi_modal_projector", "connector", "projector")
 
@@ -81,15 +81,20 @@ def find_anatomy(module: Any) -> Anatomy:
         )
     config: Any = module.config
     text: Any = config.get_text_config(decoder=True)
+    image_token_id = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    image = image_token_id is not None
 
-    def sublayer(names: tuple[str, ...], what: str) -> str:
-        children = dict(layers[0].named_children())
-        for candidate in names:
-            if candidate in children:
-                return candidate
+    if image and config.model_type not in VLM_TYPES:
         raise LoadError(
-            f"{name}: no {what} found in a decoder block. Expected one of {', '.join(names)}; "
-            f"the block has {', '.join(children)}."
+            f"{name}: VLMs of type {config.model_type!r} are not supported yet, only "
+            f"{', '.join(VLM_TYPES)}: their images or positions enter in ways of their own."
+        )
+    parts = {child for child, _ in layers[0].named_children()}
+    if parts != BLOCK_PARTS or getattr(text, "residual_multiplier", 1.0) != 1.0:
+        raise LoadError(
+            f"{name}: its blocks are not of Llama's build, in which attention and MLP each add "
+            f"their output to the residual stream. Expected {', '.join(sorted(BLOCK_PARTS))}; "
+            f"got {', '.join(sorted(parts))}."
         )
 
     head = module.get_output_embeddings()
@@ -97,7 +102,6 @@ def find_anatomy(module: Any) -> Anatomy:
     if head is None or norm is None:
         missing = "output head" if head is None else "final norm"
         raise LoadError(f"{name}: no {missing} was found, so logits cannot be read.")
-    image_token_id = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
 
     def optional(names: tuple[str, ...]) -> str | None:
         found = [path for path in paths.values() if path.rsplit(".", 1)[-1] in names]
@@ -105,8 +109,8 @@ def find_anatomy(module: Any) -> Anatomy:
 
     return Anatomy(
         blocks=paths[id(layers)],
-        attention=sublayer(ATTENTION_NAMES, "attention"),
-        mlp=sublayer(MLP_NAMES, "MLP"),
+        attention="self_attn",
+        mlp="mlp",
         final_norm=paths[id(norm)],
         head=paths[id(head)],
         embeddings=paths[id(module.get_input_embeddings())],

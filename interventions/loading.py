@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from nnsight.modeling.transformers import TransformersModel
+from safetensors import SafetensorError
 
 from interventions.errors import LoadError
 from interventions.model import Model
@@ -27,13 +28,14 @@ def load(
     ----------
     source : str, Path or torch.nn.Module
         Hub repo id, local folder, or a ready transformers model (then give its processor or
-        tokenizer).
+        tokenizer). A ready model is put in eval mode, its parameters need no gradients afterwards,
+        and a tokenizer without a pad token gets one.
     processor, tokenizer : optional
         Used instead of those that belong to ``source``.
     dtype : torch.dtype or str, optional
         Default: float32 on a CPU, what the checkpoint says elsewhere.
     device : str, optional
-        Default: CUDA when there is one, else CPU. ``"auto"`` spreads layers over devices.
+        Default: CUDA when there is one, else CPU.
     attn_implementation : str, optional
         ``"eager"``, ``"sdpa"`` or others of transformers.
     revision : str, optional
@@ -92,7 +94,7 @@ def load(
             processor = AutoProcessor.from_pretrained(place, **common)
         elif not sees and tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(place, **common)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise LoadError(
             f"{place!r} cannot be loaded: {error}\nExpected a Hugging Face repo id, or a folder "
             "with config.json, safetensors weights and the tokenizer or processor files."

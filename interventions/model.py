@@ -12,6 +12,8 @@ from interventions.prefixes import PrefixCache
 from interventions.prompts import Prompt, Span, build_row, collate
 from interventions.streams import LogitsStream, Stream
 
+RESERVED = {"image", "question", "last", "answer"}
+
 
 class Model:
     """A language model or VLM whose parts have the same names whatever its architecture.
@@ -156,6 +158,8 @@ class Model:
         >>> named = llm.prompt("The capital of France is", spans={"entity": "France"})
         ... # doctest: +SKIP
         """
+        if taken := sorted(RESERVED & set(spans or {})):
+            raise PromptError(f"a span cannot be called {taken[0]!r}: that role is given already.")
         texts = self._texts(text)
         per_row = self._images(images, len(texts))
         rows = []
@@ -185,13 +189,15 @@ class Model:
             return [text]
         if text and isinstance(text[0], Mapping):
             text = [text]
-        source = self.processor if self.processor is not None else self.tokenizer
-        return [
-            one
-            if isinstance(one, str)
-            else source.apply_chat_template(one, tokenize=False, add_generation_prompt=True)
-            for one in text
-        ]
+        return [one if isinstance(one, str) else self._templated(one) for one in text]
+
+    def _templated(self, messages: Any) -> str:
+        source: Any = self.processor if self.processor is not None else self.tokenizer
+        text = source.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        start = self.tokenizer.bos_token
+        if start and self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]:
+            return text.removeprefix(start)  # the tokenizer puts its own in front
+        return text
 
     def _images(self, images: Any | None, n_rows: int) -> list[list[Any]]:
         if images is None:

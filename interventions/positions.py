@@ -58,6 +58,8 @@ class Positions:
 
         Lets rows of one forward pass be patched in different layers.
         """
+        if rows.dtype != torch.bool or rows.shape != self.mask.shape[:1]:
+            raise RoleError(f"only() takes one bool per row ({self.n_rows}), not row numbers.")
         mask = self.mask & rows.to(self.mask.device)[:, None]
         return Positions(self.index, mask, self.length, self.single, self.role)
 

@@ -37,11 +37,16 @@ class PrefixCache:
     """The last few prefixes a model has seen, as key-value caches of one row."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
     def expanded(self, module: Any, ids: torch.Tensor, n_rows: int) -> Any:
-        """Return a fresh cache of ``n_rows`` equal rows for the prefix ``ids`` [prefix]."""
-        key = tuple(ids.tolist())
+        """Return a fresh cache of ``n_rows`` equal rows for the prefix ``ids`` [prefix].
+
+        Weights changed in place, or moved, are noticed; hooks put on the model by hand are not.
+        """
+        weights = next(module.parameters())
+        edits = sum(parameter._version for parameter in module.parameters())
+        key = (tuple(ids.tolist()), str(weights.device), str(weights.dtype), edits)
         if key not in self._kept:
             with torch.no_grad():
                 output = module(input_ids=ids[None], use_cache=True, logits_to_keep=1)

@@ -114,8 +114,17 @@ class Prompt:
         return from_lists(lists, length=self.length, single=False, role="every token")
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> "Prompt":
-        """Return some rows as a prompt of their own, in the order given."""
-        picked = [int(row) for row in rows]
+        """Return some rows as a prompt of their own.
+
+        Parameters
+        ----------
+        rows : sequence of int, or Tensor [row] of bool
+            In the order given, repeats allowed; negative rows count from the end.
+        """
+        if isinstance(rows, torch.Tensor) and rows.dtype == torch.bool:
+            rows = rows.nonzero().flatten()
+        everything = range(len(self))
+        picked = [everything[int(row)] for row in rows]
         inputs = {key: self.inputs[key][picked] for key in TEXT_KEYS}
         starts = [sum(self.images_per_row[:row]) for row in range(len(self) + 1)]
         for key, value in self.inputs.items():
@@ -215,7 +224,8 @@ def build_row(
             while cursor < len(ids) and ids[cursor] == image_token_id:
                 image.append(cursor)
                 cursor += 1
-            if cursor == start:
+            behind_another = len(moved) > 1 and raw_ids[len(moved) - 2] == image_token_id
+            if cursor == start and not behind_another:  # a run of placeholders is one run of images
                 raise PromptError(f"the processor dropped an image token of {text!r}.")
         elif cursor < len(ids) and ids[cursor] == token:
             cursor += 1

@@ -30,11 +30,19 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        publish(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+
+
+def publish(name: str, path: Path) -> None:
+    """Put a finished temporary file in its place, readable as any file the user makes."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(name, 0o666 & ~mask)
+    os.replace(name, path)
 
 
 def provenance(**models: Model) -> dict[str, Any]:
@@ -89,7 +97,12 @@ class Store:
         self.settings = json.loads(json.dumps(settings))
         path = folder / SETTINGS
         if path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ResultsError(
+                    f"{path} cannot be read: {error}. Remove {folder} to start afresh."
+                ) from error
             if changed := differences(stored, self.settings):
                 raise ResultsError(
                     f"{folder} holds a run with other settings:\n  "
@@ -128,7 +141,7 @@ class Store:
         os.close(handle)
         try:
             tree.to_netcdf(name, engine="h5netcdf")
-            os.replace(name, self.folder / STORE)
+            publish(name, self.folder / STORE)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)

@@ -3,7 +3,7 @@
 A stream is indexed with ``[layers, positions]``. Inside ``with model.trace(prompt):`` reading
 gives the live tensor and assigning overwrites what the rest of the forward pass sees. As nnsight
 runs the block alongside the forward pass, values must be touched in the order in which the model
-computes them; :func:`interventions.read` and :func:`interventions.patch` sort for you.
+computes them; :func:`interventions.read` and :func:`interventions.run` sort for you.
 
 ======================  ==================================================================
 component               what it is, for a block that adds to its input twice
@@ -16,8 +16,9 @@ component               what it is, for a block that adds to its input twice
 ======================  ==================================================================
 """
 
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import torch
 
@@ -53,10 +54,10 @@ def layer_list(layers: Layers, n_layers: int) -> list[int]:
         asked = list(range(layers.start or 0, layers.stop if layers.stop is not None else n_layers))
         if asked and not -n_layers <= min(asked) <= max(asked) < n_layers:
             raise SiteError(f"layers {layers.start}:{layers.stop} reach outside 0:{n_layers}.")
-    elif isinstance(layers, int):
-        found = [layers]
+    elif isinstance(layers, SupportsIndex):
+        found = [operator.index(layers)]
     else:
-        found = [int(layer) for layer in layers]
+        found = [operator.index(layer) for layer in layers]
     if not found:
         raise SiteError(
             f"no layer is named by {layers!r}; the model has layers 0 to {n_layers - 1}."
@@ -122,11 +123,14 @@ def written(
     if bool(torch.isnan(value).any()):
         raise PatchError("the value to be written holds NaN. Check the run it was read from.")
     result = hidden.clone()
-    if positions is None:
-        result[:] = value
-        return result
     if not isinstance(positions, Positions):
-        result[:, positions] = value
+        place = slice(None) if positions is None else positions
+        if value.ndim == 2 and isinstance(place, slice):
+            value = value[:, None]  # one value per row, spread over its positions
+        try:
+            result[:, place] = value
+        except RuntimeError as error:
+            raise PatchError(f"the value does not fit where it is to go: {error}") from None
         return result
     check_rows(hidden, positions)
     n_rows, n = positions.index.shape

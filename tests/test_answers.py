@@ -123,6 +123,13 @@ def test_bad_candidates_are_refused(llm: iv.Model) -> None:
         candidate_ids(llm, ["Tessin", "Tessin"])
 
 
+def test_a_candidate_that_begins_another_needs_a_stop(llm: iv.Model) -> None:
+    with pytest.raises(PromptError, match="begins another one"):
+        candidate_ids(llm, ["Quenlo", "Quenlo City"])
+    with pytest.raises(PromptError, match="no candidate answers"):
+        candidate_ids(llm, [])
+
+
 def test_a_prefix_of_another_candidate_must_also_end(llm: iv.Model) -> None:
     short, long = candidate_ids(llm, ["Quenlo", "Quenlo City"], stop=" .")
     assert short[-1] == llm.tokenizer(" .", add_special_tokens=False)["input_ids"][-1]

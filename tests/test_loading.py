@@ -48,6 +48,23 @@ def test_what_cannot_be_loaded_says_why(llm: iv.Model, tmp_path: Path) -> None:
         find_anatomy(torch.nn.Linear(2, 2))
 
 
+def test_other_architectures_are_refused_with_the_reason() -> None:
+    from transformers import (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+    )
+
+    with torch.device("meta"):
+        gemma = Gemma2ForCausalLM(Gemma2Config(num_hidden_layers=1, vocab_size=32))
+        qwen = Qwen2VLForConditionalGeneration(Qwen2VLConfig())
+    with pytest.raises(LoadError, match="not of Llama's build"):
+        find_anatomy(gemma)
+    with pytest.raises(LoadError, match="type 'qwen2_vl' are not supported yet, only llava"):
+        find_anatomy(qwen)
+
+
 def test_a_half_loaded_model_is_refused(tmp_path: Path) -> None:
     source = micro_folder("micro-backbone")
     for file in source.iterdir():

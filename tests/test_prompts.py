@@ -51,6 +51,36 @@ def test_an_image_without_a_placeholder_is_put_in_front(
     assert len(prompt.at("image").index[0]) == 4
 
 
+def test_two_images_without_placeholders(vlm: iv.Model, pictures: list[Image.Image]) -> None:
+    prompt = vlm.prompt("Which country is", images=pictures[:2])
+    assert len(prompt.at("image").index[0]) == 8
+
+
+def test_select_takes_a_mask_and_negative_rows(vlm: iv.Model, shown: iv.Prompt) -> None:
+    masked = shown.select(torch.tensor([True, False, False, True]))
+    assert masked.texts == [shown.texts[0], shown.texts[3]]
+    last = shown.select([-1])
+    assert torch.equal(last.inputs["pixel_values"], shown.inputs["pixel_values"][3:])
+    with pytest.raises(RoleError, match="one bool per row"):
+        shown.at("last").only(torch.tensor([0, 1]))
+
+
+def test_a_shared_prefix_notices_changed_weights(llm: iv.Model, named: iv.Prompt) -> None:
+    import copy
+
+    from raw_hooks import part
+
+    edited = iv.load(copy.deepcopy(llm.module), tokenizer=llm.tokenizer)
+    iv.run(edited, edited.prompt(named.texts, share_prefix=True))
+    with torch.no_grad():
+        part(edited, "attn_out", 3).v_proj.weight.mul_(2)  # pyright: ignore
+    shared = iv.run(edited, edited.prompt(named.texts, share_prefix=True)).logits
+    whole = iv.run(edited, edited.prompt(named.texts)).logits
+    assert shared is not None
+    assert whole is not None
+    assert relative(shared, whole) < FLOOR32
+
+
 def test_rows_are_padded_on_the_left_with_positions_of_their_own(named: iv.Prompt) -> None:
     mask, position = named.inputs["attention_mask"], named.inputs["position_ids"]
     for row in range(len(named)):
@@ -103,6 +133,8 @@ def test_bad_spans_and_images_are_refused(
         vlm.prompt(f"Which {vlm.image_token}")
     with pytest.raises(PromptError, match="2 images for 3 rows"):
         vlm.prompt(["Which"] * 3, images=pictures[:2])
+    with pytest.raises(PromptError, match="given already"):
+        llm.prompt("Avaria", spans={"last": "Avaria"})
     with pytest.raises(PromptError, match="at least one row"):
         llm.prompt([])
 

@@ -79,6 +79,12 @@ def test_a_paired_difference_is_narrower_than_an_unpaired_one() -> None:
     assert relative.value == pytest.approx(paired.value / first.mean())
 
 
+def test_few_entities_never_give_a_narrow_interval() -> None:
+    one = difference([1.0], [0.0], ["a"])
+    assert one.low < 0.1 < 1 <= one.high
+    assert mean([1.0, 1.0], ["a", "a"]).low < 0.1
+
+
 def test_nothing_measured_is_none_not_zero() -> None:
     assert mean([], []).as_dict() == {"value": None, "low": None, "high": None, "n": 0}
     assert difference([0.0, 0.0], [0.0, 0.0], ["a", "b"], relative=True).as_dict()["value"] is None

@@ -179,6 +179,15 @@ def test_one_value_per_row_is_spread_over_a_role_also_where_rows_equal_positions
     assert torch.equal(seen, value[:, None].expand(4, 4, -1))
 
 
+def test_one_value_per_row_is_spread_over_every_position(llm: iv.Model) -> None:
+    prompt = llm.prompt(["Which country is Avaria", "Which country is Belmora"])
+    value = noise((2, llm.d_model))
+    with llm.trace(prompt):
+        llm.resid_post[2] = value
+        seen = llm.resid_post[2].save()
+    assert torch.equal(seen, value[:, None].expand_as(seen))
+
+
 def test_logits_of_the_last_positions_only(llm: iv.Model, named: iv.Prompt) -> None:
     with llm.trace(named):
         whole = llm.logits[named.at("last")].save()

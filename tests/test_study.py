@@ -171,6 +171,13 @@ def test_limit_takes_fewer_entities(tmp_path: Path) -> None:
     assert found["n_entities"] == 6
 
 
+@pytest.mark.parametrize("limit", [2, 3])
+def test_two_entities_give_a_report_and_no_bold_claim(tmp_path: Path, limit: int) -> None:
+    found = run_study("micro-late", out=tmp_path, settings=Settings(limit=limit))
+    assert (tmp_path / "micro-late" / "report.html").exists()
+    assert found["diagnosis"]["late"]["value"] in (0.0, None)
+
+
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ResultsError, match="not the folder of a run"):
@@ -194,6 +201,12 @@ def test_mistakes_on_the_command_line_end_in_one_message(
     assert "Did you mean 'micro-naming'?" in capsys.readouterr().err
     assert main(["study", "micro-naming", "--limit", "1", "--out", str(tmp_path)]) == 2
     assert "at least 2 entities" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["study", "micro-naming", "--seed", "-1"])
+    assert "expected 0 or more" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["study", "micro-naming", "--out", str(tmp_path / "file")]) == 2
+    assert "Not a directory" in capsys.readouterr().err
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     assert str(tmp_path / "a") in capsys.readouterr().err
     assert main(["pairs"]) == 0

@@ -8,6 +8,14 @@ from pathlib import Path
 RUNS = "runs"
 
 
+def natural(text: str) -> int:
+    """A whole number that is not negative, from the command line."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; expected 0 or more")
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     top = argparse.ArgumentParser(
@@ -20,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("pair", nargs="+", metavar="PAIR", help="see: twohop pairs")
     study.add_argument("--out", type=Path, default=Path(RUNS), help="folder of runs (%(default)s)")
     study.add_argument("--limit", type=int, metavar="N", help="use N entities only")
-    study.add_argument("--seed", type=int, default=0, help="of every random choice (%(default)s)")
+    study.add_argument(
+        "--seed", type=natural, default=0, help="of every random choice (%(default)s)"
+    )
 
     compare = commands.add_parser("compare", help="put finished runs side by side")
     compare.add_argument(
@@ -40,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="retrain an embedded pair's vision parts")
     train.add_argument("what", choices=("flags", "micro"))
     train.add_argument("--out", type=Path, help="folder for weights (default: train/WHAT)")
-    train.add_argument("--seed", type=int, default=0, help="of the projectors (%(default)s)")
+    train.add_argument("--seed", type=natural, default=0, help="of the projectors (%(default)s)")
     return top
 
 
@@ -57,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return COMMANDS[options.command](options)
     except InterventionsError as error:
         sys.stderr.write(f"twohop: {error}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"twohop: {error}. What was done before is stored.\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. What was done is stored; the same command goes on.\n")

@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from twohop.statistics import Estimate, difference
+from twohop.statistics import MIN_CLUSTERS, Estimate, difference
 
 VERDICTS = (
     "right",
@@ -17,11 +17,17 @@ VERDICTS = (
 
 
 def beats_its_null(recovery: xr.Dataset, *, seed: int) -> Estimate:
-    """Back-patching minus its null, on the items that did not choose the layers."""
+    """Back-patching minus its null, on the items that did not choose the layers.
+
+    Not measured on fewer than :data:`twohop.statistics.MIN_CLUSTERS` entities.
+    """
     test = ~recovery["dev"].values.astype(bool) & recovery["has_null"].values.astype(bool)
+    entities = recovery["tried_entity"].values[test]
+    if len(set(entities)) < MIN_CLUSTERS:
+        return Estimate(np.nan, np.nan, np.nan, int(test.sum()))
     own = recovery["own"].values[int(recovery.attrs["chosen"]), test]
     null = recovery["null"].values[int(recovery.attrs["chosen_null"]), test]
-    return difference(own, null, recovery["tried_entity"].values[test], seed=seed)
+    return difference(own, null, entities, seed=seed)
 
 
 def sustained(resolution: xr.Dataset, kind: str) -> xr.DataArray:
