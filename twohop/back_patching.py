@@ -12,7 +12,7 @@ from twohop.cells import free_answers
 from twohop.entities.items import Item
 
 LATER = (0.4, 0.6, 0.8)
-EARLIER = (0.0, 0.1)
+EARLIER = (0.0, 0.1, 0.2)
 
 
 def layer_pairs(n_layers: int) -> list[tuple[int, int]]:

@@ -50,9 +50,9 @@ from twohop.transplant import (
 )
 from twohop.window import known_items
 
-MAX_LOST = 30
+MAX_LOST = 36
 MAX_KEPT = 18
-MAX_RANDOM = 12
+MAX_RANDOM = 18
 ARMS = (
     *PATCH_ARMS[:3],
     "transplant_random_position",
