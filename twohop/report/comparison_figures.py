@@ -15,6 +15,7 @@ from twohop.report.style import (
     MUTED,
     PAIR_COLOURS,
     SHADE,
+    group_title,
     look,
     nothing,
     percent_axis,
@@ -124,17 +125,7 @@ def recovery_comparison(summaries: Sequence[Mapping[str, Any]]) -> Figure:
         y, places, names = 0.0, [], []
         shifts = [0.14 * (len(summaries) - 1 - 2 * i) for i in range(len(summaries))]
         for title, arms in groups:
-            axes.text(
-                -0.02,
-                y,
-                title,
-                ha="left",
-                va="center",
-                fontsize=8.5,
-                color=MUTED,
-                style="italic",
-                transform=axes.get_yaxis_transform(),
-            )
+            group_title(axes, title, y)
             y -= 0.85
             for arm, label in arms.items():
                 axes.axhline(y, color=FAINT, lw=0.6, zorder=0)

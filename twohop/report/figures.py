@@ -18,11 +18,11 @@ from twohop.report.style import (
     GREEN,
     GREY,
     INK,
-    MUTED,
     ORANGE,
     OUTCOME_COLOURS,
     RED,
     VERDICT_COLOURS,
+    group_title,
     look,
     nothing,
     percent_axis,
@@ -209,17 +209,7 @@ def recovery_figure(summary: Mapping[str, Any]) -> Figure:
             return figure
         y, places, names = 0.0, [], []
         for title, labels in groups:
-            axes.text(
-                -0.02,
-                y,
-                title,
-                ha="left",
-                va="center",
-                fontsize=8.5,
-                color=MUTED,
-                style="italic",
-                transform=axes.get_yaxis_transform(),
-            )
+            group_title(axes, title, y)
             y -= 1
             for arm, label in labels.items():
                 axes.barh(

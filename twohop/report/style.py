@@ -121,3 +121,18 @@ def nothing(axes: Axes, why: str) -> None:
         color=MUTED,
         wrap=True,
     )
+
+
+def group_title(axes: Axes, title: str, y: float) -> None:
+    """Write the title of a group of rows at the left edge, at height ``y``."""
+    axes.text(
+        -0.02,
+        y,
+        title,
+        ha="left",
+        va="center",
+        fontsize=8.5,
+        color=MUTED,
+        style="italic",
+        transform=axes.get_yaxis_transform(),
+    )
