@@ -1,4 +1,4 @@
-"""VLM-backbone pairs, as data."""
+"""VLM-backbone pairs that are built in, as data; the published ones are in `twohop.published`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from interventions.errors import InterventionsError, did_you_mean
 from twohop.entities.items import Benchmark
+from twohop.published import PUBLISHED, PublishedPair
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,28 @@ def find_pair(key: str) -> Pair:
     Raises
     ------
     InterventionsError
-        If there is none; the nearest key is named.
+        If there is none: the nearest key is named. If it is a published one, which the study does
+        not run yet: what running it takes is said.
     """
+    if key in PUBLISHED:
+        raise InterventionsError(_why_not_yet(PUBLISHED[key]))
     if key not in PAIRS:
-        raise InterventionsError(f"no pair {key!r}. {did_you_mean(key, PAIRS)}")
+        raise InterventionsError(f"no pair {key!r}. {did_you_mean(key, (*PAIRS, *PUBLISHED))}")
     return PAIRS[key]
+
+
+def _why_not_yet(pair: PublishedPair) -> str:
+    models = f"{pair.vlm} ({pair.vlm_bytes / 1e9:.1f} GB at bfloat16)"
+    if pair.same_weights:
+        models += ", which is its own backbone,"
+    else:
+        models += f" and {pair.backbone} ({pair.backbone_bytes / 1e9:.1f} GB)"
+    layout = ""
+    if pair.layout == "mistral":
+        layout = " The VLM is stored in Mistral's own format and has to be converted first."
+    return (
+        f"the pair {pair.key!r} is registered, but the study runs only built-in pairs so far. It "
+        f"takes {models} from the Hugging Face hub, GPUs here or an NDIF deployment that hold "
+        f"them, and a benchmark of items.{layout} Where it could run: twohop pairs. What runs "
+        f"now: {', '.join(PAIRS)}."
+    )
