@@ -80,7 +80,10 @@ def _qwen(name: str) -> Quirks:
         },
         positions="m-rope",
         auto_processor=False,
-        notes=("mm_token_type_ids must be passed on: Qwen2 without them takes plain positions",),
+        notes=(
+            "without mm_token_type_ids Qwen2.5 silently takes plain positions; the others refuse",
+            "the model keeps rope_deltas of the last images: a cached step needs position_ids",
+        ),
     )
 
 
@@ -151,6 +154,7 @@ QUIRKS: dict[str, Quirks] = {
         notes=(
             "<bos> stands behind the last image, and a newline ends the text",
             "labels are for training: passed on, they cost a loss",
+            "without token_type_ids a text is causal in eager, and in sdpa only where padded",
             "its processor trips over numpy's deprecation of tensors as arrays",
         ),
     ),
@@ -166,7 +170,8 @@ QUIRKS: dict[str, Quirks] = {
         one_count=True,
         notes=(
             "a text that begins with images gets a second <|begin_of_text|> behind them",
-            "tokens before the first image attend evenly to all tiles, padding too",
+            "tokens before the first image attend evenly to all tiles, padding too, since"
+            " transformers silences the MLP of such tokens but not their cross-attention",
             "without images, cross-attention blocks are not run at all",
         ),
     ),

@@ -13,7 +13,7 @@ from tiny.vision import shrink_vision
 
 D_MODEL, HEADS, D_MLP, WINDOW = 48, 4, 64, 8
 BLOCKS = 4
-MLLAMA_BLOCKS, MLLAMA_CROSS = 5, [1, 3]
+MLLAMA_BLOCKS, MLLAMA_CROSS = 6, [1, 4]  # as many others as a language model has
 
 TEXT_STYLES = {
     "qwen2": "qwen",
@@ -37,7 +37,7 @@ def style_of(config: Any) -> str:
     if config.model_type == "smolvlm":
         return "smollm"
     if text.model_type == "mistral":
-        return "tekken" if text.vocab_size > 100_000 else "llama2"
+        return "tekken" if text.vocab_size > 32_100 else "llama2"  # from version 3 on
     if text.model_type == "llama":
         return "llama3" if text.vocab_size > 100_000 else "llama2"
     return TEXT_STYLES[text.model_type]
