@@ -1,6 +1,5 @@
 """The tiny models of all families do what the conformance tests count on."""
 
-import importlib
 import warnings
 from functools import cache
 from pathlib import Path
@@ -29,6 +28,8 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+
+from twohop.published import PUBLISHED, PublishedPair
 
 SAID = "The capital of this country, of Köln or 日本, is\n\n what?"
 SIZES = ((24, 16), (16, 20), (30, 12))
@@ -284,18 +285,28 @@ def test_shrinking_keeps_everything_but_sizes(name):
     assert shrink(tiny).to_dict() == tiny.to_dict()
 
 
-def published() -> list[str]:
-    try:
-        return sorted(importlib.import_module("twohop.published").REPO_IDS)
-    except (ImportError, AttributeError):
-        return []
-
-
-@pytest.mark.parametrize("repo_id", published())
-def test_published_configs_have_twins(repo_id):
-    true = importlib.import_module("twohop.published").published_config(repo_id)
-    tiny = shrink(true)
-    _check_twin(true, tiny)
-    model, processor = build_model(tiny), tiny_processor(tiny)
-    inputs = process(processor, [SAID])
-    assert run(model, inputs).isfinite().all()
+@pytest.mark.parametrize("pair", PUBLISHED.values(), ids=PUBLISHED)
+def test_published_pairs_have_twins(pair: PublishedPair):
+    configs = [pair.vlm_config(), pair.backbone_config()]
+    twins = [shrink(config) for config in configs]
+    ids, widths, blocks = [], [], []
+    for true, tiny in zip(configs, twins, strict=True):
+        _check_twin(true, tiny)
+        model, processor = build_model(tiny), tiny_processor(tiny)
+        inputs = process(processor, [SAID])
+        assert run(model, inputs).isfinite().all()
+        text = tiny.get_text_config(decoder=True)
+        crossing = getattr(text, "cross_attention_layers", None) or []
+        ids.append(inputs["input_ids"].tolist())
+        widths.append((text.hidden_size, text.num_attention_heads, text.num_key_value_heads))
+        blocks.append(text.num_hidden_layers - len(crossing))
+    assert ids[0] == ids[1]
+    assert widths[0] == widths[1]
+    assert blocks[0] == blocks[1]
+    name = "pixtral" if "pixtral" in pair.key else twins[0].model_type
+    text, images = row(name, 1)
+    model, processor = build_model(twins[0]), tiny_processor(twins[0])
+    one = run(model, process(processor, [text], [images]))
+    other = run(model, process(processor, [text], [[picture(SIZES[0], seed=7)]]))
+    assert one.isfinite().all()
+    assert (one - other)[0, -1].std() > 1e-2
