@@ -1,22 +1,38 @@
 """Read and write the activations of vision-language models and their language backbones."""
 
+from interventions.alignment import ModelPair, pair
 from interventions.answers import Completion, complete
+from interventions.edits import ablated, embedding_noise, frozen, steering
+from interventions.knockout import Knockout, knockout
+from interventions.lens import lens, patchscope
 from interventions.loading import load
 from interventions.model import Model
 from interventions.patching import Patch, Run, Site, read, run
 from interventions.positions import Positions
 from interventions.prompts import Prompt
+from interventions.transplant import transplant
 
 __all__ = [
     "Completion",
+    "Knockout",
     "Model",
+    "ModelPair",
     "Patch",
     "Positions",
     "Prompt",
     "Run",
     "Site",
+    "ablated",
     "complete",
+    "embedding_noise",
+    "frozen",
+    "knockout",
+    "lens",
     "load",
+    "pair",
+    "patchscope",
     "read",
     "run",
+    "steering",
+    "transplant",
 ]

@@ -1,45 +1,100 @@
 """Where the parts of a model are, found from its structure and config.
 
-Covered so far: decoder-only language models with sequential residual blocks (Llama and its kin)
-and LLaVA-type VLMs around them. Anything else is refused with the reason.
+A decoder block must add an attention's and an MLP's output to its input, in whatever norm layout;
+:mod:`interventions.families` holds the little that structure does not tell. A model that cannot be
+understood so is refused with the reason.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from interventions.errors import LoadError
+from interventions.families import Family, family
 
-BLOCK_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-VLM_TYPES = ("llava",)
-VISION_NAMES = ("vision_tower", "vision_model", "visual")
-PROJECTOR_NAMES = ("multi_modal_projector", "connector", "projector")
+OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
+SANDWICHES = (
+    # norms in a block -> the two whose outputs are added to the residual stream
+    ({"pre_feedforward_layernorm"}, "post_attention_layernorm", "post_feedforward_layernorm"),
+    ({"post_self_attn_layernorm"}, "post_self_attn_layernorm", "post_mlp_layernorm"),
+)
+SCALED_RESIDUALS = ("residual_multiplier", "hidden_dropout_residual", "scale_depth")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Names, inside one decoder block, of its parts.
+
+    Attributes
+    ----------
+    attention, mlp : str
+        The two sublayers.
+    attn_out, mlp_out : str
+        The modules whose outputs are added to the residual stream: the sublayers themselves, or
+        the norms behind them.
+    projection : str or None
+        The attention's output projection, whose input is the heads' results.
+    cross : bool
+        A cross-attention block: it reads the image, and does not run without one.
+    attn_gate, mlp_gate : str or None
+        Parameters whose tanh scales what the sublayer adds.
+    """
+
+    attention: str
+    mlp: str
+    attn_out: str
+    mlp_out: str
+    projection: str | None
+    cross: bool = False
+    attn_gate: str | None = None
+    mlp_gate: str | None = None
+
+    @property
+    def behind_norm(self) -> bool:
+        """Whether ``attn_out`` and ``mlp_out`` are behind a norm of their own."""
+        return self.attn_out != self.attention
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Dotted paths, from the root module, of the parts of one model.
+    """Dotted paths, from the root module, of the parts of one model, and its sizes.
 
     Attributes
     ----------
-    blocks : str
-        The list of decoder blocks.
-    attention, mlp : str
-        Names of the two sublayers inside a block.
+    model_type : str
+        The config's name for the architecture.
+    decoder, blocks : str
+        The text decoder, and its list of blocks.
+    parts : tuple of Block
+        What each block is made of.
     final_norm, head, embeddings : str
         Norm after the last block, output projection, token embeddings.
     vision_tower, projector : str or None
-        None in a text-only model.
+        None in a text-only model; the projector may be part of the tower.
     image_token_id : int or None
-        Id of the token that image features replace.
-    n_layers, d_model, n_heads, vocab : int
+        Id of the token that image features replace; None without such tokens.
+    n_layers, d_model, n_heads, n_kv_heads, head_dim, vocab : int
         Sizes of the decoder.
+    three_axis_positions : bool
+        Image tokens are placed by (time, height, width): position ids have three rows.
+    windowed : bool
+        Some blocks attend to a window or chunk of the last positions only.
+    softcap : float or None
+        Final logits are ``softcap * tanh(head / softcap)``.
+    logit_scale : float
+        Factor on what the head gives.
+    family : Family
+        What structure does not tell.
+    notes : tuple of str
+        What a user should know about the streams of this architecture.
     """
 
+    model_type: str
+    decoder: str
     blocks: str
-    attention: str
-    mlp: str
+    parts: tuple[Block, ...]
     final_norm: str
     head: str
     embeddings: str
@@ -49,12 +104,40 @@ class Anatomy:
     n_layers: int
     d_model: int
     n_heads: int
+    n_kv_heads: int
+    head_dim: int
     vocab: int
+    three_axis_positions: bool
+    windowed: bool
+    softcap: float | None
+    logit_scale: float
+    family: Family
+    notes: tuple[str, ...] = field(default=())
 
     @property
     def is_vlm(self) -> bool:
         """Whether the model sees images."""
-        return self.image_token_id is not None
+        return self.vision_tower is not None
+
+    @property
+    def cross_blocks(self) -> list[int]:
+        """Indices of the cross-attention blocks."""
+        return [layer for layer, block in enumerate(self.parts) if block.cross]
+
+    @property
+    def self_blocks(self) -> list[int]:
+        """Indices of the other blocks: those a text-only model has."""
+        return [layer for layer, block in enumerate(self.parts) if not block.cross]
+
+    @property
+    def identity(self) -> str:
+        """The identity that holds between the components of a block."""
+        if any(block.attn_gate for block in self.parts):
+            return (
+                "resid_pre + attn_out + mlp_out == resid_post; in cross-attention blocks, at "
+                "tokens that see an image, each of the two is first scaled by tanh of its gate"
+            )
+        return "resid_pre + attn_out + mlp_out == resid_post"
 
 
 def find_anatomy(module: Any) -> Anatomy:
@@ -70,55 +153,245 @@ def find_anatomy(module: Any) -> Anatomy:
     LoadError
         If a part cannot be found: the part and what the model has instead are named.
     """
-    paths = {id(part): path for path, part in module.named_modules()}
     name = type(module).__name__
-    decoder = module.get_decoder() if hasattr(module, "get_decoder") else None
-    layers = getattr(decoder, "layers", None)
-    if decoder is None or not isinstance(layers, torch.nn.ModuleList):
-        raise LoadError(
-            f"{name}: no list of decoder blocks was found (get_decoder().layers). "
-            "Decoder-only language models and LLaVA-type VLMs are supported."
-        )
-    config: Any = module.config
+    paths = {id(part): path for path, part in module.named_modules()}
+    config: Any = getattr(module, "config", None)
+    if not hasattr(config, "get_text_config"):
+        raise LoadError(f"{name} is not a transformers model: it has no config of theirs.")
+    if getattr(config, "is_encoder_decoder", False):
+        raise LoadError(f"{name} is an encoder-decoder; only decoders of one stack are supported.")
+    decoder, layers = _decoder(module, name)
     text: Any = config.get_text_config(decoder=True)
-    image_token_id = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-    image = image_token_id is not None
-
-    if image and config.model_type not in VLM_TYPES:
-        raise LoadError(
-            f"{name}: VLMs of type {config.model_type!r} are not supported yet, only "
-            f"{', '.join(VLM_TYPES)}: their images or positions enter in ways of their own."
-        )
-    parts = {child for child, _ in layers[0].named_children()}
-    if parts != BLOCK_PARTS or getattr(text, "residual_multiplier", 1.0) != 1.0:
-        raise LoadError(
-            f"{name}: its blocks are not of Llama's build, in which attention and MLP each add "
-            f"their output to the residual stream. Expected {', '.join(sorted(BLOCK_PARTS))}; "
-            f"got {', '.join(sorted(parts))}."
-        )
-
+    for key in SCALED_RESIDUALS:
+        if (factor := getattr(text, key, None)) not in (None, 1.0):
+            raise LoadError(
+                f"{name}: its blocks scale what they add to the residual stream ({key}={factor}), "
+                "so components would not add up. Add its factor to interventions/anatomy.py."
+            )
+    parts = tuple(_block(block, name, layer) for layer, block in enumerate(layers))
     head = module.get_output_embeddings()
-    norm = getattr(decoder, "norm", None)
-    if head is None or norm is None:
+    norms = [child for child in decoder.children() if _is_norm(child)]
+    if head is None or not norms:
         missing = "output head" if head is None else "final norm"
         raise LoadError(f"{name}: no {missing} was found, so logits cannot be read.")
 
-    def optional(names: tuple[str, ...]) -> str | None:
-        found = [path for path in paths.values() if path.rsplit(".", 1)[-1] in names]
-        return min(found, key=len) if found else None
-
+    tower, projector = _vision(module)
+    image_token_id = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    if any(block.cross for block in parts):
+        image_token_id = None  # the image token is an ordinary one: no feature takes its place
+    heads = text.num_attention_heads
     return Anatomy(
+        model_type=config.model_type,
+        decoder=paths[id(decoder)],
         blocks=paths[id(layers)],
-        attention="self_attn",
-        mlp="mlp",
-        final_norm=paths[id(norm)],
+        parts=parts,
+        final_norm=paths[id(norms[-1])],
         head=paths[id(head)],
         embeddings=paths[id(module.get_input_embeddings())],
-        vision_tower=optional(VISION_NAMES) if image_token_id is not None else None,
-        projector=optional(PROJECTOR_NAMES) if image_token_id is not None else None,
-        image_token_id=image_token_id,
+        vision_tower=paths.get(id(tower)),
+        projector=paths.get(id(projector)),
+        image_token_id=image_token_id if tower is not None else None,
         n_layers=len(layers),
         d_model=text.hidden_size,
-        n_heads=text.num_attention_heads,
+        n_heads=heads,
+        n_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=_head_dim(layers, parts, heads) or text.hidden_size // heads,
         vocab=text.vocab_size,
+        windowed=_windowed(text),
+        softcap=getattr(text, "final_logit_softcapping", None),
+        logit_scale=_logit_scale(text),
+        three_axis_positions=_method(module, "get_rope_index") is not None,
+        family=family(config.model_type),
+        notes=_notes(decoder, parts),
     )
+
+
+def _decoder(module: Any, name: str) -> tuple[Any, nn.ModuleList]:
+    decoder = module
+    while hasattr(decoder, "get_decoder") and decoder.get_decoder() is not decoder:
+        decoder = decoder.get_decoder()
+    if not (lists := _lists(decoder)) and isinstance(getattr(decoder, "model", None), nn.Module):
+        decoder = decoder.model  # nested one deeper
+        lists = _lists(decoder)
+    depth = module.config.get_text_config(decoder=True).num_hidden_layers
+    for layers in lists:
+        if len(layers) == depth:
+            return decoder, layers
+    raise LoadError(
+        f"{name}: no list of {depth} decoder blocks was found in {type(decoder).__name__} "
+        f"(lists of {[len(one) for one in lists]} modules). Expected a transformers model whose "
+        "get_decoder() holds its blocks in one ModuleList."
+    )
+
+
+def _lists(module: nn.Module) -> list[nn.ModuleList]:
+    return [child for child in module.children() if isinstance(child, nn.ModuleList)]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def _block(block: nn.Module, name: str, layer: int) -> Block:
+    """Understand one decoder block from its children."""
+    children = dict(block.named_children())
+    norms = {key for key, child in children.items() if _is_norm(child)}
+    attention = [key for key, child in children.items() if "ttention" in type(child).__name__]
+    rest = [
+        key
+        for key, child in children.items()
+        if key not in norms | {*attention} and not isinstance(child, nn.Dropout | nn.Identity)
+    ]
+    mlp = [key for key in rest if any(True for _ in children[key].parameters())]
+    if len(attention) != 1 or len(mlp) != 1:
+        raise LoadError(
+            f"{name}: block {layer} is not one attention and one MLP that add to the residual "
+            f"stream. Expected one of each; got attention {attention or 'none'} and "
+            f"{mlp or 'no other part'} beside {', '.join(sorted(norms)) or 'no norms'}. "
+            "Add its layout to interventions/anatomy.py."
+        )
+    attn_out, mlp_out = attention[0], mlp[0]
+    for marks, behind_attention, behind_mlp in SANDWICHES:
+        if marks <= norms:
+            attn_out, mlp_out = behind_attention, behind_mlp
+    if norms == {"post_attention_layernorm", "post_feedforward_layernorm"}:
+        attn_out, mlp_out = "post_attention_layernorm", "post_feedforward_layernorm"
+    gates = [key for key, _ in block.named_parameters(recurse=False) if "gate" in key]
+    return Block(
+        attention=attention[0],
+        mlp=mlp[0],
+        attn_out=attn_out,
+        mlp_out=mlp_out,
+        projection=_projection(children[attention[0]], attention[0]),
+        cross="cross" in attention[0],
+        attn_gate=next((key for key in gates if "attn_gate" in key), None),
+        mlp_gate=next((key for key in gates if "mlp_gate" in key), None),
+    )
+
+
+def _projection(attention: nn.Module, name: str) -> str | None:
+    for key, child in attention.named_children():
+        if key in OUTPUT_PROJECTIONS and hasattr(child, "weight"):
+            return f"{name}.{key}"
+    return None
+
+
+def _head_dim(layers: nn.ModuleList, parts: tuple[Block, ...], n_heads: int) -> int | None:
+    if parts[0].projection is None:
+        return None
+    weight: Any = layers[0].get_submodule(parts[0].projection).weight
+    width = weight.numel() // layers[0].get_submodule(parts[0].projection).weight.shape[0]
+    return width // n_heads
+
+
+def _vision(module: Any) -> tuple[nn.Module | None, nn.Module | None]:
+    """The vision tower and the projector: towers have a patch embedding, projectors do not."""
+    inner = getattr(module, "model", module)
+    found: dict[str, nn.Module] = {}
+    for where in (module, inner):
+        for key, child in where.named_children():
+            if any(word in key for word in ("vision", "visual")) and "projector" not in key:
+                found.setdefault("tower", child)
+            elif any(word in key for word in ("projector", "connector")):
+                found.setdefault("projector", child)
+    tower = found.get("tower")
+    if tower is not None and "projector" not in found:
+        for key, child in tower.named_children():
+            if "merger" in key and "list" not in key:
+                found["projector"] = child
+    return tower, found.get("projector")
+
+
+def _method(module: Any, name: str) -> Any:
+    """A method of the model or of the model inside it."""
+    return getattr(module, name, None) or getattr(getattr(module, "model", None), name, None)
+
+
+def _windowed(text: Any) -> bool:
+    kinds = getattr(text, "layer_types", None)
+    if kinds is None:
+        return getattr(text, "sliding_window", None) is not None
+    return any(kind != "full_attention" for kind in kinds)
+
+
+def _logit_scale(text: Any) -> float:
+    if (divisor := getattr(text, "logits_scaling", None)) is not None:
+        return 1.0 / divisor
+    scale = getattr(text, "logit_scale", None)
+    return 1.0 if scale is None else float(scale)
+
+
+def _notes(decoder: Any, parts: tuple[Block, ...]) -> tuple[str, ...]:
+    notes = []
+    if any(block.behind_norm for block in parts):
+        notes.append("attn_out and mlp_out are taken behind the norm that follows the sublayer")
+    if any(block.cross for block in parts):
+        notes.append(
+            "the image enters through cross-attention blocks, which do not run without one; there "
+            "are no image positions"
+        )
+    if hasattr(decoder, "_deepstack_process"):
+        notes.append(
+            "image features are also added between the first blocks: there resid_pre of the next "
+            "block is not resid_post of the one before"
+        )
+    return tuple(notes)
+
+
+def check_components(module: Any, anatomy: Anatomy) -> str | None:
+    """Run a few tokens and check that the components found add up; say what does not.
+
+    For architectures that the conformance suite does not cover. Needs real weights.
+
+    Returns
+    -------
+    str or None
+        What is wrong, for a message.
+    """
+    seen: dict[tuple[int, str], torch.Tensor] = {}
+    handles = []
+    layers = module.get_submodule(anatomy.blocks)
+
+    def keep(key: tuple[int, str], value: Any) -> None:
+        value = value[0] if isinstance(value, tuple) else value
+        seen[key] = value.detach().reshape(-1, anatomy.d_model).double()
+
+    def watch(layer: int, block: Any) -> None:
+        parts = anatomy.parts[layer]
+        for component in ("attn_out", "mlp_out"):
+            part = block.get_submodule(getattr(parts, component))
+            handles.append(
+                part.register_forward_hook(
+                    lambda _m, _a, out, key=(layer, component): keep(key, out)
+                )
+            )
+        handles.append(
+            block.register_forward_hook(lambda _m, _a, out, key=(layer, "post"): keep(key, out))
+        )
+        handles.append(
+            block.register_forward_pre_hook(
+                lambda _m, args, kwargs, key=(layer, "pre"): keep(
+                    key, args[0] if args else kwargs["hidden_states"]
+                ),
+                with_kwargs=True,
+            )
+        )
+
+    for layer in anatomy.self_blocks:
+        watch(layer, layers[layer])
+    try:
+        device = next(module.parameters()).device
+        ids = torch.arange(1, 5, device=device)[None] % anatomy.vocab
+        with torch.no_grad():
+            module(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer in anatomy.self_blocks:
+        parts = [seen.get((layer, key)) for key in ("pre", "attn_out", "mlp_out", "post")]
+        before, attn, mlp, after = parts
+        if before is None or attn is None or mlp is None or after is None:
+            return f"a part of block {layer} did not run in a plain forward pass"
+        if not torch.allclose(before + attn + mlp, after, rtol=2e-2, atol=2e-2):
+            return f"in block {layer} resid_pre + attn_out + mlp_out is not resid_post"
+    return None

@@ -16,8 +16,10 @@ from interventions.model import Model
 from interventions.patching import Patch, Run, run
 from interventions.prefixes import take_rows
 from interventions.prompts import Prompt
+from interventions.rows import SEQUENCE_KEYS
 
 ANCHOR = ":"
+CROSS = "cross_attention_mask"
 ROUNDS = (2, 4, 8, 16)  # beginnings extended per row by choose(), round by round
 
 
@@ -46,17 +48,21 @@ def _step(model: Model, prefill: Run, rows: torch.Tensor, cache: Any, ids: torch
     device = model.device
     mask = prompt.inputs["attention_mask"].to(device)[rows]
     done = cache.get_seq_length() - mask.shape[1]
-    position = prompt.inputs["position_ids"].to(device)[rows, -1:] + 1 + done
-    steps = torch.arange(ids.shape[1], device=device)
+    position = prompt.inputs["position_ids"].to(device)[rows][..., -1:] + 1 + done
+    position = position + torch.arange(ids.shape[1], device=device)
     ones = torch.ones(len(rows), done + ids.shape[1], dtype=mask.dtype, device=device)
+    extra = {}
+    if CROSS in prompt.inputs:
+        extra[CROSS] = _extended(CROSS, prompt.inputs[CROSS].to(device)[rows], ones.shape[1])
     with torch.no_grad():
         return (
             model.module(
                 input_ids=ids,
                 attention_mask=torch.cat([mask, ones], dim=1),
-                position_ids=position + steps,
+                position_ids=position.transpose(0, 1) if position.ndim == 3 else position,
                 past_key_values=cache,
                 use_cache=True,
+                **extra,
                 logits_to_keep=1
                 if ids.shape[1] == 1
                 else 0,  # a slice with gaps is slow to project
@@ -286,7 +292,7 @@ def complete(
     candidates: Sequence[str] | None = None,
     max_new_tokens: int = 8,
     stop: str | None = "\n",
-    batch_rows: int = 64,
+    batch_rows: int = 192,
     on_rows: Callable[[int], None] | None = None,
 ) -> Completion:
     """Answer every row: greedily, and (given candidates) by forced choice.
@@ -339,6 +345,15 @@ def complete(
     return Completion(texts, choices, logprobs)
 
 
+def _extended(key: str, given: torch.Tensor, n: int) -> torch.Tensor:
+    """Continue what has one entry per token by ``n`` tokens of text, [row, position, ...]."""
+    if key == CROSS:  # what is written goes on seeing what the prompt saw
+        more = given[:, -1:].expand(-1, n, *given.shape[2:])
+    else:
+        more = given.new_zeros(given.shape[0], n)
+    return torch.cat([given, more], dim=1)
+
+
 def following(prompt: Prompt, answers: Sequence[Sequence[int]], *, pad_id: int) -> Prompt:
     """Append known answers to a prompt, so that one forward pass scores all their tokens.
 
@@ -359,10 +374,12 @@ def following(prompt: Prompt, answers: Sequence[Sequence[int]], *, pad_id: int) 
     for row, tokens in enumerate(answers):
         extra[row, : len(tokens) - 1] = torch.tensor(list(tokens[:-1]), dtype=torch.long)
         mask[row, : len(tokens) - 1] = 1
-    position = inputs["position_ids"][:, -1:] + 1 + torch.arange(width)
+    position = inputs["position_ids"][..., -1:] + 1 + torch.arange(width)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], extra], dim=1)
     inputs["attention_mask"] = torch.cat([inputs["attention_mask"], mask], dim=1)
-    inputs["position_ids"] = torch.cat([inputs["position_ids"], position], dim=1)
+    for key in set(SEQUENCE_KEYS) & set(inputs):
+        inputs[key] = _extended(key, inputs[key], width)
+    inputs["position_ids"] = torch.cat([inputs["position_ids"], position], dim=-1)
     end = prompt.length - 1
     roles = [
         {**roles, "answer": list(range(end, end + len(tokens)))}

@@ -1,8 +1,11 @@
-"""The logit lens: what the head would say of a hidden state."""
+"""Reading hidden states out: by the model's own head, or through another prompt."""
 
 import torch
 
+from interventions.errors import PatchError
 from interventions.model import Model
+
+IDENTITY_PROMPT = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
 
 
 def lens(
@@ -33,13 +36,61 @@ def lens(
     --------
     >>> logprob, rank = lens(llm, hidden, ids)      # doctest: +SKIP
     """
-    norm, head = model.final_norm._module, model.head._module
     logprobs, ranks = [], []
     index = tokens.to(model.device)
     with torch.no_grad():
         for layer in hidden:
-            scores = head(norm(layer.to(device=model.device, dtype=model.dtype))).float()
+            scores = model.unembed(layer).float()
             chosen = scores.gather(-1, index)
             logprobs.append(chosen - scores.logsumexp(-1, keepdim=True))
             ranks.append((scores[:, None] > chosen[..., None]).sum(-1))
     return torch.stack(logprobs), torch.stack(ranks)
+
+
+def patchscope(
+    model: Model,
+    values: torch.Tensor,
+    *,
+    layer: int,
+    prompt: str = IDENTITY_PROMPT,
+    placeholder: str = "?",
+    max_new_tokens: int = 8,
+) -> list[str]:
+    """Read hidden states out by another prompt, of the model they are from or of another.
+
+    Each value replaces the output of block ``layer`` at the placeholder's last token, and the
+    model goes on writing (Ghandeharioun et al., "Patchscopes", ICML 2024).
+
+    Parameters
+    ----------
+    model : Model
+        The reader.
+    values : Tensor [value, d_model]
+    layer : int
+        Of the reader.
+    prompt : str
+        Its last ``placeholder`` is where the value goes. Default: an identity prompt, which makes
+        the model name what the value stands for.
+    placeholder : str
+    max_new_tokens : int
+
+    Returns
+    -------
+    list of str
+        One continuation per value.
+    """
+    if values.ndim != 2 or values.shape[-1] != model.d_model:
+        raise PatchError(
+            f"values of shape {tuple(values.shape)} cannot be read out by {model.name}. Expected "
+            f"[value, {model.d_model}]."
+        )
+    start = prompt.rfind(placeholder)
+    if start < 0:
+        raise PatchError(f"the prompt {prompt!r} has no placeholder {placeholder!r}.")
+    span = (start, start + len(placeholder))
+    asked = model.prompt([prompt] * len(values), spans={"value": [span] * len(values)})
+    place = asked.at("value", -1)
+    with model.generate(asked, max_new_tokens=max_new_tokens) as tracer:
+        model.resid_post[layer, place] = values
+        ids = tracer.result.save()
+    return model.completions(ids, asked)

@@ -1,5 +1,8 @@
 """From a repo id, a folder or a ready module to a :class:`~interventions.model.Model`."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,9 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 from safetensors import SafetensorError
 
+from interventions.anatomy import check_components
 from interventions.errors import LoadError
+from interventions.families import tested
 from interventions.model import Model
 
 
@@ -18,8 +23,10 @@ def load(
     tokenizer: Any | None = None,
     dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
     attn_implementation: str | None = None,
     revision: str | None = None,
+    remote: bool | str = False,
     trust_remote_code: bool = False,
 ) -> Model:
     """Load a language model or a VLM.
@@ -29,17 +36,23 @@ def load(
     source : str, Path or torch.nn.Module
         Hub repo id, local folder, or a ready transformers model (then give its processor or
         tokenizer). A ready model is put in eval mode, its parameters need no gradients afterwards,
-        and a tokenizer without a pad token gets one.
+        and a tokenizer without a pad token gets one. Checkpoints in LLaVA's original layout are
+        converted while they are read.
     processor, tokenizer : optional
         Used instead of those that belong to ``source``.
     dtype : torch.dtype or str, optional
         Default: float32 on a CPU, what the checkpoint says elsewhere.
     device : str, optional
         Default: CUDA when there is one, else CPU.
+    device_map : str or dict, optional
+        ``"auto"`` spreads the layers over the devices there are (accelerate).
     attn_implementation : str, optional
         ``"eager"``, ``"sdpa"`` or others of transformers.
     revision : str, optional
         Branch, tag or commit on the hub.
+    remote : bool or str
+        Run on NDIF, or on the NDIF server at a URL. Only the config and the processor's files are
+        read here; no weight is.
     trust_remote_code : bool
         Run code that comes with the checkpoint. Off unless asked for.
 
@@ -56,45 +69,133 @@ def load(
     --------
     >>> vlm = load("llava-hf/llava-1.5-7b-hf")      # doctest: +SKIP
     """
-    if isinstance(source, torch.nn.Module):
-        return _wrap(source, processor, tokenizer, name=_name_of(source), revision=revision)
-
+    # transformers takes seconds to import; `import interventions` should not.
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
-        AutoProcessor,
         AutoTokenizer,
     )
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    from interventions.llava_layout import is_original_llava, load_original_llava
+    from interventions.processors import open_processor
+
+    given = Preprocessors(processor, tokenizer)
+    if isinstance(source, torch.nn.Module):
+        if remote:
+            raise LoadError("a ready module runs here. For remote=, give the repo id instead.")
+        return _wrap(source, given, name=_name_of(source), revision=revision)
+    if device is not None and device_map is not None:
+        raise LoadError("device and device_map were both given. Give one of them.")
+    place = str(source)
+    name = Path(place).name if Path(place).is_dir() else place
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with _reading(place):
+        if not remote and is_original_llava(place, revision=revision):
+            module, processor = load_original_llava(
+                place,
+                tokenizer=tokenizer,
+                revision=revision,
+                **_placement(device, device_map, dtype, attn_implementation),
+            )
+            return _wrap(module, Preprocessors(processor, None), name=name, revision=revision)
+        config = AutoConfig.from_pretrained(place, **common)
+        sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        if sees and processor is None:
+            given = Preprocessors(open_processor(place, config, **common), None)
+        elif not sees and tokenizer is None:
+            given = Preprocessors(None, AutoTokenizer.from_pretrained(place, **common))
+        if remote:
+            return _wrap_remote(
+                place,
+                given,
+                config=config,
+                remote=remote,
+                revision=revision,
+                attn_implementation=attn_implementation,
+            )
+        auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        loaded: Any = auto.from_pretrained(
+            place,
+            output_loading_info=True,
+            **_placement(device, device_map, dtype, attn_implementation),
+            **common,
+        )
+        module, report = loaded
+    missing = sorted(report.get("missing_keys") or ())
+    if missing:
+        raise LoadError(
+            f"{place!r} is a half-loaded model: {len(missing)} weights are not in the checkpoint, "
+            f"such as {missing[0]!r}, and would be random. Use a complete checkpoint."
+        )
+    return _wrap(module, given, name=name, revision=revision)
+
+
+@dataclass(frozen=True)
+class Preprocessors:
+    """A VLM's processor, or a language model's tokenizer."""
+
+    processor: Any | None
+    tokenizer: Any | None
+
+    @property
+    def task(self) -> str:
+        """What nnsight calls the kind of model."""
+        return "text-generation" if self.processor is None else "image-text-to-text"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """For nnsight's model."""
+        if self.processor is None:
+            return {"tokenizer": self.tokenizer}
+        return {"processor": self.processor}
+
+    def checked(self, name: str) -> Any:
+        """Return the tokenizer, fast and with a pad token, or say what is amiss."""
+        if self.processor is None and self.tokenizer is None:
+            raise LoadError(
+                f"{name} was given as a module without its processor or tokenizer. "
+                "Pass processor= for a VLM, tokenizer= for a language model."
+            )
+        tokens: Any = self.tokenizer if self.processor is None else self.processor.tokenizer
+        if not getattr(tokens, "is_fast", False):
+            raise LoadError(
+                f"the tokenizer of {name} is not a fast one, so character offsets are not to be "
+                "had. Use a checkpoint with a tokenizer.json."
+            )
+        if tokens.pad_token_id is None and tokens.eos_token is not None:
+            tokens.pad_token = tokens.eos_token
+        return tokens
+
+
+def _placement(
+    device: str | torch.device | None,
+    device_map: str | Mapping[str, Any] | None,
+    dtype: torch.dtype | str | None,
+    attn_implementation: str | None,
+) -> dict[str, Any]:
+    """Where the weights go and what they are there, as transformers wants to be told."""
+    if device is None and device_map is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = device_map if device_map is not None else device
+    if dtype is None:
+        on_cpu = str(where) == "cpu" or not torch.cuda.is_available()
+        dtype = torch.float32 if on_cpu else "auto"
+    return {"device_map": where, "dtype": dtype, "attn_implementation": attn_implementation}
+
+
+@contextmanager
+def _reading(place: str) -> Iterator[None]:
+    """Say what was expected where a checkpoint cannot be read."""
     from transformers.utils import logging
 
-    place = str(source)
-    device = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype is None:
-        dtype = torch.float32 if str(device) == "cpu" else "auto"
-    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     bars = logging.is_progress_bar_enabled()
     if Path(place).is_dir():
         logging.disable_progress_bar()  # a local folder opens in a blink; its bar is only noise
     try:
-        config = AutoConfig.from_pretrained(place, **common)
-        sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        loaded: Any = auto.from_pretrained(
-            place,
-            dtype=dtype,
-            device_map=device,
-            attn_implementation=attn_implementation,
-            output_loading_info=True,
-            **common,
-        )
-        module, report = loaded
-        if sees and processor is None:
-            processor = AutoProcessor.from_pretrained(place, **common)
-        elif not sees and tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(place, **common)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        yield
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise LoadError(
             f"{place!r} cannot be loaded: {error}\nExpected a Hugging Face repo id, or a folder "
             "with config.json, safetensors weights and the tokenizer or processor files."
@@ -102,14 +203,6 @@ def load(
     finally:
         if bars:
             logging.enable_progress_bar()
-    missing = sorted(report.get("missing_keys") or ())
-    if missing:
-        raise LoadError(
-            f"{place!r} is a half-loaded model: {len(missing)} weights are not in the checkpoint, "
-            f"such as {missing[0]!r}, and would be random. Use a complete checkpoint."
-        )
-    name = Path(place).name if Path(place).is_dir() else place
-    return _wrap(module, processor, tokenizer, name=name, revision=revision)
 
 
 def _name_of(module: torch.nn.Module) -> str:
@@ -117,28 +210,37 @@ def _name_of(module: torch.nn.Module) -> str:
 
 
 def _wrap(
-    module: torch.nn.Module,
-    processor: Any | None,
-    tokenizer: Any | None,
-    *,
-    name: str,
-    revision: str | None,
+    module: torch.nn.Module, given: Preprocessors, *, name: str, revision: str | None
 ) -> Model:
-    if processor is None and tokenizer is None:
-        raise LoadError(
-            f"{type(module).__name__} was given as a module without its processor or tokenizer. "
-            "Pass processor= for a VLM, tokenizer= for a language model."
-        )
-    tokens: Any = processor.tokenizer if processor is not None else tokenizer
-    if not getattr(tokens, "is_fast", False):
-        raise LoadError(
-            f"the tokenizer of {name} is not a fast one, so character offsets are not to be had. "
-            "Use a checkpoint with a tokenizer.json."
-        )
-    if tokens.pad_token_id is None and tokens.eos_token is not None:
-        tokens.pad_token = tokens.eos_token
+    given.checked(name)
     module.eval().requires_grad_(False)
-    task = "image-text-to-text" if processor is not None else "text-generation"
-    given = {"processor": processor} if processor is not None else {"tokenizer": tokenizer}
-    nn = TransformersModel(module, task=task, **given)
-    return Model(nn, name=name, revision=revision)
+    nn = TransformersModel(module, task=given.task, **given.arguments)
+    model = Model(nn, name=name, revision=revision)
+    anatomy = model.anatomy
+    if not tested(anatomy.model_type) and (wrong := check_components(module, anatomy)):
+        raise LoadError(
+            f"{name}: {wrong}, so the parts of this architecture ({anatomy.model_type}) were not "
+            "understood. Add its layout to interventions/anatomy.py."
+        )
+    return model
+
+
+def _wrap_remote(
+    place: str,
+    given: Preprocessors,
+    *,
+    config: Any,
+    remote: bool | str,
+    revision: str | None,
+    attn_implementation: str | None,
+) -> Model:
+    given.checked(place)
+    nn = TransformersModel(
+        place,
+        task=given.task,
+        config=config,
+        revision=revision,
+        attn_implementation=attn_implementation,
+        **given.arguments,
+    )
+    return Model(nn, name=place, revision=revision, remote=remote)

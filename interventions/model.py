@@ -1,6 +1,8 @@
 """One vocabulary over an nnsight model: prompts, streams, traces."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,10 +11,17 @@ from nnsight.modeling.transformers import TransformersModel
 from interventions.anatomy import Anatomy, find_anatomy
 from interventions.errors import PromptError
 from interventions.prefixes import PrefixCache
-from interventions.prompts import Prompt, Span, build_row, collate
-from interventions.streams import LogitsStream, Stream
+from interventions.prompts import Prompt, collate
+from interventions.rows import SEQUENCE_KEYS, Span, build_row, placeholder_of
+from interventions.streams import (
+    EmbeddingStream,
+    HeadStream,
+    ImageFeatureStream,
+    LogitsStream,
+    Stream,
+)
 
-RESERVED = {"image", "question", "last", "answer"}
+RESERVED = re.compile(r"image(_\d+)?|last_image|question|last|answer")
 
 
 class Model:
@@ -29,8 +38,16 @@ class Model:
         Where the parts are.
     resid_pre, attn_out, mlp_out, resid_post : Stream
         Indexed ``[layers, positions]`` inside a trace.
-    logits : LogitsStream
+    head_out : HeadStream
+        Indexed ``[layers, positions, heads]`` inside a trace.
+    embeddings, image_features, logits
         Indexed ``[positions]`` inside a trace.
+    remote : bool or str
+        Whether, or at which URL, traces run on an NDIF server.
+    running_rows : int
+        Rows of the prompt that was traced last.
+    running_images : bool
+        Whether it has images.
 
     Examples
     --------
@@ -39,16 +56,29 @@ class Model:
     ...     logits = vlm.logits[prompt.at("last")].save()
     """
 
-    def __init__(self, nn: TransformersModel, *, name: str, revision: str | None = None) -> None:
+    def __init__(
+        self,
+        nn: TransformersModel,
+        *,
+        name: str,
+        revision: str | None = None,
+        remote: bool | str = False,
+    ) -> None:
         self.nn = nn
         self.name = name
         self.revision = revision
+        self.remote = remote
         self.anatomy: Anatomy = find_anatomy(nn._module)
         self.resid_pre = Stream(self, "resid_pre")
         self.attn_out = Stream(self, "attn_out")
         self.mlp_out = Stream(self, "mlp_out")
         self.resid_post = Stream(self, "resid_post")
+        self.head_out = HeadStream(self)
+        self.embeddings = EmbeddingStream(self)
+        self.image_features = ImageFeatureStream(self)
         self.logits = LogitsStream(self)
+        self.running_rows = 0
+        self.running_images = False
         self._prefixes = PrefixCache()
 
     def __repr__(self) -> str:
@@ -72,8 +102,10 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the embeddings are."""
-        return next(self.module.parameters()).device
+        """Where the embeddings are; where inputs are made, for a model that runs elsewhere."""
+        embeddings = self.module.get_submodule(self.anatomy.embeddings)
+        found = next(embeddings.parameters()).device
+        return torch.device("cpu") if found.type == "meta" else found
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,7 +133,12 @@ class Model:
     @property
     def image_token(self) -> str | None:
         """How an image is written in the text of a prompt; None in a text-only model."""
-        return getattr(self.processor, "image_token", None)
+        token = self._placeholder
+        return token and self.anatomy.family.placeholder.format(image_token=token)
+
+    @property
+    def _placeholder(self) -> str | None:
+        return placeholder_of(self.processor, self.tokenizer, self.anatomy.image_token_id)
 
     @property
     def blocks(self) -> Any:
@@ -117,6 +154,17 @@ class Model:
     def final_norm(self) -> Any:
         """The nnsight envoy of the norm before the head."""
         return self.nn.get(self.anatomy.final_norm)
+
+    def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [..., vocab] of hidden states [..., d_model]: final norm, head, cap and scale."""
+        anatomy = self.anatomy
+        norm, head = (self.module.get_submodule(one) for one in (anatomy.final_norm, anatomy.head))
+        weight = next(head.parameters())
+        state = norm(hidden.to(device=next(norm.parameters()).device, dtype=weight.dtype))
+        logits = head(state.to(weight.device)) * anatomy.logit_scale
+        if anatomy.softcap is not None:
+            logits = torch.tanh(logits / anatomy.softcap) * anatomy.softcap
+        return logits
 
     def prompt(
         self,
@@ -158,14 +206,15 @@ class Model:
         >>> named = llm.prompt("The capital of France is", spans={"entity": "France"})
         ... # doctest: +SKIP
         """
-        if taken := sorted(RESERVED & set(spans or {})):
+        if taken := sorted(name for name in spans or {} if RESERVED.fullmatch(name)):
             raise PromptError(f"a span cannot be called {taken[0]!r}: that role is given already.")
+        anatomy = self.anatomy
         texts = self._texts(text)
         per_row = self._images(images, len(texts))
         rows = []
         for i, (one, pictures) in enumerate(zip(texts, per_row, strict=True)):
-            if pictures and self.image_token is not None and self.image_token not in one:
-                one = self.image_token * len(pictures) + "\n" + one
+            if pictures and self._placeholder and self._placeholder not in one:
+                one = (self.image_token or "") * len(pictures) + "\n" + one
             chosen = {
                 name: _of_row(span, i, len(texts), name) for name, span in (spans or {}).items()
             }
@@ -176,13 +225,58 @@ class Model:
                     chosen,
                     tokenizer=self.tokenizer,
                     processor=self.processor,
-                    image_token_id=self.anatomy.image_token_id,
+                    image_token_id=anatomy.image_token_id,
+                    count=lambda tensors: anatomy.family.count(self.module, tensors),
                 )
             )
         if not rows or any(not row.ids for row in rows):
             raise PromptError("a prompt needs at least one row, and every row at least one token.")
         pad = self.tokenizer.pad_token_id
-        return collate(rows, pad_id=pad if pad is not None else 0, share_prefix=share_prefix)
+        cross = bool(anatomy.cross_blocks)
+        # A window is counted in tokens, padding between prefix and rows included; where tokens see
+        # each other in both directions, or images come in from the side, a prefix is not alone.
+        two_way = anatomy.family.two_way
+        mixed = any(per_row) and (cross or two_way == "image")
+        same = len({len(row.ids) for row in rows}) == 1
+        sharable = not mixed and two_way != "prompt" and (same or not anatomy.windowed)
+        if cross and len({len(pictures) for pictures in per_row}) > 1:
+            raise PromptError(
+                f"rows with {sorted({len(pictures) for pictures in per_row})} images were given. "
+                f"In {self.name}, tokens that may see no image still take something of every image "
+                "in the batch, so rows with different numbers of images change each other. Give "
+                "them in prompts of their own."
+            )
+        prompt = collate(
+            rows,
+            pad_id=pad if pad is not None else 0,
+            share_prefix=share_prefix if sharable else False,
+            per_row=anatomy.family.per_row,
+            cross_attention=cross,
+            first_position=anatomy.family.first_position,
+        )
+        if two_way == "prompt" and "token_type_ids" not in prompt.inputs:
+            # Without it, text alone is read in one direction or in both, as attention goes.
+            types = torch.zeros_like(prompt.inputs["input_ids"])
+            prompt = replace(prompt, inputs={**prompt.inputs, "token_type_ids": types})
+        return self._in_a_plane(prompt) if anatomy.three_axis_positions else prompt
+
+    def _in_a_plane(self, prompt: Prompt) -> Prompt:
+        """Give image tokens the (time, height, width) positions that the model is used to."""
+        inputs = dict(prompt.inputs)
+        grids = {key: value for key, value in inputs.items() if key.endswith("_grid_thw")}
+        if not grids:
+            return prompt
+        prefix = len(prompt.prefix_ids)
+        inner = getattr(self.module, "model", self.module)
+        rope = getattr(self.module, "get_rope_index", None) or inner.get_rope_index
+        positions, _ = rope(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            attention_mask=inputs["attention_mask"][:, prefix:],
+            **grids,
+        )
+        inputs["position_ids"] = positions.transpose(0, 1) + prefix
+        return replace(prompt, inputs=inputs)
 
     def _texts(self, text: str | Sequence[Any]) -> list[str]:
         if isinstance(text, str):
@@ -219,14 +313,25 @@ class Model:
         ]
 
     def _arguments(self, prompt: Prompt) -> dict[str, Any]:
+        config = self.module.config
+        padded = not bool(prompt.inputs["attention_mask"].all())
+        if padded and self.dtype == torch.float64 and config._attn_implementation == "eager":
+            raise PromptError(
+                "eager attention in float64 makes NaN of padded rows: transformers masks with the "
+                "lowest float64 and takes the softmax in float32. Load with "
+                "attn_implementation='sdpa', or run rows of equal length."
+            )
         arguments: dict[str, Any] = {}
         for key, value in prompt.inputs.items():
             value = value.to(self.device)
             arguments[key] = value.to(self.dtype) if value.is_floating_point() else value
+        if arguments["position_ids"].ndim == 3:
+            arguments["position_ids"] = arguments["position_ids"].transpose(0, 1)
         if len(prompt.prefix_ids):
             arguments["past_key_values"] = self._prefixes.expanded(
                 self.module, prompt.prefix_ids.to(self.device), len(prompt)
             )
+        self.running_rows, self.running_images = len(prompt), prompt.has_images
         return arguments
 
     def trace(self, prompt: Prompt, **kwargs: Any) -> Any:
@@ -244,7 +349,8 @@ class Model:
         nnsight tracer
             Use as ``with model.trace(prompt):``.
         """
-        return self.nn.trace({**self._arguments(prompt), **kwargs.pop("inputs", {})}, **kwargs)
+        arguments = {**self._arguments(prompt), **kwargs.pop("inputs", {})}
+        return self.nn.trace(arguments, **self._place(kwargs))
 
     def generate(self, prompt: Prompt, *, max_new_tokens: int = 20, **kwargs: Any) -> Any:
         """Open an nnsight trace of greedy generation.
@@ -260,10 +366,17 @@ class Model:
         ...     ids = tracer.result.save()
         """
         arguments = self._arguments(prompt)
-        del arguments["position_ids"]  # generate derives the same ones from the mask, step by step
+        del arguments["position_ids"]  # generate derives the same ones, step by step
         arguments["input_ids"] = prompt.full_ids.to(self.device)
+        for key in set(SEQUENCE_KEYS) & set(arguments):
+            shape = (len(prompt), len(prompt.prefix_ids), *arguments[key].shape[2:])
+            before = arguments[key].new_zeros(shape)
+            arguments[key] = torch.cat([before, arguments[key]], dim=1)
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | kwargs
-        return self.nn.trace(arguments, fn="generate", **settings)
+        return self.nn.trace(arguments, fn="generate", **self._place(settings))
+
+    def _place(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return settings if self.remote is False else {"remote": self.remote, **settings}
 
     def completions(self, ids: torch.Tensor, prompt: Prompt) -> list[str]:
         """Text that was generated after each row of a prompt, special tokens left out.

@@ -7,10 +7,24 @@ from typing import Any
 import torch
 
 from interventions.errors import PatchError, SiteError
+from interventions.knockout import Knockout, knockout
 from interventions.model import Model
+from interventions.placing import Mode
 from interventions.positions import Positions
 from interventions.prompts import Prompt
-from interventions.streams import COMPONENTS, Component, Layers, check_component, layer_list
+from interventions.streams import (
+    COMPONENTS,
+    Component,
+    Heads,
+    Layers,
+    check_component,
+    index_list,
+    layer_list,
+    stacked,
+)
+
+HEADS = COMPONENTS.index("head_out")
+MASK = HEADS - 0.5  # a block's attention mask is used before its heads have a result
 
 
 @dataclass(frozen=True)
@@ -20,15 +34,18 @@ class Site:
     Attributes
     ----------
     component : str
-        ``"resid_pre"``, ``"attn_out"``, ``"mlp_out"`` or ``"resid_post"``.
+        ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"`` or ``"resid_post"``.
     layers : int, slice or list of int
     positions : Positions, optional
         From :meth:`interventions.Prompt.at`. None: every position.
+    heads : int, slice or list of int, optional
+        For ``"head_out"``. None: every query head.
     """
 
     component: Component
     layers: Layers
     positions: Positions | None = None
+    heads: Heads = None
 
 
 @dataclass(frozen=True)
@@ -42,22 +59,38 @@ class Patch:
     value : Tensor
         [layer, row, position, d_model]; without the layer axis for an int layer; without the
         position axis for one position per row, or to spread one value over all positions of a row.
+        For ``"head_out"`` [..., head, head_dim] in the place of d_model. A single number or a
+        vector [d_model] holds for all.
+    mode : {"set", "add", "scale"}
+        Overwrite with the value, add it (steering), or multiply by it (0: ablation).
+    heads : int, slice or list of int, optional
+        For ``"head_out"``. None: every query head.
     """
 
     component: Component
     layers: Layers
     positions: Positions
     value: torch.Tensor
+    mode: Mode = "set"
+    heads: Heads = None
+
+    @property
+    def for_all(self) -> bool:
+        """Whether the value is one number or vector for every layer, row and position."""
+        return self.value.ndim < 2
 
     @property
     def has_layer_axis(self) -> bool:
         """Whether the value's first axis is the layer."""
-        return not isinstance(self.layers, int)
+        return not isinstance(self.layers, int) and not self.for_all
 
     def of_rows(self, rows: torch.Tensor) -> "Patch":
         """Return the patch for some rows of its prompt."""
+        positions = self.positions.rows(rows)
+        if self.for_all:
+            return replace(self, positions=positions)
         value = self.value[:, rows] if self.has_layer_axis else self.value[rows]
-        return replace(self, positions=self.positions.rows(rows), value=value)
+        return replace(self, positions=positions, value=value)
 
 
 @dataclass(frozen=True)
@@ -83,6 +116,17 @@ class Run:
     prompt: Prompt
 
 
+def check_heads(model: Model, site: Site | Patch) -> None:
+    """Refuse heads of a component that has none, or that do not exist."""
+    if site.heads is None:
+        return
+    if site.component != "head_out":
+        raise SiteError(
+            f"{site.component} is summed over heads and cannot be split into them. Use head_out."
+        )
+    index_list(site.heads, model.anatomy.n_heads, "head")
+
+
 def check_patches(model: Model, prompt: Prompt, patches: Sequence[Patch]) -> None:
     """Refuse, before anything runs, patches that do not fit the model or the prompt."""
     for patch in patches:
@@ -94,11 +138,16 @@ def check_patches(model: Model, prompt: Prompt, patches: Sequence[Patch]) -> Non
                 f"a patch at {positions.role!r} was made for {positions.n_rows} rows x "
                 f"{positions.length} tokens; the prompt has {len(prompt)} x {prompt.length}."
             )
-        if value.shape[-1] != model.d_model:
+        heads = patch.component == "head_out"
+        width = model.anatomy.head_dim if heads else model.d_model
+        if value.ndim and value.shape[-1] != width:
             raise PatchError(
-                f"a value of width {value.shape[-1]} cannot be written into {model.name}, whose "
-                f"d_model is {model.d_model}."
+                f"a value of width {value.shape[-1]} cannot be written into {patch.component} of "
+                f"{model.name}, which is {width} wide."
             )
+        check_heads(model, patch)
+        if bool(torch.isnan(value).any()):
+            raise PatchError("the value to be written holds NaN. Check the run it was read from.")
         if patch.has_layer_axis and value.shape[0] != len(layers):
             raise PatchError(
                 f"the patch names {len(layers)} layers but its value has {value.shape[0]} along "
@@ -111,6 +160,7 @@ def run(
     prompt: Prompt,
     *,
     patches: Sequence[Patch] = (),
+    knockouts: Sequence[Knockout] = (),
     reads: Sequence[Site] = (),
     logits: bool | Positions = True,
     keep_cache: bool = False,
@@ -128,6 +178,8 @@ def run(
     prompt : Prompt
     patches : sequence of Patch
         Written in the prefill. Later patches overwrite earlier ones at the same place.
+    knockouts : sequence of Knockout
+        Attention edges to cut.
     reads : sequence of Site
     logits : bool or Positions
         Compute the logits of each row's last token, or of these positions.
@@ -148,10 +200,16 @@ def run(
     """
     check_patches(model, prompt, patches)
     if start is not None:
-        check_start(model, start[0], patches, reads, keep_cache=keep_cache)
+        check_start(model, start[0], (*patches, *knockouts, *reads), keep_cache=keep_cache)
+    for site in reads:
+        check_heads(model, site)
     streams = {name: getattr(model, name) for name in COMPONENTS}
-    steps: list[tuple[int, int, int, int, int]] = []
-    for kind, wanted in enumerate((patches, reads)):
+    # A step is (layer, place in the block, kind, which of its kind, which of its layers).
+    steps: list[tuple[int, float, int, int, int]] = []
+    for which, one in enumerate(knockouts):
+        for i, layer in enumerate(layer_list(one.layers, model.n_layers)):
+            steps.append((layer, MASK, 0, which, i))
+    for kind, wanted in enumerate((patches, reads), start=1):
         for which, one in enumerate(wanted):
             rank = COMPONENTS.index(check_component(one.component))
             chosen = layer_list(one.layers, model.n_layers)
@@ -170,14 +228,19 @@ def run(
                 for block in range(start[0]):
                     model.blocks[block].skip(start[1])
             for layer, rank, kind, which, i in steps:
-                stream = streams[COMPONENTS[rank]]
                 if kind == 0:
+                    cut = knockouts[which]
+                    knockout(model, layer, queries=cut.queries, keys=cut.keys)
+                    continue
+                stream = streams[COMPONENTS[int(rank)]]
+                extra = {} if rank != HEADS else {"heads": (patches, reads)[kind - 1][which].heads}
+                if kind == 1:
                     patch = patches[which]
                     value = patch.value[i] if patch.has_layer_axis else patch.value
-                    stream[layer, patch.positions] = value
+                    stream.write(layer, patch.positions, value, mode=patch.mode, **extra)
                 else:
                     # A full-width read must not alias what a later write would change in place.
-                    read = stream[layer, reads[which].positions]
+                    read = stream[(layer, reads[which].positions, *extra.values())]
                     found[which][i] = read.clone().save()
             if logits is not False or keep_cache:
                 # A slice of positions reaches the head with gaps between rows, for which a linear
@@ -190,7 +253,7 @@ def run(
             else:
                 tracer.stop()
     values = [
-        parts[0] if isinstance(site.layers, int) else torch.stack(parts)
+        parts[0] if isinstance(site.layers, int) else stacked(parts)
         for site, parts in zip(reads, found, strict=True)
     ]
     if isinstance(logits, Positions):
@@ -204,15 +267,12 @@ def run(
 def check_start(
     model: Model,
     block: int,
-    patches: Sequence[Patch],
-    reads: Sequence[Site],
+    touching: Sequence[Patch | Site | Knockout],
     *,
     keep_cache: bool,
 ) -> None:
     """Refuse to skip blocks that are patched, read, or whose keys and values are wanted."""
-    touched = [
-        layer for one in (*patches, *reads) for layer in layer_list(one.layers, model.n_layers)
-    ]
+    touched = [layer for one in touching for layer in layer_list(one.layers, model.n_layers)]
     if keep_cache or min(touched, default=block) < block:
         raise SiteError(
             f"start={block} skips the blocks below, but "

@@ -49,6 +49,13 @@ class Positions:
         """Number of positions of each row, [row]."""
         return self.mask.sum(-1)
 
+    def last(self) -> "Positions":
+        """Return the last position of each row."""
+        index = self.index.gather(1, self.counts[:, None] - 1)
+        return Positions(
+            index, torch.ones_like(index, dtype=torch.bool), self.length, True, self.role
+        )
+
     def rows(self, rows: torch.Tensor | list[int]) -> "Positions":
         """Return the positions of some rows, in the order given."""
         return Positions(self.index[rows], self.mask[rows], self.length, self.single, self.role)

@@ -1,21 +1,26 @@
 """Text and images become padded rows whose tokens have roles.
 
 Roles are found row by row from the ids the processor really produced, never by arithmetic on
-constants: ``image`` (every image token), ``question`` (every token of the text), ``last`` (the
-token that predicts the answer), and any named span of the text, such as ``entity``.
+constants: ``image`` (every image token), ``image_0``, ``image_1`` ... (those of one image),
+``last_image`` (the last of them), ``question`` (every token of the text), ``last`` (the token that
+predicts the answer), and any named span of the text, such as ``entity``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
-from interventions.errors import PromptError, RoleError, did_you_mean
+from interventions.errors import RoleError, did_you_mean
 from interventions.positions import Positions, from_lists
+from interventions.rows import Row
 
-Span = str | tuple[int, int]
 TEXT_KEYS = ("input_ids", "attention_mask", "position_ids")
+SINGLE = ("last", "last_image")
+NO_IMAGE_POSITIONS = (
+    "This model reads images through cross-attention blocks, so its text has no image tokens; use "
+    "model.image_features, or attn_out of model.anatomy.cross_blocks."
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class Prompt:
     Attributes
     ----------
     inputs : dict of str to Tensor
-        What the model's forward takes. ``input_ids`` and ``position_ids`` are [row, position];
+        What the model's forward takes. ``input_ids`` and ``position_ids`` are [row, position]
+        (positions [row, axis, position] for models that place image tokens in a plane);
         ``attention_mask`` also covers the shared prefix: [row, prefix + position].
     roles : list of dict
         For each row, role name to the positions of its tokens.
@@ -37,15 +43,18 @@ class Prompt:
     prefix_ids : Tensor [prefix]
         Tokens that all rows share and whose keys and values are computed once. Empty unless the
         prompt was made with ``share_prefix``. They hold no positions of the prompt.
-    images_per_row : list of int
-        Number of images of each row.
+    entries : dict of str to list of int
+        For each image tensor, how many of its entries along the first axis belong to each row.
+    cross_attention : bool
+        The prompt is for a model whose text has no image positions.
     """
 
     inputs: dict[str, torch.Tensor]
     roles: list[dict[str, list[int]]]
     texts: list[str]
     prefix_ids: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
-    images_per_row: list[int] = field(default_factory=list)
+    entries: dict[str, list[int]] = field(default_factory=dict)
+    cross_attention: bool = False
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -54,6 +63,11 @@ class Prompt:
     def length(self) -> int:
         """Number of tokens of each padded row, without the shared prefix."""
         return self.inputs["input_ids"].shape[1]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any row has an image."""
+        return bool(self.entries)
 
     @property
     def full_ids(self) -> torch.Tensor:
@@ -67,14 +81,15 @@ class Prompt:
         Parameters
         ----------
         role : str
-            ``"image"``, ``"question"``, ``"last"``, or the name of a span.
+            ``"image"``, ``"image_0"``, ``"last_image"``, ``"question"``, ``"last"``, or the name
+            of a span.
         index : int or slice, optional
             Which of the role's tokens: ``-1`` is the last one. Default: all of them.
 
         Returns
         -------
         Positions
-            One position per row for an int (and for ``"last"``), else all of them.
+            One position per row for an int (and for ``"last"`` and ``"last_image"``), else all.
 
         Raises
         ------
@@ -88,8 +103,10 @@ class Prompt:
         known = sorted({name for roles in self.roles for name in roles})
         if role not in known:
             hint = ""
-            if role == "image":
+            if "image" in role:
                 hint = " This prompt has no image tokens: pass images= to prompt()."
+                if self.cross_attention:
+                    hint = f" {NO_IMAGE_POSITIONS}"
             raise RoleError(f"no role {role!r} in this prompt. {did_you_mean(role, known)}{hint}")
         lists: list[list[int]] = []
         for row, roles in enumerate(self.roles):
@@ -104,7 +121,7 @@ class Prompt:
             elif index is not None:
                 found = found[index]
             lists.append(found)
-        single = isinstance(index, int) or role == "last"
+        single = isinstance(index, int) or role in SINGLE
         return from_lists(lists, length=self.length, single=single, role=role)
 
     def every(self) -> Positions:
@@ -125,133 +142,25 @@ class Prompt:
             rows = rows.nonzero().flatten()
         everything = range(len(self))
         picked = [everything[int(row)] for row in rows]
-        inputs = {key: self.inputs[key][picked] for key in TEXT_KEYS}
-        starts = [sum(self.images_per_row[:row]) for row in range(len(self) + 1)]
+        inputs: dict[str, torch.Tensor] = {}
+        entries: dict[str, list[int]] = {}
         for key, value in self.inputs.items():
-            if key in TEXT_KEYS:
+            if key not in self.entries:
+                inputs[key] = value[picked]
                 continue
+            counts = self.entries[key]
+            starts = [sum(counts[:row]) for row in range(len(self) + 1)]
             which = [i for row in picked for i in range(starts[row], starts[row + 1])]
-            inputs[key] = value[which]
+            if which:
+                inputs[key] = value[which]
+                entries[key] = [counts[row] for row in picked]
         return replace(
             self,
             inputs=inputs,
             roles=[self.roles[row] for row in picked],
             texts=[self.texts[row] for row in picked],
-            images_per_row=[self.images_per_row[row] for row in picked],
+            entries=entries,
         )
-
-
-@dataclass(frozen=True)
-class Row:
-    """One unpadded row: ids, roles and whatever else the processor made of its images."""
-
-    ids: list[int]
-    roles: dict[str, list[int]]
-    text: str
-    ends: list[int]  # character at which each token ends, for the tokens before any image
-    extras: dict[str, torch.Tensor]
-    n_images: int
-
-
-def span_bounds(text: str, span: Span, *, name: str) -> tuple[int, int]:
-    """Character offsets of a span that must occur exactly once in ``text``.
-
-    Raises
-    ------
-    PromptError
-        If the text of the span is absent or ambiguous.
-    """
-    if not isinstance(span, str):
-        start, stop = span
-        if not 0 <= start < stop <= len(text):
-            raise PromptError(
-                f"span {name!r}: offsets {span} are outside the text of {len(text)} characters, "
-                f"or empty. Give 0 <= start < stop <= {len(text)}."
-            )
-        return start, stop
-    count = text.count(span) if span else 0
-    if count != 1:
-        raise PromptError(
-            f"span {name!r}: {span!r} occurs {count} times in {text!r}; it must occur exactly "
-            "once. Give (start, stop) character offsets instead."
-        )
-    start = text.index(span)
-    return start, start + len(span)
-
-
-def build_row(
-    text: str,
-    images: Sequence[Any],
-    spans: Mapping[str, Span],
-    *,
-    tokenizer: Any,
-    processor: Any | None,
-    image_token_id: int | None,
-) -> Row:
-    """Process one text with its images and find the role of every token.
-
-    The text is tokenised once as written, for character offsets, and once by the processor, which
-    expands each image placeholder; the two are aligned token by token.
-    """
-    written = tokenizer(text, return_offsets_mapping=True)
-    raw_ids, offsets = written["input_ids"], written["offset_mapping"]
-    placeholders = sum(token == image_token_id for token in raw_ids)
-    if placeholders != len(images):
-        raise PromptError(
-            f"{len(images)} image(s) were given for a text with {placeholders} image "
-            f"placeholder(s): {text!r}. Write one placeholder per image."
-        )
-    extras: dict[str, torch.Tensor] = {}
-    if images:
-        if processor is None:
-            raise PromptError("images were given, but there is no processor to read them.")
-        encoded = processor(text=[text], images=list(images), return_tensors="pt")
-        ids = encoded.pop("input_ids")[0].tolist()
-        encoded.pop("attention_mask", None)
-        encoded.pop("mm_token_type_ids", None)
-        extras = {key: value for key, value in encoded.items() if torch.is_tensor(value)}
-    else:
-        ids = list(raw_ids)
-
-    moved: list[int] = []  # where each written token starts among the processed ones
-    roles: dict[str, list[int]] = {}
-    image: list[int] = []
-    cursor = 0
-    for token in raw_ids:
-        moved.append(cursor)
-        if token == image_token_id:
-            start = cursor
-            while cursor < len(ids) and ids[cursor] == image_token_id:
-                image.append(cursor)
-                cursor += 1
-            behind_another = len(moved) > 1 and raw_ids[len(moved) - 2] == image_token_id
-            if cursor == start and not behind_another:  # a run of placeholders is one run of images
-                raise PromptError(f"the processor dropped an image token of {text!r}.")
-        elif cursor < len(ids) and ids[cursor] == token:
-            cursor += 1
-        else:
-            raise PromptError(
-                f"the processor changed the text of {text!r} beyond expanding image tokens, so "
-                "character spans cannot be placed. Report this processor: "
-                f"{type(processor).__name__}."
-            )
-    if image:
-        roles["image"] = image
-    special = set(tokenizer.all_special_ids)
-    roles["question"] = [
-        moved[i] for i, token in enumerate(raw_ids) if token not in special | {image_token_id}
-    ]
-    if ids:
-        roles["last"] = [len(ids) - 1]
-    for name, span in spans.items():
-        start, stop = span_bounds(text, span, name=name)
-        roles[name] = [
-            moved[i] for i, (a, b) in enumerate(offsets) if a < stop and b > start and b > a
-        ]
-        if not roles[name]:
-            raise PromptError(f"span {name!r}: no token covers {text[start:stop]!r}.")
-    before = image[0] if image else len(ids)
-    return Row(ids, roles, text, [stop for _, stop in offsets[:before]], extras, len(images))
 
 
 def common_prefix(rows: Sequence[Row], text: str | None) -> int:
@@ -276,8 +185,20 @@ def common_prefix(rows: Sequence[Row], text: str | None) -> int:
     return limit
 
 
-def collate(rows: Sequence[Row], *, pad_id: int, share_prefix: bool | str) -> Prompt:
-    """Pad rows on the left into one :class:`Prompt`; take a shared prefix off first if asked."""
+def collate(
+    rows: Sequence[Row],
+    *,
+    pad_id: int,
+    share_prefix: bool | str,
+    per_row: bool = False,
+    cross_attention: bool = False,
+    first_position: int = 0,
+) -> Prompt:
+    """Pad rows on the left into one :class:`Prompt`; take a shared prefix off first if asked.
+
+    ``per_row``: image tensors have one entry per row along their first axis. ``first_position``:
+    the position id of a row's first token.
+    """
     text = share_prefix if isinstance(share_prefix, str) else None
     prefix = common_prefix(rows, text) if share_prefix else 0
     width = max(len(row.ids) for row in rows) - prefix
@@ -294,15 +215,49 @@ def collate(rows: Sequence[Row], *, pad_id: int, share_prefix: bool | str) -> Pr
             for name, found in row.roles.items()
         }
         roles.append({name: found for name, found in shifted.items() if found})
-    position_ids = (mask.cumsum(-1) - 1).clamp(min=0) + prefix
+    position_ids = (mask.cumsum(-1) - 1).clamp(min=0) + prefix + first_position
     full_mask = torch.cat([torch.ones(len(rows), prefix, dtype=torch.long), mask], dim=1)
     inputs = {"input_ids": input_ids, "attention_mask": full_mask, "position_ids": position_ids}
-    for key in {key for row in rows for key in row.extras}:
-        inputs[key] = torch.cat([row.extras[key] for row in rows if key in row.extras])
+    for key in sorted({key for row in rows for key in row.aligned}):
+        parts = [row.aligned[key][prefix:] if key in row.aligned else None for row in rows]
+        like = next(part for part in parts if part is not None)
+        shape = (width, *_widest([part for part in parts if part is not None])[1:])
+        inputs[key] = torch.stack(
+            [_padded(part if part is not None else like[:0], shape, left=True) for part in parts]
+        )
+    entries: dict[str, list[int]] = {}
+    for key in sorted({key for row in rows for key in row.images}):
+        given = [row.images[key] for row in rows if key in row.images]
+        shape = _widest(given)[1:]
+        blank = given[0][:0].new_zeros((1 if per_row else 0, *shape))
+        parts = [
+            _padded(row.images[key], (len(row.images[key]), *shape)) if key in row.images else blank
+            for row in rows
+        ]
+        inputs[key] = torch.cat(parts)
+        entries[key] = [len(part) for part in parts]
     return Prompt(
         inputs=inputs,
         roles=roles,
         texts=[row.text for row in rows],
         prefix_ids=torch.tensor(rows[0].ids[:prefix], dtype=torch.long),
-        images_per_row=[row.n_images for row in rows],
+        entries=entries,
+        cross_attention=cross_attention,
     )
+
+
+def _widest(tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:
+    """Largest size along every axis."""
+    return tuple(max(sizes) for sizes in zip(*(one.shape for one in tensors), strict=True))
+
+
+def _padded(tensor: torch.Tensor, shape: Sequence[int], *, left: bool = False) -> torch.Tensor:
+    """Zeros of a shape with a tensor at the start of every axis, or at the end of the first."""
+    if tuple(tensor.shape) == tuple(shape):
+        return tensor
+    made = tensor.new_zeros(tuple(shape))
+    place = [slice(0, n) for n in tensor.shape]
+    if left:
+        place[0] = slice(shape[0] - tensor.shape[0], shape[0])
+    made[tuple(place)] = tensor
+    return made

@@ -1,19 +1,25 @@
 """Reading and writing activations inside an nnsight trace, by layer and position.
 
 A stream is indexed with ``[layers, positions]``. Inside ``with model.trace(prompt):`` reading
-gives the live tensor and assigning overwrites what the rest of the forward pass sees. As nnsight
-runs the block alongside the forward pass, values must be touched in the order in which the model
-computes them; :func:`interventions.read` and :func:`interventions.run` sort for you.
+gives the live tensor and assigning overwrites what the rest of the forward pass sees; so
+``stream[3, place] += v`` steers and ``stream[3, place] *= 0.5`` scales. As nnsight runs the block
+alongside the forward pass, values must be touched in the order in which the model computes them,
+which is that of this table; :func:`interventions.read` and :func:`interventions.run` sort for you.
 
-======================  ==================================================================
-component               what it is, for a block that adds to its input twice
-======================  ==================================================================
-``resid_pre``           input of the block
-``attn_out``            what attention adds to the residual stream
-``mlp_out``             what the MLP adds to the residual stream
-``resid_post``          output of the block: ``resid_pre + attn_out + mlp_out``
-``logits``              output of the head; has no layers
-======================  ==================================================================
+==================  ======================================================================
+component           what it is
+==================  ======================================================================
+``embeddings``      what enters the first block, image features in place; no layers
+``image_features``  the same at image positions; in cross-attention models the projected
+                    vision states [row, vision token, d_model]; no layers
+``resid_pre``       input of the block
+``head_out``        each query head's result before the output projection
+``attn_out``        what attention adds to the residual stream (behind its norm, if it has
+                    one, and before the gate of a cross-attention block)
+``mlp_out``         what the MLP adds to the residual stream (the same)
+``resid_post``      output of the block: ``resid_pre + attn_out + mlp_out``
+``logits``          output of the model; no layers
+==================  ======================================================================
 """
 
 import operator
@@ -23,14 +29,18 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 import torch
 
 from interventions.errors import PatchError, SiteError, did_you_mean
+from interventions.placing import Mode, Where, gather, written
 from interventions.positions import Positions
 
 if TYPE_CHECKING:
     from interventions.model import Model
 
 Layers = int | slice | Sequence[int]
-Component = Literal["resid_pre", "attn_out", "mlp_out", "resid_post"]
-COMPONENTS: tuple[Component, ...] = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+Heads = int | slice | Sequence[int] | None
+Component = Literal["resid_pre", "head_out", "attn_out", "mlp_out", "resid_post"]
+COMPONENTS: tuple[Component, ...] = ("resid_pre", "head_out", "attn_out", "mlp_out", "resid_post")
+RESIDUAL: tuple[Component, ...] = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+"""The components of width d_model."""
 
 
 def check_component(component: str) -> Component:
@@ -41,120 +51,47 @@ def check_component(component: str) -> Component:
     raise SiteError(f"no component {component!r}. {did_you_mean(component, COMPONENTS)}")
 
 
-def layer_list(layers: Layers, n_layers: int) -> list[int]:
-    """Block indices named by an int, slice or list.
+def index_list(asked: Layers, n: int, what: str = "layer") -> list[int]:
+    """Indices named by an int, slice or list, counted from the end where negative.
 
     Raises
     ------
     SiteError
-        If a layer does not exist, or none is named.
+        If one does not exist, or none is named.
     """
-    if isinstance(layers, slice):
-        found = list(range(n_layers))[layers]
-        asked = list(range(layers.start or 0, layers.stop if layers.stop is not None else n_layers))
-        if asked and not -n_layers <= min(asked) <= max(asked) < n_layers:
-            raise SiteError(f"layers {layers.start}:{layers.stop} reach outside 0:{n_layers}.")
-    elif isinstance(layers, SupportsIndex):
-        found = [operator.index(layers)]
+    if isinstance(asked, slice):
+        found = list(range(n))[asked]
+        ends = list(range(asked.start or 0, asked.stop if asked.stop is not None else n))
+        if ends and not -n <= min(ends) <= max(ends) < n:
+            raise SiteError(f"{what}s {asked.start}:{asked.stop} reach outside 0:{n}.")
+    elif isinstance(asked, SupportsIndex):
+        found = [operator.index(asked)]
     else:
-        found = [operator.index(layer) for layer in layers]
+        found = [operator.index(one) for one in asked]
     if not found:
-        raise SiteError(
-            f"no layer is named by {layers!r}; the model has layers 0 to {n_layers - 1}."
-        )
-    for layer in found:
-        if not -n_layers <= layer < n_layers:
-            raise SiteError(f"no layer {layer}: the model has layers 0 to {n_layers - 1}.")
-    return [layer % n_layers for layer in found]
+        raise SiteError(f"no {what} is named by {asked!r}; there are {what}s 0 to {n - 1}.")
+    for one in found:
+        if not -n <= one < n:
+            raise SiteError(f"no {what} {one}: the model has {what}s 0 to {n - 1}.")
+    return [one % n for one in found]
 
 
-def split_index(key: Any) -> tuple[Any, Positions | int | slice | None]:
-    """Split a subscript into layers and positions."""
-    if isinstance(key, tuple):
-        if len(key) != 2:
-            raise SiteError(f"index a stream with [layers, positions], not {len(key)} values.")
-        return key
-    return key, None
+def layer_list(layers: Layers, n_layers: int) -> list[int]:
+    """Block indices named by an int, slice or list; see :func:`index_list`."""
+    return index_list(layers, n_layers)
 
 
-def gather(hidden: torch.Tensor, positions: Positions | int | slice | None) -> torch.Tensor:
-    """Take positions out of ``hidden`` [row, position, width]."""
-    if positions is None:
-        return hidden
-    if not isinstance(positions, Positions):
-        return hidden[:, positions]
-    check_rows(hidden, positions)
-    if positions.ragged:
-        raise SiteError(
-            f"role {positions.role!r} has between {int(positions.counts.min())} and "
-            f"{int(positions.counts.max())} tokens per row, so it cannot be read as one tensor. "
-            "Ask for one token per row, such as at(role, -1), or select() rows of equal length."
-        )
-    index = positions.index.to(hidden.device)
-    rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
-    found = hidden[rows, index]
-    return found[:, 0] if positions.single else found
-
-
-def check_rows(hidden: torch.Tensor, positions: Positions) -> None:
-    """Refuse positions of one prompt in a trace that runs another."""
-    if tuple(hidden.shape[:2]) != (positions.n_rows, positions.length):
-        raise SiteError(
-            f"these positions ({positions.role!r}) belong to a prompt of {positions.n_rows} rows x "
-            f"{positions.length} tokens, but the forward pass has {hidden.shape[0]} x "
-            f"{hidden.shape[1]}. Use positions of the prompt that is traced; while generating, "
-            "they hold for the prefill step only."
-        )
-
-
-def written(
-    hidden: torch.Tensor, positions: Positions | int | slice | None, value: Any
-) -> torch.Tensor:
-    """Return a copy of ``hidden`` [row, position, width] with ``value`` at ``positions``.
-
-    A value of one axis less than the place it goes to is spread over the positions of its row.
-
-    Raises
-    ------
-    PatchError
-        If the value's shape does not fit, or it holds a NaN.
-    """
-    value = torch.as_tensor(value).to(device=hidden.device, dtype=hidden.dtype)
-    if bool(torch.isnan(value).any()):
-        raise PatchError("the value to be written holds NaN. Check the run it was read from.")
-    result = hidden.clone()
-    if not isinstance(positions, Positions):
-        place = slice(None) if positions is None else positions
-        if value.ndim == 2 and isinstance(place, slice):
-            value = value[:, None]  # one value per row, spread over its positions
-        try:
-            result[:, place] = value
-        except RuntimeError as error:
-            raise PatchError(f"the value does not fit where it is to go: {error}") from None
-        return result
-    check_rows(hidden, positions)
-    n_rows, n = positions.index.shape
-    width = hidden.shape[-1]
-    if positions.single and value.ndim == 2:
-        value = value[:, None]  # one position per row
-    elif not positions.single and value.ndim == 2:
-        value = value[:, None].expand(-1, n, -1)  # one value per row, spread over its positions
-    try:
-        value = value.expand(n_rows, n, width)
-    except RuntimeError:
-        raise PatchError(
-            f"a value of shape {tuple(value.shape)} does not fit {n_rows} rows x {n} positions x "
-            f"{width} at role {positions.role!r}. Expected [{n_rows}, {n}, {width}], or "
-            f"[{n_rows}, {width}] to spread one value per row over its positions."
-        ) from None
-    mask = positions.mask.to(hidden.device)
-    rows = torch.arange(n_rows, device=hidden.device)[:, None].expand(n_rows, n)
-    result[rows[mask], positions.index.to(hidden.device)[mask]] = value[mask]
-    return result
+def split_index(key: Any, most: int = 2) -> tuple[Any, ...]:
+    """Split a subscript into layers, positions (and heads); missing ones are None."""
+    parts = key if isinstance(key, tuple) else (key,)
+    if len(parts) > most:
+        names = "layers, positions" + (", heads" if most == 3 else "")
+        raise SiteError(f"index this stream with [{names}], not {len(parts)} values.")
+    return (*parts, *[None] * (most - len(parts)))
 
 
 class Stream:
-    """One component of the residual blocks, indexed ``[layers, positions]`` inside a trace.
+    """One component of the blocks, indexed ``[layers, positions]`` inside a trace.
 
     Reading returns [layer, row, position, d_model]; an int layer drops the layer axis, one
     position per row drops the position axis.
@@ -162,7 +99,7 @@ class Stream:
     Raises
     ------
     SiteError
-        For a layer or positions the running prompt does not have.
+        For a layer or positions the running prompt does not have, or a block that does not run.
     PatchError
         For a value that does not fit, or holds NaN.
     """
@@ -175,29 +112,41 @@ class Stream:
         return f"<{self._component}: {self._model.n_layers} layers x {self._model.d_model}>"
 
     def live(self, layer: int) -> torch.Tensor:
-        """Return the running value of one layer, [row, position, d_model]."""
-        block = self._model.blocks[layer]
-        if self._component == "resid_pre":
-            return block.input
-        value = self._part(block).output
-        return value[0] if isinstance(value, tuple) else value
+        """Return the running value of one layer, [row, position, width]."""
+        part = self._part(layer)
+        value = part.input if self._reads_input else part.output
+        value = value[0] if isinstance(value, tuple) else value
+        if value.ndim == 2:  # mixtures of experts work on a flat list of tokens
+            value = value.unflatten(0, (self._model.running_rows, -1))
+        return value
 
     def replace(self, layer: int, hidden: torch.Tensor) -> None:
-        """Make ``hidden`` [row, position, d_model] what the forward pass goes on with."""
-        block = self._model.blocks[layer]
-        if self._component == "resid_pre":
-            block.input = hidden
+        """Make ``hidden`` [row, position, width] what the forward pass goes on with."""
+        part = self._part(layer)
+        if self._reads_input:
+            part.input = hidden
             return
-        part = self._part(block)
         value = part.output
+        old = value[0] if isinstance(value, tuple) else value
+        hidden = hidden.reshape(old.shape)
         part.output = (hidden, *value[1:]) if isinstance(value, tuple) else hidden
 
-    def _part(self, block: Any) -> Any:
+    @property
+    def _reads_input(self) -> bool:
+        return self._component == "resid_pre"
+
+    def _part(self, layer: int) -> Any:
+        model = self._model
+        parts = model.anatomy.parts[layer]
+        if parts.cross and not model.running_images:
+            raise SiteError(
+                f"block {layer} of {model.name} is a cross-attention block, which does not run "
+                "without an image. Leave it out: model.anatomy.self_blocks are the others."
+            )
+        block = model.blocks[layer]
         if self._component == "attn_out":
-            return getattr(block, self._model.anatomy.attention)
-        if self._component == "mlp_out":
-            return getattr(block, self._model.anatomy.mlp)
-        return block
+            return block.get(parts.attn_out)
+        return block.get(parts.mlp_out) if self._component == "mlp_out" else block
 
     def __getitem__(self, key: Any) -> Any:  # a tensor, to which nnsight adds .save()
         layers, positions = split_index(key)
@@ -205,24 +154,189 @@ class Stream:
             gather(self.live(layer), positions)
             for layer in layer_list(layers, self._model.n_layers)
         ]
-        return found[0] if isinstance(layers, int) else torch.stack(found)
+        return found[0] if isinstance(layers, int) else stacked(found)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         layers, positions = split_index(key)
+        self.write(layers, positions, value)
+
+    def write(self, layers: Layers, positions: Where, value: Any, *, mode: Mode = "set") -> None:
+        """Write into some layers; ``mode`` "add" and "scale" also take positions that differ in
+        number between rows.
+
+        Parameters
+        ----------
+        layers : int, slice or list of int
+        positions : Positions, int, slice or None
+        value : Tensor or number
+            [layer, row, position, d_model], without the layer axis for an int layer.
+        mode : {"set", "add", "scale"}
+        """
         chosen = layer_list(layers, self._model.n_layers)
-        per_layer = not isinstance(layers, int)
-        if per_layer and torch.is_tensor(value) and value.ndim and value.shape[0] != len(chosen):
-            raise PatchError(
-                f"a value for {len(chosen)} layers must have that many along its first axis; "
-                f"its shape is {tuple(value.shape)}."
+        for layer, one in zip(chosen, per_layer(layers, value, len(chosen)), strict=True):
+            self.replace(layer, written(self.live(layer), positions, one, mode))
+
+
+def stacked(found: list[torch.Tensor]) -> torch.Tensor:
+    """Stack per-layer values, which may lie on several devices, on the first one's."""
+    return torch.stack([one.to(found[0].device) for one in found])
+
+
+def per_layer(layers: Layers, value: Any, n: int) -> list[Any]:
+    """Split a value along its layer axis, or repeat one that has none."""
+    if isinstance(layers, int) or not torch.is_tensor(value) or value.ndim < 2:
+        return [value] * n
+    if value.shape[0] != n:
+        raise PatchError(
+            f"a value for {n} layers must have that many along its first axis; "
+            f"its shape is {tuple(value.shape)}."
+        )
+    return list(value)
+
+
+class HeadStream(Stream):
+    """Results of the query heads, indexed ``[layers, positions, heads]`` inside a trace.
+
+    Reading returns [layer, row, position, head, head_dim]; an int layer, one position per row and
+    an int head each drop their axis. Heads that share keys and values (grouped-query attention)
+    are still separate here.
+    """
+
+    def __init__(self, model: "Model") -> None:
+        super().__init__(model, "head_out")
+
+    def __repr__(self) -> str:
+        anatomy = self._model.anatomy
+        return f"<head_out: {anatomy.n_layers} layers x {anatomy.n_heads} x {anatomy.head_dim}>"
+
+    @property
+    def _reads_input(self) -> bool:
+        return True
+
+    def _part(self, layer: int) -> Any:
+        super()._part(layer)  # refuses a block that does not run
+        projection = self._model.anatomy.parts[layer].projection
+        if projection is None:
+            raise SiteError(
+                f"block {layer} of {self._model.name} has no attention output projection that was "
+                "recognised, so heads cannot be told apart. Use attn_out."
             )
-        for i, layer in enumerate(chosen):
-            one = value[i] if per_layer and torch.is_tensor(value) and value.ndim else value
-            self.replace(layer, written(self.live(layer), positions, one))
+        return self._model.blocks[layer].get(projection)
+
+    def _heads(self, heads: Heads) -> list[int]:
+        n = self._model.anatomy.n_heads
+        return index_list(slice(None) if heads is None else heads, n, "head")
+
+    def __getitem__(self, key: Any) -> Any:
+        layers, positions, heads = split_index(key, 3)
+        dim = self._model.anatomy.head_dim
+        chosen = self._heads(heads)
+        found = []
+        for layer in layer_list(layers, self._model.n_layers):
+            split = gather(self.live(layer), positions).unflatten(-1, (-1, dim))
+            found.append(
+                split[..., chosen[0], :] if isinstance(heads, int) else split[..., chosen, :]
+            )
+        return found[0] if isinstance(layers, int) else stacked(found)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        layers, positions, heads = split_index(key, 3)
+        self.write(layers, positions, value, heads=heads)
+
+    def write(
+        self,
+        layers: Layers,
+        positions: Where,
+        value: Any,
+        *,
+        mode: Mode = "set",
+        heads: Heads = None,
+    ) -> None:
+        """Write into some heads of some layers; see :meth:`Stream.write`."""
+        dim = self._model.anatomy.head_dim
+        chosen = self._heads(heads)
+        if torch.is_tensor(value) and value.ndim >= 2 and not isinstance(heads, int):
+            if tuple(value.shape[-2:]) != (len(chosen), dim):
+                raise PatchError(
+                    f"a value for {len(chosen)} heads must end in [{len(chosen)}, {dim}]; its "
+                    f"shape is {tuple(value.shape)}."
+                )
+            value = value.flatten(-2)
+        indices = layer_list(layers, self._model.n_layers)
+        for layer, one in zip(indices, per_layer(layers, value, len(indices)), strict=True):
+            hidden = self.live(layer)
+            split = hidden.unflatten(-1, (-1, dim)).clone()
+            part = written(split[:, :, chosen].flatten(2), positions, one, mode)
+            split[:, :, chosen] = part.unflatten(-1, (-1, dim))
+            self.replace(layer, split.flatten(2))
+
+
+class EmbeddingStream:
+    """What enters the first block, indexed ``[positions]`` inside a trace.
+
+    Reading gives [row, position, d_model]. Image features stand in their places, and whatever the
+    model scales or adds is done.
+    """
+
+    def __init__(self, model: "Model") -> None:
+        self._model = model
+
+    def __getitem__(self, positions: Any) -> Any:
+        return gather(self._model.blocks[0].input, positions)
+
+    def __setitem__(self, positions: Any, value: Any) -> None:
+        block = self._model.blocks[0]
+        block.input = written(block.input, positions, value)
+
+
+class ImageFeatureStream:
+    """What the projector made of the images, indexed inside a trace.
+
+    ``[prompt.at("image")]``, or another role of image tokens, gives [row, position, d_model] where
+    they enter the sequence. In cross-attention models, which have no image positions,
+    ``[tokens]`` of the projected vision states [row, vision token, d_model].
+    """
+
+    def __init__(self, model: "Model") -> None:
+        self._model = model
+
+    def _part(self, positions: Any) -> Any:
+        model = self._model
+        if not model.anatomy.is_vlm:
+            raise SiteError(f"{model.name} is a text-only model and has no image features.")
+        if not model.running_images:
+            raise SiteError("the running prompt has no image. Pass images= to prompt().")
+        if not model.anatomy.cross_blocks:
+            if not isinstance(positions, Positions) or "image" not in positions.role:
+                raise SiteError('index image_features with image positions: prompt.at("image").')
+            return None
+        if isinstance(positions, Positions):
+            raise SiteError(
+                f"{model.name} has no image positions; index image_features with a slice or list "
+                "of vision tokens, such as [:]."
+            )
+        return model.nn.get(model.anatomy.projector)
+
+    def __getitem__(self, positions: Any) -> Any:
+        part = self._part(positions)
+        if part is None:
+            return self._model.embeddings[positions]
+        return self._states(part.output)[:, positions]
+
+    def __setitem__(self, positions: Any, value: Any) -> None:
+        part = self._part(positions)
+        if part is None:
+            self._model.embeddings[positions] = value
+            return
+        output = part.output
+        part.output = written(self._states(output), positions, value).reshape(output.shape)
+
+    def _states(self, output: torch.Tensor) -> torch.Tensor:
+        return output.reshape(self._model.running_rows, -1, output.shape[-1])
 
 
 class LogitsStream:
-    """The head's output, indexed ``[positions]`` inside a trace: [row, position, vocab].
+    """The model's logits, indexed ``[positions]`` inside a trace: [row, position, vocab].
 
     Also right when the forward pass computed the logits of the last positions only
     (``logits_to_keep``).
@@ -244,9 +358,10 @@ class LogitsStream:
         return Positions(index, positions.mask, hidden.shape[1], positions.single, positions.role)
 
     def __getitem__(self, positions: Any) -> Any:
-        hidden = self._model.head.output
-        return gather(hidden, self._shifted(hidden, positions))
+        logits = self._model.nn.output.logits
+        return gather(logits, self._shifted(logits, positions))
 
     def __setitem__(self, positions: Any, value: Any) -> None:
-        hidden = self._model.head.output
-        self._model.head.output = written(hidden, self._shifted(hidden, positions), value)
+        output = self._model.nn.output
+        output.logits = written(output.logits, self._shifted(output.logits, positions), value)
+        self._model.nn.output = output

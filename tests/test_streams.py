@@ -7,7 +7,7 @@ from raw_hooks import raw_run, set_at
 
 import interventions as iv
 from interventions.errors import PatchError, SiteError
-from interventions.streams import COMPONENTS, Component
+from interventions.streams import RESIDUAL, Component
 
 KINDS = ("llm", "vlm")
 
@@ -31,7 +31,7 @@ def test_nothing_patched_is_the_plain_forward_bit_for_bit(case: Case) -> None:
     assert torch.equal(logits, plain)
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", RESIDUAL)
 def test_read_equals_a_hook_at_every_layer(case: Case, component: Component) -> None:
     model, prompt, role = case
     layers = range(model.n_layers)
@@ -44,7 +44,7 @@ def test_read_equals_a_hook_at_every_layer(case: Case, component: Component) -> 
     assert torch.equal(ours, expected)
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", RESIDUAL)
 @pytest.mark.parametrize("layer", [0, 2, 7])
 def test_write_equals_a_hook_and_lands(case: Case, component: Component, layer: int) -> None:
     model, prompt, role = case
@@ -70,7 +70,7 @@ def test_a_write_is_what_a_later_read_in_the_same_trace_sees(case: Case) -> None
     assert torch.equal(seen, value)
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", RESIDUAL)
 def test_patching_a_value_with_itself_changes_nothing_bit_for_bit(
     case: Case, component: Component
 ) -> None:
@@ -86,7 +86,7 @@ def test_patching_a_value_with_itself_changes_nothing_bit_for_bit(
 
 def test_the_components_add_up(case: Case) -> None:
     model, prompt, _ = case
-    sites = [iv.Site(component, slice(0, model.n_layers)) for component in COMPONENTS]
+    sites = [iv.Site(component, slice(0, model.n_layers)) for component in RESIDUAL]
     before, attn, mlp, after = iv.read(model, prompt, sites)
     # Padding is left out: what it holds is no one's business.
     real = prompt.inputs["attention_mask"].bool()

@@ -10,7 +10,7 @@ from interventions.answers import candidate_ids, greedy
 from twohop.asking import Study
 from twohop.entities.items import Item
 
-BATCH_ROWS = 96
+BATCH_ROWS = 192
 
 PatchesOf = Callable[[torch.Tensor, torch.Tensor], Sequence[Patch]]
 Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

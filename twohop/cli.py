@@ -68,9 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     traceback.
     """
     options = parser().parse_args(argv)
-    # Threads that spin while they wait slow each other down many times over as soon as anything
-    # else runs on the machine; sleeping ones cost a fifth on an idle one. Read when torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin for long while they wait slow each other down many times over as soon as
+    # anything else runs on the machine; ones that sleep at once are late for small matrices. A
+    # short spin is as fast as the one and as safe as the other. Read when torch loads.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from interventions.errors import InterventionsError
 
     try:

@@ -23,7 +23,7 @@ arm                                       what is written, and where
 ========================================  ========================================================
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -66,11 +66,29 @@ ARMS = (
 HARM_ARMS = ("transplant_all_image", "transplant_last_image", "cot_named")
 
 
-def chain(study: Study, items: Sequence[Item], names: Sequence[str]) -> Scored:
-    """Ask after ``names`` have been said of the pictures; free answers only."""
-    texts = [""] * len(items)
-    for _, rows in by_relation(items):
-        prompt = chain_prompt(study, [items[i] for i in rows], [names[i] for i in rows])
+def chains(
+    study: Study, items: Sequence[Item], arms: Mapping[str, Sequence[str]]
+) -> dict[str, Scored]:
+    """Ask after names have been said of the pictures; free answers only.
+
+    Parameters
+    ----------
+    study : Study
+    items : sequence of Item
+    arms : dict of str to sequence of str
+        For each arm, the name said of each item's picture.
+
+    Returns
+    -------
+    dict of str to Scored
+        One per arm.
+    """
+    asked = [
+        (item, name) for names in arms.values() for item, name in zip(items, names, strict=True)
+    ]
+    texts = [""] * len(asked)
+    for _, rows in by_relation([item for item, _ in asked]):
+        prompt = chain_prompt(study, [asked[i][0] for i in rows], [asked[i][1] for i in rows])
         found = complete(
             study.vlm,
             prompt,
@@ -80,7 +98,10 @@ def chain(study: Study, items: Sequence[Item], names: Sequence[str]) -> Scored:
         )
         for row, text in zip(rows, found.texts, strict=True):
             texts[row] = text
-    return score(study, items, texts, [""] * len(items))
+    n = len(items)
+    return {
+        arm: score(study, items, texts[i * n : (i + 1) * n], [""] * n) for i, arm in enumerate(arms)
+    }
 
 
 def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int) -> xr.Dataset:
@@ -141,8 +162,7 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
                 for one, item in zip(another(study, tried), tried, strict=True)
             ],
         }
-        for arm, some in names.items():
-            scored = chain(study, tried, some)
+        for arm, scored in chains(study, tried, names).items():
             arms[arm], said[arm] = scored.right, scored.texts
             if arm == "cot_wrong":
                 followed[arm] = follows(study, tried, scored)
@@ -171,9 +191,8 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
             study, kept, last_block=last_block, last_mlp=last_mlp, arms=HARM_ARMS[:2]
         ).items():
             still[arm] = scored.right
-        still["cot_named"] = chain(
-            study, kept, [str(own_names[place[item.id]]) for item in kept]
-        ).right
+        own = [str(own_names[place[item.id]]) for item in kept]
+        still["cot_named"] = chains(study, kept, {"cot_named": own})["cot_named"].right
     result = xr.Dataset(
         {
             "recovered": (("arm", "lost"), _table(tables, len(lost))),

@@ -1,6 +1,6 @@
 """Writing the backbone's entity into the VLM, and the controls that must fail."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from twohop.asking import (
     Scored,
     Study,
     another,
-    ask,
     by_relation,
     image_prompt,
     mean_of_others,
@@ -60,26 +59,6 @@ def matched_noise(values: torch.Tensor, *, seed: int) -> torch.Tensor:
     return noise / noise.norm(dim=-1, keepdim=True) * values.norm(dim=-1, keepdim=True)
 
 
-def ask_images(
-    study: Study,
-    items: Sequence[Item],
-    *,
-    patches_of: Callable[[list[int], Prompt], Sequence[Patch]] | None = None,
-) -> Scored:
-    """Ask the VLM about imaged entities, under patches; free answers only."""
-    templates = study.benchmark.templates
-    return ask(
-        study,
-        study.vlm,
-        items,
-        prompt_of=lambda relation, some: image_prompt(
-            study, templates[relation], [item.entity for item in some]
-        ),
-        patches_of=patches_of,
-        forced=False,
-    )
-
-
 def transplant_arms(
     study: Study,
     items: Sequence[Item],
@@ -118,22 +97,31 @@ def transplant_arms(
         mlp = entity_values(study, items, "mlp_out", blocks_to(last_mlp))
         sources["transplant_all_image_mlp"] = ("mlp_out", mlp, None)
     mapped = layer_map(study.vlm, study.backbone)
-    results: dict[str, Scored] = {}
-    for arm in arms:
-        component, value, index = sources[arm]
+    said = {arm: [""] * len(items) for arm in arms}
+    for relation, rows in by_relation(items):
+        template = study.benchmark.templates[relation]
+        shown = image_prompt(study, template, [items[i].entity for i in rows])
 
         def patches_of(
-            rows: list[int],
-            prompt: Prompt,
-            component: Component = component,
-            value: torch.Tensor = value,
-            index: int | None = index,
+            batch: torch.Tensor,
+            cells: torch.Tensor,
+            shown: Prompt = shown,
+            mine: torch.Tensor = torch.tensor(rows),  # noqa: B008 - the loop's own
         ) -> list[Patch]:
-            layers = [mapped[block] for block in range(len(value))]
-            return [Patch(component, layers, prompt.at("image", index), value[:, rows])]
+            patches = []
+            for cell in cells.unique().tolist():
+                component, value, index = sources[arms[cell]]
+                place = shown.at("image", index).rows(batch).only(cells == cell)
+                layers = [mapped[block] for block in range(len(value))]
+                patches.append(Patch(component, layers, place, value[:, mine[batch]]))
+            return patches
 
-        results[arm] = ask_images(study, items, patches_of=patches_of)
-    return results
+        # One arm to a cell: a decoding step costs the same for all arms as for one.
+        texts = free_answers(study, study.vlm, shown, n_cells=len(arms), patches_of=patches_of)
+        for arm, words in zip(arms, texts, strict=True):
+            for row, text in zip(rows, words, strict=True):
+                said[arm][row] = text
+    return {arm: score(study, items, texts, [""] * len(items)) for arm, texts in said.items()}
 
 
 def has_other(study: Study, items: Sequence[Item]) -> np.ndarray:

@@ -1,0 +1,82 @@
+"""Common patches: noise, clean copies, ablation, steering."""
+
+import torch
+
+from interventions.model import Model
+from interventions.patching import Patch, Site, read
+from interventions.positions import Positions
+from interventions.prompts import Prompt
+from interventions.streams import Component, Layers
+
+SIGMAS = 3.0
+
+
+def embedding_noise(
+    model: Model, prompt: Prompt, positions: Positions, *, sigmas: float = SIGMAS, seed: int = 0
+) -> Patch:
+    """Gaussian noise on what enters the first block at some tokens, as a patch.
+
+    Its standard deviation is ``sigmas`` times that of the embeddings found there (Meng et al.,
+    "Locating and Editing Factual Associations in GPT", NeurIPS 2022: 3 sigma), so that image
+    features get noise of their own scale.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : Prompt
+    positions : Positions
+    sigmas : float
+    seed : int
+        The same seed gives the same noise, whatever the device.
+
+    Returns
+    -------
+    Patch
+        Adds to ``resid_pre`` of block 0.
+    """
+    [embedded] = read(model, prompt, [Site("resid_pre", 0)])
+    rows = torch.arange(positions.n_rows, device=embedded.device)[:, None]
+    mask = positions.mask.to(embedded.device)
+    there = embedded[rows, positions.index.to(embedded.device)]
+    spread = there[mask].float().std()
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(there.shape, generator=generator).to(embedded.device)
+    return Patch("resid_pre", 0, positions, (sigmas * spread * drawn).to(embedded.dtype), "add")
+
+
+def frozen(
+    model: Model,
+    prompt: Prompt,
+    positions: Positions,
+    layers: Layers,
+    *,
+    component: Component = "resid_post",
+) -> list[Patch]:
+    """Patches that hold positions at the values they have in the unpatched run.
+
+    Combined with another patch, they block the paths that lead through these places.
+
+    Examples
+    --------
+    >>> hold = frozen(llm, named, named.at("last"), slice(4, 8), component="mlp_out")
+    ... # doctest: +SKIP
+    """
+    [everything] = read(model, prompt, [Site(component, layers)])
+    rows = torch.arange(positions.n_rows, device=everything.device)[:, None]
+    index = positions.index.to(everything.device)
+    value = everything[rows, index] if isinstance(layers, int) else everything[:, rows, index]
+    return [Patch(component, layers, positions, value)]
+
+
+def ablated(
+    component: Component, layers: Layers, positions: Positions, mean: torch.Tensor | None = None
+) -> Patch:
+    """Patch that sets a component to zero, or to a mean [d_model] or [layer, row, d_model]."""
+    return Patch(component, layers, positions, torch.zeros(()) if mean is None else mean)
+
+
+def steering(
+    layers: Layers, positions: Positions, vector: torch.Tensor, *, scale: float = 1.0
+) -> Patch:
+    """Patch that adds a vector [d_model] to ``resid_post``."""
+    return Patch("resid_post", layers, positions, scale * vector, "add")

@@ -1,0 +1,162 @@
+"""Checkpoints in LLaVA's original layout, read into transformers' LLaVA classes.
+
+The layout of LLaVA's own repository, which LLaVA-MORE and others keep: a ``llava_llama`` config,
+the projector under ``model.mm_projector``, and a CLIP tower that is inside the checkpoint or lies
+in a repo of its own, named by ``mm_vision_tower``.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from interventions.errors import LoadError
+
+LAYOUTS = {"llava_llama": "llama", "llava_mistral": "mistral", "llava": "llama"}
+PROJECTOR = {"0": "linear_1", "2": "linear_2"}
+TOWER = "model.vision_tower.vision_tower."
+RESERVED = "<|reserved_special_token_"
+IMAGE = "<image>"
+
+
+def is_original_llava(place: str, *, revision: str | None = None) -> bool:
+    """Whether a folder or repo holds a checkpoint in LLaVA's original layout."""
+    config = _config_of(place, revision)
+    return config.get("model_type") in LAYOUTS and "mm_vision_tower" in config
+
+
+def _config_of(place: str, revision: str | None) -> dict[str, Any]:
+    path = Path(place) / "config.json"
+    if not Path(place).is_dir():
+        path = Path(hf_hub_download(place, "config.json", revision=revision))
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def load_original_llava(
+    place: str, *, tokenizer: Any | None = None, revision: str | None = None, **placement: Any
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Load a checkpoint in LLaVA's original layout.
+
+    The tokenizer has no image token there. A reserved token becomes it where there is one;
+    otherwise ``<image>`` is added and the embeddings grow by a row that text never uses.
+
+    Parameters
+    ----------
+    place : str
+        Folder or repo id.
+    tokenizer : optional
+        Used instead of the checkpoint's.
+    revision : str, optional
+    **placement
+        ``device_map``, ``dtype`` and ``attn_implementation``, for transformers.
+
+    Returns
+    -------
+    model : LlavaForConditionalGeneration
+    processor : LlavaProcessor
+
+    Raises
+    ------
+    LoadError
+        If the projector is of a kind that transformers' LLaVA does not have, or weights are
+        missing.
+    """
+    folder = Path(place)
+    if not folder.is_dir():
+        wanted = ["*.json", "*.safetensors", "tokenizer*", "*.model"]
+        folder = Path(snapshot_download(place, revision=revision, allow_patterns=wanted))
+    original = _config_of(str(folder), None)
+    if (kind := original.get("mm_projector_type", "linear")) != "mlp2x_gelu":
+        raise LoadError(
+            f"{place}: its projector is {kind!r}; transformers' LLaVA has only 'mlp2x_gelu', two "
+            "linear layers with a GELU between them."
+        )
+    tower = original["mm_vision_tower"]
+    tower = str(folder / tower) if (folder / tower).is_dir() else tower
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder)
+    image_token, added = _image_token(tokenizer)
+    strategy = "default" if original.get("mm_vision_select_feature", "patch") == "patch" else "full"
+    text = AutoConfig.for_model(
+        LAYOUTS[original["model_type"]],
+        **{k: v for k, v in original.items() if not k.startswith("mm_") and k != "model_type"},
+    )
+    vision = CLIPVisionModel.from_pretrained(tower, dtype=torch.float32)
+    config = LlavaConfig(
+        vision_config=vision.config,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(image_token),
+        vision_feature_layer=original.get("mm_vision_select_layer", -2),
+        vision_feature_select_strategy=strategy,
+        projector_hidden_act="gelu",
+        tie_word_embeddings=bool(original.get("tie_word_embeddings", False)),
+    )
+    state = {name: value for path in _weights(folder) for name, value in load_file(path).items()}
+    renamed = {_renamed(name): value for name, value in state.items()}
+    if not any(name.startswith(TOWER) for name in state):
+        renamed |= {f"model.vision_tower.{k}": v for k, v in vision.state_dict().items()}
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+        None, config=config, state_dict=renamed, output_loading_info=True, **placement
+    )
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise LoadError(
+            f"{place!r} is a half-loaded model: {len(missing)} weights are not in the checkpoint, "
+            f"such as {missing[0]!r}. Use a complete checkpoint."
+        )
+    if added and len(tokenizer) > config.text_config.vocab_size:
+        model.resize_token_embeddings(len(tokenizer))
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessorPil.from_pretrained(tower),
+        tokenizer=tokenizer,
+        patch_size=vision.config.patch_size,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=1,
+        image_token=image_token,
+    )
+    return model, processor
+
+
+def _weights(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise LoadError(
+            f"{folder} has no .safetensors file. Pickled weights are not read: convert them with "
+            "safetensors' own tool."
+        )
+    return found
+
+
+def _image_token(tokenizer: Any) -> tuple[str, bool]:
+    """The token that stands for an image, and whether it had to be added."""
+    known = tokenizer.get_vocab()
+    if IMAGE in known:
+        return IMAGE, False
+    reserved = sorted(token for token in known if token.startswith(RESERVED))
+    if reserved:
+        return reserved[0], False
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    return IMAGE, True
+
+
+def _renamed(name: str) -> str:
+    """The name that a weight of the original layout has in transformers' LLaVA."""
+    if name.startswith("model.mm_projector."):
+        which, part = name.removeprefix("model.mm_projector.").split(".")
+        return f"model.multi_modal_projector.{PROJECTOR[which]}.{part}"
+    if name.startswith(TOWER):
+        return "model.vision_tower." + name.removeprefix(TOWER).removeprefix("vision_model.")
+    if name == "lm_head.weight":
+        return name
+    return "model.language_model." + name.removeprefix("model.")

@@ -1,0 +1,185 @@
+"""The conformance suite's models, and an independent map of where their parts are.
+
+The paths are written down by hand here, and not taken from the engine, so that a part that the
+engine misses is not missed by its reference too.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import tiny
+import torch
+
+import interventions as iv
+
+Edit = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a family's parts are, and in what it is special."""
+
+    blocks: str = "model.language_model.layers"
+    mlp: str = "mlp"
+    behind_norm: bool = False
+    cross_blocks: tuple[int, ...] = ()
+    added_between: tuple[int, ...] = ()  # blocks behind which something else is added
+    two_way: bool = False  # image tokens see each other in both directions
+    no_sdpa: bool = False  # transformers has no such attention for it
+
+
+PATHS: dict[str, Paths] = {
+    **dict.fromkeys(tiny.TEXT, Paths("model.layers")),
+    **dict.fromkeys(tiny.VLMS, Paths()),
+    "gemma2": Paths("model.layers", behind_norm=True, no_sdpa=True),
+    "gemma3_text": Paths("model.layers", behind_norm=True),
+    "gemma3": Paths(behind_norm=True, two_way=True),
+    "paligemma": Paths(two_way=True),
+    "qwen3_vl": Paths(added_between=(0, 1, 2)),
+    "idefics3": Paths("model.text_model.layers"),
+    "smolvlm": Paths("model.text_model.layers"),
+    "mllama": Paths(cross_blocks=(1, 4)),
+    "llama4": Paths("language_model.model.layers", mlp="feed_forward"),
+}
+
+
+def part(name: str, module: Any, component: str, layer: int) -> Any:
+    """The module whose output (for resid_pre and head_out: input) a component is."""
+    paths = PATHS[name]
+    block = module.get_submodule(f"{paths.blocks}.{layer}")
+    attention = "cross_attn" if layer in paths.cross_blocks else "self_attn"
+    where = {
+        "head_out": f"{attention}.o_proj",
+        "attn_out": "post_attention_layernorm" if paths.behind_norm else attention,
+        "mlp_out": "post_feedforward_layernorm" if paths.behind_norm else paths.mlp,
+    }.get(component, "")
+    return block.get_submodule(where)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model with a prompt of two rows of different length (and two pictures)."""
+
+    name: str
+    model: iv.Model
+    prompt: iv.Prompt
+    texts: tuple[str, ...]
+    pictures: tuple[Any, ...]
+
+    @property
+    def place(self) -> iv.Positions:
+        """A position in each row: the image's last token, or the entity where there is none."""
+        return self.prompt.at("entity", -1)
+
+    @property
+    def arguments(self) -> dict[str, torch.Tensor]:
+        """What the plain model is called with."""
+        return arguments_of(self.prompt)
+
+    @property
+    def real(self) -> torch.Tensor:
+        """True where a token is no padding, [row, position]."""
+        return self.prompt.inputs["attention_mask"].bool()
+
+
+def arguments_of(prompt: iv.Prompt) -> dict[str, torch.Tensor]:
+    inputs = dict(prompt.inputs)
+    if inputs["position_ids"].ndim == 3:
+        inputs["position_ids"] = inputs["position_ids"].transpose(0, 1)
+    return inputs
+
+
+@cache
+def model_of(name: str, dtype: torch.dtype = torch.float32, attn: str = "eager") -> iv.Model:
+    module, processor = tiny.build(name, dtype=dtype, attn_implementation=attn)
+    if name in tiny.VLMS:
+        return iv.load(module, processor=processor)
+    return iv.load(module, tokenizer=processor)
+
+
+@cache
+def case_of(name: str, dtype: torch.dtype = torch.float32, attn: str = "eager") -> Case:
+    model = model_of(name, dtype, attn)
+    spans = {"entity": ["France", "the town"]}
+    if name in tiny.TEXT:
+        texts = ("The capital of France is", "Who was the first mayor of the town in the north?")
+        return Case(name, model, model.prompt(list(texts), spans=spans), texts, ())
+    shown = model.image_token
+    texts = (
+        f"Q: what is {shown} to France? A:",
+        f"Q: and which one is {shown} , the town or the big river of the north? A:",
+    )
+    if name in ("paligemma", "mllama"):  # their processors want images in front
+        texts = (f"{shown}what is it to France", f"{shown}is it the town or the big river here")
+    pictures = (tiny.picture((40, 30)), tiny.picture((24, 60), seed=1))
+    prompt = model.prompt(list(texts), images=list(pictures), spans=spans)
+    return Case(name, model, prompt, texts, pictures)
+
+
+def _first(value: Any) -> torch.Tensor:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def raw_run(
+    case: Case,
+    *,
+    edits: Sequence[tuple[str, int, Edit]] = (),
+    reads: Sequence[tuple[str, int]] = (),
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """One forward pass with plain PyTorch hooks: logits, and the values read."""
+    shape = case.prompt.inputs["input_ids"].shape
+    found: dict[tuple[str, int], torch.Tensor] = {}
+
+    def before(edit: Edit) -> Any:
+        def hook(_module: Any, args: Any, kwargs: Any) -> Any:
+            if args:
+                return (edit(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
+
+        return hook
+
+    def after(edit: Edit) -> Any:
+        def hook(_module: Any, _args: Any, output: Any) -> Any:
+            old = _first(output)
+            new = edit(old.reshape(*shape, -1)).reshape(old.shape)
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return hook
+
+    with ExitStack() as stack, torch.no_grad():
+        for component, layer, edit in edits:
+            module = part(case.name, case.model.module, component, layer)
+            if component in ("resid_pre", "head_out"):
+                handle = module.register_forward_pre_hook(before(edit), with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(after(edit))
+            stack.callback(handle.remove)
+        for component, layer in reads:
+
+            def keep(value: torch.Tensor, key: Any = (component, layer)) -> torch.Tensor:
+                found[key] = value.clone()
+                return value
+
+            module = part(case.name, case.model.module, component, layer)
+            if component in ("resid_pre", "head_out"):
+                handle = module.register_forward_pre_hook(before(keep), with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(after(keep))
+            stack.callback(handle.remove)
+        logits = case.model.module(**case.arguments).logits
+    return logits, [found[key] for key in reads]
+
+
+def set_at(positions: iv.Positions, value: torch.Tensor) -> Edit:
+    """Edit that writes value [row, width] at one position per row."""
+    index = positions.index[:, 0]
+
+    def edit(hidden: torch.Tensor) -> torch.Tensor:
+        changed = hidden.clone()
+        changed[torch.arange(len(index)), index] = value.to(hidden.dtype)
+        return changed
+
+    return edit
