@@ -160,7 +160,8 @@ class Model:
         anatomy = self.anatomy
         norm, head = (self.module.get_submodule(one) for one in (anatomy.final_norm, anatomy.head))
         weight = next(head.parameters())
-        state = norm(hidden.to(device=next(norm.parameters()).device, dtype=weight.dtype))
+        near = next(norm.parameters(), weight).device  # a norm may have no weights
+        state = norm(hidden.to(device=near, dtype=weight.dtype))
         logits = head(state.to(weight.device)) * anatomy.logit_scale
         if anatomy.softcap is not None:
             logits = torch.tanh(logits / anatomy.softcap) * anatomy.softcap
