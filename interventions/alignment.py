@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from interventions.anatomy import Anatomy
 from interventions.errors import AlignmentError
 from interventions.model import Model
 
@@ -104,13 +105,27 @@ def layer_map(vlm: Model, backbone: Model) -> list[int]:
     AlignmentError
         If width or depth differ, so that nothing can be patched from one into the other.
     """
-    ours, theirs = vlm.anatomy.self_blocks, backbone.anatomy.self_blocks
+    return match_blocks(vlm.anatomy, backbone.anatomy, names=(vlm.name, backbone.name))
+
+
+def match_blocks(
+    vlm: Anatomy, backbone: Anatomy, *, names: tuple[str, str] = ("the VLM", "the backbone")
+) -> list[int]:
+    """Match the blocks of two anatomies, which need no weights; see :func:`layer_map`.
+
+    Parameters
+    ----------
+    vlm, backbone : Anatomy
+    names : tuple of str
+        What the two are called in an error.
+    """
+    ours, theirs = vlm.self_blocks, backbone.self_blocks
     if len(ours) != len(theirs) or vlm.d_model != backbone.d_model:
-        inserted = len(vlm.anatomy.cross_blocks)
+        inserted = len(vlm.cross_blocks)
         raise AlignmentError(
-            f"{vlm.name} has {len(ours)} layers x {vlm.d_model}"
+            f"{names[0]} has {len(ours)} layers x {vlm.d_model}"
             + (f" beside {inserted} cross-attention blocks" if inserted else "")
-            + f", {backbone.name} has {len(theirs)} layers x {backbone.d_model}. "
+            + f", {names[1]} has {len(theirs)} layers x {backbone.d_model}. "
             "Patching needs a VLM and the backbone it was built on."
         )
     return ours

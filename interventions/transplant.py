@@ -60,7 +60,7 @@ def transplant(
     Raises
     ------
     PatchError
-        If rows, positions or layers differ in number.
+        If rows, positions or layers differ in number, or a layer is a cross-attention block.
 
     Examples
     --------
@@ -70,7 +70,14 @@ def transplant(
     >>> iv.complete(vlm, shown, patches=patches).texts                 # doctest: +SKIP
     """
     chosen = layer_list(layers, pair.backbone.n_layers)
-    there = [pair.layer_map[pair.backbone.anatomy.self_blocks.index(layer)] for layer in chosen]
+    blocks = pair.backbone.anatomy.self_blocks
+    if crossing := sorted({*chosen} - {*blocks}):
+        raise PatchError(
+            f"blocks {crossing} of {pair.backbone.name} are cross-attention blocks, which no "
+            "block of a language model corresponds to. Leave them out: "
+            "pair.backbone.anatomy.self_blocks are the others."
+        )
+    there = [pair.layer_map[blocks.index(layer)] for layer in chosen]
     if to_layers is not None:
         there = layer_list(to_layers, pair.vlm.n_layers)
     if len(there) != len(chosen):
