@@ -4,6 +4,7 @@ After Geva et al., "Dissecting Recall of Factual Associations in Auto-Regressive
 (EMNLP 2023): the attention edges from keys to queries are cut in a window of layers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from interventions.errors import SiteError
 from interventions.model import Model
 from interventions.placing import check_rows
 from interventions.positions import Positions
+from interventions.prompts import Prompt
 from interventions.streams import Layers, layer_list
 
 
@@ -33,7 +35,7 @@ class Knockout:
     queries: Positions
     keys: Positions
 
-    def of_rows(self, rows: torch.Tensor) -> "Knockout":
+    def of_rows(self, rows: torch.Tensor | list[int]) -> "Knockout":
         """Return the knockout for some rows of its prompt."""
         return replace(self, queries=self.queries.rows(rows), keys=self.keys.rows(rows))
 
@@ -61,12 +63,8 @@ def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Position
     ...     logits = vlm.logits[shown.at("last")].save()
     """
     for layer in layer_list(layers, model.n_layers):
+        check_not_cross(model, layer)
         parts = model.anatomy.parts[layer]
-        if parts.cross:
-            raise SiteError(
-                f"block {layer} of {model.name} attends to the image only. To cut it off, write "
-                "0 into attn_out of that block."
-            )
         attention = model.blocks[layer].get(parts.attention)
         args, kwargs = attention.inputs
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -80,6 +78,63 @@ def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Position
             )
         mask = whole_mask(kwargs[name], hidden, kwargs.get("past_key_values"), layer)
         attention.inputs = (args, {**kwargs, name: cut(mask, queries, keys)})
+
+
+def check_not_cross(model: Model, layer: int) -> None:
+    """Refuse a block that has no edges between tokens."""
+    if model.anatomy.parts[layer].cross:
+        raise SiteError(
+            f"block {layer} of {model.name} attends to the image only. To cut it off, write "
+            "0 into attn_out of that block."
+        )
+
+
+def blinding(row: int) -> SiteError:
+    """Make the error about a token that is left with nothing to see."""
+    return SiteError(
+        f"the knockout would leave a token of row {row} with nothing to see. Leave at least "
+        "the token itself, or the first one, out of the keys."
+    )
+
+
+def check_knockouts(model: Model, prompt: Prompt, knockouts: Sequence[Knockout]) -> None:
+    """Refuse, before anything runs, knockouts that do not fit the model or the prompt.
+
+    A token that only a window or chunk of the model's leaves blind is found when it runs.
+    """
+    at_layer: dict[int, list[Knockout]] = {}
+    for one in knockouts:
+        for layer in layer_list(one.layers, model.n_layers):
+            check_not_cross(model, layer)
+            at_layer.setdefault(layer, []).append(one)
+        for at in (one.queries, one.keys):
+            if (at.n_rows, at.length) != (len(prompt), prompt.length):
+                raise SiteError(
+                    f"a knockout at {at.role!r} was made for {at.n_rows} rows x {at.length} "
+                    f"tokens; the prompt has {len(prompt)} x {prompt.length}. Use positions of the "
+                    "prompt that runs."
+                )
+    if model.anatomy.family.two_way or len(prompt.prefix_ids):
+        return  # tokens see others than the earlier ones of their row
+    together = {tuple(id(one) for one in cuts): cuts for cuts in at_layer.values()}
+    for cuts in together.values():
+        check_sight(prompt, cuts)
+
+
+def check_sight(prompt: Prompt, cuts: Sequence[Knockout]) -> None:
+    """Refuse cuts of one layer that leave a token with none of its row's tokens up to itself."""
+    real = prompt.inputs["attention_mask"].bool()
+    place = torch.arange(prompt.length)
+    for row in range(len(prompt)):
+        parts = [one.of_rows([row]) for one in cuts]
+        queries = torch.cat([one.queries.index[one.queries.mask] for one in parts]).unique()
+        sees = (place <= queries[:, None]) & real[row]
+        for one in parts:
+            mine = torch.isin(queries, one.queries.index[one.queries.mask])
+            keys = torch.isin(place, one.keys.index[one.keys.mask])
+            sees &= ~(mine[:, None] & keys)
+        if not bool(sees.any(-1).all()):
+            raise blinding(row)
 
 
 def whole_mask(mask: Any, hidden: torch.Tensor, cache: Any, layer: int) -> torch.Tensor:
@@ -113,11 +168,7 @@ def cut(mask: torch.Tensor, queries: Positions, keys: Positions) -> torch.Tensor
         allowed = (mask > lowest / 2) & ~forbidden
     blind = forbidden.any(-1) & ~allowed.any(-1)
     if bool(blind.any()):
-        row = int(blind.nonzero()[0, 0])
-        raise SiteError(
-            f"the knockout would leave a token of row {row} with nothing to see. Leave at least "
-            "the token itself, or the first one, out of the keys."
-        )
+        raise blinding(int(blind.nonzero()[0, 0]))
     if mask.dtype == torch.bool:
         return allowed
     return mask.masked_fill(forbidden.expand_as(mask), torch.finfo(mask.dtype).min)

@@ -4,6 +4,7 @@ import torch
 
 from interventions.errors import PatchError
 from interventions.model import Model
+from interventions.patching import Patch, check_patches
 
 IDENTITY_PROMPT = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
 
@@ -32,10 +33,21 @@ def lens(
     rank : Tensor [layer, row, token]
         Number of tokens that are likelier: 0 is the top.
 
+    Raises
+    ------
+    PatchError
+        If the shapes do not fit.
+
     Examples
     --------
     >>> logprob, rank = lens(llm, hidden, ids)      # doctest: +SKIP
     """
+    if hidden.ndim != 3 or tokens.shape[:-1] != hidden.shape[1:2]:
+        raise PatchError(
+            f"hidden states of shape {tuple(hidden.shape)} and tokens of shape "
+            f"{tuple(tokens.shape)} do not fit. Expected [layer, row, {model.d_model}] and "
+            "[row, token]; read one position per row, such as at(role, -1), in a list of layers."
+        )
     logprobs, ranks = [], []
     index = tokens.to(model.device)
     with torch.no_grad():
@@ -78,6 +90,11 @@ def patchscope(
     -------
     list of str
         One continuation per value.
+
+    Raises
+    ------
+    PatchError, SiteError
+        Before anything runs, if values, prompt or layer do not fit.
     """
     if values.ndim != 2 or values.shape[-1] != model.d_model:
         raise PatchError(
@@ -90,6 +107,7 @@ def patchscope(
     span = (start, start + len(placeholder))
     asked = model.prompt([prompt] * len(values), spans={"value": [span] * len(values)})
     place = asked.at("value", -1)
+    check_patches(model, asked, [Patch("resid_post", layer, place, values)])
     with model.generate(asked, max_new_tokens=max_new_tokens) as tracer:
         model.resid_post[layer, place] = values
         ids = tracer.result.save()

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from interventions.errors import PatchError, SiteError
-from interventions.knockout import Knockout, knockout
+from interventions.knockout import Knockout, check_knockouts, knockout
 from interventions.model import Model
-from interventions.placing import Mode
+from interventions.placing import Mode, gather
 from interventions.positions import Positions
 from interventions.prompts import Prompt
 from interventions.streams import (
@@ -18,6 +18,7 @@ from interventions.streams import (
     Heads,
     Layers,
     check_component,
+    check_runs,
     index_list,
     layer_list,
     stacked,
@@ -74,22 +75,34 @@ class Patch:
     mode: Mode = "set"
     heads: Heads = None
 
+    def __post_init__(self) -> None:
+        if not torch.is_tensor(self.value):
+            object.__setattr__(self, "value", torch.as_tensor(self.value))
+
+    @property
+    def _last_axes(self) -> int:
+        """Number of axes that one layer, row and position has: d_model, or head and head_dim."""
+        return 2 if self.component == "head_out" and not isinstance(self.heads, int) else 1
+
     @property
     def for_all(self) -> bool:
         """Whether the value is one number or vector for every layer, row and position."""
-        return self.value.ndim < 2
+        return self.value.ndim <= self._last_axes
 
     @property
     def has_layer_axis(self) -> bool:
         """Whether the value's first axis is the layer."""
         return not isinstance(self.layers, int) and not self.for_all
 
-    def of_rows(self, rows: torch.Tensor) -> "Patch":
+    def of_rows(self, rows: torch.Tensor | list[int]) -> "Patch":
         """Return the patch for some rows of its prompt."""
         positions = self.positions.rows(rows)
         if self.for_all:
             return replace(self, positions=positions)
-        value = self.value[:, rows] if self.has_layer_axis else self.value[rows]
+        axis = int(self.has_layer_axis)
+        if self.value.ndim == axis + self._last_axes or self.value.shape[axis] == 1:
+            return replace(self, positions=positions)  # the same for every row
+        value = self.value[:, rows] if axis else self.value[rows]
         return replace(self, positions=positions, value=value)
 
 
@@ -127,32 +140,68 @@ def check_heads(model: Model, site: Site | Patch) -> None:
     index_list(site.heads, model.anatomy.n_heads, "head")
 
 
+def check_place(model: Model, prompt: Prompt, what: str, layers: Layers, at: Any) -> None:
+    """Refuse blocks that do not run, and positions of another prompt."""
+    for layer in layer_list(layers, model.n_layers):
+        check_runs(model, layer, images=prompt.has_images)
+    if isinstance(at, Positions) and (at.n_rows, at.length) != (len(prompt), prompt.length):
+        raise SiteError(
+            f"{what} at {at.role!r} was made for {at.n_rows} rows x {at.length} tokens; the prompt "
+            f"has {len(prompt)} x {prompt.length}. Use positions of the prompt that runs."
+        )
+
+
+def check_sites(model: Model, prompt: Prompt, sites: Sequence[Site]) -> None:
+    """Refuse, before anything runs, sites that the model or the prompt does not have."""
+    for site in sites:
+        check_component(site.component)
+        check_place(model, prompt, "a site", site.layers, site.positions)
+        check_heads(model, site)
+        if site.positions is not None and site.positions.ragged:
+            gather(torch.empty(len(prompt), prompt.length, 0), site.positions)  # says what to do
+
+
 def check_patches(model: Model, prompt: Prompt, patches: Sequence[Patch]) -> None:
     """Refuse, before anything runs, patches that do not fit the model or the prompt."""
     for patch in patches:
         check_component(patch.component)
-        layers = layer_list(patch.layers, model.n_layers)
-        positions, value = patch.positions, patch.value
-        if positions.n_rows != len(prompt) or positions.length != prompt.length:
-            raise SiteError(
-                f"a patch at {positions.role!r} was made for {positions.n_rows} rows x "
-                f"{positions.length} tokens; the prompt has {len(prompt)} x {prompt.length}."
-            )
-        heads = patch.component == "head_out"
-        width = model.anatomy.head_dim if heads else model.d_model
-        if value.ndim and value.shape[-1] != width:
-            raise PatchError(
-                f"a value of width {value.shape[-1]} cannot be written into {patch.component} of "
-                f"{model.name}, which is {width} wide."
-            )
+        check_place(model, prompt, "a patch", patch.layers, patch.positions)
         check_heads(model, patch)
-        if bool(torch.isnan(value).any()):
-            raise PatchError("the value to be written holds NaN. Check the run it was read from.")
-        if patch.has_layer_axis and value.shape[0] != len(layers):
-            raise PatchError(
-                f"the patch names {len(layers)} layers but its value has {value.shape[0]} along "
-                "its first axis."
-            )
+        check_value(model, patch)
+
+
+def check_value(model: Model, patch: Patch) -> None:
+    """Refuse a value that does not fit where it is to go, or holds NaN."""
+    value, layers = patch.value, layer_list(patch.layers, model.n_layers)
+    heads = patch.component == "head_out"
+    last = [model.anatomy.head_dim if heads else model.d_model]
+    if heads and not isinstance(patch.heads, int):
+        chosen = slice(None) if patch.heads is None else patch.heads
+        last = [len(index_list(chosen, model.anatomy.n_heads, "head")), *last]
+    if value.ndim and value.shape[-1] != last[-1]:
+        raise PatchError(
+            f"a value of width {value.shape[-1]} cannot be written into {patch.component} of "
+            f"{model.name}, which is {last[-1]} wide."
+        )
+    if bool(torch.isnan(value).any()):
+        raise PatchError("the value to be written holds NaN. Check the run it was read from.")
+    if patch.has_layer_axis and value.shape[0] != len(layers):
+        raise PatchError(
+            f"the patch names {len(layers)} layers but its value has {value.shape[0]} along "
+            "its first axis."
+        )
+    shape = list(value.shape[int(patch.has_layer_axis) :])
+    rows, n = patch.positions.index.shape
+    lead = shape[: len(shape) - len(last)]
+    fits = len(lead) <= 2 and all(a in (1, b) for a, b in zip(lead, (rows, n), strict=False))
+    if shape and not (fits and shape[len(lead) :] == last):
+        layer = [len(layers)] if patch.has_layer_axis else []
+        raise PatchError(
+            f"a value of shape {tuple(value.shape)} does not fit {patch.component} at role "
+            f"{patch.positions.role!r}. Expected {[*layer, rows, n, *last]}, or "
+            f"{[*layer, rows, *last]} to spread one value per row over its positions, or {last}, "
+            "or a number."
+        )
 
 
 def run(
@@ -199,10 +248,12 @@ def run(
         Before anything runs, if a site or value does not fit.
     """
     check_patches(model, prompt, patches)
+    check_knockouts(model, prompt, knockouts)
+    check_sites(model, prompt, reads)
+    if isinstance(logits, Positions):
+        check_place(model, prompt, "logits", 0, logits)
     if start is not None:
         check_start(model, start[0], (*patches, *knockouts, *reads), keep_cache=keep_cache)
-    for site in reads:
-        check_heads(model, site)
     streams = {name: getattr(model, name) for name in COMPONENTS}
     # A step is (layer, place in the block, kind, which of its kind, which of its layers).
     steps: list[tuple[int, float, int, int, int]] = []
@@ -239,9 +290,8 @@ def run(
                     value = patch.value[i] if patch.has_layer_axis else patch.value
                     stream.write(layer, patch.positions, value, mode=patch.mode, **extra)
                 else:
-                    # A full-width read must not alias what a later write would change in place.
                     read = stream[(layer, reads[which].positions, *extra.values())]
-                    found[which][i] = read.clone().save()
+                    found[which][i] = read.save()
             if logits is not False or keep_cache:
                 # A slice of positions reaches the head with gaps between rows, for which a linear
                 # layer falls back to one product per row: several times slower on a CPU.
@@ -272,6 +322,7 @@ def check_start(
     keep_cache: bool,
 ) -> None:
     """Refuse to skip blocks that are patched, read, or whose keys and values are wanted."""
+    layer_list(block, model.n_layers)
     touched = [layer for one in touching for layer in layer_list(one.layers, model.n_layers)]
     if keep_cache or min(touched, default=block) < block:
         raise SiteError(

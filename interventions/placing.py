@@ -12,22 +12,30 @@ Where = Positions | int | slice | None
 
 
 def gather(hidden: torch.Tensor, positions: Where) -> torch.Tensor:
-    """Take positions out of ``hidden`` [row, position, width]."""
-    if positions is None:
-        return hidden
+    """Copy positions out of ``hidden`` [row, position, width]."""
     if not isinstance(positions, Positions):
-        return hidden[:, positions]
+        # A copy, for "stream[3] += v" changes what was read in place, and with it earlier reads.
+        return hidden[:, place_of(hidden, positions)].clone()
     check_rows(hidden, positions)
     if positions.ragged:
         raise SiteError(
             f"role {positions.role!r} has between {int(positions.counts.min())} and "
             f"{int(positions.counts.max())} tokens per row, so it cannot be read as one tensor. "
-            "Ask for one token per row, such as at(role, -1), or select() rows of equal length."
+            "Ask for one token per row, such as at(role, -1), or select() rows of equal length. To "
+            'add or scale there, use stream.write(layers, positions, value, mode="add" or "scale").'
         )
     index = positions.index.to(hidden.device)
     rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
     found = hidden[rows, index]
     return found[:, 0] if positions.single else found
+
+
+def place_of(hidden: torch.Tensor, positions: int | slice | None) -> int | slice:
+    """Positions that are the same in every row, as an index that ``hidden`` has."""
+    n = hidden.shape[1]
+    if isinstance(positions, int) and not -n <= positions < n:
+        raise SiteError(f"no position {positions}: the running rows have positions 0 to {n - 1}.")
+    return slice(None) if positions is None else positions
 
 
 def check_rows(hidden: torch.Tensor, positions: Positions) -> None:
@@ -66,12 +74,15 @@ def written(hidden: torch.Tensor, positions: Where, value: Any, mode: Mode = "se
     PatchError
         If the value's shape does not fit, or it holds a NaN.
     """
-    value = torch.as_tensor(value).to(device=hidden.device, dtype=hidden.dtype)
+    try:
+        value = torch.as_tensor(value).to(device=hidden.device, dtype=hidden.dtype)
+    except (TypeError, ValueError) as error:
+        raise PatchError(f"{value!r} cannot be written; give a tensor or number: {error}") from None
     if bool(torch.isnan(value).any()):
         raise PatchError("the value to be written holds NaN. Check the run it was read from.")
     result = hidden.clone()
     if not isinstance(positions, Positions):
-        place = slice(None) if positions is None else positions
+        place = place_of(hidden, positions)
         if value.ndim == 2 and isinstance(place, slice):
             value = value[:, None]  # one value per row, spread over its positions
         try:

@@ -1,10 +1,13 @@
 """Reading and writing activations inside an nnsight trace, by layer and position.
 
 A stream is indexed with ``[layers, positions]``. Inside ``with model.trace(prompt):`` reading
-gives the live tensor and assigning overwrites what the rest of the forward pass sees; so
+gives a copy and assigning overwrites what the rest of the forward pass sees; so
 ``stream[3, place] += v`` steers and ``stream[3, place] *= 0.5`` scales. As nnsight runs the block
 alongside the forward pass, values must be touched in the order in which the model computes them,
-which is that of this table; :func:`interventions.read` and :func:`interventions.run` sort for you.
+block by block and, in a block, in that of this table; :func:`interventions.read` and
+:func:`interventions.run` sort for you. So ``+=`` takes one layer;
+``stream.write(layers, place, v, mode="add")`` takes several, and rows that differ in how many
+positions they have.
 
 ==================  ======================================================================
 component           what it is
@@ -23,10 +26,12 @@ component           what it is
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import torch
+from nnsight.intervention.interleaver import OutOfOrderError
 
 from interventions.errors import PatchError, SiteError, did_you_mean
 from interventions.placing import Mode, Where, gather, written
@@ -59,6 +64,7 @@ def index_list(asked: Layers, n: int, what: str = "layer") -> list[int]:
     SiteError
         If one does not exist, or none is named.
     """
+    wrong = SiteError(f"{what}s are an int, a slice or a list of int, not {asked!r}.")
     if isinstance(asked, slice):
         found = list(range(n))[asked]
         ends = list(range(asked.start or 0, asked.stop if asked.stop is not None else n))
@@ -67,7 +73,10 @@ def index_list(asked: Layers, n: int, what: str = "layer") -> list[int]:
     elif isinstance(asked, SupportsIndex):
         found = [operator.index(asked)]
     else:
-        found = [operator.index(one) for one in asked]
+        try:
+            found = [operator.index(one) for one in asked]
+        except TypeError:
+            raise wrong from None
     if not found:
         raise SiteError(f"no {what} is named by {asked!r}; there are {what}s 0 to {n - 1}.")
     for one in found:
@@ -88,6 +97,29 @@ def split_index(key: Any, most: int = 2) -> tuple[Any, ...]:
         names = "layers, positions" + (", heads" if most == 3 else "")
         raise SiteError(f"index this stream with [{names}], not {len(parts)} values.")
     return (*parts, *[None] * (most - len(parts)))
+
+
+@contextmanager
+def in_order(what: str) -> Iterator[None]:
+    """Say what to do where a value is touched that the model has computed and gone past."""
+    try:
+        yield
+    except OutOfOrderError:
+        raise SiteError(
+            f"{what} was touched too late: the forward pass had gone on. Inside a trace, read and "
+            "write in the order of computation (earlier blocks first); += and *= take one layer. "
+            'For several use stream.write(layers, positions, value, mode="add" or "scale"), or '
+            "iv.run, which sorts."
+        ) from None
+
+
+def check_runs(model: "Model", layer: int, *, images: bool) -> None:
+    """Refuse a block that does not run."""
+    if model.anatomy.parts[layer].cross and not images:
+        raise SiteError(
+            f"block {layer} of {model.name} is a cross-attention block, which does not run "
+            "without an image. Leave it out: model.anatomy.self_blocks are the others."
+        )
 
 
 class Stream:
@@ -112,9 +144,10 @@ class Stream:
         return f"<{self._component}: {self._model.n_layers} layers x {self._model.d_model}>"
 
     def live(self, layer: int) -> torch.Tensor:
-        """Return the running value of one layer, [row, position, width]."""
+        """Return the running value of one layer itself, [row, position, width]."""
         part = self._part(layer)
-        value = part.input if self._reads_input else part.output
+        with in_order(f"{self._component} of block {layer}"):
+            value = part.input if self._reads_input else part.output
         value = value[0] if isinstance(value, tuple) else value
         if value.ndim == 2:  # mixtures of experts work on a flat list of tokens
             value = value.unflatten(0, (self._model.running_rows, -1))
@@ -137,12 +170,8 @@ class Stream:
 
     def _part(self, layer: int) -> Any:
         model = self._model
+        check_runs(model, layer, images=model.running_images)
         parts = model.anatomy.parts[layer]
-        if parts.cross and not model.running_images:
-            raise SiteError(
-                f"block {layer} of {model.name} is a cross-attention block, which does not run "
-                "without an image. Leave it out: model.anatomy.self_blocks are the others."
-            )
         block = model.blocks[layer]
         if self._component == "attn_out":
             return block.get(parts.attn_out)
@@ -281,12 +310,15 @@ class EmbeddingStream:
     def __init__(self, model: "Model") -> None:
         self._model = model
 
+    def _live(self) -> Any:
+        with in_order("embeddings"):
+            return self._model.blocks[0].input
+
     def __getitem__(self, positions: Any) -> Any:
-        return gather(self._model.blocks[0].input, positions)
+        return gather(self._live(), positions)
 
     def __setitem__(self, positions: Any, value: Any) -> None:
-        block = self._model.blocks[0]
-        block.input = written(block.input, positions, value)
+        self._model.blocks[0].input = written(self._live(), positions, value)
 
 
 class ImageFeatureStream:
@@ -315,13 +347,13 @@ class ImageFeatureStream:
                 f"{model.name} has no image positions; index image_features with a slice or list "
                 "of vision tokens, such as [:]."
             )
-        return model.nn.get(model.anatomy.projector)
+        return model.nn.get(model.anatomy.projector or "")
 
     def __getitem__(self, positions: Any) -> Any:
         part = self._part(positions)
         if part is None:
             return self._model.embeddings[positions]
-        return self._states(part.output)[:, positions]
+        return gather(self._states(part.output), positions)
 
     def __setitem__(self, positions: Any, value: Any) -> None:
         part = self._part(positions)
@@ -362,6 +394,7 @@ class LogitsStream:
         return gather(logits, self._shifted(logits, positions))
 
     def __setitem__(self, positions: Any, value: Any) -> None:
-        output = self._model.nn.output
+        model: Any = self._model.nn
+        output = model.output
         output.logits = written(output.logits, self._shifted(output.logits, positions), value)
-        self._model.nn.output = output
+        model.output = output
