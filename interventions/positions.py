@@ -56,6 +56,10 @@ class Positions:
             index, torch.ones_like(index, dtype=torch.bool), self.length, True, self.role
         )
 
+    def shifted(self, left: int, length: int) -> "Positions":
+        """Return the same tokens in a prompt that lost ``left`` columns in front."""
+        return Positions(self.index - left, self.mask, length, self.single, self.role)
+
     def rows(self, rows: torch.Tensor | list[int]) -> "Positions":
         """Return the positions of some rows, in the order given."""
         return Positions(self.index[rows], self.mask[rows], self.length, self.single, self.role)

@@ -1,5 +1,6 @@
 """Linear probes for all layers at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +36,17 @@ class Probe:
 def fit_probe(
     hidden: torch.Tensor, labels: torch.Tensor, *, n_classes: int, ridge: float = 1e-2
 ) -> Probe:
-    """Fit a ridge classifier for every layer, in closed form and float64.
+    """Fit a ridge classifier for every layer; :func:`fit_probes` for one set of labels."""
+    [probe] = fit_probes(hidden, [labels], n_classes=n_classes, ridge=ridge)
+    return probe
+
+
+def fit_probes(
+    hidden: torch.Tensor, label_sets: Sequence[torch.Tensor], *, n_classes: int, ridge: float = 1e-2
+) -> list[Probe]:
+    """Fit ridge classifiers for every layer, in closed form and float64.
+
+    Several sets of labels of the same rows, such as shuffled ones, share most of the work.
 
     Features are centred and scaled by their standard deviation; the penalty is ``ridge`` times
     the mean eigenvalue of their Gram matrix, so that it means the same at every layer.
@@ -43,20 +54,22 @@ def fit_probe(
     Parameters
     ----------
     hidden : Tensor [layer, row, d_model]
-    labels : Tensor [row]
+    label_sets : sequence of Tensor [row]
         Class indices.
     n_classes : int
     ridge : float
 
     Returns
     -------
-    Probe
+    list of Probe
+        One per set of labels.
 
     Examples
     --------
     >>> rows = torch.eye(3)[None].repeat(1, 4, 1)
     >>> labels = torch.arange(3).repeat(4)
-    >>> bool((fit_probe(rows, labels, n_classes=3).predict(rows)[0] == labels).all())
+    >>> [probe] = fit_probes(rows, [labels], n_classes=3)
+    >>> bool((probe.predict(rows)[0] == labels).all())
     True
     """
     rows = hidden.double()
@@ -64,13 +77,21 @@ def fit_probe(
     scale = rows.std(1, keepdim=True, correction=0)
     scale = scale.clamp(min=1e-6).maximum(1e-3 * scale.mean(-1, keepdim=True))
     x = (rows - mean) / scale
-    y = torch.nn.functional.one_hot(labels.to(rows.device), n_classes).double()
-    offset = y.mean(0)
-    gram = x @ x.transpose(1, 2)  # rows are fewer than, or about as many as, features
-    n = gram.shape[-1]
-    size = gram.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
-    penalty = ridge * size.clamp(min=1e-9)  # rows can all be equal: then every score is a tie
-    dual = torch.linalg.solve(
-        gram + penalty * torch.eye(n, dtype=gram.dtype, device=gram.device), y - offset
-    )
-    return Probe(x.transpose(1, 2) @ dual, mean, scale, offset)
+    n, d = x.shape[1:]
+    # The smaller of the two Gram matrices: with the same penalty both give the same classifier.
+    primal = d < n
+    gram = x.mT @ x if primal else x @ x.mT
+    total = gram.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
+    # Rows can all be equal: then every score is a tie.
+    penalty = ridge * (total / n).clamp(min=1e-9)
+    identity = torch.eye(len(gram[0]), dtype=gram.dtype, device=gram.device)
+    factor = torch.linalg.cholesky(gram + penalty * identity)
+    probes = []
+    for labels in label_sets:
+        y = torch.nn.functional.one_hot(labels.to(rows.device), n_classes).double()
+        offset = y.mean(0)
+        target = (x.mT @ (y - offset)) if primal else (y - offset).expand(len(x), -1, -1)
+        solved = torch.cholesky_solve(target, factor)
+        weight = solved if primal else x.mT @ solved
+        probes.append(Probe(weight, mean, scale, offset))
+    return probes

@@ -13,7 +13,7 @@ import torch
 
 from interventions.errors import RoleError, did_you_mean
 from interventions.positions import Positions, from_lists
-from interventions.rows import Row
+from interventions.rows import SEQUENCE_KEYS, Row
 
 TEXT_KEYS = ("input_ids", "attention_mask", "position_ids")
 SINGLE = ("last", "last_image")
@@ -129,6 +129,38 @@ class Prompt:
         mask = self.inputs["attention_mask"][:, -self.length :]
         lists = [row.nonzero().flatten().tolist() for row in mask]
         return from_lists(lists, length=self.length, single=False, role="every token")
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Number of real tokens of each row, without the shared prefix, [row]."""
+        return self.inputs["attention_mask"][:, -self.length :].sum(-1)
+
+    def trimmed(self) -> tuple["Prompt", int]:
+        """Return the prompt without the columns that are padding in every row.
+
+        Returns
+        -------
+        prompt : Prompt
+        left : int
+            Number of columns taken off in front; see :meth:`interventions.Positions.shifted`.
+        """
+        mask = self.inputs["attention_mask"]
+        prefix = mask.shape[1] - self.length
+        used = mask[:, prefix:].any(0).nonzero().flatten()
+        left, stop = int(used.min()), int(used.max()) + 1
+        if (left, stop) == (0, self.length):
+            return self, 0
+        inputs = dict(self.inputs)
+        for key in ("input_ids", *SEQUENCE_KEYS):
+            if key in inputs:
+                inputs[key] = inputs[key][:, left:stop]
+        inputs["position_ids"] = inputs["position_ids"][..., left:stop]
+        inputs["attention_mask"] = torch.cat([mask[:, :prefix], mask[:, prefix:][:, left:stop]], 1)
+        roles = [
+            {name: [position - left for position in found] for name, found in one.items()}
+            for one in self.roles
+        ]
+        return replace(self, inputs=inputs, roles=roles), left
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> "Prompt":
         """Return some rows as a prompt of their own.

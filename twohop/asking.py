@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ class Study:
     seed : int
     max_new_tokens : int
         How long an answer may be, see :func:`longest_answer`.
+    kept : dict
+        What the backbone gave and later pairs on it will ask for again.
     tick : callable
         Told the number of rows done, for a progress bar.
     """
@@ -40,6 +43,7 @@ class Study:
     benchmark: Benchmark
     seed: int = 0
     max_new_tokens: int = 8
+    kept: dict[Any, Any] = field(default_factory=dict, compare=False)
     tick: Tick = field(default=no_tick, compare=False)
 
 

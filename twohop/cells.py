@@ -1,6 +1,7 @@
 """Many patched variants of the same rows, several variants to one forward pass."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,7 +11,9 @@ from interventions.answers import candidate_ids, greedy
 from twohop.asking import Study
 from twohop.entities.items import Item
 
-BATCH_ROWS = 192
+GROUP_ROWS = 6  # rows of like length, so that little padding is run
+CELL_ROWS = 36  # few, so that a batch begins near the first block of each of its cells
+ANSWER_ROWS = 192  # many, as a decoding step costs little more for many rows than for one
 
 PatchesOf = Callable[[torch.Tensor, torch.Tensor], Sequence[Patch]]
 Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -55,20 +58,27 @@ def run_cells(
     starts = torch.tensor([min(block, model.n_layers - 1) for block in first_blocks])
     needed = starts.unique().tolist()
     [clean] = read(model, prompt, [Site("resid_pre", needed)])
-    order = starts.argsort(stable=True)[:, None] * n + torch.arange(n)
-    for batch in order.flatten().split(BATCH_ROWS):
-        rows, cells = batch % n, batch // n
-        block = int(starts[cells].min())
-        found = run(
-            model,
-            prompt.select(rows),
-            patches=patches_of(rows, cells),
-            logits=positions.rows(rows),
-            start=(block, clean[needed.index(block), rows]),
-        )
-        if found.logits is not None:
-            table[cells.numpy(), rows.numpy()] = measure(found.logits, rows).double().cpu().numpy()
-        study.tick(len(batch))
+    for group in prompt.lengths.argsort(stable=True).split(GROUP_ROWS):
+        order = starts.argsort(stable=True)[:, None] * n + group
+        for batch in order.flatten().split(CELL_ROWS):
+            rows, cells = batch % n, batch // n
+            block = int(starts[cells].min())
+            some, left = prompt.select(rows).trimmed()
+            there = slice(left, left + some.length)
+            found = run(
+                model,
+                some,
+                patches=[
+                    replace(patch, positions=patch.positions.shifted(left, some.length))
+                    for patch in patches_of(rows, cells)
+                ],
+                logits=positions.rows(rows).shifted(left, some.length),
+                start=(block, clean[needed.index(block), rows][:, there]),
+            )
+            if found.logits is not None:
+                measured = measure(found.logits, rows).double().cpu().numpy()
+                table[cells.numpy(), rows.numpy()] = measured
+            study.tick(len(batch))
     return table
 
 
@@ -83,7 +93,7 @@ def free_answers(
     """Greedy answers of every row in every cell, as text: [cell][row]."""
     n = len(prompt)
     texts = [[""] * n for _ in range(n_cells)]
-    for batch in torch.arange(n_cells * n).split(BATCH_ROWS):
+    for batch in torch.arange(n_cells * n).split(ANSWER_ROWS):
         rows, cells = batch % n, batch // n
         some = prompt.select(rows)
         prefill = run(model, some, patches=patches_of(rows, cells), keep_cache=True)

@@ -97,6 +97,7 @@ def run_studies(options: argparse.Namespace) -> int:
     from twohop.study import Models, Settings, run_study
 
     quiet_libraries()
+    share_heads_on_a_cpu()
     pairs = [find_pair(key) for key in dict.fromkeys(options.pair)]
     console, models = Console(), Models()
     settings = Settings(limit=options.limit, seed=options.seed)
@@ -205,6 +206,18 @@ def train_pair(options: argparse.Namespace) -> int:
         train_micro(out=out, seed=options.seed)
     sys.stdout.write(f"Weights are in {out}.\n")
     return 0
+
+
+def share_heads_on_a_cpu() -> None:
+    """Let query heads share their keys and values in place, where transformers would copy them.
+
+    Under a mask it copies the keys and values once per query head, as some GPUs want it. On a CPU
+    the copies take longer than attention itself.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
 
 
 def quiet_libraries() -> None:

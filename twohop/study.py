@@ -85,10 +85,17 @@ class Reporter:
 
 
 class Models:
-    """Models that are loaded when a stage first needs them, and kept for the next pair."""
+    """Models that are loaded when a stage first needs them, and kept for the next pair.
+
+    Attributes
+    ----------
+    results : dict
+        What they gave that the next pair will ask for again.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[Path, Model] = {}
+        self.results: dict[Any, Any] = {}
 
     def get(self, folder: Path) -> Model:
         """Return the model of a folder."""
@@ -247,6 +254,7 @@ def run_study(
                 benchmark=benchmark,
                 seed=settings.seed,
                 max_new_tokens=longest_answer(backbone, benchmark),
+                kept=models.results,
             )
             rows = expected_rows(stage, benchmark, done)
             with reporter.stage(stage, rows) as tick:
