@@ -135,7 +135,7 @@ def check_a_transplant(both: iv.ModelPair, layer: int) -> None:
         assert plain.logits is not None
 
         _, [hidden] = raw_run(named, reads=[(component, layer)])
-        last = [entity.index[row][entity.mask[row]][-1].item() for row in range(2)]
+        last = [int(entity.index[row][entity.mask[row]][-1]) for row in range(2)]
         value = hidden.reshape(2, -1, both.backbone.d_model)[[0, 1], last]
         edits = [(component, there, set_everywhere(place, value))]
         logits, [after] = raw_run(shown, edits=edits, reads=[("resid_post", final)])
