@@ -11,7 +11,7 @@ from families import PATHS, Case, arguments_of, case_of, part, raw_run, set_at
 
 import interventions as iv
 from interventions.answers import candidate_ids, following
-from interventions.errors import PromptError, SiteError
+from interventions.errors import PromptError, RoleError, SiteError
 from interventions.positions import from_lists
 from interventions.streams import COMPONENTS, RESIDUAL, Component
 
@@ -55,21 +55,22 @@ def test_a_single_row_is_what_processor_and_model_make_of_it(case: Case) -> None
     """Ids, image tensors and positions are the library's own, which is given none of ours."""
     source: Any = case.model.processor or case.model.tokenizer
     for row, text in enumerate(case.texts):
-        images = {"images": [case.pictures[row]]} if case.pictures else {}
-        encoded = plainly(source, text, **images)
+        images = [case.pictures[row]] if case.pictures else None
+        encoded = plainly(source, text, images)
         with torch.no_grad():
             theirs = case.model.module(**encoded).logits
-        alone = case.model.prompt(text, **images)
+        alone = case.model.prompt(text, images=images)
         assert torch.equal(alone.inputs["input_ids"], encoded["input_ids"])
         with case.model.trace(alone):
             ours = case.model.logits[:].save()
         assert torch.equal(ours, theirs)
 
 
-def plainly(source: Any, text: str, **images: Any) -> Any:
+def plainly(source: Any, text: str, images: list[Any] | None) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "__array__", DeprecationWarning)  # PaliGemma's labels
-        encoded = source(text=[text], return_tensors="pt", **images)
+        given = {"images": images} if images else {}
+        encoded = source(text=[text], return_tensors="pt", **given)
     encoded.pop("labels", None)
     return encoded
 
@@ -161,8 +162,8 @@ def check_rows(case: Case, floor: float) -> None:
     sites = [iv.Site("resid_post", slice(0, model.n_layers), case.prompt.at("last"))]
     [together] = iv.read(model, case.prompt, sites)
     for row, text in enumerate(case.texts):
-        images = {"images": [case.pictures[row]]} if case.pictures else {}
-        alone = model.prompt(text, **images)
+        images = [case.pictures[row]] if case.pictures else None
+        alone = model.prompt(text, images=images)
         [single] = iv.read(
             model, alone, [iv.Site("resid_post", slice(0, model.n_layers), alone.at("last"))]
         )
@@ -310,9 +311,9 @@ def test_a_shared_prefix_changes_no_number(case: Case) -> None:
     longer = [f"This is a longer beginning. {text}" for text in case.texts]
     if case.name in ("paligemma", "mllama"):
         longer = list(case.texts)
-    images = {"images": list(case.pictures)} if case.pictures else {}
-    whole = model.prompt(longer, **images)
-    shared = model.prompt(longer, **images, share_prefix=True)
+    images = list(case.pictures) if case.pictures else None
+    whole = model.prompt(longer, images=images)
+    shared = model.prompt(longer, images=images, share_prefix=True)
     if not case.pictures and not model.anatomy.windowed:
         assert len(shared.prefix_ids) > 3
     one, two = iv.run(model, whole).logits, iv.run(model, shared).logits
@@ -355,7 +356,7 @@ def test_another_image_gives_another_answer(shown: Case) -> None:
 def test_image_roles_are_the_tokens_that_features_replace(shown: Case) -> None:
     model, prompt = shown.model, shown.prompt
     if model.anatomy.cross_blocks:
-        with pytest.raises(iv.errors.RoleError, match="cross-attention"):
+        with pytest.raises(RoleError, match="cross-attention"):
             prompt.at("image")
         return
     for row, roles in enumerate(prompt.roles):
@@ -385,7 +386,7 @@ def test_two_images_in_a_row(shown: Case) -> None:
     with torch.no_grad():
         plain = model.module(**arguments_of(prompt)).logits
     assert torch.equal(logits, plain)
-    encoded = plainly(model.processor, text, images=[pictures])
+    encoded = plainly(model.processor, text, [pictures])
     with torch.no_grad():
         theirs = model.module(**encoded).logits
     alone = model.prompt(text, images=[pictures])

@@ -110,7 +110,7 @@ def transplant_arms(
         ) -> list[Patch]:
             patches = []
             for cell in cells.unique().tolist():
-                component, value, index = sources[arms[cell]]
+                component, value, index = sources[arms[int(cell)]]
                 place = shown.at("image", index).rows(batch).only(cells == cell)
                 layers = [mapped[block] for block in range(len(value))]
                 patches.append(Patch(component, layers, place, value[:, mine[batch]]))
