@@ -128,6 +128,7 @@ def raw_run(
     *,
     edits: Sequence[tuple[str, int, Edit]] = (),
     reads: Sequence[tuple[str, int]] = (),
+    arguments: dict[str, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """One forward pass with plain PyTorch hooks: logits, and the values read."""
     shape = case.prompt.inputs["input_ids"].shape
@@ -169,7 +170,7 @@ def raw_run(
             else:
                 handle = module.register_forward_hook(after(keep))
             stack.callback(handle.remove)
-        logits = case.model.module(**case.arguments).logits
+        logits = case.model.module(**(arguments or case.arguments)).logits
     return logits, [found[key] for key in reads]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from conftest import FLOOR32, FLOOR64, noise, relative
+from conftest import FLOOR16, FLOOR32, FLOOR64, noise, relative
 from families import PATHS, Case, arguments_of, case_of, part, raw_run, set_at
 
 import interventions as iv
@@ -115,6 +115,29 @@ def test_patching_a_value_with_itself_changes_nothing_bit_for_bit(
         getattr(model, component)[:, case.place] = own
         logits = model.logits[:].save()
     assert torch.equal(logits, plain)
+
+
+def test_bf16_reads_and_writes_equal_hooks(case: Case) -> None:
+    half = case_of(case.name, torch.bfloat16)
+    arguments = {
+        key: value.bfloat16() if value.is_floating_point() else value
+        for key, value in half.arguments.items()
+    }
+    value = noise((2, half.model.d_model)).bfloat16()
+    edits = [("resid_post", 1, set_at(half.place, value))]
+    expected, [read] = raw_run(half, edits=edits, reads=[("mlp_out", 2)], arguments=arguments)
+    with half.model.trace(half.prompt):
+        half.model.resid_post[1, half.place] = value
+        found = half.model.mlp_out[2].save()
+        logits = half.model.logits[:].save()
+    assert logits.dtype == torch.bfloat16
+    assert torch.equal(logits, expected)
+    assert torch.equal(found, read)
+    exact = iv.run(case.model, case.prompt).logits
+    rough = iv.run(half.model, half.prompt).logits
+    assert exact is not None
+    assert rough is not None
+    assert relative(rough, exact) < FLOOR16
 
 
 def test_components_add_up(case: Case) -> None:
