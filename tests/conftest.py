@@ -12,7 +12,7 @@ from twohop.micro.world import EVALUATION_START, view
 # Noise floors, as a share of the largest value compared. float32 through 8 blocks differs by the
 # order of its sums: batching and padding change it. float64 must fall by eight orders.
 # bfloat16 keeps 8 bits, so each of a few blocks adds some 2**-8 of the largest value.
-FLOOR16 = 2e-1
+FLOOR16 = 1e-1
 FLOOR32 = 2e-5
 FLOOR64 = 1e-12
 

@@ -198,6 +198,24 @@ def check_rows(case: Case, floor: float) -> None:
         assert relative(part[:, 0], single[:, 0]) < floor
 
 
+def test_columns_of_padding_can_be_taken_off(case: Case) -> None:
+    model, prompt = case.model, case.prompt
+    short = int(prompt.lengths.argmin())
+    whole = prompt.select([short])
+    trimmed, left = whole.trimmed()
+    assert left == prompt.length - int(prompt.lengths.min()) > 0
+    assert trimmed.length == int(prompt.lengths.min())
+    value = noise((1, model.d_model))
+    place = whole.at("entity", -1)
+    moved = place.shifted(left, trimmed.length)
+    assert torch.equal(moved.index, trimmed.at("entity", -1).index)
+    one = iv.run(model, whole, patches=[iv.Patch("resid_post", 1, place, value)]).logits
+    two = iv.run(model, trimmed, patches=[iv.Patch("resid_post", 1, moved, value)]).logits
+    assert one is not None
+    assert two is not None
+    assert relative(two, one) < FLOOR32
+
+
 def test_rows_do_not_leak(case: Case) -> None:
     model = case.model
     first = case.place.only(torch.tensor([True, False]))
