@@ -5,6 +5,7 @@ A decoder block must add an attention's and an MLP's output to its input, in wha
 understood so is refused with the reason.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,7 +154,16 @@ def find_anatomy(module: Any) -> Anatomy:
     LoadError
         If a part cannot be found: the part and what the model has instead are named.
     """
-    name = type(module).__name__
+    try:
+        return _find(module, type(module).__name__)
+    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        raise LoadError(
+            f"{type(module).__name__} is of an unknown build: {error}. Add its layout to "
+            "interventions/anatomy.py."
+        ) from error
+
+
+def _find(module: Any, name: str) -> Anatomy:
     paths = {id(part): path for path, part in module.named_modules()}
     config: Any = getattr(module, "config", None)
     if not hasattr(config, "get_text_config"):
@@ -177,7 +187,19 @@ def find_anatomy(module: Any) -> Anatomy:
 
     tower, projector = _vision(module)
     image_token_id = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-    if any(block.cross for block in parts):
+    crosses = any(block.cross for block in parts)
+    if getattr(config, "vision_config", None) is not None and tower is None:
+        raise LoadError(
+            f"{name} takes images, but no vision tower was found among "
+            f"{', '.join(key for key, _ in getattr(module, 'model', module).named_children())}. "
+            "Add its name to interventions/anatomy.py."
+        )
+    if tower is not None and image_token_id is None and not crosses:
+        raise LoadError(
+            f"{name}: how its images enter is unknown; its config has no image_token_id, and no "
+            "block is a cross-attention block. Add its layout to interventions/anatomy.py."
+        )
+    if crosses:
         image_token_id = None  # the image token is an ordinary one: no feature takes its place
     heads = text.num_attention_heads
     return Anatomy(
@@ -348,50 +370,62 @@ def check_components(module: Any, anatomy: Anatomy) -> str | None:
     str or None
         What is wrong, for a message.
     """
-    seen: dict[tuple[int, str], torch.Tensor] = {}
-    handles = []
     layers = module.get_submodule(anatomy.blocks)
-
-    def keep(key: tuple[int, str], value: Any) -> None:
-        value = value[0] if isinstance(value, tuple) else value
-        seen[key] = value.detach().reshape(-1, anatomy.d_model).double()
-
-    def watch(layer: int, block: Any) -> None:
-        parts = anatomy.parts[layer]
-        for component in ("attn_out", "mlp_out"):
-            part = block.get_submodule(getattr(parts, component))
-            handles.append(
-                part.register_forward_hook(
-                    lambda _m, _a, out, key=(layer, component): keep(key, out)
-                )
-            )
-        handles.append(
-            block.register_forward_hook(lambda _m, _a, out, key=(layer, "post"): keep(key, out))
-        )
-        handles.append(
-            block.register_forward_pre_hook(
-                lambda _m, args, kwargs, key=(layer, "pre"): keep(
-                    key, args[0] if args else kwargs["hidden_states"]
-                ),
-                with_kwargs=True,
-            )
-        )
-
+    seen: dict[tuple[int, str], torch.Tensor] = {}
+    with ExitStack() as stack, torch.no_grad():
+        for layer in anatomy.self_blocks:
+            _watch(layers[layer], anatomy.parts[layer], layer, seen, stack)
+        device = module.get_submodule(anatomy.embeddings).weight.device
+        where = "cpu" if device.type == "meta" else device  # weights that are brought when needed
+        ids = torch.arange(1, 5, device=where)[None] % anatomy.vocab
+        logits = module(input_ids=ids, use_cache=False).logits
+        if (after := seen.get((anatomy.n_layers - 1, "post"))) is not None:
+            norm, head = (module.get_submodule(p) for p in (anatomy.final_norm, anatomy.head))
+            ours = head(norm(after)) * anatomy.logit_scale
+            if (cap := anatomy.softcap) is not None:
+                ours = torch.tanh(ours / cap) * cap
+            error = (ours.to(logits.device) - logits).float().abs().max()
+            if error > 4 * _noise(logits) * logits.float().abs().max():
+                return "the final norm and the head do not make the logits of the last resid_post"
     for layer in anatomy.self_blocks:
-        watch(layer, layers[layer])
-    try:
-        device = next(module.parameters()).device
-        ids = torch.arange(1, 5, device=device)[None] % anatomy.vocab
-        with torch.no_grad():
-            module(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for layer in anatomy.self_blocks:
-        parts = [seen.get((layer, key)) for key in ("pre", "attn_out", "mlp_out", "post")]
-        before, attn, mlp, after = parts
-        if before is None or attn is None or mlp is None or after is None:
+        found = [seen.get((layer, key)) for key in ("pre", "attn_out", "mlp_out", "post")]
+        if any(one is None for one in found):
             return f"a part of block {layer} did not run in a plain forward pass"
-        if not torch.allclose(before + attn + mlp, after, rtol=2e-2, atol=2e-2):
+        *summands, after = (
+            one.reshape(-1, anatomy.d_model).double().cpu() for one in found if one is not None
+        )
+        error = (sum(summands) - after).abs()
+        if bool((error > _noise(found[-1]) * sum(one.abs() for one in summands)).any()):
             return f"in block {layer} resid_pre + attn_out + mlp_out is not resid_post"
     return None
+
+
+def _noise(value: Any) -> float:
+    """What rounding may do to a sum of a few numbers, as a share of them."""
+    return max(4 * torch.finfo(value.dtype).eps, 1e-5)
+
+
+def _watch(
+    block: nn.Module,
+    parts: Block,
+    layer: int,
+    seen: dict[tuple[int, str], torch.Tensor],
+    stack: ExitStack,
+) -> None:
+    """Keep what goes through a block while ``stack`` is open."""
+
+    def keep(name: str) -> Any:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            # A copy: some blocks (Falcon's) add up in place.
+            seen[layer, name] = (output[0] if isinstance(output, tuple) else output).clone()
+
+        return hook
+
+    def enter(_module: Any, args: Any, kwargs: Any) -> None:
+        seen[layer, "pre"] = (args[0] if args else kwargs["hidden_states"]).clone()
+
+    for name in ("attn_out", "mlp_out"):
+        part = block.get_submodule(getattr(parts, name))
+        stack.callback(part.register_forward_hook(keep(name)).remove)
+    stack.callback(block.register_forward_hook(keep("post")).remove)
+    stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)

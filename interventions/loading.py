@@ -52,7 +52,8 @@ def load(
         Branch, tag or commit on the hub.
     remote : bool or str
         Run on NDIF, or on the NDIF server at a URL. Only the config and the processor's files are
-        read here; no weight is.
+        read here; no weight is. The server finds the model by its repo id, and says where its
+        weights lie and in what format.
     trust_remote_code : bool
         Run code that comes with the checkpoint. Off unless asked for.
 
@@ -89,10 +90,18 @@ def load(
     if device is not None and device_map is not None:
         raise LoadError("device and device_map were both given. Give one of them.")
     place = str(source)
+    if remote:
+        _check_remote(place, remote, device=device, device_map=device_map, dtype=dtype)
     name = Path(place).name if Path(place).is_dir() else place
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _reading(place):
-        if not remote and is_original_llava(place, revision=revision):
+        if is_original_llava(place, revision=revision):
+            if remote:
+                raise LoadError(
+                    f"{place!r} is in LLaVA's original layout, which is converted while it is "
+                    "read; a server cannot run it. Leave remote= out, or convert it "
+                    "(iv.load(...).module.save_pretrained) and serve that from a repo."
+                )
             module, processor = load_original_llava(
                 place,
                 tokenizer=tokenizer,
@@ -130,6 +139,20 @@ def load(
             f"such as {missing[0]!r}, and would be random. Use a complete checkpoint."
         )
     return _wrap(module, given, name=name, revision=revision)
+
+
+def _check_remote(place: str, remote: bool | str, **settings: Any) -> None:
+    """Refuse what a server would not do."""
+    if given := [key for key, value in settings.items() if value is not None]:
+        raise LoadError(
+            f"{' and '.join(given)} cannot be chosen with remote=: the server holds the weights "
+            "as it was told to. Leave it out."
+        )
+    if remote != "local" and Path(place).is_dir():
+        raise LoadError(
+            f"{place!r} is a folder on this machine, and a server finds a model by its repo id. "
+            'Give the id, or leave remote= out (remote="local" tries the remote path here).'
+        )
 
 
 @dataclass(frozen=True)
@@ -217,6 +240,7 @@ def _wrap(
     nn = TransformersModel(module, task=given.task, **given.arguments)
     model = Model(nn, name=name, revision=revision)
     anatomy = model.anatomy
+    _check_image_token(model)
     if not tested(anatomy.model_type) and (wrong := check_components(module, anatomy)):
         raise LoadError(
             f"{name}: {wrong}, so the parts of this architecture ({anatomy.model_type}) were not "
@@ -243,4 +267,23 @@ def _wrap_remote(
         attn_implementation=attn_implementation,
         **given.arguments,
     )
-    return Model(nn, name=place, revision=revision, remote=remote)
+    model = Model(nn, name=place, revision=revision, remote=remote)
+    _check_image_token(model)
+    return model
+
+
+def _check_image_token(model: Model) -> None:
+    """Refuse a processor that writes images in another token than the model looks for."""
+    wanted, processor, tokenizer = model.anatomy.image_token_id, model.processor, model.tokenizer
+    if wanted is None or processor is None:
+        return
+    # Which of its tokens a processor fills differs; it knows the one that it does fill.
+    words = {value for value in vars(processor).values() if isinstance(value, str)}
+    words.add(getattr(tokenizer, "image_token", None) or "")
+    known = tokenizer.get_vocab()
+    if wanted not in {known[word] for word in words if word in known}:
+        raise LoadError(
+            f"{type(processor).__name__} does not belong to {model.name}: image features take the "
+            f"place of token {wanted}, which is {tokenizer.convert_ids_to_tokens(wanted)!r} to "
+            "its tokenizer and no image token. Pass the processor= of this model."
+        )

@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
+from families import case_of, model_of
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 import interventions as iv
 from interventions.alignment import layer_map
 from interventions.anatomy import find_anatomy
-from interventions.errors import AlignmentError, LoadError
+from interventions.errors import AlignmentError, LoadError, PromptError
 from interventions.lens import lens
 from interventions.probing import fit_probe
+from interventions.streams import COMPONENTS
 from twohop.micro.folders import micro_folder
 
 
@@ -44,25 +47,12 @@ def test_what_cannot_be_loaded_says_why(llm: iv.Model, tmp_path: Path) -> None:
         iv.load(tmp_path)
     with pytest.raises(LoadError, match="Pass processor= for a VLM, tokenizer= for a language"):
         iv.load(llm.module)
-    with pytest.raises(LoadError, match="no list of decoder blocks"):
+    with pytest.raises(LoadError, match="Linear is not a transformers model"):
         find_anatomy(torch.nn.Linear(2, 2))
-
-
-def test_other_architectures_are_refused_with_the_reason() -> None:
-    from transformers import (
-        Gemma2Config,
-        Gemma2ForCausalLM,
-        Qwen2VLConfig,
-        Qwen2VLForConditionalGeneration,
-    )
-
-    with torch.device("meta"):
-        gemma = Gemma2ForCausalLM(Gemma2Config(num_hidden_layers=1, vocab_size=32))
-        qwen = Qwen2VLForConditionalGeneration(Qwen2VLConfig())
-    with pytest.raises(LoadError, match="not of Llama's build"):
-        find_anatomy(gemma)
-    with pytest.raises(LoadError, match="type 'qwen2_vl' are not supported yet, only llava"):
-        find_anatomy(qwen)
+    with pytest.raises(LoadError, match="device and device_map were both given"):
+        iv.load(micro_folder("micro-backbone"), device="cpu", device_map="auto")
+    with pytest.raises(LoadError, match="a ready module runs here"):
+        iv.load(llm.module, tokenizer=llm.tokenizer, remote=True)
 
 
 def test_a_half_loaded_model_is_refused(tmp_path: Path) -> None:
@@ -79,12 +69,116 @@ def test_a_half_loaded_model_is_refused(tmp_path: Path) -> None:
         iv.load(tmp_path)
 
 
+def same_logits(one: iv.Model, other: iv.Model) -> None:
+    """Whole forward passes agree bit for bit on a text (and a picture)."""
+    text, pictures = "what is it", None
+    if one.anatomy.is_vlm:
+        text, pictures = f"{one.image_token}what is it", tiny.picture((40, 30))
+    logits = []
+    for model in (one, other):
+        prompt = model.prompt(text, images=pictures)
+        with model.trace(prompt):
+            logits.append(model.logits[:].save())
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_a_folder_of_every_family_is_its_module(name: str, tmp_path: Path) -> None:
+    folder = tiny.save(name, tmp_path / name)
+    settings: dict[str, Any] = {}
+    if name == "llama4":
+        with pytest.raises(LoadError, match=r"Llama 4 needs torchvision.* pass a processor="):
+            iv.load(folder)
+        settings["processor"] = tiny.open_processor(folder)
+    model = iv.load(folder, attn_implementation="eager", **settings)
+    assert model.name == name
+    assert not model.module.training
+    same_logits(model, model_of(name))
+
+
+def _layers(model: iv.Model, place: str) -> dict[str, str]:
+    """A device map that puts every other block at ``place``, and all else on the CPU."""
+    where: dict[str, str] = {}
+
+    def walk(module: Any, path: str) -> None:
+        if path and not model.anatomy.blocks.startswith(path):
+            where[path] = "cpu"
+            return
+        for key, child in module.named_children():
+            if path == model.anatomy.blocks:
+                where[f"{path}.{key}"] = place if int(key) % 2 else "cpu"
+            else:
+                walk(child, f"{path}.{key}".removeprefix("."))
+
+    walk(model.module, "")
+    return where
+
+
+@pytest.mark.parametrize("name", ["llama", "llava"])
+def test_devices_and_formats(name: str, tmp_path: Path) -> None:
+    folder = tiny.save(name, tmp_path / name)
+    plain = model_of(name)
+    for where in ({"device_map": {"": "cpu"}}, {"device_map": "auto"}, {"device": "cpu"}):
+        model = iv.load(folder, attn_implementation="eager", **where)
+        assert {value.device.type for value in model.module.parameters()} == {"cpu"}
+        same_logits(model, plain)
+    model = iv.load(folder, dtype=torch.float64, attn_implementation="sdpa")
+    assert (model.dtype, model.module.config._attn_implementation) == (torch.float64, "sdpa")
+    same_logits(model, model_of(name, torch.float64, "sdpa"))
+    assert iv.load(folder, dtype="bfloat16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["llama", "llava"])
+def test_offloaded_weights_change_nothing(name: str, tmp_path: Path) -> None:
+    case = case_of(name)
+    folder = tiny.save(name, tmp_path / name)
+    away = iv.load(folder, attn_implementation="eager", device_map=_layers(case.model, "disk"))
+    assert {value.device.type for value in away.module.parameters()} == {"cpu", "meta"}
+    sites = [iv.Site(one, slice(0, away.n_layers)) for one in COMPONENTS]
+    ours, theirs = (iv.read(model, case.prompt, sites) for model in (away, case.model))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    logits = []
+    for model in (away, case.model):
+        with model.trace(case.prompt):  # blocks 1 and 3 are the ones on disk
+            model.resid_pre[1, case.place] = 0.0
+            model.mlp_out[1, case.place] *= 0.5
+            model.head_out[3, case.place, 1] = 1.0
+            logits.append(model.logits[:].save())
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("name", ["llava", "mistral3", "gemma3", "qwen2_5_vl", "internvl"])
+def test_a_processor_of_another_model_is_refused(name: str) -> None:
+    module, _ = tiny.build(name)
+    other = "gemma3" if name != "gemma3" else "llava"
+    _, processor = tiny.build(other)
+    with pytest.raises(LoadError, match=r"does not belong to .* Pass the processor= of this"):
+        iv.load(module, processor=processor)
+
+
+def _halved(processor: Any) -> None:
+    processor.patch_size //= 2
+
+
+def _unmerged(processor: Any) -> None:
+    processor.image_processor.merge_size = 1
+
+
+@pytest.mark.parametrize(("name", "spoil"), [("llava", _halved), ("qwen2_5_vl", _unmerged)])
+def test_another_number_of_image_tokens_is_noticed_before_a_forward(name: str, spoil: Any) -> None:
+    module, processor = tiny.build(name)
+    spoil(processor)
+    model = iv.load(module, processor=processor)
+    with pytest.raises(PromptError, match=r"image tokens, but the model will make"):
+        model.prompt(f"{model.image_token}what is it", images=tiny.picture((40, 30)))
+
+
 def test_layers_map_only_between_models_of_one_shape(llm: iv.Model, vlm: iv.Model) -> None:
     assert layer_map(vlm, llm) == list(range(8))
     config: Any = copy.deepcopy(llm.module.config)
     config.num_hidden_layers = 3
     shallow = iv.load(LlamaForCausalLM(config), tokenizer=llm.tokenizer)
-    with pytest.raises(AlignmentError, match=r"8 layers x 64.* 3 x 64"):
+    with pytest.raises(AlignmentError, match=r"8 layers x 64.* has 3 layers x 64"):
         layer_map(vlm, shallow)
 
 
