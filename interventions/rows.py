@@ -77,10 +77,14 @@ def span_bounds(text: str, span: Span, *, name: str) -> tuple[int, int]:
 
 
 class _Listener:
-    """Stands in for a tokenizer; keeps the last text it was given and the offsets of its tokens."""
+    """Stands in for a tokenizer; keeps the last text it was given and the offsets of its tokens.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Where the processor writes a begin token in front (Mllama's), the tokenizer adds no second one.
+    """
+
+    def __init__(self, tokenizer: Any, written: str) -> None:
         self._tokenizer = tokenizer
+        self._written = written
         self.text = ""
         self.offsets: list[tuple[int, int]] = []
 
@@ -88,16 +92,21 @@ class _Listener:
         return getattr(self._tokenizer, name)
 
     def __call__(self, text: Any, **kwargs: Any) -> Any:
-        encoded = self._tokenizer(text, **{**kwargs, "return_offsets_mapping": True})
-        offsets = encoded.pop("offset_mapping")
+        settings = {**kwargs, "return_offsets_mapping": True}
         self.text = text if isinstance(text, str) else text[0]
+        bos = self._tokenizer.bos_token
+        if bos and self.text.startswith(bos) and not self._written.startswith(bos):
+            adds = self._tokenizer("")["input_ids"] == [self._tokenizer.bos_token_id]
+            settings["add_special_tokens"] = settings.get("add_special_tokens", True) and not adds
+        encoded = self._tokenizer(text, **settings)
+        offsets = encoded.pop("offset_mapping")
         first = offsets if isinstance(text, str) else offsets[0]
         self.offsets = [(int(a), int(b)) for a, b in first]
         return encoded
 
 
 def _process(processor: Any, text: str, images: Sequence[Any]) -> tuple[Any, _Listener]:
-    listener = _Listener(processor.tokenizer)
+    listener = _Listener(processor.tokenizer, text)
     own = copy.copy(processor)
     own.tokenizer = listener
     try:
