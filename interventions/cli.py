@@ -144,7 +144,8 @@ def _understood(report: "Report") -> str:
 
 def _image_facts(report: "Report") -> Iterator[tuple[str, str]]:
     if report.images == "tokens":
-        token = f"token {report.image_token_id}"
+        known = report.image_token_id is not None
+        token = f"token {report.image_token_id}" if known else "a token that the tokenizer names"
         if report.image_token:
             token += f", {report.image_token!r}"
         yield "images", f"take the place of {token}"

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ class Report:
     placeholder : str or None
         How one image is written in the text of a prompt.
     image_token_id : int or None
-        The token that image features replace.
+        The token that image features replace, where known.
     image_token : str or None
         Its text.
     prompts_missing : str or None
@@ -152,12 +153,16 @@ def examine(source: str | Path, *, revision: str | None = None) -> Report:
 
     place = str(source)
     with _reading(place):
-        if is_original_llava(place, revision=revision):
+        original = is_original_llava(place, revision=revision)
+        if original:
             config, opened = _original_llava(place, revision)
         else:
             config, opened = _transformers(place, revision)
         module = _weightless(config)
-    return report(module, source=place, processor=opened[0], prompts_missing=opened[1])
+    found = report(module, source=place, processor=opened[0], prompts_missing=opened[1])
+    if original and opened[0] is None:
+        return replace(found, image_token_id=None)  # which one it will be, its tokenizer says
+    return found
 
 
 def report(
@@ -211,9 +216,14 @@ def report(
 
 @contextmanager
 def _reading(place: str) -> Iterator[None]:
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
+    except (
+        *(OSError, ValueError, ImportError, KeyError, AttributeError, TypeError),
+        *(RuntimeError, ArithmeticError, StrictDataclassError),  # sizes that do not go together
+    ) as error:
         raise LoadError(
             f"{place!r} cannot be examined: {error}\nExpected a Hugging Face repo id, or a folder "
             "with config.json and the tokenizer or processor files; weights are not needed."
@@ -228,12 +238,13 @@ def _transformers(place: str, revision: str | None) -> tuple[Any, Opened]:
 
     from interventions.processors import open_processor
 
-    config = AutoConfig.from_pretrained(place, revision=revision)
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(place, **common)
     try:
         if _sees(config):
-            processor = open_processor(place, config, revision=revision)
+            processor = open_processor(place, config, **common)
         else:
-            processor = AutoTokenizer.from_pretrained(place, revision=revision)
+            processor = AutoTokenizer.from_pretrained(place, **common)
     except InterventionsError as error:
         return config, (None, str(error))
     except Exception as error:  # transformers raises all sorts; the anatomy does not need it
@@ -245,11 +256,16 @@ def _transformers(place: str, revision: str | None) -> tuple[Any, Opened]:
 
 def _original_llava(place: str, revision: str | None) -> tuple[Any, Opened]:
     """The config of a checkpoint in LLaVA's original layout, as transformers' LLaVA has it."""
-    from transformers import AutoConfig, LlavaConfig
+    from transformers import AutoConfig, AutoTokenizer, LlavaConfig
 
-    from interventions.llava_layout import LAYOUTS, _config_of
+    from interventions.llava_layout import LAYOUTS, _config_of, _image_token
 
     original = _config_of(place, revision)
+    if (kind := original.get("mm_projector_type", "linear")) != "mlp2x_gelu":
+        raise LoadError(
+            f"{place}: its projector is {kind!r}; transformers' LLaVA has only 'mlp2x_gelu', two "
+            "linear layers with a GELU between them."
+        )
     tower = original["mm_vision_tower"]
     inside = Path(place) / tower
     vision = AutoConfig.from_pretrained(str(inside) if inside.is_dir() else tower)
@@ -257,14 +273,25 @@ def _original_llava(place: str, revision: str | None) -> tuple[Any, Opened]:
         LAYOUTS[original["model_type"]],
         **{k: v for k, v in original.items() if not k.startswith("mm_") and k != "model_type"},
     )
-    config = LlavaConfig(
+    opened: Opened
+    image_token_id: int | None = None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+    except Exception as error:  # as above
+        opened = None, f"its tokenizer cannot be opened: {error}"
+    else:
+        token, _ = _image_token(tokenizer)  # load() makes the processor around it
+        image_token_id = tokenizer.convert_tokens_to_ids(token)
+        opened = SimpleNamespace(tokenizer=tokenizer, image_token=token), None
+    config: Any = LlavaConfig(
         vision_config=getattr(vision, "vision_config", vision),
         text_config=text,
         projector_hidden_act="gelu",
         tie_word_embeddings=bool(original.get("tie_word_embeddings", False)),
     )
-    why = "LLaVA's original layout: its processor is made when load() converts the checkpoint"
-    return config, (None, why)
+    if image_token_id is not None:
+        config.image_token_id = image_token_id
+    return config, opened
 
 
 def _sees(config: Any) -> bool:

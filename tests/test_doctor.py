@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from families import PATHS, part
+from families import PATHS, model_of, part
 from tiny.configs import true_config
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    CLIPVisionConfig,
     GPT2Config,
     OPTConfig,
     T5Config,
 )
 
-import interventions as iv
 from interventions.anatomy import Anatomy, find_anatomy
 from interventions.cli import main
 from interventions.doctor import Report, examine, report
@@ -94,7 +94,7 @@ def test_the_parts_are_where_the_hand_written_map_says(name: str, folders: Path)
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "llama4"])
 def test_it_says_what_a_loaded_model_says(name: str, folders: Path) -> None:
-    found, model = examine(folders / name), iv.load(folders / name, remote=True)
+    found, model = examine(folders / name), model_of(name)
     assert found.prompts_missing is None
     assert found.placeholder == model.image_token
     assert found.identity == model.anatomy.identity
@@ -151,6 +151,29 @@ def test_an_architecture_outside_the_suite(folders: Path) -> None:
     assert found.sizes["head_dim"] == 8
 
 
+def test_llavas_original_layout(folders: Path, tmp_path: Path) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(folders / "llama")
+    CLIPVisionConfig(hidden_size=24, num_hidden_layers=2).save_pretrained(tmp_path / "tower")
+    config = {
+        **{"model_type": "llava_llama", "mm_vision_tower": "tower", "vocab_size": len(tokenizer)},
+        **{"mm_projector_type": "mlp2x_gelu", "hidden_size": 32, "intermediate_size": 64},
+        **{"num_hidden_layers": 3, "num_attention_heads": 4},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    blind = examine(tmp_path)
+    assert (blind.model_type, blind.image_token_id) == ("llava", None)
+    assert "tokenizer cannot be opened" in str(blind.prompts_missing)
+    tokenizer.save_pretrained(tmp_path)
+    found = examine(tmp_path)
+    assert (found.sizes["n_layers"], found.sizes["d_model"]) == (3, 32)
+    assert found.prompts_missing is None
+    assert found.image_token == found.placeholder
+    assert found.image_token_id is not None
+    (tmp_path / "config.json").write_text(json.dumps(config | {"mm_projector_type": "linear"}))
+    with pytest.raises(LoadError, match="its projector is 'linear'"):
+        examine(tmp_path)
+
+
 def test_json_has_the_keys_of_the_report(folders: Path, capsys: Any) -> None:
     assert main(["doctor", str(folders / "mllama"), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -197,6 +220,9 @@ def test_a_refused_model_ends_in_its_reason_and_status_2(
         examine(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(LoadError, match="cannot be examined"):
+        examine(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 30}')
+    with pytest.raises(LoadError, match=r"hidden size \(30\) is not a multiple"):
         examine(tmp_path)
 
 
