@@ -70,8 +70,8 @@ def load_original_llava(
     Raises
     ------
     LoadError
-        If the projector is of a kind that transformers' LLaVA does not have, or weights are
-        missing.
+        If projector or tower are of a kind that transformers' LLaVA does not have, or weights are
+        missing, pickled or of something else.
     """
     folder = Path(place)
     if not folder.is_dir():
@@ -85,16 +85,22 @@ def load_original_llava(
         )
     tower = original["mm_vision_tower"]
     tower = str(folder / tower) if (folder / tower).is_dir() else tower
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder)
-    image_token, added = _image_token(tokenizer)
-    strategy = "default" if original.get("mm_vision_select_feature", "patch") == "patch" else "full"
     text = AutoConfig.for_model(
         LAYOUTS[original["model_type"]],
         **{k: v for k, v in original.items() if not k.startswith("mm_") and k != "model_type"},
     )
-    vision = CLIPVisionModel.from_pretrained(tower, dtype=torch.float32)
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, config=text)
+    image_token, added = _image_token(tokenizer)
+    strategy = "default" if original.get("mm_vision_select_feature", "patch") == "patch" else "full"
+    seeing: Any = AutoConfig.from_pretrained(tower)
+    seeing = getattr(seeing, "vision_config", seeing)
+    if seeing.model_type != "clip_vision_model":
+        raise LoadError(
+            f"{place}: its vision tower {tower!r} is of type {seeing.model_type!r}; only CLIP "
+            "towers are read from LLaVA's original layout. Use a checkpoint in transformers' own."
+        )
     config = LlavaConfig(
-        vision_config=vision.config,
+        vision_config=seeing,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids(image_token),
         vision_feature_layer=original.get("mm_vision_select_layer", -2),
@@ -105,27 +111,53 @@ def load_original_llava(
     state = {name: value for path in _weights(folder) for name, value in load_file(path).items()}
     renamed = {_renamed(name): value for name, value in state.items()}
     if not any(name.startswith(TOWER) for name in state):
+        vision = _whole(place, CLIPVisionModel, tower, dtype=torch.float32)
         renamed |= {f"model.vision_tower.{k}": v for k, v in vision.state_dict().items()}
-    loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-        None, config=config, state_dict=renamed, output_loading_info=True, **placement
+    model = _whole(
+        place,
+        LlavaForConditionalGeneration,
+        None,
+        config=config,
+        state_dict=renamed,
+        **placement,
     )
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise LoadError(
-            f"{place!r} is a half-loaded model: {len(missing)} weights are not in the checkpoint, "
-            f"such as {missing[0]!r}. Use a complete checkpoint."
-        )
     if added and len(tokenizer) > config.text_config.vocab_size:
-        model.resize_token_embeddings(len(tokenizer))
+        _grow(model, len(tokenizer))
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil.from_pretrained(tower),
         tokenizer=tokenizer,
-        patch_size=vision.config.patch_size,
+        patch_size=seeing.patch_size,
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=1,
         image_token=image_token,
     )
     return model, processor
+
+
+def _whole(place: str, kind: Any, *args: Any, **settings: Any) -> Any:
+    """Load a model that has all its weights and nothing beside, or say what is amiss."""
+    model, report = kind.from_pretrained(*args, output_loading_info=True, **settings)
+    if missing := sorted(report["missing_keys"]):
+        raise LoadError(
+            f"{place!r} is a half-loaded model: {len(missing)} weights are not in the checkpoint, "
+            f"such as {missing[0]!r}. Use a complete checkpoint."
+        )
+    if kind is LlavaForConditionalGeneration and (beside := sorted(report["unexpected_keys"])):
+        raise LoadError(
+            f"{place!r} has {len(beside)} weights that transformers' LLaVA has no place for, such "
+            f"as {beside[0]!r}, so it is another model. LLaVA 1.6 is in transformers' own layout "
+            "in the llava-hf repos."
+        )
+    return model
+
+
+@torch.no_grad()
+def _grow(model: Any, size: int) -> None:
+    """Give new tokens the mean of the old ones: their logits are then never the largest."""
+    old = model.config.text_config.vocab_size
+    model.resize_token_embeddings(size, mean_resizing=False)
+    for part in (model.get_input_embeddings(), model.get_output_embeddings()):
+        part.weight[old:] = part.weight[:old].float().mean(0).to(part.weight.dtype)
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -153,8 +185,8 @@ def _image_token(tokenizer: Any) -> tuple[str, bool]:
 def _renamed(name: str) -> str:
     """The name that a weight of the original layout has in transformers' LLaVA."""
     if name.startswith("model.mm_projector."):
-        which, part = name.removeprefix("model.mm_projector.").split(".")
-        return f"model.multi_modal_projector.{PROJECTOR[which]}.{part}"
+        which, _, part = name.removeprefix("model.mm_projector.").partition(".")
+        return f"model.multi_modal_projector.{PROJECTOR.get(which, which)}.{part}"
     if name.startswith(TOWER):
         return "model.vision_tower." + name.removeprefix(TOWER).removeprefix("vision_model.")
     if name == "lm_head.weight":

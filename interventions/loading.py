@@ -102,13 +102,15 @@ def load(
                     "read; a server cannot run it. Leave remote= out, or convert it "
                     "(iv.load(...).module.save_pretrained) and serve that from a repo."
                 )
-            module, processor = load_original_llava(
+            module, made = load_original_llava(
                 place,
-                tokenizer=tokenizer,
+                tokenizer=tokenizer if processor is None else processor.tokenizer,
                 revision=revision,
                 **_placement(device, device_map, dtype, attn_implementation),
             )
-            return _wrap(module, Preprocessors(processor, None), name=name, revision=revision)
+            return _wrap(
+                module, Preprocessors(processor or made, None), name=name, revision=revision
+            )
         config = AutoConfig.from_pretrained(place, **common)
         sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         if sees and processor is None:
@@ -218,7 +220,7 @@ def _reading(place: str) -> Iterator[None]:
         logging.disable_progress_bar()  # a local folder opens in a blink; its bar is only noise
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise LoadError(
             f"{place!r} cannot be loaded: {error}\nExpected a Hugging Face repo id, or a folder "
             "with config.json, safetensors weights and the tokenizer or processor files."

@@ -118,7 +118,8 @@ def _layers(model: iv.Model, place: str) -> dict[str, str]:
 def test_devices_and_formats(name: str, tmp_path: Path) -> None:
     folder = tiny.save(name, tmp_path / name)
     plain = model_of(name)
-    for where in ({"device_map": {"": "cpu"}}, {"device_map": "auto"}, {"device": "cpu"}):
+    ways: list[dict[str, Any]] = [{"device_map": {"": "cpu"}}, {"device_map": "auto"}]
+    for where in [*ways, {"device": "cpu"}]:
         model = iv.load(folder, attn_implementation="eager", **where)
         assert {value.device.type for value in model.module.parameters()} == {"cpu"}
         same_logits(model, plain)
