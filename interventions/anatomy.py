@@ -370,7 +370,7 @@ def check_components(module: Any, anatomy: Anatomy) -> str | None:
     str or None
         What is wrong, for a message.
     """
-    layers = module.get_submodule(anatomy.blocks)
+    layers: Any = module.get_submodule(anatomy.blocks)
     seen: dict[tuple[int, str], torch.Tensor] = {}
     with ExitStack() as stack, torch.no_grad():
         for layer in anatomy.self_blocks:

@@ -89,8 +89,8 @@ def load_original_llava(
         LAYOUTS[original["model_type"]],
         **{k: v for k, v in original.items() if not k.startswith("mm_") and k != "model_type"},
     )
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, config=text)
-    image_token, added = _image_token(tokenizer)
+    tokens: Any = tokenizer or AutoTokenizer.from_pretrained(folder, config=text)
+    image_token, added = _image_token(tokens)
     strategy = "default" if original.get("mm_vision_select_feature", "patch") == "patch" else "full"
     seeing: Any = AutoConfig.from_pretrained(tower)
     seeing = getattr(seeing, "vision_config", seeing)
@@ -102,7 +102,7 @@ def load_original_llava(
     config = LlavaConfig(
         vision_config=seeing,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(image_token),
+        image_token_index=tokens.convert_tokens_to_ids(image_token),
         vision_feature_layer=original.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy=strategy,
         projector_hidden_act="gelu",
@@ -121,11 +121,11 @@ def load_original_llava(
         state_dict=renamed,
         **placement,
     )
-    if added and len(tokenizer) > config.text_config.vocab_size:
-        _grow(model, len(tokenizer))
+    if added and len(tokens) > text.vocab_size:
+        _grow(model, len(tokens))
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil.from_pretrained(tower),
-        tokenizer=tokenizer,
+        tokenizer=tokens,
         patch_size=seeing.patch_size,
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=1,

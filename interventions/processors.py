@@ -11,8 +11,8 @@ from typing import Any
 
 import transformers
 from transformers import AutoProcessor, ProcessorMixin
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-from transformers.utils import is_torchvision_available
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES  # pyright: ignore
+from transformers.utils.import_utils import is_torchvision_available
 
 from interventions.errors import LoadError
 

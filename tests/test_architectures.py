@@ -178,7 +178,7 @@ def test_a_misunderstood_block_is_caught_by_numbers() -> None:
 class HalfMlp(transformers.models.llama.modeling_llama.LlamaDecoderLayer):
     """A Llama block that adds half of what its MLP gives."""
 
-    def forward(self, hidden_states: Any, **kwargs: Any) -> Any:
+    def forward(self, hidden_states: Any, *_: Any, **kwargs: Any) -> Any:  # pyright: ignore
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
         between = hidden_states + attended
         return between + 0.5 * self.mlp(self.post_attention_layernorm(between))
@@ -188,7 +188,7 @@ class Scaled(LlamaForCausalLM):
     """A Llama whose logits are scaled by something that no config entry tells."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward(*args, **kwargs)
+        output: Any = super().forward(*args, **kwargs)
         output.logits = output.logits * 0.5
         return output
 

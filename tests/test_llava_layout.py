@@ -10,7 +10,6 @@ import torch
 from families import model_of
 from safetensors.torch import load_file, save_file
 from tiny.tokens import tiny_tokenizer
-from tokenizers import AddedToken
 from transformers import CLIPVisionModel, SiglipVisionConfig
 
 import interventions as iv
@@ -46,7 +45,7 @@ def write(
     processor.image_processor.save_pretrained(tower)
     tokenizer = tiny_tokenizer("llama2")
     if reserved:
-        tokenizer.add_tokens([AddedToken(RESERVED, special=True)], special_tokens=True)
+        tokenizer.add_tokens([RESERVED], special_tokens=True)
     tokenizer.save_pretrained(folder)
     text = source.config.text_config.to_dict()
     text |= {"vocab_size": len(tokenizer), "model_type": "llava_llama"}
