@@ -302,8 +302,7 @@ def _head_dim(layers: nn.ModuleList, parts: tuple[Block, ...], n_heads: int) -> 
     if parts[0].projection is None:
         return None
     weight: Any = layers[0].get_submodule(parts[0].projection).weight
-    width = weight.numel() // layers[0].get_submodule(parts[0].projection).weight.shape[0]
-    return width // n_heads
+    return weight.numel() // weight.shape[0] // n_heads
 
 
 def _vision(module: Any) -> tuple[nn.Module | None, nn.Module | None]:
