@@ -80,6 +80,8 @@ class Anatomy:
         Sizes of the decoder.
     three_axis_positions : bool
         Image tokens are placed by (time, height, width): position ids have three rows.
+    added_between : bool
+        Something other than blocks also adds to the residual stream, between the first blocks.
     windowed : bool
         Some blocks attend to a window or chunk of the last positions only.
     softcap : float or None
@@ -109,6 +111,7 @@ class Anatomy:
     head_dim: int
     vocab: int
     three_axis_positions: bool
+    added_between: bool
     windowed: bool
     softcap: float | None
     logit_scale: float
@@ -219,6 +222,7 @@ def _find(module: Any, name: str) -> Anatomy:
         n_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=_head_dim(layers, parts, heads) or text.hidden_size // heads,
         vocab=text.vocab_size,
+        added_between=hasattr(decoder, "_deepstack_process"),
         windowed=_windowed(text),
         softcap=getattr(text, "final_logit_softcapping", None),
         logit_scale=_logit_scale(text),

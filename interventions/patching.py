@@ -236,7 +236,8 @@ def run(
         Keep keys and values, to go on from (see :mod:`interventions.answers`).
     start : (int, Tensor [row, position, d_model]), optional
         A block, and the ``resid_pre`` it had in a run in which nothing below it was patched. The
-        blocks below are skipped: what they would compute is known.
+        blocks below are skipped: what they would compute is known. Ignored where something else
+        is added between blocks, which skipping would add twice; the numbers are the same.
 
     Returns
     -------
@@ -254,6 +255,8 @@ def run(
         check_place(model, prompt, "logits", 0, logits)
     if start is not None:
         check_start(model, start[0], (*patches, *knockouts, *reads), keep_cache=keep_cache)
+    if model.anatomy.added_between and prompt.has_images:
+        start = None
     streams = {name: getattr(model, name) for name in COMPONENTS}
     # A step is (layer, place in the block, kind, which of its kind, which of its layers).
     steps: list[tuple[int, float, int, int, int]] = []
@@ -277,7 +280,8 @@ def run(
         with model.trace(prompt, logits_to_keep=keep, use_cache=keep_cache) as tracer:
             if start is not None:
                 for block in range(start[0]):
-                    model.blocks[block].skip(start[1])
+                    if prompt.has_images or not model.anatomy.parts[block].cross:
+                        model.blocks[block].skip(start[1])
             for layer, rank, kind, which, i in steps:
                 if kind == 0:
                     cut = knockouts[which]

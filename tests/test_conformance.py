@@ -216,6 +216,18 @@ def test_columns_of_padding_can_be_taken_off(case: Case) -> None:
     assert relative(two, one) < FLOOR32
 
 
+def test_blocks_below_a_patch_can_be_skipped(case: Case) -> None:
+    model, prompt = case.model, case.prompt
+    block = model.n_layers - 2
+    [state] = iv.read(model, prompt, [iv.Site("resid_pre", block)])
+    patch = iv.Patch("resid_post", block, case.place, noise((2, model.d_model)))
+    whole = iv.run(model, prompt, patches=[patch]).logits
+    fast = iv.run(model, prompt, patches=[patch], start=(block, state)).logits
+    assert whole is not None
+    assert fast is not None
+    assert torch.equal(whole, fast)
+
+
 def test_rows_do_not_leak(case: Case) -> None:
     model = case.model
     first = case.place.only(torch.tensor([True, False]))
