@@ -161,8 +161,11 @@ class Model:
         norm, head = (self.module.get_submodule(one) for one in (anatomy.final_norm, anatomy.head))
         weight = next(head.parameters())
         near = next(norm.parameters(), weight).device  # a norm may have no weights
-        state = norm(hidden.to(device=near, dtype=weight.dtype))
-        logits = head(state.to(weight.device)) * anatomy.logit_scale
+        state = hidden.to(weight.dtype)
+        # Weights that accelerate keeps elsewhere lie on meta until it fetches them.
+        state = norm(state if near.type == "meta" else state.to(near))
+        logits = head(state if weight.device.type == "meta" else state.to(weight.device))
+        logits = logits * anatomy.logit_scale
         if anatomy.softcap is not None:
             logits = torch.tanh(logits / anatomy.softcap) * anatomy.softcap
         return logits

@@ -138,6 +138,11 @@ def test_offloaded_weights_change_nothing(name: str, tmp_path: Path) -> None:
     sites = [iv.Site(one, slice(0, away.n_layers)) for one in COMPONENTS]
     ours, theirs = (iv.read(model, case.prompt, sites) for model in (away, case.model))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    anatomy = case.model.anatomy
+    ends = dict.fromkeys((anatomy.final_norm, anatomy.head), "disk")
+    whole = _layers(case.model, "disk") | ends
+    last = iv.load(folder, attn_implementation="eager", device_map=whole)
+    assert torch.equal(last.unembed(ours[-1][-1]), case.model.unembed(theirs[-1][-1]))
     logits = []
     for model in (away, case.model):
         with model.trace(case.prompt):  # blocks 1 and 3 are the ones on disk
