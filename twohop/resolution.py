@@ -23,8 +23,8 @@ from twohop.statistics import cluster_sums
 ROLES = ("image", "last_image", "last")
 FIT_VIEWS = (1, 2, 3)
 TEST_VIEW = 0
-BATCH_TOKENS = 768
-LENS_ROWS = 64
+BATCH_TOKENS = 3072
+LENS_ROWS = 32
 SHARE_OF_MAXIMUM = 0.9
 
 
