@@ -10,10 +10,10 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 from safetensors import SafetensorError
 
-from interventions.anatomy import check_components
 from interventions.errors import LoadError
 from interventions.families import tested
 from interventions.model import Model
+from interventions.verification import check_components
 
 
 def load(
@@ -213,6 +213,7 @@ def _placement(
 @contextmanager
 def _reading(place: str) -> Iterator[None]:
     """Say what was expected where a checkpoint cannot be read."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
@@ -220,7 +221,10 @@ def _reading(place: str) -> Iterator[None]:
         logging.disable_progress_bar()  # a local folder opens in a blink; its bar is only noise
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+    except (
+        *(OSError, ValueError, ImportError, KeyError, RuntimeError),
+        *(SafetensorError, StrictDataclassError),
+    ) as error:
         raise LoadError(
             f"{place!r} cannot be loaded: {error}\nExpected a Hugging Face repo id, or a folder "
             "with config.json, safetensors weights and the tokenizer or processor files."

@@ -12,9 +12,10 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausa
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import interventions as iv
-from interventions.anatomy import check_components, find_anatomy
+from interventions.anatomy import find_anatomy
 from interventions.errors import LoadError
 from interventions.streams import RESIDUAL
+from interventions.verification import check_components
 
 hf: Any = transformers
 LAYERS, WIDTH, HEADS = 3, 32, 4
