@@ -14,6 +14,7 @@ import tiny
 import torch
 
 import interventions as iv
+from twohop.published import PUBLISHED, published_config
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
 
@@ -29,6 +30,7 @@ class Paths:
     added_between: tuple[int, ...] = ()  # blocks behind which something else is added
     two_way: bool = False  # image tokens see each other in both directions
     no_sdpa: bool = False  # transformers has no such attention for it
+    image_first: bool = False  # its processor wants images in front of the text
 
 
 PATHS: dict[str, Paths] = {
@@ -37,13 +39,35 @@ PATHS: dict[str, Paths] = {
     "gemma2": Paths("model.layers", behind_norm=True, no_sdpa=True),
     "gemma3_text": Paths("model.layers", behind_norm=True),
     "gemma3": Paths(behind_norm=True, two_way=True),
-    "paligemma": Paths(two_way=True),
+    "paligemma": Paths(two_way=True, image_first=True),
     "qwen3_vl": Paths(added_between=(0, 1, 2)),
     "idefics3": Paths("model.text_model.layers"),
     "smolvlm": Paths("model.text_model.layers"),
-    "mllama": Paths(cross_blocks=(1, 4)),
+    "mllama": Paths(cross_blocks=(1, 4), image_first=True),
     "llama4": Paths("language_model.model.layers", mlp="feed_forward"),
 }
+
+
+TWINS: dict[str, tuple[str, bool]] = {
+    f"{repo}{' text' if text_only else ''}": (repo, text_only)
+    for pair in PUBLISHED.values()
+    for repo, text_only in ((pair.vlm, False), (pair.backbone, pair.same_weights))
+}
+"""Tiny twins of the published models: name to repo id, and whether only its text half."""
+
+
+@cache
+def twin_config(name: str) -> Any:
+    repo, text_only = TWINS[name]
+    return tiny.shrink(published_config(repo, text_only=text_only))
+
+
+PATHS |= {name: PATHS[twin_config(name).model_type] for name in TWINS}
+
+
+def sees(name: str) -> bool:
+    """Whether a family or twin is a VLM."""
+    return hasattr(twin_config(name), "vision_config") if name in TWINS else name in tiny.VLMS
 
 
 def part(name: str, module: Any, component: str, layer: int) -> Any:
@@ -94,8 +118,13 @@ def arguments_of(prompt: iv.Prompt) -> dict[str, torch.Tensor]:
 
 @cache
 def model_of(name: str, dtype: torch.dtype = torch.float32, attn: str = "eager") -> iv.Model:
-    module, processor = tiny.build(name, dtype=dtype, attn_implementation=attn)
-    if name in tiny.VLMS:
+    if name in TWINS:
+        config = twin_config(name)
+        module = tiny.build_model(config, dtype=dtype, attn_implementation=attn)
+        processor = tiny.tiny_processor(config)
+    else:
+        module, processor = tiny.build(name, dtype=dtype, attn_implementation=attn)
+    if sees(name):
         return iv.load(module, processor=processor)
     return iv.load(module, tokenizer=processor)
 
@@ -104,7 +133,7 @@ def model_of(name: str, dtype: torch.dtype = torch.float32, attn: str = "eager")
 def case_of(name: str, dtype: torch.dtype = torch.float32, attn: str = "eager") -> Case:
     model = model_of(name, dtype, attn)
     spans = {"entity": ["France", "the town"]}
-    if name in tiny.TEXT:
+    if not sees(name):
         texts = ("The capital of France is", "Who was the first mayor of the town in the north?")
         return Case(name, model, model.prompt(list(texts), spans=spans), texts, ())
     shown = model.image_token
@@ -112,7 +141,7 @@ def case_of(name: str, dtype: torch.dtype = torch.float32, attn: str = "eager") 
         f"Q: what is {shown} to France? A:",
         f"Q: and which one is {shown} , the town or the big river of the north? A:",
     )
-    if name in ("paligemma", "mllama"):  # their processors want images in front
+    if PATHS[name].image_first:
         texts = (f"{shown}what is it to France", f"{shown}is it the town or the big river here")
     pictures = (tiny.picture((40, 30)), tiny.picture((24, 60), seed=1))
     prompt = model.prompt(list(texts), images=list(pictures), spans=spans)

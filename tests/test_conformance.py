@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 from conftest import FLOOR16, FLOOR32, FLOOR64, noise, relative
-from families import PATHS, Case, arguments_of, case_of, part, raw_run, set_at
+from families import PATHS, TWINS, Case, arguments_of, case_of, part, raw_run, sees, set_at
 
 import interventions as iv
 from interventions.answers import candidate_ids, following
@@ -15,8 +15,8 @@ from interventions.errors import PromptError, RoleError, SiteError
 from interventions.positions import from_lists
 from interventions.streams import COMPONENTS, RESIDUAL, Component
 
-VLMS = tiny.VLMS
-FAMILIES = tiny.FAMILIES
+FAMILIES = (*tiny.FAMILIES, *TWINS)
+VLMS = [name for name in FAMILIES if sees(name)]
 
 
 @pytest.fixture(params=FAMILIES)
@@ -344,7 +344,7 @@ def test_generation_is_the_librarys_and_edits_act_in_the_prefill(case: Case) -> 
 
 
 def test_a_known_answer_scores_the_same_in_one_pass_and_token_by_token(case: Case) -> None:
-    if PATHS[case.name].two_way and case.name == "paligemma":
+    if case.name == "paligemma":
         pytest.skip("a prefix that is read in both directions cannot hold the answer")
     model = case.model
     [ids] = candidate_ids(model, ["Paris"])
@@ -362,7 +362,7 @@ def test_a_known_answer_scores_the_same_in_one_pass_and_token_by_token(case: Cas
 def test_a_shared_prefix_changes_no_number(case: Case) -> None:
     model = case.model
     longer = [f"This is a longer beginning. {text}" for text in case.texts]
-    if case.name in ("paligemma", "mllama"):
+    if PATHS[case.name].image_first:
         longer = list(case.texts)
     images = list(case.pictures) if case.pictures else None
     whole = model.prompt(longer, images=images)
@@ -425,7 +425,7 @@ def test_two_images_in_a_row(shown: Case) -> None:
     model = shown.model
     token = model.image_token or ""
     text = f"{token} and {token} in France"
-    if shown.name in ("paligemma", "mllama"):
+    if PATHS[shown.name].image_first:
         text = f"{token}{token}both in France"
     pictures = [tiny.picture((40, 30)), tiny.picture((24, 60), seed=1)]
     other = [pictures[0]], shown.texts[0]
