@@ -4,6 +4,7 @@ import torch
 
 from interventions.model import Model
 from interventions.patching import Patch, Site, read
+from interventions.placing import gather_padded
 from interventions.positions import Positions
 from interventions.prompts import Prompt
 from interventions.streams import Component, Layers
@@ -35,10 +36,8 @@ def embedding_noise(
         Adds to ``resid_pre`` of block 0.
     """
     [embedded] = read(model, prompt, [Site("resid_pre", 0)])
-    rows = torch.arange(positions.n_rows, device=embedded.device)[:, None]
-    mask = positions.mask.to(embedded.device)
-    there = embedded[rows, positions.index.to(embedded.device)]
-    spread = there[mask].float().std()
+    there = gather_padded(embedded, positions)
+    spread = there[positions.mask.to(there.device)].float().std()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(there.shape, generator=generator).to(embedded.device)
     return Patch("resid_pre", 0, positions, (sigmas * spread * drawn).to(embedded.dtype), "add")
@@ -62,9 +61,7 @@ def frozen(
     ... # doctest: +SKIP
     """
     [everything] = read(model, prompt, [Site(component, layers)])
-    rows = torch.arange(positions.n_rows, device=everything.device)[:, None]
-    index = positions.index.to(everything.device)
-    value = everything[rows, index] if isinstance(layers, int) else everything[:, rows, index]
+    value = gather_padded(everything, positions, layer_axis=not isinstance(layers, int))
     return [Patch(component, layers, positions, value)]
 
 

@@ -24,10 +24,25 @@ def gather(hidden: torch.Tensor, positions: Where) -> torch.Tensor:
             "Ask for one token per row, such as at(role, -1), or select() rows of equal length. To "
             'add or scale there, use stream.write(layers, positions, value, mode="add" or "scale").'
         )
-    index = positions.index.to(hidden.device)
-    rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
-    found = hidden[rows, index]
+    found = gather_padded(hidden, positions)
     return found[:, 0] if positions.single else found
+
+
+def gather_padded(
+    hidden: torch.Tensor, positions: Positions, *, layer_axis: bool = False
+) -> torch.Tensor:
+    """Copy positions out of ``hidden`` [row, position, ...], however many a row has.
+
+    ``layer_axis``: ``hidden`` has one in front.
+
+    Returns
+    -------
+    Tensor [row, n, ...]
+        What ``positions.mask`` leaves out is meaningless.
+    """
+    rows = torch.arange(positions.n_rows, device=hidden.device)[:, None]
+    index = positions.index.to(hidden.device)
+    return hidden[:, rows, index] if layer_axis else hidden[rows, index]
 
 
 def place_of(hidden: torch.Tensor, positions: int | slice | None) -> int | slice:

@@ -8,7 +8,7 @@ import torch
 from interventions.alignment import ModelPair
 from interventions.errors import PatchError
 from interventions.patching import Patch, Site, read
-from interventions.placing import Mode
+from interventions.placing import Mode, gather_padded
 from interventions.positions import Positions
 from interventions.prompts import Prompt
 from interventions.streams import Component, Layers, layer_list
@@ -115,5 +115,4 @@ def _padded(
 ) -> torch.Tensor:
     """Values [layer, row, position, d_model]; what the mask leaves out is meaningless."""
     [everything] = read(pair.backbone, source, [Site(component, layers)])
-    rows = torch.arange(at.n_rows, device=everything.device)[:, None]
-    return everything[:, rows, at.index.to(everything.device)]
+    return gather_padded(everything, at, layer_axis=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from interventions import Completion, Model, Patch, Prompt, complete
+from interventions import Completion, Model, Prompt, complete
 from interventions.answers import candidate_ids, token_ids
 from twohop.entities.items import Benchmark, Entity, Item, Template
 from twohop.scoring import Outcome, names_it, normalise, outcome
@@ -136,8 +136,6 @@ def ask(
     items: Sequence[Item],
     *,
     prompt_of: Callable[[str, list[Item]], Prompt],
-    patches_of: Callable[[list[int], Prompt], Sequence[Patch]] | None = None,
-    forced: bool = True,
 ) -> Scored:
     """Ask about items, relation by relation, and score the answers.
 
@@ -149,10 +147,6 @@ def ask(
     items : sequence of Item
     prompt_of : callable
         ``prompt_of(relation, items)`` gives the prompt of one relation's items.
-    patches_of : callable, optional
-        ``patches_of(indices, prompt)`` gives the patches for these items.
-    forced : bool
-        Also choose among the relation's answers.
     """
     texts: list[str] = [""] * len(items)
     choices: list[str] = [""] * len(items)
@@ -162,15 +156,14 @@ def ask(
         found: Completion = complete(
             model,
             prompt,
-            patches=patches_of(rows, prompt) if patches_of else (),
-            candidates=answer_set if forced else None,
+            candidates=answer_set,
             max_new_tokens=study.max_new_tokens,
             stop=study.benchmark.stop,
             on_rows=study.tick,
         )
         for i, row in enumerate(rows):
             texts[row] = found.texts[i]
-            choices[row] = answer_set[found.choices[i]] if forced else ""
+            choices[row] = answer_set[found.choices[i]]
     return score(study, items, texts, choices)
 
 
