@@ -1,0 +1,205 @@
+"""What a patch changed, one number per row, from the logits that score whole answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from interventions.answers import following, token_ids
+from interventions.errors import PromptError
+from interventions.model import Model
+from interventions.positions import Positions
+from interventions.prompts import Prompt
+
+Metric = Literal["logprob", "logit_diff", "kl", "changed", "rank"]
+METRICS: tuple[Metric, ...] = ("logprob", "logit_diff", "kl", "changed", "rank")
+UNITS = {
+    "logprob": "nats",
+    "logit_diff": "nats",
+    "kl": "nats",
+    "changed": "share",
+    "rank": "0 is the likeliest token",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The answers that a metric looks at, as tokens; made by :func:`target`.
+
+    Attributes
+    ----------
+    answers : list of list of int
+        One per row.
+    foils : list of list of int or None
+        What ``logit_diff`` compares them with.
+    pad_id : int
+        Fills rows with shorter answers.
+    """
+
+    answers: list[list[int]]
+    foils: list[list[int]] | None
+    pad_id: int
+
+    @property
+    def single(self) -> bool:
+        """Whether every answer and foil is one token, so that the prompt alone scores them."""
+        return all(len(tokens) == 1 for tokens in (*self.answers, *(self.foils or ())))
+
+    @property
+    def repeats(self) -> int:
+        """How many rows of :meth:`scored` belong to one row of the prompt."""
+        return 1 if self.single or self.foils is None else 2
+
+    def rows(self, rows: Sequence[int]) -> "Target":
+        """Return the target of some rows, in the order given."""
+        foils = None if self.foils is None else [self.foils[row] for row in rows]
+        return Target([self.answers[row] for row in rows], foils, self.pad_id)
+
+    def scored(self, prompt: Prompt) -> Prompt:
+        """Return the prompt to be run: with its answers behind, and then again with its foils.
+
+        Where every answer is one token nothing is added. The role ``answer`` marks the positions
+        whose logits :meth:`values` takes.
+        """
+        if len(self.answers) != len(prompt):
+            raise PromptError(f"{len(self.answers)} answers for {len(prompt)} rows. Give one each.")
+        tokens = [one[:1] for one in self.answers] if self.single else list(self.answers)
+        if self.repeats == 2:
+            prompt = prompt.select([*range(len(prompt))] * 2)
+            tokens += self.foils or []
+        return following(prompt, tokens, pad_id=self.pad_id)
+
+    def positions(self, scored: Prompt) -> Positions:
+        """Positions of :meth:`scored` whose logits are wanted, [row, token]."""
+        return scored.at("answer")
+
+    def logprobs(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probabilities, in nats, of whole answers and foils; differentiable.
+
+        Parameters
+        ----------
+        logits : Tensor [row, token, vocab]
+            At :meth:`positions`; a row may stand for several cells, repeated as a block.
+
+        Returns
+        -------
+        answers, foils : Tensor [row]
+            The second is None without foils.
+        """
+        logprobs = logits.float().log_softmax(-1)
+        if self.foils is None:
+            return _summed(logprobs, self.answers), None
+        if self.repeats == 1:
+            return _summed(logprobs, self.answers), _summed(logprobs, self.foils)
+        answers, foils = logprobs.chunk(2)
+        return _summed(answers, self.answers), _summed(foils, self.foils)
+
+    def values(
+        self, metric: Metric, logits: torch.Tensor, *, clean: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """One number per row.
+
+        Parameters
+        ----------
+        metric : str
+            ``"logprob"`` of the whole answer, nats. ``"logit_diff"``: that minus the foil's, which
+            for answers of one token is the difference of their logits. Of the first token that
+            would be generated: ``"kl"`` from the clean to this distribution, nats; ``"changed"``,
+            1 where it is another than in the clean run; ``"rank"`` of the answer's first token, 0
+            for the likeliest.
+        logits : Tensor [row, token, vocab]
+            At :meth:`positions`.
+        clean : Tensor [row, vocab], optional
+            Logits of the unpatched run at ``last``, for ``"kl"`` and ``"changed"``.
+
+        Returns
+        -------
+        Tensor [row], float32
+        """
+        if metric in ("logprob", "logit_diff"):
+            answers, foils = self.logprobs(logits)
+            if metric == "logprob":
+                return answers
+            if foils is None:
+                raise PromptError('metric "logit_diff" compares with another answer: give foils=.')
+            return answers - foils
+        first = logits[: len(self.answers), 0].float()
+        if metric == "rank":
+            tokens = torch.tensor([one[0] for one in self.answers], device=first.device)
+            own = first.gather(1, tokens[:, None])
+            return (first > own).sum(-1).float()
+        if clean is None:
+            raise PromptError(f"metric {metric!r} compares with the clean run: give its logits.")
+        clean = clean.to(first)
+        if metric == "changed":
+            return (first.argmax(-1) != clean.argmax(-1)).float()
+        return torch.nn.functional.kl_div(
+            first.log_softmax(-1), clean.log_softmax(-1), log_target=True, reduction="none"
+        ).sum(-1)
+
+
+def target(
+    model: Model,
+    prompt: Prompt,
+    answers: str | Sequence[str],
+    foils: str | Sequence[str] | None = None,
+) -> Target:
+    """Tokenise the answers that a metric looks at, as they follow a prompt.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : Prompt
+    answers, foils : str or sequence of str
+        One for all rows, or one per row.
+
+    Raises
+    ------
+    PromptError
+        If they are not as many as rows, one is empty or has no tokens, or an answer and its foil
+        are the same or, being longer than one token, share their first and one begins the other.
+
+    Examples
+    --------
+    >>> target(llm, prompt, "Paris", "Madrid").answers                   # doctest: +SKIP
+    [[12366]]
+    """
+    found = _tokens(model, prompt, answers, "answer")
+    against = None if foils is None else _tokens(model, prompt, foils, "foil")
+    for row, (one, other) in enumerate(zip(found, against or (), strict=False)):
+        n = min(len(one), len(other))
+        if one[:n] == other[:n]:
+            raise PromptError(
+                f"the answer and the foil of row {row} begin with the same tokens to the end of "
+                "the shorter, so their difference says nothing. Give another foil."
+            )
+    pad = model.tokenizer.pad_token_id
+    return Target(found, against, pad if pad is not None else 0)
+
+
+def _tokens(model: Model, prompt: Prompt, texts: str | Sequence[str], what: str) -> list[list[int]]:
+    given = [texts] * len(prompt) if isinstance(texts, str) else list(texts)
+    if len(given) != len(prompt):
+        raise PromptError(f"{len(given)} {what}s for {len(prompt)} rows. Give one for each row.")
+    if wrong := [row for row, text in enumerate(given) if not isinstance(text, str)]:
+        raise PromptError(f"the {what} of row {wrong[0]} is {given[wrong[0]]!r}, not a text.")
+    ids = token_ids(model, given)
+    if empty := [row for row, tokens in enumerate(ids) if not tokens]:
+        raise PromptError(
+            f"the {what} of row(s) {empty[:8]} has no tokens ({given[empty[0]]!r}). Leave those "
+            f"rows out with prompt.select(rows), or give them an {what}."
+        )
+    return ids
+
+
+def _summed(logprobs: torch.Tensor, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Sum, over a row's tokens, of their log-probabilities [row, token, vocab]."""
+    width = max(len(one) for one in tokens)
+    index = torch.zeros(len(tokens), width, dtype=torch.long)
+    mask = torch.zeros(len(tokens), width)
+    for row, one in enumerate(tokens):
+        index[row, : len(one)] = torch.tensor(one)
+        mask[row, : len(one)] = 1
+    index, mask = index.to(logprobs.device), mask.to(logprobs.device)
+    return (logprobs[:, :width].gather(2, index[:, :, None])[..., 0] * mask).sum(-1)
