@@ -82,7 +82,7 @@ def image_prompt(
         study.benchmark.view(entity.code, view)
         for entity, view in zip(entities, chosen, strict=True)
     ]
-    text = template.fill(study.vlm.image_token or "")
+    text = template.show(study.vlm.image_token or "")
     return study.vlm.prompt([text] * len(images), images=images, share_prefix=share_prefix)
 
 
@@ -90,7 +90,7 @@ def chain_prompt(study: Study, items: Sequence[Item], names: Sequence[str]) -> P
     """Show the VLM the picture, put ``names`` in its mouth, then ask about the name."""
     shown = study.vlm.image_token or ""
     texts = [
-        study.benchmark.chain(item.relation, name).fill(shown)
+        study.benchmark.chain(item.relation, name).show(shown)
         for item, name in zip(items, names, strict=True)
     ]
     images = [study.benchmark.view(item.entity.code, 0) for item in items]

@@ -180,7 +180,7 @@ def _blank(study: Study) -> Scored:
         vlm,
         list(first.values()),
         prompt_of=lambda relation, some: vlm.prompt(
-            [templates[relation].fill(vlm.image_token or "")] * len(some),
+            [templates[relation].show(vlm.image_token or "")] * len(some),
             images=[study.benchmark.blank()] * len(some),
         ),
     )

@@ -1,7 +1,7 @@
 """What a pair is asked: entities, facts, and the prompts that ask for them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
@@ -9,6 +9,7 @@ from interventions.errors import InterventionsError
 from twohop.scoring import normalise
 
 PLACE = "{entity}"
+PICTURE = "{image}"
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,15 @@ class Template:
         Constant text in front: the worked examples, if there are any.
     question : str
         The rest, with ``{entity}`` where a name, or an image, goes.
+    image_question : str, optional
+        The rest where it is asked about a picture, with ``{image}`` where the picture goes, if
+        that is worded differently. Without ``{image}`` the picture is placed by the model's own
+        marks, which the text then holds.
     """
 
     prefix: str
     question: str
+    image_question: str | None = None
 
     def fill(self, entity: str) -> str:
         """Return the whole prompt about ``entity``: a name, or an image placeholder.
@@ -35,6 +41,18 @@ class Template:
         'The capital of France is'
         """
         return self.prefix + self.question.replace(PLACE, entity)
+
+    def show(self, image: str) -> str:
+        """Return the whole prompt about a picture, given how a picture is written.
+
+        Examples
+        --------
+        >>> Template("", "The capital of {entity} is").show("<image>")
+        'The capital of <image> is'
+        """
+        if self.image_question is None:
+            return self.fill(image)
+        return self.prefix + self.image_question.replace(PICTURE, image)
 
     def span(self, entity: str) -> tuple[int, int]:
         """Where the entity stands in :meth:`fill`, as (start, stop) characters."""
@@ -112,6 +130,9 @@ class Benchmark:
         also where only some items are asked about. Empty: ``items``.
     notes : str
         What must be said wherever results on this benchmark are shown.
+    answer_sets : dict of str to tuple of str
+        The candidates of relations that are asked in several wordings, each a relation of its
+        own here. Others' candidates are the canonical answers of their items.
     """
 
     name: str
@@ -124,6 +145,7 @@ class Benchmark:
     blank: Callable[[], Image.Image]
     notes: str = ""
     universe: tuple[Item, ...] = ()
+    answer_sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def entities(self) -> tuple[Entity, ...]:
@@ -143,6 +165,8 @@ class Benchmark:
 
     def answer_set(self, relation: str) -> list[str]:
         """The canonical answers of a relation, sorted: the candidates of the forced choice."""
+        if relation in self.answer_sets:
+            return sorted(self.answer_sets[relation])
         known = self.universe or self.items
         return sorted({item.answers[0] for item in known if item.relation == relation})
 
