@@ -1,6 +1,6 @@
 """Running a prompt with values written into it and read out of it, in one forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -214,6 +214,7 @@ def run(
     logits: bool | Positions = True,
     keep_cache: bool = False,
     start: tuple[int, torch.Tensor] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Run:
     """Run a prompt once, writing ``patches`` and reading ``reads``.
 
@@ -236,8 +237,11 @@ def run(
         Keep keys and values, to go on from (see :mod:`interventions.answers`).
     start : (int, Tensor [row, position, d_model]), optional
         A block, and the ``resid_pre`` it had in a run in which nothing below it was patched. The
-        blocks below are skipped: what they would compute is known. Ignored where something else
-        is added between blocks, which skipping would add twice; the numbers are the same.
+        blocks below are skipped: what they would compute is known; ``n_layers`` skips all. Ignored
+        where something else is added between blocks, which skipping would add twice; the numbers
+        are the same.
+    inputs : mapping, optional
+        More arguments for the model's forward, such as ``past_key_values``.
 
     Returns
     -------
@@ -277,8 +281,12 @@ def run(
     if isinstance(logits, Positions):
         keep = prompt.length - int(logits.index[logits.mask].min())
     with torch.no_grad():  # noqa: SIM117 - nnsight runs the inner block itself
-        with model.trace(prompt, logits_to_keep=keep, use_cache=keep_cache) as tracer:
+        with model.trace(
+            prompt, inputs=inputs or {}, logits_to_keep=keep, use_cache=keep_cache
+        ) as tracer:
             if start is not None:
+                if start[0] == 0:
+                    model.resid_pre.write(0, None, start[1])
                 for block in range(start[0]):
                     if prompt.has_images or not model.anatomy.parts[block].cross:
                         model.blocks[block].skip(start[1])
@@ -326,7 +334,8 @@ def check_start(
     keep_cache: bool,
 ) -> None:
     """Refuse to skip blocks that are patched, read, or whose keys and values are wanted."""
-    layer_list(block, model.n_layers)
+    if block != model.n_layers:
+        layer_list(block, model.n_layers)
     touched = [layer for one in touching for layer in layer_list(one.layers, model.n_layers)]
     if keep_cache or min(touched, default=block) < block:
         raise SiteError(

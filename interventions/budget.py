@@ -1,0 +1,93 @@
+"""How many rows go through a model at once, from the memory that they need."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from interventions.errors import PatchError
+from interventions.model import Model
+
+SHARE = 0.4  # of the memory that is free
+MOST_TOKENS = {"cpu": 4096, "cuda": 65536}  # more per forward pass is not faster
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that may be used, and the most tokens for one forward pass."""
+
+    n_bytes: int
+    n_tokens: int
+
+    @classmethod
+    def of(cls, model: Model, n_bytes: int | None = None) -> "Budget":
+        """Return the budget given, or a share of what is free where the model is."""
+        device = model.device
+        if n_bytes is None:
+            if device.type == "cuda":
+                free = torch.cuda.mem_get_info(device)[0]
+            else:
+                free = psutil.virtual_memory().available
+            n_bytes = int(free * SHARE)
+        return cls(n_bytes, MOST_TOKENS.get(device.type, MOST_TOKENS["cpu"]))
+
+    def fit(self, needed: int, tokens: int, what: str) -> int:
+        """How many of something that needs so many bytes and tokens go at once, at least one.
+
+        Raises
+        ------
+        PatchError
+            If the budget is too small for one.
+        """
+        if needed > self.n_bytes:
+            raise PatchError(
+                f"{what} needs about {_megabytes(needed)}, but the budget is "
+                f"{_megabytes(self.n_bytes)}. Give budget={needed} or more, fewer rows, or a "
+                "shorter prompt."
+            )
+        return max(1, min(self.n_bytes // needed, self.n_tokens // tokens))
+
+
+def _megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:.1f} MiB"
+
+
+def _sizes(model: Model) -> tuple[int, Any]:
+    config: Any = model.module.config.get_text_config(decoder=True)
+    return torch.empty(0, dtype=model.dtype).element_size(), config
+
+
+def kept_bytes(model: Model, length: int) -> int:
+    """Bytes that the clean run of a row of ``length`` tokens leaves: keys, values, residuals."""
+    size, _ = _sizes(model)
+    anatomy = model.anatomy
+    keys = 2 * anatomy.n_kv_heads * anatomy.head_dim
+    return size * length * model.n_layers * (keys + 2 * model.d_model)
+
+
+def row_bytes(model: Model, n_tokens: int, before: int, *, apart: bool) -> int:
+    """Bytes that one row of a forward pass needs at its height.
+
+    Parameters
+    ----------
+    model : Model
+    n_tokens : int
+        That go through the blocks.
+    before : int
+        That they go on from.
+    apart : bool
+        The prefix is attended to without a copy for each row.
+    """
+    size, config = _sizes(model)
+    anatomy = model.anatomy
+    inner = getattr(config, "intermediate_size", None) or 4 * model.d_model
+    states = size * n_tokens * (8 * model.d_model + 3 * inner)
+    scores = 2 * 4 * anatomy.n_heads * n_tokens * (n_tokens + before)
+    copied = 0 if apart else 4 * size * anatomy.n_kv_heads * anatomy.head_dim * (n_tokens + before)
+    return states + scores + copied + 3 * 4 * anatomy.vocab
+
+
+def clean_bytes(model: Model, length: int) -> int:
+    """Bytes that one row of the clean run needs at its height, what it leaves included."""
+    return kept_bytes(model, length) + row_bytes(model, length, 0, apart=False)

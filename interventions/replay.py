@@ -1,0 +1,450 @@
+"""Many patches of one prompt, at the cost of what each of them changes.
+
+A patch in block l at position p leaves every block below l and, in a causal decoder, every token
+before p as they were. So the prompt is run once; each cell (a set of patches) then starts in its
+first block, with its first position, from the keys and values that this run left; and cells are
+rows of one forward pass. Where tokens see each other in both directions whole rows are run, from
+the first patched block on; and where even that would change the numbers, each cell is run in full.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from interventions.budget import Budget, clean_bytes, row_bytes
+from interventions.errors import PatchError
+from interventions.model import Model
+from interventions.patching import Patch, Site, check_patches, run
+from interventions.positions import Positions
+from interventions.prompts import Prompt
+from interventions.rows import SEQUENCE_KEYS
+from interventions.shared_prefix import can_be_kept_apart, kept_apart, shared_cache
+from interventions.streams import index_list, layer_list
+
+Path = Literal["suffix", "rows", "plain"]
+BEHIND = ("mlp_out", "resid_post")  # a patch there changes nothing but the next block's input
+OVERHEAD = 384  # tokens x blocks that one more block of one more forward pass costs as much as
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Patches of one layer each, over all rows of a prompt, and from where they change it.
+
+    Attributes
+    ----------
+    patches : tuple of Patch
+    block : int
+        The first block that has to be run; ``n_layers`` if none.
+    position : int
+        The first position that changes, in any row.
+    """
+
+    patches: tuple[Patch, ...]
+    block: int
+    position: int
+
+
+@dataclass(frozen=True)
+class Clean:
+    """The unpatched run of a prompt: what cells start from.
+
+    Attributes
+    ----------
+    prompt : Prompt
+    at : Positions
+        Where logits are wanted.
+    logits : Tensor [row, token, vocab]
+        There.
+    resid : list of Tensor [row, position, d_model]
+        ``resid_pre`` of every block, and what the last one gives; from position ``first`` on.
+    mlp_out : dict of int to Tensor [row, position, d_model]
+        Of the blocks whose MLP output is patched; from position ``first`` on.
+    layers : list of (Tensor, Tensor)
+        Keys and values of every block [row, head, prefix + position, width]; empty if not used.
+    first : int
+    """
+
+    prompt: Prompt
+    at: Positions
+    logits: torch.Tensor
+    resid: list[torch.Tensor]
+    mlp_out: dict[int, torch.Tensor]
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+    first: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that run as rows of one forward pass.
+
+    Attributes
+    ----------
+    cells : tuple of int
+    block, position : int
+        Where all of them start.
+    """
+
+    cells: tuple[int, ...]
+    block: int
+    position: int
+
+
+def path_of(model: Model, prompt: Prompt) -> tuple[Path, str]:
+    """How much of a prompt has to be run again for a patch, and why.
+
+    Returns
+    -------
+    path : {"suffix", "rows", "plain"}
+        The tokens from the first patched one on; whole rows; or everything.
+    reason : str
+        Empty for "suffix".
+    """
+    anatomy = model.anatomy
+    if anatomy.cross_blocks and prompt.has_images:
+        return "plain", "cross-attention blocks take the image in every pass"
+    if anatomy.added_between and prompt.has_images:
+        return "plain", "image features are added between the first blocks"
+    if anatomy.family.two_way == "prompt":
+        return "rows", "tokens of a prompt see each other in both directions"
+    if anatomy.family.two_way == "image" and prompt.has_images:
+        return "rows", "tokens of an image see each other in both directions"
+    if anatomy.cross_blocks:
+        return "rows", "cross-attention blocks keep no keys and values without an image"
+    if anatomy.windowed and len(prompt.prefix_ids):
+        return "plain", "a shared prefix in front of blocks with windows"
+    return "suffix", ""
+
+
+def cell(model: Model, patches: Sequence[Patch]) -> Cell:
+    """Split patches by layer, and find where they begin to change a run."""
+    single: list[Patch] = []
+    for patch in patches:
+        for i, layer in enumerate(layer_list(patch.layers, model.n_layers)):
+            value = patch.value[i] if patch.has_layer_axis else patch.value
+            single.append(replace(patch, layers=layer, value=value))
+    if not single:
+        raise PatchError("a cell needs at least one patch; without any, it is the clean run.")
+    position = min(int(one.positions.index[one.positions.mask].min()) for one in single)
+    return Cell(tuple(single), min(_block(one) for one in single), position)
+
+
+def _block(patch: Patch) -> int:
+    assert isinstance(patch.layers, int)
+    return patch.layers + (patch.component in BEHIND)
+
+
+def run_clean(
+    model: Model, prompt: Prompt, at: Positions, cells: Sequence[Cell], path: Path
+) -> Clean:
+    """Run a prompt once, and keep what ``cells`` start from."""
+    n = model.n_layers
+    first = 0 if path != "suffix" else min([one.position for one in cells] + [prompt.length - 1])
+    folded = sorted(
+        {
+            _layer(patch)
+            for one in cells
+            for patch in one.patches
+            if patch.component == "mlp_out" and patch.mode != "add" and _block(patch) == one.block
+        }
+    )
+    if path == "plain":
+        return Clean(prompt, at, _logits(run(model, prompt, logits=at)), [], {}, [], 0)
+    where = _from(prompt, first)
+    reads = [Site("resid_pre", slice(None), where), Site("resid_post", n - 1, where)]
+    if folded:
+        reads.append(Site("mlp_out", folded, where))
+    suffix = path == "suffix"
+    inputs: dict[str, Any] = {}
+    if suffix and not len(prompt.prefix_ids):
+        inputs = {"past_key_values": DynamicCache()}  # keeps all, in blocks with windows too
+    found = run(model, prompt, reads=reads, logits=at, keep_cache=suffix, inputs=inputs)
+    mlp_out = dict(zip(folded, found.reads[2], strict=True)) if folded else {}
+    layers = [(one.keys, one.values) for one in found.cache.layers] if suffix else []
+    resid = [*found.reads[0], found.reads[1]]
+    return Clean(prompt, at, _logits(found), resid, mlp_out, layers, first)
+
+
+def _layer(patch: Patch) -> int:
+    assert isinstance(patch.layers, int)
+    return patch.layers
+
+
+def _logits(found: Any) -> torch.Tensor:
+    assert found.logits is not None
+    return found.logits
+
+
+def _from(prompt: Prompt, first: int) -> Positions:
+    index = torch.arange(first, prompt.length).expand(len(prompt), -1)
+    mask = torch.ones_like(index, dtype=torch.bool)
+    return Positions(index, mask, prompt.length, False, "suffix")
+
+
+def groups(
+    model: Model, prompt: Prompt, cells: Sequence[Cell], path: Path, budget: Budget
+) -> list[Group]:
+    """Divide cells among forward passes.
+
+    Cells of a group run from the same block, and from the first position of any of them. The
+    division is the one that costs the fewest tokens, where a forward pass costs some as well.
+
+    Raises
+    ------
+    PatchError
+        If not even one cell fits the budget: says how much is needed.
+    """
+    found: list[Group] = []
+    if path == "plain":
+        most = _most_cells(model, prompt, 0, path, budget)
+        everything = range(len(cells))
+        return [
+            Group(tuple(everything[i : i + most]), 0, 0) for i in range(0, len(cells), most)
+        ]
+    for block in sorted({one.block for one in cells}):
+        chosen = [i for i, one in enumerate(cells) if one.block == block]
+        if path == "rows":
+            parts = [chosen]
+        else:
+            chosen.sort(key=lambda i: cells[i].position)
+            parts = _parts(chosen, [cells[i].position for i in chosen], len(prompt), prompt.length)
+        for part in parts:
+            start = cells[part[0]].position if path == "suffix" else 0
+            most = _most_cells(model, prompt, start, path, budget)
+            # As even as can be: the last forward pass is no smaller than it must be.
+            n_passes = -(-len(part) // most)
+            size = -(-len(part) // n_passes)
+            for i in range(0, len(part), size):
+                some = part[i : i + size]
+                at = cells[some[0]].position if path == "suffix" else 0
+                found.append(Group(tuple(some), block, at))
+    return found
+
+
+def _most_cells(model: Model, prompt: Prompt, start: int, path: Path, budget: Budget) -> int:
+    n_tokens = prompt.length - start
+    before = start + len(prompt.prefix_ids)
+    apart = path == "suffix" and can_be_kept_apart(model)
+    needed = len(prompt) * row_bytes(model, n_tokens, before, apart=apart)
+    return budget.fit(needed, len(prompt) * n_tokens, "one cell")
+
+
+def _parts(chosen: list[int], positions: list[int], n_rows: int, length: int) -> list[list[int]]:
+    """Divide cells, sorted by position, so that overhead and repeated tokens are fewest."""
+    starts = sorted(set(positions))
+    after = {at: i for i, at in enumerate(starts)}
+    count = [0] * len(starts)
+    for at in positions:
+        count[after[at]] += 1
+    total = [0]
+    for one in count:
+        total.append(total[-1] + one)
+    best: list[tuple[int, int]] = [(0, 0)]
+    for end in range(1, len(starts) + 1):
+        best.append(
+            min(
+                (
+                    best[begin][0]
+                    + OVERHEAD
+                    + n_rows * (total[end] - total[begin]) * (length - starts[begin]),
+                    begin,
+                )
+                for begin in range(end)
+            )
+        )
+    bounds = [len(starts)]
+    while bounds[-1]:
+        bounds.append(best[bounds[-1]][1])
+    edges = [total[one] for one in reversed(bounds)]
+    return [chosen[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def replayed(
+    model: Model, clean: Clean, cells: Sequence[Cell], path: Path, todo: Sequence[Group]
+) -> Iterator[tuple[Group, torch.Tensor]]:
+    """Run groups of cells.
+
+    Yields
+    ------
+    group : Group
+    logits : Tensor [cell, row, token, vocab]
+        At ``clean.at``.
+    """
+    n = len(clean.prompt)
+    for group in todo:
+        chosen = [cells[i] for i in group.cells]
+        # Rows of one prompt row are next to each other: they share its prefix.
+        rows = torch.arange(n).repeat_interleave(len(chosen))
+        if path == "plain":
+            some = clean.prompt.select(rows)
+            patches = _merged(model, chosen, n, group.position, clean.prompt.length)
+            logits = _logits(run(model, some, patches=patches, logits=clean.at.rows(rows)))
+        else:
+            logits = _continued(model, clean, group, chosen, rows, suffix=path == "suffix")
+        yield group, logits.unflatten(0, (n, len(chosen))).transpose(0, 1)
+
+
+def _continued(
+    model: Model,
+    clean: Clean,
+    group: Group,
+    chosen: list[Cell],
+    rows: torch.Tensor,
+    *,
+    suffix: bool,
+) -> torch.Tensor:
+    """Logits of cells as rows that start in a block, at a position."""
+    n, at, length = len(clean.prompt), group.position, clean.prompt.length - group.position
+    resid = clean.resid[group.block][:, at - clean.first :]
+    resid = resid.repeat_interleave(len(chosen), 0)
+    inside: list[Cell] = []
+    for which, one in enumerate(chosen):
+        mine = slice(which, None, len(chosen))
+        before, behind = [], []
+        for patch in one.patches:
+            skipped = _block(patch) == group.block and patch.component in BEHIND
+            (before if skipped else behind).append(patch)
+        for patch in sorted(before, key=lambda patch: BEHIND.index(patch.component)):
+            _fold(resid[mine], patch, clean, at)
+        inside.append(replace(one, patches=tuple(behind)))
+    patches = _merged(model, inside, n, at, length)
+    before_it = at + len(clean.prompt.prefix_ids)
+    apart = suffix and can_be_kept_apart(model)
+    inputs: dict[str, Any] = {}
+    if suffix:
+        inputs["past_key_values"] = shared_cache(clean.layers, length=before_it, apart=apart)
+    with kept_apart(model, apart):
+        return _logits(
+            run(
+                model,
+                _suffix(clean.prompt, rows, at, prefix=not suffix),
+                patches=patches,
+                logits=clean.at.rows(rows).shifted(at, length),
+                start=(group.block, resid),
+                inputs=inputs,
+            )
+        )
+
+
+def _fold(resid: torch.Tensor, patch: Patch, clean: Clean, at: int) -> None:
+    """Write, in place, what a patch behind a block changes of the next one's input."""
+    mask = patch.positions.mask
+    row, column = mask.nonzero(as_tuple=True)
+    place = patch.positions.index[row, column] - at
+    row, place = row.to(resid.device), place.to(resid.device)
+    value = _spread(patch, resid.shape[-1]).to(resid)[row, column.to(resid.device)]
+    old = resid[row, place]
+    if patch.mode == "add":
+        resid[row, place] = old + value
+    elif patch.component == "resid_post":
+        resid[row, place] = value if patch.mode == "set" else old * value
+    else:
+        here = clean.mlp_out[_layer(patch)].to(resid)[row, place + at - clean.first]
+        resid[row, place] = old + (value - here if patch.mode == "set" else here * value - here)
+
+
+def _spread(patch: Patch, *last: int) -> torch.Tensor:
+    """The patch's value as [row, position, *last]."""
+    value = patch.value
+    lead = tuple(patch.positions.index.shape)
+    if value.ndim == 1 + len(last):  # one per row
+        value = value[:, None]
+    return value.expand(*lead, *last)
+
+
+def _merged(model: Model, chosen: Sequence[Cell], n: int, at: int, length: int) -> list[Patch]:
+    """The patches of cells, each for its own rows, as few as places and modes allow."""
+    kinds: dict[Any, list[tuple[int, Patch]]] = {}
+    for which, one in enumerate(chosen):
+        for order, patch in enumerate(one.patches):
+            heads = None if patch.heads is None else repr(patch.heads)
+            key = (order, patch.component, patch.layers, patch.mode, heads)
+            kinds.setdefault(key, []).append((which, patch))
+    made = []
+    for some in kinds.values():
+        _, like = some[0]
+        last = _last_axes(model, like)
+        width = max(patch.positions.index.shape[1] for _, patch in some)
+        index = torch.zeros(n, len(chosen), width, dtype=torch.long)
+        mask = torch.zeros(n, len(chosen), width, dtype=torch.bool)
+        value = torch.zeros(n, len(chosen), width, *last, dtype=like.value.dtype)
+        value = value.to(like.value.device)
+        for which, patch in some:
+            k = patch.positions.index.shape[1]
+            index[:, which, :k] = patch.positions.index - at
+            mask[:, which, :k] = patch.positions.mask
+            value[:, which, :k] = _spread(patch, *last)
+        positions = Positions(index.flatten(0, 1), mask.flatten(0, 1), length, False, "cells")
+        made.append(replace(like, positions=positions, value=value.flatten(0, 1)))
+    return made
+
+
+def _last_axes(model: Model, patch: Patch) -> tuple[int, ...]:
+    if patch.component != "head_out":
+        return (model.d_model,)
+    if isinstance(patch.heads, int):
+        return (model.anatomy.head_dim,)
+    chosen = slice(None) if patch.heads is None else patch.heads
+    return len(index_list(chosen, model.anatomy.n_heads, "head")), model.anatomy.head_dim
+
+
+def _suffix(prompt: Prompt, rows: torch.Tensor, at: int, *, prefix: bool) -> Prompt:
+    """Rows of a prompt from a position on, without their images: what they gave is known."""
+    inputs = {
+        key: value[rows] for key, value in prompt.inputs.items() if key not in prompt.entries
+    }
+    for key in ("input_ids", *SEQUENCE_KEYS):
+        if key in inputs:
+            inputs[key] = inputs[key][:, at:]
+    inputs["position_ids"] = inputs["position_ids"][..., at:]
+    made = Prompt(inputs, roles=[{}] * len(rows), texts=[""] * len(rows))
+    return replace(made, prefix_ids=prompt.prefix_ids) if prefix else made
+
+
+def replay(
+    model: Model,
+    prompt: Prompt,
+    cells: Sequence[Sequence[Patch]],
+    *,
+    logits: Positions | None = None,
+    budget: int | None = None,
+) -> torch.Tensor:
+    """Run a prompt once for each set of patches, at the cost of what it changes.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : Prompt
+    cells : sequence of sequences of Patch
+        Each an intervention of its own, over all rows of the prompt.
+    logits : Positions, optional
+        Where logits are wanted. Default: each row's last token.
+    budget : int, optional
+        Bytes that may be used. Default: part of what is free.
+
+    Returns
+    -------
+    Tensor [cell, row, token, vocab]
+        Logits, as so many calls of :func:`interventions.run` would give, to rounding.
+
+    Examples
+    --------
+    >>> cells = [[iv.ablated("mlp_out", layer, place)] for layer in range(12)]  # doctest: +SKIP
+    >>> iv.replay(llm, prompt, cells)[:, 0, -1]                                 # doctest: +SKIP
+    """
+    at = prompt.at("last") if logits is None else logits
+    for patches in cells:
+        check_patches(model, prompt, patches)
+    made = [cell(model, patches) for patches in cells]
+    path, _ = path_of(model, prompt)
+    allowed = Budget.of(model, budget)
+    allowed.fit(len(prompt) * clean_bytes(model, prompt.length), len(prompt), "the clean run")
+    clean = run_clean(model, prompt, at, made, path)
+    todo = groups(model, prompt, made, path, allowed)
+    result: list[Any] = [None] * len(made)
+    for group, found in replayed(model, clean, made, path, todo):
+        for i, one in zip(group.cells, found, strict=True):
+            result[i] = one
+    return torch.stack(result)
