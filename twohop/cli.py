@@ -1,10 +1,14 @@
-"""The commands: ``twohop study``, ``compare``, ``pairs`` and ``train``."""
+"""The commands: ``twohop study``, ``compare``, ``pairs``, ``data`` and ``train``."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from twohop.pairs import Pair
 
 RUNS = "runs"
 
@@ -26,7 +30,17 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     study = commands.add_parser("study", help="run the two-hop study on one or more pairs")
-    study.add_argument("pair", nargs="+", metavar="PAIR", help="see: twohop pairs")
+    study.add_argument("pair", nargs="*", metavar="PAIR", help="see: twohop pairs")
+    study.add_argument("--vlm", metavar="MODEL", help="your own pair: a VLM's repo id or folder,")
+    study.add_argument("--backbone", metavar="MODEL", help="and that of its language model")
+    study.add_argument("--data", metavar="FILE", help="items to ask about; see: twohop data")
+    study.add_argument("--map", metavar="MAP", help="where the fields of an item are in FILE")
+    study.add_argument("--format", choices=("chat", "qa", "completion"), help="of the prompts")
+    study.add_argument(
+        "--alter-views",
+        action="store_true",
+        help="altered copies stand in where FILE has too few pictures of an entity",
+    )
     study.add_argument("--out", type=Path, default=Path(RUNS), help="folder of runs (%(default)s)")
     study.add_argument("--limit", type=int, metavar="N", help="use N entities only")
     study.add_argument(
@@ -53,6 +67,25 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="ask NDIF what it runs (done anyway if NDIF_API_KEY or NDIF_HOST is set)",
     )
+
+    data = commands.add_parser("data", help="check a file of items before a study")
+    tasks = data.add_subparsers(dest="task", required=True, metavar="TASK")
+    check = tasks.add_parser(
+        "check",
+        help="say of every row whether it is usable, and why not",
+        description="Exit status: 0 if anything is usable, 1 if nothing is, 2 if FILE cannot be "
+        "read or has not the columns.",
+    )
+    check.add_argument(
+        "data",
+        metavar="FILE",
+        help="JSON Lines, CSV, TSV or Parquet; a folder of PopVQA or of `datasets`; hf:NAME:SPLIT",
+    )
+    check.add_argument(
+        "--map", metavar="MAP", help="field=column pairs with commas between, or a TOML file"
+    )
+    check.add_argument("--all", action="store_true", help="name every row that is set aside")
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
 
     train = commands.add_parser("train", help="retrain an embedded pair's vision parts")
     train.add_argument("what", choices=("flags", "micro"))
@@ -91,14 +124,13 @@ def run_studies(options: argparse.Namespace) -> int:
     """``twohop study``."""
     from rich.console import Console
 
-    from twohop.pairs import find_pair
     from twohop.report.compare import write_comparison
     from twohop.report.console import print_comparison, print_summary
     from twohop.study import Models, Settings, run_study
 
     quiet_libraries()
     share_heads_on_a_cpu()
-    pairs = [find_pair(key) for key in dict.fromkeys(options.pair)]
+    pairs = asked_pairs(options)
     console, models = Console(), Models()
     settings = Settings(limit=options.limit, seed=options.seed)
     summaries = []
@@ -115,6 +147,62 @@ def run_studies(options: argparse.Namespace) -> int:
         console.print(f"\n{summary['verdict']}", soft_wrap=True)
         console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
     return 0
+
+
+def asked_pairs(options: argparse.Namespace) -> "list[Pair]":
+    """The pairs that ``twohop study`` is to run, with the items of ``--data`` if there is one."""
+    from rich.console import Console
+
+    from interventions.errors import InterventionsError
+    from twohop.entities.datamap import read_map
+    from twohop.entities.validation import check
+    from twohop.pairs import find_pair, own_pair, with_data
+    from twohop.report.data import print_data
+
+    if (options.vlm is None) != (options.backbone is None):
+        raise InterventionsError("--vlm and --backbone are one pair. Give both, or neither.")
+    if not options.pair and options.vlm is None:
+        raise InterventionsError("no pair was given. See: twohop pairs; or --vlm and --backbone.")
+    has_data = options.data is not None
+    for_data = {
+        "--map": options.map,
+        "--format": options.format,
+        "--alter-views": options.alter_views,
+    }
+    if not has_data and (idle := [name for name, value in for_data.items() if value]):
+        raise InterventionsError(f"{idle[0]} is for the items of a file: give --data FILE.")
+    pairs = [find_pair(key, has_data=has_data) for key in dict.fromkeys(options.pair)]
+    if options.vlm is not None:
+        pairs.append(own_pair(options.vlm, options.backbone))
+    if not has_data:
+        return pairs
+    checked = check(options.data, read_map(options.map))
+    print_data(checked.report, Console(stderr=True))
+    return [
+        with_data(pair, checked, format=options.format, alter_views=options.alter_views)
+        for pair in pairs
+    ]
+
+
+def check_data(options: argparse.Namespace) -> int:
+    """``twohop data check``.
+
+    With ``--json``, the report as :meth:`twohop.entities.validation.Report.as_dict` gives it.
+    """
+    import json
+
+    from rich.console import Console
+
+    from twohop.entities.datamap import read_map
+    from twohop.entities.validation import check
+    from twohop.report.data import print_data
+
+    report = check(options.data, read_map(options.map)).report
+    if options.json:
+        sys.stdout.write(json.dumps(report.as_dict(), indent=2) + "\n")
+    else:
+        print_data(report, Console(), everything=options.all)
+    return 0 if report.items else 1
 
 
 def compare_runs(options: argparse.Namespace) -> int:
@@ -232,6 +320,7 @@ COMMANDS = {
     "study": run_studies,
     "compare": compare_runs,
     "pairs": list_pairs,
+    "data": check_data,
     "train": train_pair,
 }
 

@@ -1,11 +1,13 @@
-"""VLM-backbone pairs that are built in, as data; the published ones are in `twohop.published`."""
+"""VLM-backbone pairs: built in, published (`twohop.published`), or the user's own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from interventions.errors import InterventionsError, did_you_mean
+from twohop.entities.formats import CHAT, COMPLETION, QA, Kind, PromptFormat, writer_for
 from twohop.entities.items import Benchmark
+from twohop.entities.validation import Checked
 from twohop.published import PUBLISHED, PublishedPair
 
 
@@ -18,18 +20,23 @@ class Pair:
     key : str
         What the command line calls it.
     vlm, backbone : callable
-        Give a local folder, making it first if need be.
+        Give where the model is: a folder of the built-in ones as a Path, made first if need be;
+        a repo id, or another folder, as text.
     benchmark : callable
         Gives what the pair is asked.
     summary : str
         One line for lists.
+    format : PromptFormat, optional
+        How it is asked about items of a file. None: see
+        :func:`twohop.entities.formats.writer_for`.
     """
 
     key: str
-    vlm: Callable[[], Path]
-    backbone: Callable[[], Path]
+    vlm: Callable[[], Path | str]
+    backbone: Callable[[], Path | str]
     benchmark: Callable[[], Benchmark]
     summary: str
+    format: PromptFormat | None = None
 
 
 def _flags_vlm(key: str) -> Path:
@@ -64,7 +71,7 @@ def _micro_benchmark() -> Benchmark:
 
 
 def _flags(key: str, summary: str) -> Pair:
-    return Pair(key, lambda: _flags_vlm(key), _flags_backbone, _flags_benchmark, summary)
+    return Pair(key, lambda: _flags_vlm(key), _flags_backbone, _flags_benchmark, summary, QA)
 
 
 def _micro(key: str, summary: str) -> Pair:
@@ -74,6 +81,7 @@ def _micro(key: str, summary: str) -> Pair:
         lambda: _micro_folder("micro-backbone"),
         _micro_benchmark,
         summary,
+        COMPLETION,
     )
 
 
@@ -93,20 +101,103 @@ PAIRS: dict[str, Pair] = {
 }
 
 
-def find_pair(key: str) -> Pair:
+def find_pair(key: str, *, has_data: bool = False) -> Pair:
     """Return a pair by its key.
+
+    Parameters
+    ----------
+    key : str
+    has_data : bool
+        Whether it will be given items (:func:`with_data`): the published pairs have none.
 
     Raises
     ------
     InterventionsError
         If there is none: the nearest key is named. If it is a published one, which the study does
-        not run yet: what running it takes is said.
+        not run yet, or not without items: what running it takes is said.
     """
     if key in PUBLISHED:
-        raise InterventionsError(_why_not_yet(PUBLISHED[key]))
+        found = PUBLISHED[key]
+        if not has_data or found.same_weights or found.layout == "mistral":
+            raise InterventionsError(_why_not_yet(found))
+        return replace(own_pair(found.vlm, found.backbone), key=key, format=CHAT)
     if key not in PAIRS:
         raise InterventionsError(f"no pair {key!r}. {did_you_mean(key, (*PAIRS, *PUBLISHED))}")
     return PAIRS[key]
+
+
+def own_pair(vlm: str | Path, backbone: str | Path) -> Pair:
+    """Return the pair of any VLM and its backbone, each a repo id or a folder.
+
+    It has no items of its own, see :func:`with_data`.
+
+    Examples
+    --------
+    >>> own_pair("llava-hf/llava-1.5-7b-hf", "lmsys/vicuna-7b-v1.5").key
+    'llava-1.5-7b-hf'
+    """
+
+    def needs_data() -> Benchmark:
+        raise InterventionsError(f"{vlm} on {backbone}: give the items to ask about, --data FILE.")
+
+    seen, read = _place(vlm), _place(backbone)
+    return Pair(
+        key=Path(seen).name,
+        vlm=lambda: seen,
+        backbone=lambda: read,
+        benchmark=needs_data,
+        summary=f"{vlm} on {backbone}",
+    )
+
+
+def _place(model: str | Path) -> str:
+    """A repo id, or a folder's whole path: two folders may have the same name."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else str(model)
+
+
+def model_name(place: Path | str) -> str:
+    """What results call a model: a built-in one by its folder's name, another by where it is."""
+    return place.name if isinstance(place, Path) else place
+
+
+def with_data(
+    pair: Pair, checked: Checked, *, format: Kind | None = None, alter_views: bool = False
+) -> Pair:
+    """Return the pair, asked about the items of a file.
+
+    Parameters
+    ----------
+    pair : Pair
+    checked : Checked
+        From :func:`twohop.entities.validation.check`.
+    format : {"chat", "qa", "completion"}, optional
+        How it is asked; default: what the map says, else what the pair declares.
+    alter_views : bool
+        Let altered copies stand in where an entity has fewer pictures than the probes need.
+
+    Raises
+    ------
+    DataError
+        If no item is usable, or entities have too few pictures.
+    """
+    from twohop.entities.files import check_views, data_benchmark
+    from twohop.resolution import FIT_VIEWS
+
+    checked.needed()
+    if not alter_views:
+        check_views(checked, needed=max(FIT_VIEWS) + 1)
+    kind = format or checked.map.format
+    chosen = PromptFormat(kind) if kind else pair.format
+
+    def benchmark() -> Benchmark:
+        wordings = [*checked.wordings.values(), checked.map.naming]
+        writer = writer_for(chosen, pair.vlm(), wordings)
+        if checked.map.stop:
+            writer = replace(writer, format=replace(writer.format, stop=checked.map.stop))
+        return data_benchmark(checked, writer, alter_views=alter_views)
+
+    key = f"{pair.key}-{checked.report.source}"
+    return replace(pair, key=key, benchmark=benchmark, format=chosen)
 
 
 def _why_not_yet(pair: PublishedPair) -> str:
@@ -115,12 +206,13 @@ def _why_not_yet(pair: PublishedPair) -> str:
         models += ", which is its own backbone,"
     else:
         models += f" and {pair.backbone} ({pair.backbone_bytes / 1e9:.1f} GB)"
-    layout = ""
+    needs = "has no items of its own: give some, --data FILE."
+    if pair.same_weights:
+        needs = "the study does not run one set of weights as both models yet."
     if pair.layout == "mistral":
-        layout = " The VLM is stored in Mistral's own format and has to be converted first."
+        needs = "the VLM is stored in Mistral's own format and has to be converted first."
     return (
-        f"the pair {pair.key!r} is registered, but the study runs only built-in pairs so far. It "
-        f"takes {models} from the Hugging Face hub, GPUs here or an NDIF deployment that hold "
-        f"them, and a benchmark of items.{layout} Where it could run: twohop pairs. What runs "
-        f"now: {', '.join(PAIRS)}."
+        f"the pair {pair.key!r} is registered, but {needs} It takes {models} from the Hugging Face "
+        f"hub, and GPUs here that hold them. Where it could run: twohop pairs. What runs now: "
+        f"{', '.join(PAIRS)}."
     )

@@ -20,9 +20,9 @@ from interventions.results import Store, provenance, write_atomically
 from twohop.asking import Study, longest_answer
 from twohop.back_patching import layer_pairs
 from twohop.diagnosis import diagnosis
-from twohop.entities.items import Benchmark, check_items
+from twohop.entities.items import Benchmark, Template, check_items
 from twohop.localize import MAP_COMPONENTS, MAP_ROLES, MAX_ITEMS, patching_map, window_edges
-from twohop.pairs import Pair, find_pair
+from twohop.pairs import Pair, find_pair, model_name
 from twohop.recall import recall, text_gate
 from twohop.recovery import MAX_KEPT, MAX_LOST, recovery
 from twohop.resolution import FIT_VIEWS, resolution
@@ -94,16 +94,16 @@ class Models:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[Path, Model] = {}
+        self._kept: dict[Path | str, Model] = {}
         self.results: dict[Any, Any] = {}
 
-    def get(self, folder: Path) -> Model:
+    def get(self, folder: Path | str) -> Model:
         """Return the model of a folder."""
         if folder not in self._kept:
             self._kept[folder] = load(folder)
         return self._kept[folder]
 
-    def drop(self, folder: Path) -> None:
+    def drop(self, folder: Path | str) -> None:
         """Forget a model."""
         self._kept.pop(folder, None)
 
@@ -175,15 +175,23 @@ def run_stage(stage: str, study: Study, done: dict[str, xr.Dataset]) -> xr.Datas
     )
 
 
+def asked_as(template: Template) -> tuple[str, ...]:
+    """Everything a template writes."""
+    image = template.image_question
+    return (template.prefix, template.question, *(() if image is None else (image,)))
+
+
 def fingerprint(benchmark: Benchmark) -> str:
     """Short hash of everything a benchmark asks."""
-    content = {
+    content: dict[str, Any] = {
         "items": [(i.id, i.entity.name, i.entity.aliases, i.answers) for i in benchmark.items],
-        "templates": {k: (t.prefix, t.question) for k, t in benchmark.templates.items()},
-        "naming": (benchmark.naming.prefix, benchmark.naming.question),
+        "templates": {k: asked_as(t) for k, t in benchmark.templates.items()},
+        "naming": asked_as(benchmark.naming),
         "stop": benchmark.stop,
         "chain": benchmark.chain(benchmark.relations[0], "X").question,
     }
+    if benchmark.pictures:
+        content["pictures"] = benchmark.pictures
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
@@ -230,12 +238,12 @@ def run_study(
     folders = {"vlm": pair.vlm(), "backbone": pair.backbone()}
     shared = {
         "twohop": version("twohop"),
-        "backbone": folders["backbone"].name,
+        "backbone": model_name(folders["backbone"]),
         "benchmark": f"{benchmark.name} {fingerprint(benchmark)}",
         "limit": settings.limit,
         "seed": settings.seed,
     }
-    run = Store(out / pair.key, {"pair": pair.key, "vlm": folders["vlm"].name, **shared})
+    run = Store(out / pair.key, {"pair": pair.key, "vlm": model_name(folders["vlm"]), **shared})
     digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:12]
     common = Store(out / "backbones" / digest, shared)
 

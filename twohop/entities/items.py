@@ -133,6 +133,8 @@ class Benchmark:
     answer_sets : dict of str to tuple of str
         The candidates of relations that are asked in several wordings, each a relation of its
         own here. Others' candidates are the canonical answers of their items.
+    pictures : str
+        Tells one set of pictures from another; results belong to theirs.
     """
 
     name: str
@@ -146,6 +148,7 @@ class Benchmark:
     notes: str = ""
     universe: tuple[Item, ...] = ()
     answer_sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    pictures: str = ""
 
     @property
     def entities(self) -> tuple[Entity, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from twohop.entities.items import PLACE, Benchmark
+from twohop.entities.items import Benchmark
 from twohop.report import wording
 
 N_EXAMPLES = 8
@@ -112,7 +112,8 @@ def examples(tree: xr.DataTree, benchmark: Benchmark, *, n: int = N_EXAMPLES) ->
     for i in (rows[j] for j in picked):
         item = known[str(gates["item"].values[i])]
         verdict, outcome = str(verdicts[item.id]), str(outcomes[i])
-        question = benchmark.templates[item.relation].question.replace(PLACE, "[image]").strip()
+        template = benchmark.templates[item.relation]
+        question = template.show("[image]").removeprefix(template.prefix).strip()
         made.append(
             Example(
                 item=item.id,

@@ -1,0 +1,42 @@
+"""Why a row is set aside, and what is flagged in rows that are kept: names, and what they mean."""
+
+REASONS: dict[str, str] = {
+    "not_json": "the line is not JSON",
+    "not_csv": "a quote is not closed, or stands in the middle of a cell",
+    "not_a_row": "the row is not an object with columns",
+    "wrong_columns": "the row has more or fewer cells than there are columns",
+    "bad_encoding": "the text is not UTF-8",
+    "wrong_type": "a cell holds something else than was expected",
+    "no_entity": "the entity's name is missing",
+    "no_question": "there is no question, in the row or for its relation",
+    "no_answer": "there is no accepted answer",
+    "no_image": "there is no image",
+    "not_latin": "answers are compared by Latin letters and digits, and there are none",
+    "entity_not_in_question": "the question about the named entity does not name it",
+    "entity_repeated": "the question names the entity more than once",
+    "entity_in_image_question": "the question about the picture gives the name away",
+    "image_marks": "the question about the picture has more than one {image}",
+    "answer_is_entity": "the answer is the entity's own name",
+    "image_missing": "the image file is not there",
+    "image_empty": "the image has no bytes",
+    "image_truncated": "the image ends too early",
+    "image_unreadable": "the image cannot be opened",
+    "image_too_small": "the image is a few pixels wide, or a line",
+    "image_too_large": "the image is too large to be opened safely",
+    "image_on_the_web": "the image is an address on the web, and nothing is fetched",
+    "duplicate_row": "an earlier row says the same of the same picture",
+    "duplicate_id": "an earlier row has the same id",
+    "other_answers": "an earlier row gave other answers to the same question",
+}
+
+FLAGS: dict[str, str] = {
+    "constant_answer": "one answer is right for every item of the relation: it tells nothing",
+    "surface": "the answer begins as the name does, so it can be copied from it",
+    "answer_in_question": "the question itself holds the answer",
+    "several_wordings": "a relation is asked in several wordings, each studied by itself",
+    "shared_name": "two entities share a name, so naming one cannot be told from the other",
+    "dropped_answer": "an accepted answer that cannot be used was left out",
+    "dropped_alias": "an alias without Latin letters or digits was left out",
+    "dropped_image": "one of several images cannot be used and was left out",
+    "unused_column": "a column is not used",
+}
