@@ -10,6 +10,7 @@ from interventions.model import Model
 from interventions.patching import Patch, Run, Site, read, run
 from interventions.positions import Positions
 from interventions.prompts import Prompt
+from interventions.selectivity import probe
 from interventions.transplant import transplant
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "load",
     "pair",
     "patchscope",
+    "probe",
     "read",
     "run",
     "steering",

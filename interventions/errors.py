@@ -36,6 +36,10 @@ class AlignmentError(InterventionsError):
     """Two models between which nothing can be patched."""
 
 
+class ProbeError(InterventionsError):
+    """Activations and labels that no probe can be fitted to."""
+
+
 class ResultsError(InterventionsError):
     """A results folder that cannot be read, or that belongs to other settings."""
 

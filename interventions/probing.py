@@ -8,29 +8,46 @@ import torch
 
 @dataclass(frozen=True)
 class Probe:
-    """A ridge classifier per layer, fitted to one-hot labels.
+    """A linear classifier per layer.
 
     Attributes
     ----------
     weight : Tensor [layer, d_model, class]
+        Of features that are centred and scaled.
     mean, scale : Tensor [layer, 1, d_model]
         Of the rows it was fitted on.
-    offset : Tensor [class]
-        Share of each class among them.
+    offset : Tensor [class] or [layer, 1, class]
+        Of a ridge probe, the share of each class among the rows.
+    gradient : Tensor [layer], optional
+        What is left of the gradient of a logistic probe's loss; see :func:`fit_logistic`.
     """
 
     weight: torch.Tensor
     mean: torch.Tensor
     scale: torch.Tensor
     offset: torch.Tensor
+    gradient: torch.Tensor | None = None
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Class scores of ``hidden`` [layer, row, d_model], as [layer, row, class]."""
+        """Class scores of ``hidden`` [layer, row, d_model], as [layer, row, class].
+
+        Of a logistic probe they are logits: their softmax is the probability of each class.
+        """
         return (hidden.double() - self.mean) / self.scale @ self.weight + self.offset
 
     def predict(self, hidden: torch.Tensor) -> torch.Tensor:
         """Class of each row of ``hidden`` [layer, row, d_model], as [layer, row]."""
         return self.scores(hidden).argmax(-1)
+
+
+def scaling(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation [layer, 1, d_model] of the features of [layer, row, d_model].
+
+    Features that hardly vary are not blown up.
+    """
+    mean = rows.mean(1, keepdim=True)
+    scale = rows.std(1, keepdim=True, correction=0)
+    return mean, scale.clamp(min=1e-6).maximum(1e-3 * scale.mean(-1, keepdim=True))
 
 
 def fit_probe(
@@ -73,9 +90,7 @@ def fit_probes(
     True
     """
     rows = hidden.double()
-    mean = rows.mean(1, keepdim=True)
-    scale = rows.std(1, keepdim=True, correction=0)
-    scale = scale.clamp(min=1e-6).maximum(1e-3 * scale.mean(-1, keepdim=True))
+    mean, scale = scaling(rows)
     x = (rows - mean) / scale
     n, d = x.shape[1:]
     # The smaller of the two Gram matrices: with the same penalty both give the same classifier.

@@ -1,0 +1,327 @@
+"""Probing every layer for a property of the rows, beside a control task."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+
+from interventions.errors import ProbeError, did_you_mean
+from interventions.logistic import fit_logistic
+from interventions.probing import fit_probes
+from interventions.splits import control_labels, held_out
+
+Method = Literal["logistic", "ridge"]
+AXES = ("layer", "row", "d_model")
+Activations = torch.Tensor | np.ndarray | xr.DataArray
+
+
+def probe(
+    activations: Activations | xr.Dataset | Mapping[str, Activations],
+    labels: Any,
+    *,
+    method: Method = "logistic",
+    C: float = 1.0,
+    ridge: float = 1e-2,
+    groups: Any | None = None,
+    splits: int | np.ndarray = 5,
+    test_share: float = 0.25,
+    n_controls: int = 1,
+    tol: float = 1e-5,
+    max_iter: int = 1000,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> xr.Dataset:
+    """Probe every layer for a property of the rows, beside a control task.
+
+    For every layer and split a probe is fitted on some rows and tested on the others. Control
+    probes are fitted and tested on labels that were shuffled on each side of the split;
+    *selectivity* is how much better the probe does than they (Hewitt and Liang, "Designing and
+    Interpreting Probes with Control Tasks", EMNLP 2019).
+
+    Parameters
+    ----------
+    activations : [layer, row, d_model]
+        A Tensor, array or DataArray; or several by name, such as what
+        :func:`interventions.collect` returned. One layer at a time is held in memory.
+    labels : sequence [row]
+        The class of each row, of any kind that sorts; or the name of a coordinate.
+    method : {"logistic", "ridge"}
+        Logistic regression with an L2 penalty (:func:`fit_logistic`), or ridge regression on
+        one-hot labels in closed form (:func:`fit_probes`), which is faster.
+    C : float
+        Inverse strength of the logistic penalty, as in scikit-learn.
+    ridge : float
+        Strength of the ridge penalty.
+    groups : sequence [row], optional
+        Rows of one group (an image, an entity) are never on both sides of a split; or the name of
+        a coordinate.
+    splits : int, or bool [row] or [seed, row]
+        Number of random splits, or the rows to hold out (True).
+    test_share : float
+        Share of the rows, or groups, of each class that a random split holds out.
+    n_controls : int
+        Shuffled sets of labels per split. 0: no control.
+    tol, max_iter
+        When a logistic fit ends.
+    seed : int
+        Of the first split; the others have the following numbers.
+    device : optional
+        Where the probes are fitted. Default: where the activations are.
+
+    Returns
+    -------
+    Dataset
+        ``accuracy``, ``train_accuracy``, ``control_accuracy`` (mean over the controls),
+        ``selectivity`` (accuracy - control accuracy) and ``converged`` (all fits, controls
+        included), each (role, layer, seed), without role where one array was given; ``chance``
+        (seed): accuracy of the commonest class of the fitted rows; ``predicted``
+        (role, layer, seed, row): index of the class that each held-out row is taken for, -1 where
+        it was fitted on; ``label`` (row) and ``held_out`` (seed, row).
+
+    Raises
+    ------
+    ProbeError
+        If shapes do not fit, activations are not finite, or a class cannot be split.
+
+    Warns
+    -----
+    RuntimeWarning
+        If logistic fits did not converge; the layers are named.
+
+    Examples
+    --------
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> labels = torch.arange(2).repeat(40)
+    >>> noise = torch.randn(2, 80, 8, generator=generator)
+    >>> noise[1, :, 0] += 9 * labels  # the second layer knows
+    >>> found = probe(noise, labels)
+    >>> found.accuracy.mean("seed").sel(layer=1).item()
+    1.0
+    """
+    named, single = _named(activations)
+    rows, layers = _common(named)
+    names, label = np.unique(_per_row(labels, activations, rows, "labels"), return_inverse=True)
+    if len(names) < 2:
+        raise ProbeError(f"all {rows} rows are of the class {names[0]!s}. A probe needs two.")
+    own = np.arange(rows) if groups is None else _per_row(groups, activations, rows, "groups")
+    group = np.unique(own, return_inverse=True)[1]
+    if isinstance(splits, int):
+        if splits < 1 or not 0 < test_share < 1:
+            raise ProbeError(
+                f"splits={splits}, test_share={test_share}: expected at least one split and a "
+                "share between 0 and 1."
+            )
+        test = np.stack(
+            [held_out(label, group, names, share=test_share, seed=seed + i) for i in range(splits)]
+        )
+    else:
+        test = _given(np.atleast_2d(np.asarray(splits)), label, group, names)
+    controls = [
+        [
+            control_labels(label, group, one, seed=seed + 1_000_003 * (k + 1) + i)
+            for k in range(n_controls)
+        ]
+        for i, one in enumerate(test)
+    ]
+    _check_finite(named, layers)
+    settings = {"C": C, "tol": tol, "max_iter": max_iter} if method == "logistic" else {}
+    if method == "ridge":
+        settings = {"ridge": ridge}
+    elif method != "logistic":
+        raise ProbeError(f"no method {method!r}. {did_you_mean(method, ('logistic', 'ridge'))}")
+    found = xr.concat(
+        [
+            xr.concat(
+                [
+                    _of_layer(_rows(array, i, device), label, test, controls, method, settings)
+                    for i in range(len(layers))
+                ],
+                dim="layer",
+            )
+            for array in named.values()
+        ],
+        dim="role",
+    )
+    found = found.assign_coords(
+        role=list(named), layer=layers, seed=[seed + i for i in range(len(test))]
+    )
+    share = [np.bincount(label[~one]).argmax() for one in test]
+    found["chance"] = (
+        "seed",
+        [float((label[one] == best).mean()) for one, best in zip(test, share, strict=True)],
+    )
+    found["held_out"] = (("seed", "row"), test)
+    found = found.assign_coords(label=("row", names[label]))
+    for one in named.values():
+        if isinstance(one, xr.DataArray) and "row" in one.coords:
+            found = found.assign_coords(row=one.coords["row"].values)
+    found.attrs = {
+        "method": method,
+        **settings,
+        "n_classes": len(names),
+        "n_controls": n_controls,
+        "seed": seed,
+    }
+    _warn(found)
+    return found.isel(role=0, drop=True) if single else found
+
+
+def _of_layer(
+    rows: torch.Tensor,
+    label: np.ndarray,
+    test: np.ndarray,
+    controls: list[list[np.ndarray]],
+    method: Method,
+    settings: dict[str, Any],
+) -> xr.Dataset:
+    """Fit and test the probes of one layer, on rows [row, d_model], for every split."""
+    columns: dict[str, list[Any]] = {}
+    n_classes = int(label.max()) + 1
+    fitter = fit_logistic if method == "logistic" else fit_probes
+    for out, shuffled in zip(test, controls, strict=True):
+        sets = np.stack([label, *shuffled])
+        fitted = [torch.from_numpy(one[~out]) for one in sets]
+        probes = fitter(rows[None, ~out], fitted, n_classes=n_classes, **settings)
+        guesses = np.stack([one.predict(rows[None])[0].cpu().numpy() for one in probes])
+        hits = guesses == sets
+        accuracy = hits[:, out].mean(1)
+        control = accuracy[1:].mean() if shuffled else np.nan
+        remaining = [float(one.gradient.max()) for one in probes if one.gradient is not None]
+        one = {
+            "accuracy": accuracy[0],
+            "train_accuracy": hits[0, ~out].mean(),
+            "control_accuracy": control,
+            "selectivity": accuracy[0] - control,
+            "converged": max(remaining, default=0.0) <= settings.get("tol", 0.0),
+            "predicted": np.where(out, guesses[0], -1),
+        }
+        for key, value in one.items():
+            columns.setdefault(key, []).append(value)
+    return xr.Dataset(
+        {
+            key: (("seed", "row") if key == "predicted" else "seed", np.array(values))
+            for key, values in columns.items()
+        }
+    )
+
+
+def _named(activations: Any) -> tuple[dict[str, torch.Tensor | xr.DataArray], bool]:
+    """Activations by name, each [layer, row, d_model], and whether just one array was given."""
+    single = not isinstance(activations, Mapping)
+    given = {"activations": activations} if single else dict(activations.items())
+    named: dict[str, torch.Tensor | xr.DataArray] = {}
+    for name, one in given.items():
+        array = torch.from_numpy(one) if isinstance(one, np.ndarray) else one
+        if isinstance(array, xr.DataArray) and set(array.dims) == set(AXES):
+            array = array.transpose(*AXES)
+        if (
+            array.ndim != 3
+            or 0 in array.shape
+            or (isinstance(array, xr.DataArray) and array.dims != AXES)
+        ):
+            dims = f" {array.dims}" if isinstance(array, xr.DataArray) else ""
+            raise ProbeError(
+                f"activations {name!r} have shape {tuple(array.shape)}{dims}. Expected "
+                "[layer, row, d_model]; read one position per row, or average over positions."
+            )
+        named[str(name)] = array
+    if not named:
+        raise ProbeError("there are no activations to probe.")
+    return named, single
+
+
+def _common(named: Mapping[str, torch.Tensor | xr.DataArray]) -> tuple[int, list[int]]:
+    """Number of rows, and the layers, which all activations must share."""
+    found = {}
+    for name, one in named.items():
+        layers = list(range(one.shape[0]))
+        if isinstance(one, xr.DataArray) and "layer" in one.coords:
+            layers = one.coords["layer"].values.tolist()
+        found[name] = (one.shape[1], layers)
+    first = next(iter(found.values()))
+    if any(one != first for one in found.values()):
+        raise ProbeError(
+            "activations differ in their rows or layers: "
+            + "; ".join(
+                f"{name!r} has {rows} rows, layers {at}" for name, (rows, at) in found.items()
+            )
+            + ". Probe them one at a time."
+        )
+    return first
+
+
+def _per_row(given: Any, activations: Any, rows: int, what: str) -> np.ndarray:
+    """One value per row: as given, or a coordinate of the activations by its name."""
+    if isinstance(given, str):
+        known = getattr(activations, "coords", {})
+        if given not in known:
+            raise ProbeError(f"no coordinate {given!r} for {what}. {did_you_mean(given, known)}")
+        given = known[given].values
+    values = given.cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+    if values.shape != (rows,):
+        raise ProbeError(
+            f"{what} have shape {values.shape}, but there are {rows} rows. Give one per row."
+        )
+    return values
+
+
+def _given(
+    splits: np.ndarray, label: np.ndarray, group: np.ndarray, names: np.ndarray
+) -> np.ndarray:
+    """Check held-out rows [seed, row] that a user chose."""
+    if splits.dtype != bool or splits.ndim != 2 or splits.shape[1] != len(label):
+        raise ProbeError(
+            f"splits of shape {splits.shape} and type {splits.dtype}. Expected a number, or bool "
+            f"[{len(label)}] or [seed, {len(label)}] that is True for the rows to hold out."
+        )
+    for i, out in enumerate(splits):
+        lacking = [str(one) for one in np.delete(names, np.unique(label[~out]))]
+        if lacking or not out.any():
+            raise ProbeError(
+                f"split {i} "
+                + (
+                    f"has no row to fit of the classes {lacking[:8]}."
+                    if lacking
+                    else "tests no row."
+                )
+            )
+        if both := set(group[out]) & set(group[~out]):
+            raise ProbeError(f"split {i} has {len(both)} groups with rows on both sides.")
+    return splits
+
+
+def _rows(array: torch.Tensor | xr.DataArray, layer: int, device: Any) -> torch.Tensor:
+    """One layer of activations, [row, d_model]."""
+    rows = array[layer]
+    found = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.array(rows.values))
+    return found.detach().to(device) if device is not None else found.detach()
+
+
+def _check_finite(named: Mapping[str, torch.Tensor | xr.DataArray], layers: list[int]) -> None:
+    """Refuse activations with NaN or infinite values, and name their layers."""
+    for name, array in named.items():
+        wrong = [
+            layer
+            for i, layer in enumerate(layers)
+            if not bool(torch.isfinite(_rows(array, i, None)).all())
+        ]
+        if wrong:
+            raise ProbeError(
+                f"activations {name!r} hold NaN or infinite values in layers {wrong}. Leave out "
+                "the rows or layers concerned, or read again in a wider dtype."
+            )
+
+
+def _warn(found: xr.Dataset) -> None:
+    """Say in which layers fits did not converge."""
+    layers = found.layer.values[~found.converged.all(["role", "seed"]).values]
+    if len(layers):
+        warnings.warn(
+            f"logistic probes did not converge in layers {layers.tolist()} within "
+            f"{found.attrs['max_iter']} iterations. Raise max_iter or tol, or lower C.",
+            RuntimeWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,79 @@
+"""Which rows a probe is fitted on, which it is tested on, and labels it should not learn."""
+
+import numpy as np
+
+from interventions.errors import ProbeError
+
+
+def held_out(
+    labels: np.ndarray, groups: np.ndarray, names: np.ndarray, *, share: float, seed: int
+) -> np.ndarray:
+    """Draw the rows to test on: of every class a share of its groups, whole.
+
+    Parameters
+    ----------
+    labels : ndarray of int [row]
+        Class indices.
+    groups : ndarray of int [row]
+        Rows of one group stay together. A group of several classes counts for its commonest.
+    names : ndarray [class]
+        For messages.
+    share : float
+        Of the groups of each class; at least one group is held out, and at least one is not.
+    seed : int
+
+    Returns
+    -------
+    ndarray of bool [row]
+
+    Raises
+    ------
+    ProbeError
+        If a class has fewer than two groups (rows, where nothing is grouped).
+    """
+    counts = np.zeros((groups.max() + 1, len(names)), dtype=int)
+    np.add.at(counts, (groups, labels), 1)
+    of_group = counts.argmax(1)
+    per_class = np.bincount(of_group, minlength=len(names))
+    if (per_class < 2).any():
+        what = "rows" if len(counts) == len(labels) else "groups"
+        lacking = [str(name) for name in names[per_class < 2]]
+        raise ProbeError(
+            f"{len(lacking)} of {len(names)} classes have fewer than two {what}, so they cannot be "
+            f"both fitted and tested: {', '.join(lacking[:8])}. Leave out those classes, or give "
+            "the held-out rows yourself as splits=[row] of bool."
+        )
+    generator = np.random.default_rng(seed)
+    out = np.zeros(len(counts), dtype=bool)
+    for label in range(len(names)):
+        mine = generator.permutation(np.flatnonzero(of_group == label))
+        out[mine[: min(max(round(share * len(mine)), 1), len(mine) - 1)]] = True
+    return out[groups]
+
+
+def control_labels(
+    labels: np.ndarray, groups: np.ndarray, test: np.ndarray, *, seed: int
+) -> np.ndarray:
+    """Labels that say nothing of the rows: shuffled among groups, or rows, of each side.
+
+    Where every group is of one class, groups swap labels whole, so that the rows of a group are
+    as alike as in the real task. Else rows swap them.
+
+    Returns
+    -------
+    ndarray of int [row]
+    """
+    generator = np.random.default_rng(seed)
+    first = np.full(groups.max() + 1, -1)
+    first[groups] = labels
+    whole = bool((first[groups] == labels).all())
+    made = labels.copy()
+    for side in (test, ~test):
+        if whole:
+            mine = np.unique(groups[side])
+            swapped = first.copy()
+            swapped[mine] = first[generator.permutation(mine)]
+            made[side] = swapped[groups[side]]
+        else:
+            made[side] = generator.permutation(labels[side])
+    return made
