@@ -95,7 +95,9 @@ class Writer:
                 f"the prompt has {named.count(PLACE)} places for the entity, expected one: "
                 f"{named!r}. A chat template may leave out what it is given."
             )
-        before = named[: max(named.find(text[0][0].strip()), 0)]
+        # The prefix is what is no part of the question: worked examples, and a chat's marks.
+        asked = text[0][0].strip() if self.format.kind == "chat" else self._render([text])
+        before = named[: max(named.find(asked), 0)]
         while not pictured.startswith(before):
             before = before[:-1]
         named, pictured = named[len(before) :], pictured[len(before) :]

@@ -7,6 +7,7 @@ memory. Formats that run code when they are opened (pickles) are not read.
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from interventions.errors import InterventionsError, did_you_mean
 READ = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 RUN_CODE = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy", ".npz", ".joblib")
 HUB = "hf:"
+BATCH = 256  # rows of a Parquet file in memory beside those kept
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DataError(InterventionsError):
@@ -150,6 +153,10 @@ def _numbered(rows: Iterable[Any]) -> Iterator[Row]:
 
 def _object(place: str, values: Any) -> Row:
     if isinstance(values, Mapping):
+        for value in values.values():
+            for part in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(part, str) and (wrong := undecoded(part)):
+                    return Row(place, problem=("bad_encoding", wrong))
         return Row(place, {str(key): value for key, value in values.items()})
     said = f"holds {type(values).__name__}, not an object with columns"
     return Row(place, problem=("not_a_row", said))
@@ -173,14 +180,14 @@ def text_of(path: Path) -> str:
 
 def undecoded(text: str) -> str | None:
     """Say which byte of a text is not UTF-8; None if all are."""
-    for character in text:
-        if "\ud800" <= character <= "\udfff":
-            byte = ord(character) - 0xDC00
-            if 0x80 <= byte <= 0xFF:
-                said = bytes([byte]).decode("cp1252", errors="replace")
-                return f"byte 0x{byte:02x} is not UTF-8 ({said!r} in Windows' Latin encoding)"
-            return f"half a character (\\u{ord(character):04x})"
-    return None
+    found = SURROGATE.search(text)
+    if found is None:
+        return None
+    byte = ord(found[0]) - 0xDC00
+    if 0x80 <= byte <= 0xFF:
+        said = bytes([byte]).decode("cp1252", errors="replace")
+        return f"byte 0x{byte:02x} is not UTF-8 ({said!r} in Windows' Latin encoding)"
+    return f"\\u{ord(found[0]):04x} is half a character"
 
 
 def json_rows(path: Path) -> Iterator[Row]:
@@ -248,36 +255,23 @@ def _csv_row(place: str, header: list[str], cells: list[str]) -> Row:
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
-    """Rows of a Parquet file; a struct of bytes and path becomes a dict again."""
+    """Rows of a Parquet file, as Python values."""
     try:
-        import fastparquet
+        parquet = import_module("pyarrow.parquet")
     except ImportError as error:
         raise DataError(
-            f'{path}: reading Parquet takes fastparquet: pip install "twohop[parquet]". Or export '
-            "the items to JSON Lines."
+            f'{path}: reading Parquet takes pyarrow: pip install "twohop[parquet]". Or export the '
+            "items to JSON Lines."
         ) from error
     number = 0
     try:
-        file = fastparquet.ParquetFile(str(path))
-        for group in file.iter_row_groups():
-            cells = group.astype(object)
-            for values in cells.where(cells.notna(), None).to_dict("records"):
-                number += 1
-                yield Row(f"row {number}", _regrouped(values))
-    except Exception as error:  # a damaged file raises whatever the bytes lead to
-        raise DataError(f"{path} cannot be read as Parquet: {error!r}, at row {number}.") from error
-
-
-def _regrouped(values: Mapping[Any, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        value = value.tolist() if hasattr(value, "tolist") else value
-        column, _, part = str(key).rpartition(".")
-        if part in ("bytes", "path") and column:
-            found.setdefault(column, {})[part] = value
-        else:
-            found[str(key)] = value
-    return found
+        with path.open("rb") as file:
+            for batch in parquet.ParquetFile(file).iter_batches(batch_size=BATCH):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield _object(f"row {number}", values)
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's derive from these
+        raise DataError(f"{path} cannot be read as Parquet after row {number}: {error}") from error
 
 
 def _datasets() -> Any:
