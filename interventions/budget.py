@@ -10,6 +10,8 @@ from interventions.errors import PatchError
 from interventions.model import Model
 
 SHARE = 0.4  # of the memory that is free
+PASS_SECONDS = 1.5e-3  # that a block of a forward pass costs beside its arithmetic
+FLOPS = {"cpu": 1e11, "cuda": 1.5e14}  # per second: what decides is the order of magnitude
 MOST_TOKENS = {"cpu": 4096, "cuda": 65536}  # more per forward pass is not faster
 
 
@@ -91,3 +93,11 @@ def row_bytes(model: Model, n_tokens: int, before: int, *, apart: bool) -> int:
 def clean_bytes(model: Model, length: int) -> int:
     """Bytes that one row of the clean run needs at its height, what it leaves included."""
     return kept_bytes(model, length) + row_bytes(model, length, 0, apart=False)
+
+
+def pass_tokens(model: Model) -> int:
+    """How many tokens through a block cost as much as one more forward pass does beside them."""
+    block = model.module.get_submodule(model.anatomy.blocks)[0]
+    per_token = 2 * sum(parameter.numel() for parameter in block.parameters())
+    flops = FLOPS.get(model.device.type, FLOPS["cpu"])
+    return int(PASS_SECONDS * flops / per_token)

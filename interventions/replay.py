@@ -9,12 +9,13 @@ the first patched block on; and where even that would change the numbers, each c
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from transformers.cache_utils import DynamicCache
 
-from interventions.budget import Budget, clean_bytes, row_bytes
+from interventions.budget import Budget, clean_bytes, pass_tokens, row_bytes
 from interventions.errors import PatchError
 from interventions.model import Model
 from interventions.patching import Patch, Site, check_patches, run
@@ -26,7 +27,6 @@ from interventions.streams import index_list, layer_list
 
 Path = Literal["suffix", "rows", "plain"]
 BEHIND = ("mlp_out", "resid_post")  # a patch there changes nothing but the next block's input
-OVERHEAD = 384  # tokens x blocks that one more block of one more forward pass costs as much as
 
 
 @dataclass(frozen=True)
@@ -200,16 +200,15 @@ def groups(
     if path == "plain":
         most = _most_cells(model, prompt, 0, path, budget)
         everything = range(len(cells))
-        return [
-            Group(tuple(everything[i : i + most]), 0, 0) for i in range(0, len(cells), most)
-        ]
+        return [Group(tuple(everything[i : i + most]), 0, 0) for i in range(0, len(cells), most)]
     for block in sorted({one.block for one in cells}):
         chosen = [i for i, one in enumerate(cells) if one.block == block]
         if path == "rows":
             parts = [chosen]
         else:
             chosen.sort(key=lambda i: cells[i].position)
-            parts = _parts(chosen, [cells[i].position for i in chosen], len(prompt), prompt.length)
+            places = [cells[i].position for i in chosen]
+            parts = _parts(chosen, places, len(prompt), prompt.length, pass_tokens(model))
         for part in parts:
             start = cells[part[0]].position if path == "suffix" else 0
             most = _most_cells(model, prompt, start, path, budget)
@@ -231,7 +230,9 @@ def _most_cells(model: Model, prompt: Prompt, start: int, path: Path, budget: Bu
     return budget.fit(needed, len(prompt) * n_tokens, "one cell")
 
 
-def _parts(chosen: list[int], positions: list[int], n_rows: int, length: int) -> list[list[int]]:
+def _parts(
+    chosen: list[int], positions: list[int], n_rows: int, length: int, overhead: int
+) -> list[list[int]]:
     """Divide cells, sorted by position, so that overhead and repeated tokens are fewest."""
     starts = sorted(set(positions))
     after = {at: i for i, at in enumerate(starts)}
@@ -247,7 +248,7 @@ def _parts(chosen: list[int], positions: list[int], n_rows: int, length: int) ->
             min(
                 (
                     best[begin][0]
-                    + OVERHEAD
+                    + overhead
                     + n_rows * (total[end] - total[begin]) * (length - starts[begin]),
                     begin,
                 )
@@ -258,7 +259,7 @@ def _parts(chosen: list[int], positions: list[int], n_rows: int, length: int) ->
     while bounds[-1]:
         bounds.append(best[bounds[-1]][1])
     edges = [total[one] for one in reversed(bounds)]
-    return [chosen[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [chosen[a:b] for a, b in pairwise(edges)]
 
 
 def replayed(
@@ -392,9 +393,7 @@ def _last_axes(model: Model, patch: Patch) -> tuple[int, ...]:
 
 def _suffix(prompt: Prompt, rows: torch.Tensor, at: int, *, prefix: bool) -> Prompt:
     """Rows of a prompt from a position on, without their images: what they gave is known."""
-    inputs = {
-        key: value[rows] for key, value in prompt.inputs.items() if key not in prompt.entries
-    }
+    inputs = {key: value[rows] for key, value in prompt.inputs.items() if key not in prompt.entries}
     for key in ("input_ids", *SEQUENCE_KEYS):
         if key in inputs:
             inputs[key] = inputs[key][:, at:]

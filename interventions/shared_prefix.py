@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from interventions.model import Model
 
 NAME = "shared_prefix"
+FUSED = "_scaled_dot_product_flash_attention_for_cpu"  # gives the sum as well; else by hand
 OTHER_SCORES = ("softcap", "position_bias", "s_aux")  # what this attention does not know
 
 
@@ -108,28 +109,41 @@ def attention(
     # [group, kv head, cell, position of each of the kv head's query heads, width]
     queries = (query * scale).reshape(*lead, each * n, width).transpose(1, 2)
     own_keys, own_values = (one.reshape(*lead, n, -1).transpose(1, 2) for one in (key, value))
-    before = (queries.flatten(2, 3) @ keys.mT).float().unflatten(2, (cells, each * n))
-    own = (queries @ own_keys.mT).float()
+    hidden_before = hidden = None
     if attention_mask is not None:
-        hidden = ~attention_mask.reshape(groups, 1, cells, 1, n, length + n)
-        hidden_before, hidden_own = hidden.split([length, n], -1)
-        if bool(hidden_before.any()):
-            _masked(before, hidden_before, each)
-        _masked(own, hidden_own, each)
-    top = torch.maximum(before.amax(-1, keepdim=True), own.amax(-1, keepdim=True))
-    before = before.sub_(top).exp_()
-    own = own.sub_(top).exp_()
-    total = before.sum(-1, keepdim=True) + own.sum(-1, keepdim=True)
-    result = (before.to(query.dtype).flatten(2, 3) @ values).unflatten(2, (cells, each * n))
-    result = (result + own.to(query.dtype) @ own_values) / total.to(query.dtype)
+        masked = ~attention_mask.reshape(groups, 1, cells, 1, n, length + n)
+        masked = masked.expand(-1, -1, -1, each, -1, -1).flatten(3, 4)
+        hidden_before, hidden = masked.split([length, n], -1)
+        hidden_before = hidden_before.flatten(2, 3) if bool(hidden_before.any()) else None
+    before, likely_before = _attended(queries.flatten(2, 3), keys, values, hidden_before)
+    own, likely = _attended(queries, own_keys, own_values, hidden)
+    before = before.unflatten(2, (cells, each * n))
+    # The share of the softmax that falls to the prefix.
+    share = (likely_before.unflatten(2, (cells, each * n)) - likely).sigmoid()[..., None]
+    result = own + (before - own) * share.to(own.dtype)
     result = result.unflatten(3, (each, n)).permute(0, 2, 4, 1, 3, 5)
     return result.reshape(rows, n, heads, -1), None
 
 
-def _masked(scores: torch.Tensor, hidden: torch.Tensor, each: int) -> None:
-    """Mask scores [group, kv head, cell, each * n, key] in place."""
-    view = scores.unflatten(3, (each, -1))
-    view.masked_fill_(hidden, torch.finfo(scores.dtype).min)
+def _attended(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention, and the log of the sum of its exponentiated scores [..., query]."""
+    fused = getattr(torch.ops.aten, FUSED, None)
+    lowest = torch.finfo(torch.float32).min
+    if fused is not None and query.device.type == "cpu" and query.ndim == 4:
+        mask = None
+        if hidden is not None:
+            mask = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, lowest)
+        return fused(query, key, value, 0.0, False, attn_mask=mask, scale=1.0)
+    scores = (query @ key.mT).float()
+    if hidden is not None:
+        scores.masked_fill_(hidden, lowest)
+    top = scores.amax(-1, keepdim=True)
+    scores = scores.sub_(top).exp_()
+    total = scores.sum(-1, keepdim=True)
+    result = (scores.to(query.dtype) @ value) / total.to(query.dtype)
+    return result, (top + total.log())[..., 0]
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
