@@ -91,13 +91,12 @@ def open_table(source: Any) -> Table:
         return _from_hub(source)
     if isinstance(source, str | Path):
         return _from_path(Path(source))
-    if hasattr(source, "features"):
+    splits = list(source.values()) if isinstance(source, Mapping) else [source]
+    if splits and all(hasattr(one, "features") for one in splits):
         return _from_dataset(source, name="items", folder=Path())
     if isinstance(source, Mapping):
-        raise DataError(
-            f"a mapping with {', '.join(map(str, list(source)[:5]))} was given. Expected rows; of "
-            "a data set with splits, give one split."
-        )
+        keys = ", ".join(map(str, list(source)[:5]))
+        raise DataError(f"a mapping with {keys} was given. Expected rows, each a mapping.")
     return _table("items", _numbered(source), Path())
 
 
@@ -304,7 +303,7 @@ def _from_dataset(dataset: Any, *, name: str, folder: Path) -> Table:
         if len(splits) != 1:
             raise DataError(
                 f"the data set {name!r} has the splits {', '.join(map(str, splits))}. Give one: "
-                f"{HUB}{name}:{splits[0]}, or its rows."
+                f"{HUB}NAME:{splits[0]}, or dataset[{splits[0]!r}]."
             )
         dataset = dataset[splits[0]]
     for column, kind in dataset.features.items():
