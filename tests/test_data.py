@@ -649,3 +649,54 @@ def test_popvqa_without_a_column_says_which(tmp_path: Path) -> None:
     path.write_text("s_uri\n")
     with pytest.raises(DataError, match="no column"):
         check(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["items.jsonl", "items.csv", "items.json", "Peru.png"])
+def test_damage_of_any_kind_is_a_reason_or_one_error(
+    tmp_path: Path, rows: list[Row], name: str
+) -> None:
+    """Bytes changed, cut and doubled at random: every row is used or named, or the file is."""
+    path = jsonl(tmp_path / "items.jsonl", rows)
+    if name != "Peru.png":
+        WRITERS[name](tmp_path / name, rows)
+        path = tmp_path / name
+    whole = (tmp_path / name).read_bytes()
+    generator = np.random.default_rng(0)
+    for _ in range(150):
+        data = bytearray(whole)
+        for place in generator.integers(0, len(data), size=generator.integers(1, 6)):
+            data[place] = generator.integers(0, 256)
+        first, second = sorted(generator.integers(0, len(data), size=2))
+        data = data + data[first:second] if generator.random() < 0.5 else data[:second]
+        (tmp_path / name).write_bytes(bytes(data))
+        try:
+            report = check(path).report
+        except DataError:
+            continue
+        assert report.usable + len(report.set_aside) == report.rows
+        if name == "Peru.png":
+            assert report.usable >= 2
+
+
+ODD: list[Any] = [
+    *(None, "", "   ", "NaN", float("nan"), float("inf"), True, 1, -3.5, 10**400, [], {}, [None]),
+    *(["a"], [["a"]], ["a.png", 3], {"bytes": "x"}, {"path": "France.png"}, "France", "The", "🙂"),
+    *("{entity}", "{image} {image}", "Is {entity}?", "[1, 2", "['x', 'y']", "a|b||", "|", "\x00"),
+    *("é" * 300, "../..", "a" * 10_000, "\u202e", b"bytes", object()),
+]
+
+
+def test_odd_cells_in_any_field_are_a_reason(tmp_path: Path, rows: list[Row]) -> None:
+    from twohop.entities.datamap import FIELDS
+    from twohop.entities.items import check_items
+
+    good = [{**row, "image": tmp_path / row["image"]} for row in rows[1:]]
+    for name in FIELDS:
+        for value in ODD:
+            odd = {**rows[0], "image": tmp_path / rows[0]["image"], name: value}
+            checked = check([*good, odd])
+            report = checked.report
+            assert report.usable + len(report.set_aside) == report.rows == 3
+            assert report.usable >= 2
+            check_items(checked.items)
+            json.dumps(report.as_dict())

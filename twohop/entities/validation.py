@@ -148,7 +148,8 @@ def check(source: Any, mapping: DataMap | None = None) -> Checked:
     table = open_table(source)
     aside: list[SetAside] = []
     kept: list[Record] = []
-    columns = mapping.column_of(table.columns) if table.columns else {}
+    legible = any(row.problem is None for row in table.rows)
+    columns = mapping.column_of(table.columns) if legible else {}
     one_row = RowCheck(columns, mapping, table.folder)
     for row in table.rows:
         try:
