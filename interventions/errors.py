@@ -6,6 +6,7 @@ show its message without a traceback. A message names what was got, what was exp
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class InterventionsError(Exception):
@@ -42,6 +43,29 @@ class ProbeError(InterventionsError):
 
 class ResultsError(InterventionsError):
     """A results folder that cannot be read, or that belongs to other settings."""
+
+
+class RemoteError(InterventionsError):
+    """A server that cannot be reached, does not take the request, or cannot run it."""
+
+
+class JobError(RemoteError):
+    """The code of a request failed on the server; its message and the user's line are shown."""
+
+
+class SweepInterrupted(KeyboardInterrupt):
+    """A sweep was stopped by Ctrl-C.
+
+    Attributes
+    ----------
+    dataset : Dataset
+        What is done; NaN elsewhere.
+    """
+
+    def __init__(self, dataset: Any, out: Any) -> None:
+        more = f"; run the same again to go on in {out}" if out is not None else ""
+        KeyboardInterrupt.__init__(self, f"stopped: error.dataset holds what is done{more}")
+        self.dataset = dataset
 
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:

@@ -40,7 +40,9 @@ class SharedLayer(DynamicLayer):
         if self.apart:
             key_states.shared = (self.keys, self.values)
             return key_states, value_states
-        return joined(self.keys, key_states), joined(self.values, value_states)
+        keys: Any = self.keys
+        values: Any = self.values
+        return joined(keys, key_states), joined(values, value_states)
 
 
 def shared_cache(

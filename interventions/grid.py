@@ -1,0 +1,160 @@
+"""The cells of a sweep: which component, layer, head and tokens each of them patches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from interventions.errors import SiteError
+from interventions.model import Model
+from interventions.places import Columns
+from interventions.streams import (
+    RESIDUAL,
+    Component,
+    Heads,
+    Layers,
+    check_component,
+    check_runs,
+    index_list,
+    layer_list,
+)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One cell.
+
+    Attributes
+    ----------
+    component : str
+    layers : list of int
+        The window that is written.
+    read : list of int
+        The layers whose values go there.
+    head : int or None
+    column : int
+        Which column of the grid.
+    """
+
+    component: Component
+    layers: list[int]
+    read: list[int]
+    head: int | None
+    column: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All cells.
+
+    Attributes
+    ----------
+    components : list of str
+    layers : list of int
+        First layer of each window.
+    window : int
+        Layers per window; fewer at the end of the model.
+    heads, source_layers : list of int or None
+        Further axes.
+    columns : Columns
+    each : bool
+        Columns are single tokens, not roles.
+    n_layers : int
+    """
+
+    components: list[Component]
+    layers: list[int]
+    window: int
+    heads: list[int] | None
+    source_layers: list[int] | None
+    columns: Columns
+    each: bool
+    n_layers: int
+
+    @property
+    def axes(self) -> dict[str, Sequence[Any]]:
+        """Dimension to its labels, in the order in which cells are counted."""
+        found: dict[str, Sequence[Any]] = {"component": self.components, "layer": self.layers}
+        if self.heads is not None:
+            found["head"] = self.heads
+        if self.source_layers is not None:
+            found["source_layer"] = self.source_layers
+        n = len(self.columns.names)
+        return found | ({"position": range(n)} if self.each else {"role": self.columns.names})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of labels of each dimension."""
+        return tuple(len(labels) for labels in self.axes.values())
+
+    def __len__(self) -> int:
+        return int(np.prod(self.shape))
+
+    def specs(self) -> Iterator[Spec]:
+        """Every cell, the last dimension fastest."""
+        axes = (self.components, self.layers, self.heads or [None], self.source_layers or [None])
+        for component, first, head, source in product(*axes):
+            layers = list(range(first, min(first + self.window, self.n_layers)))
+            read = layers if source is None else [source + i for i in range(len(layers))]
+            inside = [i for i, one in enumerate(read) if one < self.n_layers]
+            for column in range(len(self.columns.names)):
+                yield Spec(
+                    component,
+                    [layers[i] for i in inside],
+                    [read[i] for i in inside],
+                    head,
+                    column,
+                )
+
+    def read_layers(self) -> list[int]:
+        """Every layer that some cell reads."""
+        return sorted({layer for spec in self.specs() for layer in spec.read})
+
+
+def make_grid(
+    model: Model,
+    columns: Columns,
+    *,
+    components: str | Sequence[str],
+    layers: Layers | None,
+    heads: Heads,
+    source_layers: Layers | None,
+    window: int,
+    each: bool,
+    images: bool,
+) -> Grid:
+    """Check what a sweep asks for.
+
+    Raises
+    ------
+    SiteError
+        If the grid would have no cells, or names what the model does not have.
+    """
+    if isinstance(components, str):
+        components = [components]
+    if not components:
+        raise SiteError(f"components= is empty, so there are no cells. Known: {RESIDUAL}.")
+    chosen: list[Component] = [check_component(one) for one in components]
+    if len(set(chosen)) < len(chosen):
+        raise SiteError(f"components= names one twice: {', '.join(chosen)}.")
+    running = range(model.n_layers) if images else model.anatomy.self_blocks
+    asked = list(running) if layers is None else layer_list(layers, model.n_layers)
+    if window < 1 or window > model.n_layers:
+        raise SiteError(f"window={window}, but the model has {model.n_layers} layers. Give 1 up.")
+    for layer in asked:
+        check_runs(model, layer, images=images)
+    if heads is not None and chosen != ["head_out"]:
+        raise SiteError('heads= divides "head_out" alone. Give components=["head_out"].')
+    n_heads = model.anatomy.n_heads
+    return Grid(
+        components=chosen,
+        layers=sorted(set(asked)),
+        window=window,
+        heads=None if heads is None else index_list(heads, n_heads, "head"),
+        source_layers=None if source_layers is None else layer_list(source_layers, model.n_layers),
+        columns=columns,
+        each=each,
+        n_layers=model.n_layers,
+    )

@@ -1,0 +1,208 @@
+"""Where the values of a sweep come from, and reading them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from interventions.alignment import ModelPair
+from interventions.errors import PatchError, RoleError, SiteError
+from interventions.metrics import Target
+from interventions.model import Model
+from interventions.patching import Site, run
+from interventions.places import Columns
+from interventions.positions import Positions
+from interventions.prompts import Prompt
+from interventions.streams import Component, Layers
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The run's own values with Gaussian noise added (causal tracing's corruption).
+
+    Attributes
+    ----------
+    scale : float
+        In standard deviations of the values at that layer and token.
+    seed : int
+        A row's noise depends on it and on the row's number, not on how rows are batched.
+    """
+
+    scale: float = 3.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FromModel:
+    """What the backbone computes on a prompt of its own, at the layers that correspond.
+
+    Attributes
+    ----------
+    pair : ModelPair
+        Of the model that is swept and its backbone.
+    prompt : Prompt
+        Of the backbone, row for row.
+    """
+
+    pair: ModelPair
+    prompt: Prompt
+
+
+@dataclass(frozen=True)
+class FromLayers:
+    """The run's own values at other layers: back-patching, or patching forward.
+
+    Attributes
+    ----------
+    layers : int, slice or list of int, optional
+        Each is read and written into each layer of the sweep; default all. Source: Biran et al.
+        2024, "Hopping Too Late".
+    """
+
+    layers: Layers | None = None
+
+
+Source = Prompt | FromModel | FromLayers | Noise | torch.Tensor | float
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values read for a batch of rows.
+
+    Attributes
+    ----------
+    found : dict of str to Tensor [layer, row, token, ...]
+        By component; the tokens of all columns behind one another.
+    layers : list of int
+        What the first axis stands for, in the numbers of the model that is swept.
+    starts : list of int
+        Where each column begins among the tokens.
+    logits : Tensor [row, token, vocab] or None
+        Of the run they are from, where that was a prompt of the same model.
+    """
+
+    found: dict[str, torch.Tensor]
+    layers: list[int]
+    starts: list[int]
+    logits: torch.Tensor | None = None
+
+    def at(self, component: str, layer: int, column: int, width: int) -> torch.Tensor:
+        """Value [row, token, ...] of a column; one token is spread over the ``width`` wanted."""
+        values = self.found[component][self.layers.index(layer)]
+        some = values[:, self.starts[column] : self.starts[column + 1]]
+        return some if some.shape[1] == width else some.expand(-1, width, *some.shape[2:])
+
+
+def check_columns(run_at: Columns, read_at: Columns) -> None:
+    """Refuse columns whose tokens do not correspond: as many in each row, or one.
+
+    Raises
+    ------
+    RoleError
+        With the row and what to do.
+    """
+    for name, mine, theirs in zip(run_at.names, run_at.tokens, read_at.tokens, strict=True):
+        counts = [(len(one), len(two)) for one, two in zip(mine, theirs, strict=True)]
+        if all(two == 1 for _, two in counts) or all(one == two for one, two in counts):
+            continue
+        row = next(i for i, (one, two) in enumerate(counts) if one != two)
+        raise RoleError(
+            f"role {name!r} of row {row} has {counts[row][0]} tokens, and {counts[row][1]} where "
+            f"its values are read. Name one token, such as {name}[-1], here or in read_roles=."
+        )
+
+
+def _flat(columns: Columns, length: int) -> tuple[Positions, list[int]]:
+    """All columns behind one another, as positions without gaps, and where each begins."""
+    parts = [columns.positions(which, length) for which in range(len(columns.names))]
+    starts = [0]
+    for one in parts:
+        starts.append(starts[-1] + one.index.shape[1])
+    index = torch.cat([one.index for one in parts], 1)
+    everywhere = torch.ones_like(index, dtype=torch.bool)  # what a row lacks is read, and not used
+    return Positions(index, everywhere, length, False, "columns"), starts
+
+
+def read_values(
+    model: Model,
+    prompt: Prompt,
+    columns: Columns,
+    *,
+    components: Sequence[Component],
+    layers: Sequence[int],
+    target: Target | None = None,
+    names: Sequence[int] | None = None,
+) -> Values:
+    """Read columns of a prompt; with ``target``, also the logits that score it.
+
+    ``names``: what the layers are called in :class:`Values`. Default: themselves.
+    """
+    scored = prompt if target is None else target.scored(prompt)
+    at, starts = _flat(columns, prompt.length)
+    repeats = len(scored) // len(prompt)
+    where = replace(
+        at,
+        index=at.index.repeat(repeats, 1),
+        mask=at.mask.repeat(repeats, 1),
+        length=scored.length,
+    )
+    sites = [Site(component, list(layers), where) for component in components]
+    wanted: Any = False if target is None else target.positions(scored)
+    found = run(model, scored, reads=sites, logits=wanted)
+    values = {
+        component: value[:, : len(prompt)]
+        for component, value in zip(components, found.reads, strict=True)
+    }
+    return Values(values, list(names or layers), starts, found.logits)
+
+
+def noisy(values: Values, noise: Noise, items: Sequence[int]) -> Values:
+    """Add noise to values; ``items`` are the numbers of their rows."""
+    changed = {}
+    for which, (component, value) in enumerate(values.found.items()):
+        drawn = torch.empty(value.shape)
+        for row, item in enumerate(items):
+            state = np.random.SeedSequence([noise.seed, which, item]).generate_state(1)
+            generator = torch.Generator().manual_seed(int(state[0]))
+            drawn[:, row] = torch.randn(value[:, row].shape, generator=generator)
+        spread = value.float().std(-1, keepdim=True)
+        changed[component] = (value.float() + noise.scale * spread * drawn.to(value.device)).to(
+            value.dtype
+        )
+    return replace(values, found=changed)
+
+
+def mapped_layers(pair: ModelPair, layers: Sequence[int]) -> list[int]:
+    """Layers of the backbone that correspond to layers of the VLM.
+
+    Raises
+    ------
+    SiteError
+        If one has none: a cross-attention block.
+    """
+    there = dict(zip(pair.layer_map, pair.backbone.anatomy.self_blocks, strict=True))
+    if lost := [layer for layer in layers if layer not in there]:
+        raise SiteError(
+            f"layer(s) {lost[:8]} of {pair.vlm.name} correspond to no layer of "
+            f"{pair.backbone.name}. Name others in layers=: {sorted(there)}."
+        )
+    return [there[layer] for layer in layers]
+
+
+def constant(model: Model, source: torch.Tensor | float) -> torch.Tensor:
+    """A number or vector as a value.
+
+    Raises
+    ------
+    PatchError
+        If it is neither.
+    """
+    value = torch.as_tensor(source, dtype=torch.float32)
+    if value.ndim > 1 or (value.ndim and len(value) != model.d_model):
+        raise PatchError(
+            f"a source of shape {tuple(value.shape)} is no value for every cell. Give a number, a "
+            f"vector of {model.d_model}, a Prompt, Noise, FromModel or FromLayers."
+        )
+    return value

@@ -1,0 +1,499 @@
+"""Exact activation patching over grids: component x layer x tokens, for many prompts."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from rich.console import Console
+from rich.progress import Progress
+
+from interventions.budget import Budget, clean_bytes
+from interventions.contrast import check_same_tokens
+from interventions.errors import PatchError, PromptError, SweepInterrupted, did_you_mean
+from interventions.grid import Grid, Spec, make_grid
+from interventions.metrics import METRICS, UNITS, Metric, Target, target
+from interventions.model import Model
+from interventions.patching import Patch
+from interventions.places import Columns, columns_of, every_token
+from interventions.positions import Positions
+from interventions.prompts import Prompt
+from interventions.replay import Cell, cell, groups, path_of, replayed, run_clean
+from interventions.results import provenance
+from interventions.sources import (
+    FromLayers,
+    FromModel,
+    Noise,
+    Source,
+    Values,
+    check_columns,
+    constant,
+    mapped_layers,
+    noisy,
+    read_values,
+)
+from interventions.streams import Heads, Layers
+from interventions.table import Table
+
+SHOW_AFTER_S = 2.0
+MOST_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a sweep computes, checked."""
+
+    model: Model
+    prompt: Prompt
+    source: Source
+    columns: Columns
+    read_columns: Columns
+    grid: Grid
+    target: Target
+    metrics: Sequence[Metric]
+    budget: Budget
+
+
+def sweep(
+    model: Model,
+    prompt: Prompt,
+    source: Source,
+    *,
+    answers: str | Sequence[str],
+    foils: str | Sequence[str] | None = None,
+    metrics: Metric | Sequence[Metric] = ("logprob",),
+    components: str | Sequence[str] = ("resid_post",),
+    layers: Layers | None = None,
+    roles: Sequence[str] | None = None,
+    read_roles: Sequence[str] | None = None,
+    each: bool = False,
+    heads: Heads = None,
+    window: int = 1,
+    out: Path | str | None = None,
+    budget: int | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Patch every cell of a grid, in every row of a prompt, and measure what it changes.
+
+    The numbers are those of one full run per cell, to rounding; the cost is that of what each
+    patch changes (see :mod:`interventions.replay`).
+
+    Parameters
+    ----------
+    model : Model
+    prompt : Prompt
+        The runs that are patched; a row is an item.
+    source : Prompt, FromModel, FromLayers, Noise, Tensor or float
+        Where values come from: the same model on another prompt or image (row for row), its
+        backbone, its own other layers, its own values with noise, or a vector [d_model] or number
+        (0 ablates).
+    answers, foils : str or sequence of str
+        For the metrics; one for all rows, or one per row. Answers of several tokens are scored
+        whole.
+    metrics : sequence of str
+        ``"logprob"`` and ``"logit_diff"`` (answer minus foil), nats; ``"kl"`` from the clean to
+        the patched next-token distribution, nats; ``"changed"``: another token is the likeliest;
+        ``"rank"`` of the answer's first token.
+    components : sequence of str
+    layers : int, slice or list of int, optional
+        Default: all that run.
+    roles : sequence of str, optional
+        Columns of the grid: a patch is written at all tokens of ``"entity"``, or at one of them,
+        ``"entity[-1]"``. Default: each token of the prompt is a column.
+    read_roles : sequence of str, optional
+        Where the values are read, one for each of ``roles``. Default: the same.
+    each : bool
+        A column for each token of the roles.
+    heads : int, slice or list of int, optional
+        A cell for each of these heads of ``"head_out"``. Default: all heads together.
+    window : int
+        Write that many layers from each layer on.
+    out : Path, optional
+        Folder to keep the numbers in; killed or interrupted, the same call goes on there.
+    budget : int, optional
+        Bytes of memory that may be used. Changes no number. Default: part of what is free.
+    progress : bool
+        Show a bar on stderr when it takes over two seconds.
+
+    Returns
+    -------
+    Dataset
+        One variable per metric, with dims (item, component, layer, [head], [source_layer], role
+        or position); NaN where a row has no such token. ``clean_<metric>`` and, where the source
+        is a prompt of the model itself, ``source_<metric>`` (item): without any patch. Attributes
+        say the path that was taken and why, which rows were left out, and the provenance.
+
+    Raises
+    ------
+    PromptError, RoleError, SiteError, PatchError
+        Before anything runs, if the grid has no cells, or something does not fit.
+    ResultsError
+        If ``out`` holds a sweep with other settings: the differences are shown.
+    SweepInterrupted
+        On Ctrl-C; its ``dataset`` holds what is done.
+
+    Examples
+    --------
+    >>> found = iv.sweep(llm, france, spain, answers="Paris", foils="Madrid",  # doctest: +SKIP
+    ...                  metrics=["logit_diff"], roles=["entity", "last"])
+    >>> found["logit_diff"].mean("item").plot(col="component")                 # doctest: +SKIP
+    """
+    job, missing = _job(
+        model,
+        prompt,
+        source,
+        answers=answers,
+        foils=foils,
+        metrics=metrics,
+        components=components,
+        layers=layers,
+        roles=roles,
+        read_roles=read_roles,
+        each=each,
+        heads=heads,
+        window=window,
+        budget=budget,
+    )
+    settings = _settings(job, answers, foils)
+    table = Table(
+        len(job.metrics),
+        len(prompt),
+        len(job.grid),
+        folder=None if out is None else Path(out),
+        settings=settings,
+    )
+    if (finished := table.finished) is not None:
+        return finished
+    kept = [row for row in range(len(prompt)) if row not in missing]
+    cost = _costs(job)
+    try:
+        with ExitStack() as stack:
+            begun, spent, total = time.monotonic(), 0.0, float(cost.sum()) * len(kept)
+            bar: Progress | None = None
+            task: Any = None
+            for rows in _batches(job, kept):
+                for items, cells in _run_batch(job, rows, table):
+                    spent += float(cost[cells].sum()) * len(items)
+                    if bar is None and progress and time.monotonic() - begun > SHOW_AFTER_S:
+                        bar = stack.enter_context(Progress(console=Console(stderr=True)))
+                        task = bar.add_task(f"sweep of {len(job.grid)} cells", total=total)
+                    if bar is not None:
+                        bar.update(task, completed=spent)
+    except KeyboardInterrupt:
+        table.save()
+        raise SweepInterrupted(_dataset(job, table, settings, missing), out) from None
+    except BaseException:
+        table.save()
+        raise
+    dataset = _dataset(job, table, settings, missing)
+    table.finish(dataset)
+    return dataset
+
+
+def _job(
+    model: Model,
+    prompt: Prompt,
+    source: Source,
+    *,
+    answers: str | Sequence[str],
+    foils: str | Sequence[str] | None,
+    metrics: Metric | Sequence[Metric],
+    components: str | Sequence[str],
+    layers: Layers | None,
+    roles: Sequence[str] | None,
+    read_roles: Sequence[str] | None,
+    each: bool,
+    heads: Heads,
+    window: int,
+    budget: int | None,
+) -> tuple[Job, dict[int, str]]:
+    """Check everything that can be checked before a model runs; and find rows to leave out."""
+    wanted: Sequence[Any] = [metrics] if isinstance(metrics, str) else list(metrics)
+    for one in wanted:
+        if one not in METRICS:
+            raise PromptError(f"no metric {one!r}. {did_you_mean(one, METRICS)}")
+    if not wanted:
+        raise PromptError(f"metrics= is empty. Known: {', '.join(METRICS)}.")
+    if "logit_diff" in wanted and foils is None:
+        raise PromptError('metric "logit_diff" compares with another answer: give foils=.')
+    from_prompt = _source_prompt(source)
+    other = prompt if from_prompt is None else from_prompt
+    if len(other) != len(prompt):
+        raise PromptError(
+            f"the source has {len(other)} rows, the prompt {len(prompt)}. Give one for each."
+        )
+    missing: dict[int, str] = {}
+    if roles is None:
+        columns = read_columns = every_token(prompt)
+        if read_roles is None and isinstance(source, Prompt):
+            check_same_tokens(prompt, source)
+            read_columns = every_token(source)
+        elif read_roles is not None or isinstance(source, FromModel):
+            raise PromptError("values are read at roles, so name the roles written: roles=.")
+    else:
+        roles = [roles] if isinstance(roles, str) else roles
+        columns, missing = columns_of(prompt, roles, each=each)
+        read_columns = columns
+        if from_prompt is not None or read_roles is not None:
+            read_roles = [read_roles] if isinstance(read_roles, str) else read_roles or roles
+            if len(read_roles) != len(roles):
+                raise PromptError(f"{len(roles)} roles are written, {len(read_roles)} are read.")
+            read_columns, more = columns_of(other, read_roles, each=each)
+            missing = more | missing
+    kept = [row for row in range(len(prompt)) if row not in missing]
+    if not isinstance(source, torch.Tensor | float | int):
+        check_columns(columns.rows(kept), read_columns.rows(kept))
+    grid = make_grid(
+        model,
+        columns,
+        components=components,
+        layers=layers,
+        heads=heads,
+        source_layers=_other_layers(source),
+        window=window,
+        each=each or roles is None,
+        images=prompt.has_images,
+    )
+    if isinstance(source, FromModel):
+        if source.pair.vlm is not model:
+            raise PatchError("FromModel(pair, ...) needs the pair whose VLM is swept.")
+        mapped_layers(source.pair, grid.read_layers())
+    if isinstance(source, torch.Tensor | float | int):
+        source = constant(model, source)
+    found = target(model, prompt, answers, foils)
+    allowed = Budget.of(model, budget)
+    return Job(model, prompt, source, columns, read_columns, grid, found, wanted, allowed), missing
+
+
+def _other_layers(source: Source) -> Layers | None:
+    if not isinstance(source, FromLayers):
+        return None
+    return slice(None) if source.layers is None else source.layers
+
+
+def _source_prompt(source: Source) -> Prompt | None:
+    if isinstance(source, Prompt):
+        return source
+    return source.prompt if isinstance(source, FromModel) else None
+
+
+def _batches(job: Job, kept: list[int]) -> list[list[int]]:
+    """Rows that run together: of like length, as many as memory has room for and are of use."""
+    longest = int(job.prompt.lengths.max())
+    width = max((len(one) for one in (*job.target.answers, *(job.target.foils or ()))), default=1)
+    each = job.target.repeats * clean_bytes(job.model, longest + width)
+    most = replace(job.budget, n_bytes=job.budget.n_bytes // 2).fit(each, 1, "the run of one row")
+    per_block = len(job.grid) / max(1, len(job.grid.layers) * len(job.grid.components))
+    wanted = int(job.budget.n_tokens / 4 / max(1.0, per_block * longest / 2))
+    size = max(1, min(most, wanted, MOST_ROWS))
+    order = sorted(kept, key=lambda row: int(job.prompt.lengths[row]))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _run_batch(job: Job, rows: list[int], table: Table) -> Any:
+    """Run the cells of some rows that are not done, and yield which items and cells they were."""
+    model, grid = job.model, job.grid
+    if table.done[rows].all():
+        yield rows, np.arange(len(grid))
+        return
+    some, left = job.prompt.select(rows).trimmed()
+    chosen = job.target.rows(rows)
+    scored = chosen.scored(some)
+    at = chosen.positions(scored)
+    columns = job.columns.rows(rows).shifted(left)
+    repeats = chosen.repeats
+    everyone = [*range(len(rows))] * repeats
+    places = [
+        columns.positions(k, scored.length).rows(everyone) if any(columns.tokens[k]) else None
+        for k in range(len(columns.names))
+    ]
+    values = _values(job, rows, some, columns, table)
+    specs = list(grid.specs())
+    todo: list[int] = []
+    cells: list[Cell] = []
+    for i, spec in enumerate(specs):
+        place = places[spec.column]
+        if place is None or not spec.layers or table.done[rows, i].all():
+            continue
+        todo.append(i)
+        cells.append(cell(model, _patches(spec, place, values, everyone)))
+    path, _ = path_of(model, some)
+    clean = run_clean(model, scored, at, cells, path)
+    first = clean.logits[: len(rows), 0]
+    for which, metric in enumerate(job.metrics):
+        found = chosen.values(metric, clean.logits, clean=first)
+        table.clean[which, rows] = found.cpu().numpy()
+    for group, logits in replayed(
+        model, clean, cells, path, groups(model, scored, cells, path, job.budget)
+    ):
+        measured = np.array(
+            [
+                [chosen.values(one, each, clean=first).cpu().numpy() for each in logits]
+                for one in job.metrics
+            ]
+        )
+        numbers = [todo[i] for i in group.cells]
+        measured = measured.transpose(0, 2, 1)
+        for j, i in enumerate(numbers):
+            column = columns.tokens[specs[i].column]
+            measured[:, [not row for row in column], j] = np.nan
+        table.add(rows, numbers, measured)
+        yield rows, np.array(numbers)
+
+
+def _values(
+    job: Job, rows: list[int], some: Prompt, columns: Columns, table: Table
+) -> Values | torch.Tensor:
+    """Read what the cells of some rows write."""
+    model, grid, source = job.model, job.grid, job.source
+    needed = grid.read_layers()
+    if isinstance(source, torch.Tensor):
+        return source
+    if isinstance(source, Prompt):
+        other, left = source.select(rows).trimmed()
+        read_at = job.read_columns.rows(rows).shifted(left)
+        chosen = job.target.rows(rows)
+        values = read_values(
+            model,
+            other,
+            read_at,
+            components=grid.components,
+            layers=needed,
+            target=chosen,
+        )
+        if values.logits is not None:
+            for which, metric in enumerate(job.metrics):
+                if metric in ("logprob", "logit_diff", "rank"):
+                    found = chosen.values(metric, values.logits)
+                    table.source[which, rows] = found.cpu().numpy()
+        return values
+    if isinstance(source, FromModel):
+        other, left = source.prompt.select(rows).trimmed()
+        return read_values(
+            source.pair.backbone,
+            other,
+            job.read_columns.rows(rows).shifted(left),
+            components=grid.components,
+            layers=mapped_layers(source.pair, needed),
+            names=needed,
+        )
+    read_at = columns
+    if job.read_columns is not job.columns:
+        _, left = job.prompt.select(rows).trimmed()
+        read_at = job.read_columns.rows(rows).shifted(left)
+    values = read_values(model, some, read_at, components=grid.components, layers=needed)
+    return noisy(values, source, rows) if isinstance(source, Noise) else values
+
+
+def _patches(
+    spec: Spec, place: Positions, values: Values | torch.Tensor, everyone: list[int]
+) -> list[Patch]:
+    """The patches of one cell, for rows repeated for foils."""
+    made = []
+    for layer, read in zip(spec.layers, spec.read, strict=True):
+        if isinstance(values, torch.Tensor):
+            value = values
+        else:
+            value = values.at(spec.component, read, spec.column, place.index.shape[1])[everyone]
+            if spec.head is not None:
+                value = value[..., spec.head, :]
+        made.append(Patch(spec.component, layer, place, value, heads=spec.head))
+    return made
+
+
+def _costs(job: Job) -> np.ndarray:
+    """What each cell costs, in tokens through blocks, for a row: to tell how long it takes."""
+    length, n = job.prompt.length, job.model.n_layers
+    first = [
+        min((min(row) for row in column if row), default=length - 1)
+        for column in job.columns.tokens
+    ]
+    return np.array(
+        [
+            (n + 1 - min(spec.layers, default=n)) * (length - first[spec.column])
+            for spec in job.grid.specs()
+        ],
+        dtype=float,
+    )
+
+
+def _settings(job: Job, answers: Any, foils: Any) -> dict[str, Any]:
+    """What the numbers depend on, in JSON types."""
+    source: Any = job.source
+    if isinstance(source, Prompt):
+        source = {"prompt": _digest(source)}
+    elif isinstance(source, FromModel):
+        source = {
+            "prompt": _digest(source.prompt),
+            **provenance(backbone=source.pair.backbone),
+        }
+    elif isinstance(source, torch.Tensor):
+        source = {"constant": hashlib.sha256(source.numpy().tobytes()).hexdigest()[:16]}
+    else:
+        source = repr(source)
+    return {
+        "prompt": _digest(job.prompt),
+        "source": source,
+        "answers": answers if isinstance(answers, str) else list(answers),
+        "foils": foils if foils is None or isinstance(foils, str) else list(foils),
+        "metrics": list(job.metrics),
+        "axes": {name: list(labels) for name, labels in job.grid.axes.items()},
+        "window": job.grid.window,
+        "read": job.read_columns.names,
+        **provenance(model=job.model),
+    }
+
+
+def _digest(prompt: Prompt) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(prompt.inputs.items()):
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.cpu().float().numpy().tobytes())
+    digest.update(str(prompt.prefix_ids.tolist()).encode())
+    return digest.hexdigest()[:16]
+
+
+def _dataset(
+    job: Job, table: Table, settings: dict[str, Any], missing: dict[int, str]
+) -> xr.Dataset:
+    grid = job.grid
+    dims = ("item", *grid.axes)
+    made = xr.Dataset(coords={name: list(labels) for name, labels in grid.axes.items()})
+    made = made.assign_coords(item=np.arange(len(job.prompt)))
+    if grid.each:
+        made = made.assign_coords(role=("position", np.array(grid.columns.names, dtype=object)))
+        words = _words(job)
+        made = made.assign_coords(token=(("item", "position"), words))
+    for which, metric in enumerate(job.metrics):
+        unit = {"units": UNITS[metric]}
+        values = table.values[which].reshape(len(job.prompt), *grid.shape)
+        made[metric] = (dims, values, unit)
+        made[f"clean_{metric}"] = ("item", table.clean[which], unit)
+        if isinstance(job.source, Prompt) and metric in ("logprob", "logit_diff", "rank"):
+            made[f"source_{metric}"] = ("item", table.source[which], unit)
+    path, reason = path_of(job.model, job.prompt)
+    made.attrs = {
+        "path": path,
+        "path_reason": reason,
+        "left_out": {str(row): why for row, why in sorted(missing.items())},
+        "cells": len(grid),
+        "settings": settings,
+    }
+    return made
+
+
+def _words(job: Job) -> np.ndarray:
+    """The token of each column in each row, as text."""
+    ids = job.prompt.inputs["input_ids"].tolist()
+    words = np.full((len(ids), len(job.columns.names)), "", dtype=object)
+    for k, column in enumerate(job.columns.tokens):
+        for row, tokens in enumerate(column):
+            if tokens:
+                words[row, k] = job.model.tokenizer.decode([ids[row][tokens[0]]])
+    return words

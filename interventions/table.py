@@ -1,0 +1,85 @@
+"""The numbers of a sweep while it runs: one per metric, item and cell; kept on disk if asked."""
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from interventions.errors import ResultsError
+from interventions.results import Store, write_atomically
+
+PART = "cells.npz"
+STAGE = "sweep"
+SAVE_EVERY_S = 5.0
+
+
+class Table:
+    """Values [metric, item, cell], and which items and cells are done.
+
+    Parameters
+    ----------
+    n_metrics, n_items, n_cells : int
+    folder : Path, optional
+        Where to keep them, and from where to go on.
+    settings : mapping
+        What they depend on; a folder of other settings is refused.
+    """
+
+    def __init__(
+        self,
+        n_metrics: int,
+        n_items: int,
+        n_cells: int,
+        *,
+        folder: Path | None,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.values = np.full((n_metrics, n_items, n_cells), np.nan, dtype=np.float32)
+        self.clean = np.full((n_metrics, n_items), np.nan, dtype=np.float32)
+        self.source = np.full((n_metrics, n_items), np.nan, dtype=np.float32)
+        self.done = np.zeros((n_items, n_cells), dtype=bool)
+        self._store = None if folder is None else Store(folder, settings)
+        self._saved_at = time.monotonic()
+        if folder is not None and (folder / PART).exists():
+            try:
+                with np.load(folder / PART, allow_pickle=False) as found:
+                    for name in ("values", "clean", "source", "done"):
+                        getattr(self, name)[...] = found[name]
+            except (OSError, ValueError, KeyError) as error:
+                raise ResultsError(
+                    f"{folder / PART} cannot be read: {error}. Remove {folder} to start afresh."
+                ) from error
+
+    @property
+    def finished(self) -> xr.Dataset | None:
+        """The Dataset of a run that was completed before."""
+        if self._store is not None and STAGE in self._store.stages():
+            return self._store.get(STAGE)
+        return None
+
+    def add(self, items: Sequence[int], cells: Sequence[int], values: np.ndarray) -> None:
+        """Put values [metric, item, cell] in their places; now and then, on disk as well."""
+        place = np.ix_(items, cells)
+        for which, one in enumerate(values):
+            self.values[which][place] = one
+        self.done[place] = True
+        if time.monotonic() - self._saved_at > SAVE_EVERY_S:
+            self.save()
+
+    def save(self) -> None:
+        """Write what there is, if it is to be kept."""
+        if self._store is not None:
+            data = io.BytesIO()
+            np.savez(data, values=self.values, clean=self.clean, source=self.source, done=self.done)
+            write_atomically(self._store.folder / PART, data.getvalue())
+        self._saved_at = time.monotonic()
+
+    def finish(self, dataset: xr.Dataset) -> None:
+        """Keep the Dataset in the place of the numbers."""
+        if self._store is not None:
+            self._store.put(STAGE, dataset)
+            (self._store.folder / PART).unlink(missing_ok=True)
