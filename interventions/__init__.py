@@ -2,6 +2,9 @@
 
 from interventions.alignment import ModelPair, pair
 from interventions.answers import Completion, complete
+from interventions.batches import RoleSite
+from interventions.collecting import collect
+from interventions.collection import open_collection
 from interventions.edits import ablated, embedding_noise, frozen, steering
 from interventions.knockout import Knockout, knockout
 from interventions.lens import lens, patchscope
@@ -21,15 +24,18 @@ __all__ = [
     "Patch",
     "Positions",
     "Prompt",
+    "RoleSite",
     "Run",
     "Site",
     "ablated",
+    "collect",
     "complete",
     "embedding_noise",
     "frozen",
     "knockout",
     "lens",
     "load",
+    "open_collection",
     "pair",
     "patchscope",
     "probe",

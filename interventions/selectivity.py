@@ -215,8 +215,9 @@ def _named(activations: Any) -> tuple[dict[str, torch.Tensor | xr.DataArray], bo
     named: dict[str, torch.Tensor | xr.DataArray] = {}
     for name, one in given.items():
         array = torch.from_numpy(one) if isinstance(one, np.ndarray) else one
-        if isinstance(array, xr.DataArray) and set(array.dims) == set(AXES):
-            array = array.transpose(*AXES)
+        if isinstance(array, xr.DataArray):
+            array = array.rename({dim: str(dim).split(":")[0] for dim in array.dims})
+            array = array.transpose(*AXES) if set(array.dims) == set(AXES) else array
         if (
             array.ndim != 3
             or 0 in array.shape

@@ -1,0 +1,270 @@
+"""Activations of many rows, written to disk as they are computed."""
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import xarray as xr
+from rich.console import Console
+from rich.progress import Progress
+
+from interventions.batches import (
+    Batch,
+    Maker,
+    RoleSite,
+    digest_of,
+    first_batch,
+    make_batch,
+    maker_of,
+)
+from interventions.collection import Collection, as_stored, open_collection
+from interventions.errors import PromptError, ResultsError, SiteError
+from interventions.model import Model
+from interventions.patching import Site, check_heads, check_sites, read
+from interventions.results import provenance
+from interventions.streams import check_component, index_list, layer_list
+
+StoredType = Literal["float32", "float16", "bfloat16"]
+Rows = Sequence[Any] | Maker
+BATCH_TOKENS = 4096
+SHOW_AFTER_S = 2.0
+SAMPLED = 64
+TAKEN = ("row", "reason", "set_aside", "layer", "position", "head", "d_model", "head_dim")
+
+
+def collect(
+    model: Model,
+    rows: Rows,
+    sites: Mapping[str, RoleSite],
+    *,
+    out: Path | str,
+    n_rows: int | None = None,
+    batch_rows: int | None = None,
+    dtype: StoredType | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Read activations of many rows and write them to a folder batch by batch.
+
+    One forward pass per batch, which stops after the deepest site. Memory holds one batch. Killed
+    or interrupted, the same call goes on where it was and ends with the same bytes; finished, it
+    opens what is there. A row that cannot be read is set aside with the reason, and the others go
+    on.
+
+    Parameters
+    ----------
+    model : Model
+    rows : sequence, or callable
+        What :meth:`interventions.Model.prompt` takes for one row: a text, chat messages, or a
+        mapping with ``text`` and, if need be, ``images`` (one or several; paths are opened when
+        their turn comes) and ``spans``. Items are fetched batch by batch, so a sequence may make
+        them on demand. Or a function that makes the Prompt of the rows with the given numbers;
+        then ``n_rows`` is needed.
+    sites : mapping of str to RoleSite
+        By the name under which to keep each. Rows of a batch are padded together, so put rows of
+        like length side by side.
+    out : Path
+        Folder: ``settings.json``, ``progress.json``, ``coords.json`` and one ``.npy`` per site.
+    n_rows : int, optional
+        Number of rows; default all.
+    batch_rows : int, optional
+        Rows per forward pass. Default: as many as have 4096 tokens, by the first batch's row.
+    dtype : {"float32", "float16", "bfloat16"}, optional
+        What is stored; default the model's. numpy has no bfloat16: its files hold the bits as
+        uint16 (``torch.from_numpy(np.load(path)).view(torch.bfloat16)``), and the Dataset gives
+        them as float32, which is exact.
+    coords : mapping of str to sequence [row], optional
+        Labels to be kept with the rows: numbers, strings or bools.
+    progress : bool
+        Show a bar on stderr when it takes over two seconds.
+
+    Returns
+    -------
+    Dataset
+        One variable per site, read from disk when used: (layer, row, position, d_model) with
+        ``position`` where a row has several; ``head`` and ``head_dim`` in the place of d_model
+        for ``head_out``. Where sites differ in layers or number of positions, the dimension has
+        the site's name behind it. ``row`` is the number of the row; rows that were set aside are
+        left out; the coordinates ``set_aside`` and ``reason`` say which and why.
+
+    Raises
+    ------
+    SiteError, PromptError
+        Before anything runs, if sites do not fit the model, or rows and coords each other.
+    ResultsError
+        If the folder is of other settings (the differences are shown), the disk is or would be
+        full (what was computed is kept), or no row can be read.
+
+    Examples
+    --------
+    >>> sites = {"name": RoleSite("resid_post", slice(0, 12), "entity", -1)}
+    >>> rows = [{"text": "Paris is in", "spans": {"entity": "Paris"}}]
+    >>> found = collect(llm, rows, sites, out="runs/names")  # doctest: +SKIP
+    >>> found["name"].sel(layer=3).values                    # doctest: +SKIP
+    """
+    total = _count(rows, n_rows)
+    make = rows if callable(rows) else maker_of(model, rows, sites)
+    for name, site in sites.items():
+        _check(model, name, site)
+    kept = {name: np.asarray(values).tolist() for name, values in (coords or {}).items()}
+    for name, values in kept.items():
+        if len(values) != total or name in (*sites, *TAKEN):
+            raise PromptError(
+                f"coordinate {name!r} with {len(values)} values for {total} rows. Give one per "
+                "row, and a name that no site or dimension has."
+            )
+    stored = dtype or str(model.dtype).removeprefix("torch.")
+    if stored not in get_args(StoredType):
+        raise ResultsError(f"{stored} cannot be stored. Choose dtype from {get_args(StoredType)}.")
+    counts: dict[str, int] = {}
+    first = first_batch(make, total, sites, counts)
+    check_sites(model, first.prompt, [site for site, _ in first.places(sites).values()])
+    size = batch_rows or max(1, BATCH_TOKENS // first.prompt.full_ids.shape[1])
+    settings = {
+        "rows": total,
+        "batch_rows": size,
+        "dtype": stored,
+        "sites": _layout(model, sites, counts, total),
+        "coords": {name: digest_of(json.dumps(values).encode()) for name, values in kept.items()},
+        "first_row": first.digest,
+        "weights": _weights_digest(model),
+        **provenance(model=model),
+    }
+    begun = time.monotonic()
+    with ExitStack() as stack:
+        collection = stack.enter_context(Collection(Path(out), settings, kept))
+        if collection.done:
+            before = range((collection.done - 1) // size * size, collection.done)
+            if make_batch(make, before, sites, counts).digest != collection.digest:
+                raise ResultsError(
+                    f"{out} was begun with other rows: {before.start} to {before.stop - 1} differ. "
+                    "Give another folder, or remove it to start afresh."
+                )
+        bar: Progress | None = None
+        for start in range(collection.done, total, size):
+            stop = min(start + size, total)
+            batch = make_batch(make, range(start, stop), sites, counts)
+            values, wrong = _read(model, batch, sites, stored) if batch.rows else ({}, [])
+            failed = sorted([*batch.failed, *wrong])
+            collection.add(start, stop, values, failed, batch.digest)
+            if bar is None and progress and time.monotonic() - begun > SHOW_AFTER_S:
+                bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+                bar.add_task("collecting", total=total)
+            if bar is not None:
+                bar.update(bar.task_ids[0], completed=stop)
+    if len(collection.set_aside) == total:
+        raise ResultsError(f"no row can be read. The first: {collection.set_aside[0][1]}")
+    return open_collection(out)
+
+
+def _read(
+    model: Model, batch: Batch, sites: Mapping[str, RoleSite], stored: str
+) -> tuple[dict[str, tuple[list[int], np.ndarray]], list[tuple[int, str]]]:
+    """Run a batch: the rows and values of each site, and rows whose values are no numbers."""
+    places = batch.places(sites)
+    found = read(model, batch.prompt, [site for site, _ in places.values()])
+    wrong: dict[int, str] = {}
+    for i, (name, (_, mask)) in enumerate(places.items()):
+        value = found[i]
+        if sites[name].mean:
+            weight = mask.to(value.device).float().view(1, *mask.shape, *[1] * (value.ndim - 3))
+            found[i] = value = (value.float() * weight).sum(2) / weight.sum(2)
+        finite = value.isfinite().flatten(2).all(-1)  # [layer, row]
+        layers = layer_list(sites[name].layers, model.n_layers)
+        for row in (~finite.all(0)).nonzero().flatten().tolist():
+            at = layers[int((~finite[:, row]).nonzero()[0])]
+            wrong.setdefault(row, f"NaN or infinite values in {name!r}, first in layer {at}")
+    right = [row for row in range(len(batch.rows)) if row not in wrong]
+    values = {}
+    for name, value in zip(places, found, strict=True):
+        array = as_stored(value[:, right], stored)
+        if stored == "float16" and not np.isfinite(array).all():
+            raise ResultsError(
+                f"{name!r} has values up to {float(value.abs().max()):.3g}, which float16 cannot "
+                "hold. Store bfloat16 or float32."
+            )
+        values[name] = ([batch.rows[row] for row in right], array)
+    return values, [(batch.rows[row], reason) for row, reason in wrong.items()]
+
+
+def _count(rows: Rows, n_rows: int | None) -> int:
+    if callable(rows):
+        total = n_rows
+    elif isinstance(rows, Sequence | np.ndarray) or hasattr(rows, "__len__"):
+        total = len(rows) if n_rows is None else min(n_rows, len(rows))
+    else:
+        raise PromptError(
+            f"rows are a {type(rows).__name__}, which cannot be gone on with after a stop. Give a "
+            "sequence, or a function of row numbers and n_rows."
+        )
+    if not total or total < 1:
+        raise PromptError("there are no rows. With a function, say how many by n_rows.")
+    return total
+
+
+def _check(model: Model, name: str, site: RoleSite) -> None:
+    """Refuse names and places that cannot be, before any row is made."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name in TAKEN:
+        raise SiteError(f"{name!r} cannot name a site: it becomes a file and a variable.")
+    check_component(site.component)
+    layer_list(site.layers, model.n_layers)
+    check_heads(model, Site(site.component, site.layers, None, site.heads))
+
+
+def _layout(
+    model: Model, sites: Mapping[str, RoleSite], counts: Mapping[str, int], total: int
+) -> dict[str, Any]:
+    """For each site what was asked, and the shape and dimensions of its array."""
+    parts: dict[str, dict[str, Any]] = {}
+    for name, site in sites.items():
+        layers = index_list(site.layers, model.n_layers)
+        sizes = {"layer": len(layers), "row": total}
+        if not site.single and not site.mean:
+            sizes["position"] = counts[name]
+        heads: list[int] = []
+        if site.component == "head_out":
+            asked = slice(None) if site.heads is None else site.heads
+            heads = index_list(asked, model.anatomy.n_heads, "head")
+            if not isinstance(site.heads, int):
+                sizes["head"] = len(heads)
+            sizes["head_dim"] = model.anatomy.head_dim
+        else:
+            sizes["d_model"] = model.d_model
+        index = site.index
+        parts[name] = {
+            "component": site.component,
+            "role": site.role,
+            "index": repr(index) if isinstance(index, slice) else index,
+            "mean": site.mean,
+            "layers": layers,
+            "heads": heads,
+            "sizes": sizes,
+        }
+    for axis, what in (("layer", "layers"), ("position", "sizes"), ("head", "heads")):
+        has = [one for one in parts.values() if axis in one["sizes"]]
+        values = [one["sizes"][axis] if what == "sizes" else one[what] for one in has]
+        if any(value != values[0] for value in values):
+            for name, one in parts.items():
+                one["sizes"] = {
+                    (f"{axis}:{name}" if dim == axis else dim): n for dim, n in one["sizes"].items()
+                }
+    for one in parts.values():
+        sizes = one.pop("sizes")
+        one["dims"], one["shape"] = list(sizes), list(sizes.values())
+    return parts
+
+
+def _weights_digest(model: Model) -> str:
+    """Of some numbers of every parameter: tells a model from one trained further."""
+    parts = []
+    for parameter in model.module.parameters():
+        if parameter.device.type != "meta":
+            flat = parameter.detach().flatten()
+            some = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
+            parts.append(some.double().cpu().numpy())
+    return digest_of(*parts)
