@@ -37,6 +37,8 @@ class SharedLayer(DynamicLayer):
 
     def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> Any:
         """Return all keys and values; or, kept apart, the new ones, which carry the prefix."""
+        if self.get_seq_length() == 0:
+            return key_states, value_states
         if self.apart:
             key_states.shared = (self.keys, self.values)
             return key_states, value_states
