@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from interventions.calling import call
 from interventions.errors import PromptError
 from interventions.model import Model
 from interventions.patching import Patch, Run, run
@@ -43,7 +44,7 @@ class Completion:
 
 
 def _step(model: Model, prefill: Run, rows: torch.Tensor, cache: Any, ids: torch.Tensor) -> Any:
-    """Feed ``ids`` [row, n] to rows that go on from ``cache``; return the last logits."""
+    """Feed ``ids`` [row, n] to rows that go on from ``cache``; return last logits and cache."""
     prompt = prefill.prompt
     device = model.device
     mask = prompt.inputs["attention_mask"].to(device)[rows]
@@ -54,22 +55,18 @@ def _step(model: Model, prefill: Run, rows: torch.Tensor, cache: Any, ids: torch
     extra = {}
     if CROSS in prompt.inputs:
         extra[CROSS] = _extended(CROSS, prompt.inputs[CROSS].to(device)[rows], ones.shape[1])
-    with torch.no_grad():
-        return (
-            model.module(
-                input_ids=ids,
-                attention_mask=torch.cat([mask, ones], dim=1),
-                position_ids=position.transpose(0, 1) if position.ndim == 3 else position,
-                past_key_values=cache,
-                use_cache=True,
-                **extra,
-                logits_to_keep=1
-                if ids.shape[1] == 1
-                else 0,  # a slice with gaps is slow to project
-            )
-            .logits[:, -1:]
-            .float()
-        )
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.cat([mask, ones], dim=1),
+        "position_ids": position.transpose(0, 1) if position.ndim == 3 else position,
+        "past_key_values": cache,
+        "use_cache": True,
+        **extra,
+        # A slice with gaps is slow to project.
+        "logits_to_keep": 1 if ids.shape[1] == 1 else 0,
+    }
+    output = call(model, inputs)
+    return output.logits[:, -1].float(), output.past_key_values
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ def greedy(model: Model, prefill: Run, *, max_new_tokens: int, stop: str | None)
         if len(going) < len(active):
             active, chosen = active[keep], chosen[keep]
             cache = take_rows(cache, keep)
-        logits = _step(model, prefill, active, cache, chosen[:, None])[:, -1]
+        logits, cache = _step(model, prefill, active, cache, chosen[:, None])
     return Decoded([text.strip() for text in texts], made, likely)
 
 
@@ -262,7 +259,8 @@ def choose(
             group = (depths == depth).nonzero()[:, 0]
             fed = torch.tensor([nodes[int(chosen[i])] for i in group], device=model.device)
             cache = take_rows(prefill.cache, rows[group])
-            logprobs = _step(model, prefill, rows[group], cache, fed)[:, -1].log_softmax(-1)
+            last, _ = _step(model, prefill, rows[group], cache, fed)
+            logprobs = last.log_softmax(-1)
             for i, one in zip(group.tolist(), logprobs, strict=True):
                 record(rows[i], nodes[int(chosen[i])], so_far[i], one)
     value, index = exact.max(-1)
@@ -323,6 +321,19 @@ def complete(
     ['Paris']
     """
     ids = candidate_ids(model, candidates, stop=stop) if candidates is not None else None
+    if model.remote:
+        answered = model.job(
+            complete,
+            prompt,
+            patches=patches,
+            candidates=candidates,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            batch_rows=batch_rows,
+        )
+        if on_rows is not None:
+            on_rows(len(prompt))
+        return answered
     texts: list[str] = []
     choices: list[int] = []
     logprobs: list[float] = []

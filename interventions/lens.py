@@ -20,7 +20,6 @@ def lens(
     Parameters
     ----------
     model : Model
-        Loaded locally.
     hidden : Tensor [layer, row, d_model]
         Residual stream.
     tokens : Tensor [row, token]
@@ -48,6 +47,8 @@ def lens(
             f"{tuple(tokens.shape)} do not fit. Expected [layer, row, {model.d_model}] and "
             "[row, token]; read one position per row, such as at(role, -1), in a list of layers."
         )
+    if model.remote:
+        return model.job(lens, hidden, tokens)
     logprobs, ranks = [], []
     index = tokens.to(model.device)
     with torch.no_grad():

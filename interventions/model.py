@@ -1,7 +1,7 @@
 """One vocabulary over an nnsight model: prompts, streams, traces."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 
 from interventions.anatomy import Anatomy, find_anatomy
-from interventions.errors import PromptError
+from interventions.calling import normed_and_projected
+from interventions.errors import PromptError, RemoteError
 from interventions.prefixes import PrefixCache
 from interventions.prompts import Prompt, collate
 from interventions.rows import SEQUENCE_KEYS, Span, build_row, placeholder_of
@@ -157,15 +158,10 @@ class Model:
 
     def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [..., vocab] of hidden states [..., d_model]: final norm, head, cap and scale."""
+        if self.remote:
+            return self.job(Model.unembed, hidden)
         anatomy = self.anatomy
-        norm, head = (self.module.get_submodule(one) for one in (anatomy.final_norm, anatomy.head))
-        weight = next(head.parameters())
-        near = next(norm.parameters(), weight).device  # a norm may have no weights
-        state = hidden.to(weight.dtype)
-        # Weights that accelerate keeps elsewhere lie on meta until it fetches them.
-        state = norm(state if near.type == "meta" else state.to(near))
-        logits = head(state if weight.device.type == "meta" else state.to(weight.device))
-        logits = logits * anatomy.logit_scale
+        logits = normed_and_projected(self, hidden) * anatomy.logit_scale
         if anatomy.softcap is not None:
             logits = torch.tanh(logits / anatomy.softcap) * anatomy.softcap
         return logits
@@ -332,8 +328,14 @@ class Model:
         if arguments["position_ids"].ndim == 3:
             arguments["position_ids"] = arguments["position_ids"].transpose(0, 1)
         if len(prompt.prefix_ids):
+            if self.remote:
+                raise RemoteError(
+                    "a prompt made with share_prefix cannot be traced by hand on a server: the "
+                    "keys and values of its prefix are there. Leave share_prefix out, or use "
+                    "iv.run, or model.job."
+                )
             arguments["past_key_values"] = self._prefixes.expanded(
-                self.module, prompt.prefix_ids.to(self.device), len(prompt)
+                self, prompt.prefix_ids.to(self.device), len(prompt)
             )
         self.running_rows, self.running_images = len(prompt), prompt.has_images
         return arguments
@@ -380,7 +382,26 @@ class Model:
         return self.nn.trace(arguments, fn="generate", **self._place(settings))
 
     def _place(self, settings: dict[str, Any]) -> dict[str, Any]:
-        return settings if self.remote is False else {"remote": self.remote, **settings}
+        if self.remote is False:
+            return settings
+        from interventions.remote.sending import placed
+
+        return placed(self, settings)
+
+    def job(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call ``function(model, *args, **kwargs)`` where the model runs, as one request.
+
+        See :mod:`interventions.remote`. For a local model this is the call itself.
+        """
+        if self.remote is False:
+            return function(self, *args, **kwargs)
+        from interventions.remote.sending import backend_of, send
+
+        return send(self, backend_of(self, self.remote), function, args, kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to a server, where the model is a local one."""
+        return {**self.__dict__, "remote": False, "_prefixes": PrefixCache()}
 
     def completions(self, ids: torch.Tensor, prompt: Prompt) -> list[str]:
         """Text that was generated after each row of a prompt, special tokens left out.

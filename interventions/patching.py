@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from interventions.errors import PatchError, SiteError
+from interventions.errors import PatchError, RemoteError, SiteError
 from interventions.knockout import Knockout, check_knockouts, knockout
 from interventions.model import Model
 from interventions.placing import Mode, gather
@@ -259,6 +259,18 @@ def run(
         check_place(model, prompt, "logits", 0, logits)
     if start is not None:
         check_start(model, start[0], (*patches, *knockouts, *reads), keep_cache=keep_cache)
+    if model.remote:
+        return _run_remotely(
+            model,
+            prompt,
+            patches=patches,
+            knockouts=knockouts,
+            reads=reads,
+            logits=logits,
+            keep_cache=keep_cache,
+            start=start,
+            inputs=inputs,
+        )
     if model.anatomy.added_between and prompt.has_images:
         start = None
     streams = {name: getattr(model, name) for name in COMPONENTS}
@@ -324,6 +336,22 @@ def run(
     elif last is not None:
         last = last[:, -1]
     return Run(last, values, kept, prompt)
+
+
+def _run_remotely(model: Model, prompt: Prompt, *, keep_cache: bool, **asked: Any) -> Run:
+    """Run a prompt on the server; only its logits and reads come back."""
+    if keep_cache:
+        raise RemoteError(
+            "keys and values stay on the server, so keep_cache=True gives nothing to go on from. "
+            "Use iv.complete, or model.job(f, ...) with a function f that does all of it."
+        )
+    last, values = model.job(_logits_and_reads, prompt, **asked)
+    return Run(last, values, None, prompt)
+
+
+def _logits_and_reads(model: Model, prompt: Prompt, **asked: Any) -> tuple[Any, list[Any]]:
+    done = run(model, prompt, **asked)
+    return done.logits, done.reads
 
 
 def check_start(

@@ -3,9 +3,14 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from interventions.calling import call
+
+if TYPE_CHECKING:
+    from interventions.model import Model
 
 KEPT = 8
 
@@ -39,17 +44,17 @@ class PrefixCache:
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
-    def expanded(self, module: Any, ids: torch.Tensor, n_rows: int) -> Any:
+    def expanded(self, model: "Model", ids: torch.Tensor, n_rows: int) -> Any:
         """Return a fresh cache of ``n_rows`` equal rows for the prefix ``ids`` [prefix].
 
         Weights changed in place, or moved, are noticed; hooks put on the model by hand are not.
         """
-        weights = next(module.parameters())
-        edits = sum(parameter._version for parameter in module.parameters())
+        weights = next(model.module.parameters())
+        edits = sum(parameter._version for parameter in model.module.parameters())
         key = (tuple(ids.tolist()), str(weights.device), str(weights.dtype), edits)
         if key not in self._kept:
-            with torch.no_grad():
-                output = module(input_ids=ids[None], use_cache=True, logits_to_keep=1)
+            inputs = {"input_ids": ids[None], "use_cache": True, "logits_to_keep": 1}
+            output = call(model, inputs)
             self._kept[key] = output.past_key_values
         self._kept.move_to_end(key)
         while len(self._kept) > KEPT:

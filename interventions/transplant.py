@@ -7,6 +7,7 @@ import torch
 
 from interventions.alignment import ModelPair
 from interventions.errors import PatchError
+from interventions.model import Model
 from interventions.patching import Patch, Site, read
 from interventions.placing import Mode, gather_padded
 from interventions.positions import Positions
@@ -96,11 +97,11 @@ def transplant(
                 f"{write_at.role!r} has {write_at.counts.tolist()[:8]}. One-to-one needs as many; "
                 'use how="last-to-all" or "mean-to-all".'
             )
-        value = _padded(pair, source, component, chosen, read_at)
+        value = pair.backbone.job(padded, source, component, chosen, read_at)
     elif how == "last-to-all":
         [value] = read(pair.backbone, source, [Site(component, chosen, read_at.last())])
     else:
-        values = _padded(pair, source, component, chosen, read_at)
+        values = pair.backbone.job(padded, source, component, chosen, read_at)
         mask = read_at.mask.to(values.device)[None, :, :, None]
         value = (values * mask).sum(2) / mask.sum(2)
     if how != "one-to-one":
@@ -110,9 +111,9 @@ def transplant(
     return [Patch(component, there, write_at, value, mode)]
 
 
-def _padded(
-    pair: ModelPair, source: Prompt, component: Component, layers: list[int], at: Positions
+def padded(
+    model: Model, source: Prompt, component: Component, layers: Layers, at: Positions
 ) -> torch.Tensor:
     """Values [layer, row, position, d_model]; what the mask leaves out is meaningless."""
-    [everything] = read(pair.backbone, source, [Site(component, layers)])
+    [everything] = read(model, source, [Site(component, layers)])
     return gather_padded(everything, at, layer_axis=True)

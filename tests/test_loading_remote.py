@@ -20,6 +20,7 @@ import sys
 import tiny, torch
 import interventions as iv
 from families import model_of
+from nnsight.intervention.backends.remote import RemoteBackend
 from interventions.errors import LoadError
 
 for name in sys.argv[1].split(","):
@@ -38,7 +39,7 @@ for name in sys.argv[1].split(","):
             assert torch.equal(value, theirs.inputs[key]), (name, key)
         tracer = model.trace(ours)
         backend = tracer.backend
-        assert type(backend).__name__ == "RemoteBackend", backend
+        assert isinstance(backend, RemoteBackend), backend
         assert f"tiny/{name}" in backend.model_key
         assert ("127.0.0.1:1" in backend.host) == (remote is not True)
 try:

@@ -1,0 +1,5 @@
+"""Running on an NDIF server: what is sent, how it gets there, and jobs that survive."""
+
+from interventions.remote.package import carry
+
+__all__ = ["carry"]
