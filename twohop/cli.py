@@ -176,7 +176,8 @@ def asked_pairs(options: argparse.Namespace) -> "list[Pair]":
         pairs.append(own_pair(options.vlm, options.backbone))
     if not has_data:
         return pairs
-    checked = check(options.data, read_map(options.map))
+    with Console(stderr=True).status(f"checking {options.data}"):
+        checked = check(options.data, read_map(options.map))
     print_data(checked.report, Console(stderr=True))
     return [
         with_data(pair, checked, format=options.format, alter_views=options.alter_views)
@@ -197,7 +198,8 @@ def check_data(options: argparse.Namespace) -> int:
     from twohop.entities.validation import check
     from twohop.report.data import print_data
 
-    report = check(options.data, read_map(options.map)).report
+    with Console(stderr=True).status(f"checking {options.data}"):
+        report = check(options.data, read_map(options.map)).report
     if options.json:
         sys.stdout.write(json.dumps(report.as_dict(), indent=2) + "\n")
     else:
