@@ -339,3 +339,20 @@ def test_stages_ask_the_pictures_question_of_pictures(tmp_path: Path, rows: list
     [chained] = chain_prompt(study, benchmark.items[:1], ["Chad"]).texts
     assert chained.startswith("<image>\nQuestion: What is the name of what this picture shows?")
     assert chained.endswith("Answer: Chad\nQuestion: What is the capital of Chad?\nAnswer:")
+
+
+def test_the_readme_shows_a_row_and_a_map_that_work(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    row = json.loads(text.split("```json\n")[1].split("```")[0])
+    (tmp_path / "flags").mkdir()
+    drawn(tmp_path / row["image"])
+    found = check(jsonl(tmp_path / "items.jsonl", [row]))
+    assert found.report.usable == 1
+    assert found.wordings["capital"].image == "What is this country's capital?"
+    (tmp_path / "map.toml").write_text(text.split("```toml\n")[1].split("```")[0])
+    del row["question"], row["image_question"]
+    row["name"] = row.pop("entity")
+    found = check(jsonl(tmp_path / "items.jsonl", [row]), read_map(tmp_path / "map.toml"))
+    made = data_benchmark(found, Writer(QA)).templates["capital"]
+    assert made.fill("France").startswith("Question: What is the capital of Scotland?\nAnswer: Ed")
+    assert made.show("<image>").endswith("capital of the country in <image>?\nAnswer:")
