@@ -307,6 +307,16 @@ def test_a_row_of_nan_is_set_aside_with_its_layer(llm: iv.Model, tmp_path: Path)
     assert found.reason.values.tolist() == ["NaN or infinite values in 'name', first in layer 1"]
 
 
+def test_values_beyond_float16_are_an_error_and_not_infinite(llm: iv.Model, tmp_path: Path) -> None:
+    mlp = llm.module.get_submodule(f"{llm.anatomy.blocks}.1.mlp")
+    handle = mlp.register_forward_hook(lambda _module, _args, output: output * 1e7)
+    try:
+        with pytest.raises(ResultsError, match="which float16 cannot hold"):
+            iv.collect(llm, rows_of(4), SITES, out=tmp_path / "out", dtype="float16")
+    finally:
+        handle.remove()
+
+
 def mounted(folder: Path, size: str) -> bool:
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
