@@ -1,5 +1,6 @@
 """VLM-backbone pairs: built in, published (`twohop.published`), or the user's own."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,8 +157,19 @@ def _place(model: str | Path) -> str:
 
 
 def model_name(place: Path | str) -> str:
-    """What results call a model: a built-in one by its folder's name, another by where it is."""
-    return place.name if isinstance(place, Path) else place
+    """What results call a model: a built-in one by its folder's name, another by where it is.
+
+    A user's folder is also told from itself by when its files were written, as a model that was
+    trained on must not be given the results of what it was before.
+    """
+    if isinstance(place, Path) or not Path(place).is_dir():
+        return place.name if isinstance(place, Path) else place
+    written = [
+        (one.name, one.stat().st_size, one.stat().st_mtime_ns)
+        for pattern in ("*.json", "*.safetensors")
+        for one in sorted(Path(place).glob(pattern))
+    ]
+    return f"{place} {hashlib.sha256(repr(written).encode()).hexdigest()[:12]}"
 
 
 def with_data(
