@@ -1,11 +1,14 @@
 """Read and write the activations of vision-language models and their language backbones."""
 
+from interventions.agreement import verify
 from interventions.alignment import ModelPair, pair
 from interventions.answers import Completion, complete
+from interventions.attribution import attribute
 from interventions.batches import RoleSite
 from interventions.collecting import collect
 from interventions.collection import open_collection
 from interventions.edits import ablated, embedding_noise, frozen, steering
+from interventions.heatmaps import heatmap
 from interventions.knockout import Knockout, knockout
 from interventions.lens import lens, patchscope
 from interventions.loading import load
@@ -28,10 +31,12 @@ __all__ = [
     "Run",
     "Site",
     "ablated",
+    "attribute",
     "collect",
     "complete",
     "embedding_noise",
     "frozen",
+    "heatmap",
     "knockout",
     "lens",
     "load",
@@ -43,4 +48,5 @@ __all__ = [
     "run",
     "steering",
     "transplant",
+    "verify",
 ]

@@ -87,7 +87,8 @@ class Target:
         answers, foils : Tensor [row]
             The second is None without foils.
         """
-        logprobs = logits.float().log_softmax(-1)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        logprobs = logits.to(wide).log_softmax(-1)
         if self.foils is None:
             return _summed(logprobs, self.answers), None
         if self.repeats == 1:
@@ -115,7 +116,7 @@ class Target:
 
         Returns
         -------
-        Tensor [row], float32
+        Tensor [row], float32, or float64 of a model in float64
         """
         if metric in ("logprob", "logit_diff"):
             answers, foils = self.logprobs(logits)

@@ -1,0 +1,294 @@
+"""Whether an attribution says what intervening would: some of its places, patched exactly."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+import xarray as xr
+
+from interventions.contrast import Contrast, Scored, make_contrast
+from interventions.errors import PromptError, ResultsError
+from interventions.metrics import target
+from interventions.model import Model
+from interventions.passes import Pass, forward
+from interventions.patching import Patch, run
+from interventions.positions import Positions
+from interventions.prompts import Prompt
+
+TOKENS_AT_ONCE = 4096
+RESAMPLES = 1000
+Sample = Literal["top", "random"]
+SAMPLES: tuple[Sample, ...] = ("top", "random")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of a map: item and column by number; ``head`` is None but for heads."""
+
+    item: int
+    component: str
+    layer: int
+    column: int
+    head: int | None
+
+
+def verify(
+    model: Model,
+    scores: xr.Dataset,
+    clean: Prompt,
+    corrupt: Prompt | torch.Tensor | float,
+    *,
+    answers: str | Sequence[str],
+    foils: str | Sequence[str] | None = None,
+    k: int = 16,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Patch some places of an attribution exactly, and say how far it agrees.
+
+    For each component, the ``k`` places of the largest scores (of either sign, over all items) and
+    ``k`` drawn from all whose score is not 0 are patched, each alone. The random ones say how far
+    the map as a whole can be trusted, the top ones whether what stands out is real and in the right
+    order.
+
+    Parameters
+    ----------
+    model, clean, corrupt, answers, foils
+        What :func:`interventions.attribute` was given.
+    scores : Dataset
+        What it returned.
+    k : int
+    seed : int
+        For the draw and the bootstrap.
+
+    Returns
+    -------
+    Dataset
+        ``scores`` with ``spearman`` (component, sample): rank correlation of score and exact
+        effect, ``spearman_low`` and ``spearman_high``: its 95 % interval, bootstrap over places;
+        ``pearson``, for which large effects count most; ``sign_agreement``: share of places where
+        both have the same sign; ``n_checked``. And every
+        place that was patched (checked): ``checked_score`` and ``checked_effect`` in nats,
+        ``checked_component``, ``checked_item``, ``checked_layer``, ``checked_column``,
+        ``checked_head`` (-1: none), and whether it is ``checked_top`` or ``checked_random``.
+
+    Raises
+    ------
+    ResultsError
+        If the Dataset is no attribution, or one of other prompts.
+    """
+    if "score" not in scores or "direction" not in scores.attrs:
+        raise ResultsError("this Dataset is no attribution. Give what iv.attribute returned.")
+    contrast = make_contrast(
+        model,
+        clean,
+        corrupt,
+        target=target(model, clean, answers, foils),
+        metric=scores.attrs["metric"],
+        direction=scores.attrs["direction"],
+        roles=json.loads(scores.attrs["roles"]),
+        by_role=bool(scores.attrs["by_role"]),
+    )
+    columns = scores["score"].shape[-1]
+    if contrast.items != scores["item"].values.tolist() or len(contrast.places.run) != columns:
+        raise ResultsError(
+            f"the scores have {scores.sizes['item']} items and {columns} columns; these prompts "
+            f"give {len(contrast.items)} and {len(contrast.places.run)}. Give the same prompts."
+        )
+    return add_agreement(model, contrast, scores, k=k, seed=seed)
+
+
+def add_agreement(
+    model: Model, contrast: Contrast, scores: xr.Dataset, *, k: int, seed: int
+) -> xr.Dataset:
+    """Patch places of a contrast exactly; see :func:`verify`."""
+    if k < 1:
+        raise PromptError(f"verify={k}: at least one place must be patched, or pass verify=False.")
+    rng = np.random.default_rng(seed)
+    picked: dict[Cell, tuple[float, set[Sample]]] = {}
+    for name in scores["component"].values.tolist():
+        for sample, cells in zip(SAMPLES, _picked(scores, name, k, rng), strict=True):
+            for cell, score in cells:
+                picked.setdefault(cell, (score, set()))[1].add(sample)
+    cells = list(picked)
+    effects = dict(zip(cells, exact_effects(model, contrast, cells), strict=True))
+    checked = xr.Dataset(
+        {
+            "checked_score": ("checked", np.array([picked[one][0] for one in cells])),
+            "checked_effect": ("checked", np.array([effects[one] for one in cells])),
+            "checked_component": ("checked", np.array([c.component for c in cells], dtype=object)),
+            "checked_item": ("checked", np.array([contrast.items[one.item] for one in cells])),
+            "checked_layer": ("checked", np.array([one.layer for one in cells])),
+            "checked_column": ("checked", np.array([one.column for one in cells])),
+            "checked_head": (
+                "checked",
+                np.array([-1 if one.head is None else one.head for one in cells]),
+            ),
+            **{
+                f"checked_{sample}": (
+                    "checked",
+                    np.array([sample in picked[one][1] for one in cells]),
+                )
+                for sample in SAMPLES
+            },
+        }
+    )
+    numbers = _agreement(scores["component"].values.tolist(), checked, rng)
+    made = xr.merge([scores, checked, numbers], combine_attrs="override")
+    made.attrs = {
+        **scores.attrs,
+        "verified": f"up to {k} top and {k} random places per component, patched exactly",
+        "verify_seed": seed,
+    }
+    return made
+
+
+def _picked(
+    scores: xr.Dataset, component: str, k: int, rng: np.random.Generator
+) -> tuple[list[tuple[Cell, float]], list[tuple[Cell, float]]]:
+    """The places of largest score, and some at random, of those that have one."""
+    heads = component == "head_out"
+    data = scores["head_score"] if heads else scores["score"].sel(component=component)
+    values = data.values
+    # Where both runs are the same, score and effect are 0 by construction, which proves nothing.
+    flat = np.flatnonzero(np.isfinite(values) & (values != 0))
+    if not len(flat):
+        flat = np.flatnonzero(np.isfinite(values))
+    layers = scores["layer"].values
+
+    def cell(i: int) -> tuple[Cell, float]:
+        item, layer, column, *head = np.unravel_index(i, values.shape)
+        which = int(head[0]) if heads else None
+        found = Cell(int(item), component, int(layers[layer]), int(column), which)
+        return found, float(values.flat[i])
+
+    top = flat[np.argsort(-np.abs(values.flat[flat]), kind="stable")[:k]]
+    drawn = rng.choice(flat, size=min(k, len(flat)), replace=False)
+    return [cell(i) for i in top], [cell(i) for i in drawn]
+
+
+def exact_effects(model: Model, contrast: Contrast, cells: Sequence[Cell]) -> np.ndarray:
+    """Change of the metric when each place alone gets the source's value, nats, [cell]."""
+    found = np.full(len(cells), np.nan)
+    for item in sorted({one.item for one in cells}):
+        mine = [i for i, one in enumerate(cells) if one.item == item]
+        part = contrast.rows([item])
+        places = list(dict.fromkeys((cells[i].component, cells[i].layer) for i in mine))
+        source = forward(model, part, "source", places)  # pyright: ignore[reportArgumentType]
+        scored = part.scored("run")
+        patches = [
+            [*scored.before, _patch(model, part, scored, cells[i], source, places)] for i in mine
+        ]
+        at = part.target.positions(scored.prompt)
+        values = [
+            float(part.target.values(part.metric, logits)[0])
+            for logits in intervened(model, scored.prompt, [scored.before, *patches], at)
+        ]
+        found[mine] = np.array(values[1:]) - values[0]
+    return found
+
+
+def _patch(
+    model: Model,
+    contrast: Contrast,
+    scored: Scored,
+    cell: Cell,
+    source: Pass,
+    places: Sequence[tuple[str, int]],
+) -> Patch:
+    """The source's value at one place of the only item, as a patch."""
+    value = source.values[places.index((cell.component, cell.layer))]
+    _, column, mask = contrast.places.flat("source")
+    value = value[:, (mask[0] & (column[0] == cell.column)).to(value.device)]
+    if cell.head is not None:
+        value = value.unflatten(-1, (-1, model.anatomy.head_dim))[:, :, cell.head]
+    tokens = torch.tensor([contrast.places.run[cell.column][0]]).repeat(len(value), 1)
+    at = Positions(
+        tokens, torch.ones_like(tokens, dtype=torch.bool), scored.prompt.length, False, "a place"
+    )
+    return Patch(cell.component, cell.layer, at, value, heads=cell.head)  # pyright: ignore
+
+
+def intervened(
+    model: Model, prompt: Prompt, cells: Sequence[Sequence[Patch]], at: Positions
+) -> torch.Tensor:
+    """Logits [cell, row, token, vocab] at some positions of a prompt, run once per set of patches.
+
+    Cells are rows of shared forward passes.
+    """
+    n = len(prompt)
+    size = max(1, TOKENS_AT_ONCE // (prompt.length * n))
+    found = []
+    for start in range(0, len(cells), size):
+        part = cells[start : start + size]
+        rows = list(range(n)) * len(part)
+        patches = []
+        for i, several in enumerate(part):
+            own = torch.zeros(len(rows), dtype=torch.bool)
+            own[i * n : (i + 1) * n] = True
+            for patch in several:
+                spread = patch.of_rows(rows)
+                patches.append(replace(spread, positions=spread.positions.only(own)))
+        logits = run(model, prompt.select(rows), patches=patches, logits=at.rows(rows)).logits
+        assert logits is not None
+        found.append(logits.unflatten(0, (len(part), n)))
+    return torch.cat(found)
+
+
+def _agreement(names: list[str], checked: xr.Dataset, rng: np.random.Generator) -> xr.Dataset:
+    shape = (len(names), len(SAMPLES))
+    found = {
+        name: np.full(shape, np.nan)
+        for name in ("spearman", "spearman_low", "spearman_high", "pearson", "sign_agreement")
+    }
+    n = np.zeros(shape, dtype=int)
+    for i, name in enumerate(names):
+        for j, sample in enumerate(SAMPLES):
+            mine = (checked["checked_component"].values == name) & checked[
+                f"checked_{sample}"
+            ].values
+            score, effect = (
+                checked[key].values[mine] for key in ("checked_score", "checked_effect")
+            )
+            n[i, j] = len(score)
+            if not n[i, j]:
+                continue
+            found["sign_agreement"][i, j] = np.mean(np.sign(score) == np.sign(effect))
+            found["spearman"][i, j] = spearman(score, effect)
+            found["pearson"][i, j] = correlation(score, effect)
+            draws = [rng.integers(len(score), size=len(score)) for _ in range(RESAMPLES)]
+            again = np.array([spearman(score[one], effect[one]) for one in draws])
+            if (again := again[np.isfinite(again)]).size:
+                low, high = np.quantile(again, (0.025, 0.975))
+                found["spearman_low"][i, j], found["spearman_high"][i, j] = low, high
+    dims = ("component", "sample")
+    return xr.Dataset(
+        {**{name: (dims, value) for name, value in found.items()}, "n_checked": (dims, n)},
+        coords={"component": names, "sample": list(SAMPLES)},
+    )
+
+
+def spearman(one: np.ndarray, other: np.ndarray) -> float:
+    """Rank correlation; ties share their mean rank. NaN where one of the two is constant.
+
+    Examples
+    --------
+    >>> spearman(np.array([1.0, 2.0, 30.0]), np.array([-5.0, 0.0, 1.0]))
+    1.0
+    """
+    return correlation(_ranks(one), _ranks(other))
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Pearson's correlation. NaN where one of the two is constant."""
+    a, b = one - one.mean(), other - other.mean()
+    size = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / size) if size > 0 else float("nan")
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[which]

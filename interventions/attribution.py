@@ -1,0 +1,258 @@
+"""How much each place of a model matters, from gradients, and checked by intervening.
+
+An exact sweep runs the model once per place; a gradient gives a linear estimate of all of them
+from two forward passes and one backward pass. The estimate can be badly wrong, so it is given with
+its agreement with exact patching (:mod:`interventions.agreement`).
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import xarray as xr
+
+from interventions.agreement import TOKENS_AT_ONCE, add_agreement
+from interventions.contrast import (
+    DIRECTIONS,
+    Contrast,
+    Direction,
+    check_same_tokens,
+    make_contrast,
+    role_labels,
+)
+from interventions.errors import PromptError, SiteError, did_you_mean
+from interventions.estimates import METHODS, Method, estimates
+from interventions.metrics import METRICS, UNITS, Metric, target
+from interventions.model import Model
+from interventions.passes import Place
+from interventions.prompts import Prompt
+from interventions.results import provenance
+from interventions.streams import COMPONENTS, Component, Layers, check_component, layer_list
+
+GRADIENT_METRICS: tuple[Metric, ...] = ("logprob", "logit_diff")
+SITES: tuple[Component, ...] = ("resid_post", "attn_out", "mlp_out", "head_out")
+
+
+def attribute(
+    model: Model,
+    clean: Prompt,
+    corrupt: Prompt | torch.Tensor | float,
+    *,
+    answers: str | Sequence[str],
+    foils: str | Sequence[str] | None = None,
+    metric: Metric = "logit_diff",
+    components: Sequence[Component] = SITES,
+    layers: Layers | None = None,
+    roles: Sequence[str] | None = None,
+    by_role: bool = False,
+    method: Method = "patching",
+    direction: Direction = "denoising",
+    steps: int = 8,
+    verify: int | Literal[False] = 16,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> xr.Dataset:
+    """Estimate, for every place, what putting the other run's value there does to the metric.
+
+    The score of a place is ``(value in the source run - value in the run) . gradient of the
+    metric``, an estimate of ``metric(run, patched there) - metric(run)``. By default ("denoising",
+    as in the papers) the corrupt prompt runs and the clean run is the source: positive scores
+    restore the clean answer.
+
+    Parameters
+    ----------
+    model : Model
+        Loaded here; weights need no gradient and get none.
+    clean : Prompt
+    corrupt : Prompt, or Tensor [row, position, d_model], [d_model], or number
+        Rows that differ from the clean ones in what is studied; or what enters the first block in
+        place of the clean embeddings.
+    answers, foils : str or sequence of str
+        One for all rows or one per row; may be several tokens long.
+    metric : {"logit_diff", "logprob"}
+        In nats, of whole answers. The others have no gradient.
+    components : sequence of str
+        Of ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"``, ``"resid_post"``.
+    layers : int, slice or list of int, optional
+        Default: every block that runs.
+    roles : sequence of str, optional
+        Compare these tokens, such as ``("entity[-1]", "last")``, wherever they are in each prompt.
+        A role's tokens are summed. Default: all positions, which must correspond.
+    by_role : bool
+        Sum all positions by role; each token counts for the narrowest of its roles.
+    method : str
+        ``"patching"``: gradient of the run (Nanda, "Attribution Patching", 2023; Syed et al.,
+        2023). ``"ig"``: mean gradient on the straight line between the embeddings of both runs
+        (Sundararajan et al., ICML 2017; Hanna et al., "Have Faith in Faithfulness", COLM 2024).
+        ``"ig-activations"``: for each component of each layer, on the line between its values
+        (Marks et al., "Sparse Feature Circuits", ICLR 2025); ``steps`` passes for each.
+        ``"relp"``: relevance coefficients instead of gradients (Rezaei Jafari et al., 2025); see
+        :mod:`interventions.relevance`.
+    direction : {"denoising", "noising"}
+        Which prompt runs: the corrupt or the clean one. The other is the source.
+    steps : int
+        Points of the Gauss-Legendre rule along the line.
+    verify : int or False
+        How many of the highest-scored and of randomly drawn places are patched exactly, for each
+        component.
+    seed : int
+        For that draw and its bootstrap.
+    batch_size : int, optional
+        Rows per pass. Default: what makes 4096 tokens. The backward pass holds the activations of
+        these rows.
+
+    Returns
+    -------
+    Dataset
+        ``score`` (item, component, layer, position or role), nats; NaN where a row has no token.
+        That of ``head_out`` is the sum over heads; ``head_score`` (item, layer, ..., head) has
+        them. ``run_metric`` and ``source_metric`` (item), nats. ``completeness_error`` with the
+        integrated gradients: the sum of the scores minus what it should be, for the whole input
+        (item), or for a component of a layer at all these places together (item, component,
+        layer). What :func:`interventions.verify` adds. ``item`` is the row of the prompts given;
+        rows left out are in the attribute ``left_out``.
+
+    Raises
+    ------
+    PromptError
+        For a metric without gradients, or prompts that do not belong together.
+    RoleError
+        For rows of different length, with what to do.
+    SiteError
+        For a model that runs on a server, a place the model does not have, or a part RelP has no
+        rule for.
+
+    Examples
+    --------
+    >>> scores = iv.attribute(llm, france, italy, answers=" Paris", foils=" Rome",
+    ...                       method="relp")                                    # doctest: +SKIP
+    >>> iv.heatmap(scores)                                                      # doctest: +SKIP
+    """
+    check_settings(model, metric, method, steps)
+    contrast = make_contrast(
+        model,
+        clean,
+        corrupt,
+        target=target(model, clean, answers, foils),
+        metric=metric,
+        direction=direction,
+        roles=roles,
+        by_role=by_role,
+    )
+    if method == "ig":
+        check_input_line(model, contrast)
+    places = which_places(model, components, layers, contrast)
+    n = len(contrast.items)
+    size = batch_size or max(1, TOKENS_AT_ONCE // (clean.length * contrast.target.repeats))
+    parts = [
+        estimates(model, contrast.rows(range(n)[i : i + size]), places, method, steps)
+        for i in range(0, n, size)
+    ]
+    dataset = xr.merge([_labels(model, contrast, clean, corrupt), xr.concat(parts, "item")])
+    dataset = dataset.assign_coords(item=contrast.items)
+    dataset.attrs = {
+        "method": method,
+        "method_name": METHODS[method],
+        "metric": metric,
+        "unit": UNITS[metric],
+        "direction": direction,
+        "meaning": "estimated change of the metric if " + DIRECTIONS[direction],
+        "by_role": by_role,
+        "roles": json.dumps(None if roles is None else list(roles)),
+        "steps": steps if method.startswith("ig") else 0,
+        "precision": str(model.dtype).removeprefix("torch."),
+        "left_out": json.dumps({row: f"has no {why}" for row, why in contrast.missing.items()}),
+        "verified": "not verified",
+        **provenance(model=model),
+    }
+    if verify is False:
+        return dataset
+    return add_agreement(model, contrast, dataset, k=verify, seed=seed)
+
+
+def check_settings(model: Model, metric: str, method: str, steps: int) -> None:
+    """Refuse what cannot be done, before anything runs."""
+    if method not in METHODS:
+        raise PromptError(f"no method {method!r}. {did_you_mean(method, METHODS)}")
+    if metric not in METRICS:
+        raise PromptError(f"no metric {metric!r}. {did_you_mean(metric, METRICS)}")
+    if metric not in GRADIENT_METRICS:
+        raise PromptError(
+            f"metric {metric!r} has no gradient that says anything here. Use one of "
+            f"{', '.join(GRADIENT_METRICS)}, or an exact sweep."
+        )
+    if steps < 1:
+        raise PromptError(f"steps={steps}: integrated gradients need at least 1.")
+    if model.remote is not False:
+        raise SiteError(
+            f"{model.name} runs on a server; attribution needs gradients, which servers do not "
+            "give to everybody. Load the model here, or patch exactly: iv.sweep needs none."
+        )
+
+
+def check_input_line(model: Model, contrast: Contrast) -> None:
+    """Refuse a line between two inputs that are more than their embeddings."""
+    run, source = contrast.run.prompt, contrast.source.prompt
+    check_same_tokens(run, source)
+    anatomy = model.anatomy
+    aside = anatomy.cross_blocks or anatomy.added_between
+    if run.has_images and aside:
+        images = [{k: p.inputs[k] for k in p.entries} for p in (run, source)]
+        same = all(torch.equal(images[0][key], images[1][key]) for key in images[0])
+        if not same:
+            raise SiteError(
+                f"in {model.name} images do not only enter with the embeddings, so the line "
+                "between two embeddings does not lead from one image to the other. Use method="
+                '"ig-activations", "relp" or "patching".'
+            )
+
+
+def which_places(
+    model: Model, components: Sequence[Component], layers: Layers | None, contrast: Contrast
+) -> list[Place]:
+    """Every component of every layer, in the order of computation."""
+    if not components:
+        raise SiteError(f"components= is empty. Known: {', '.join(COMPONENTS)}.")
+    chosen = {check_component(one) for one in components}
+    images = contrast.run.prompt.has_images and contrast.source.prompt.has_images
+    anatomy = model.anatomy
+    running = range(model.n_layers) if images else anatomy.self_blocks
+    asked = list(running) if layers is None else layer_list(layers, model.n_layers)
+    if lost := sorted(set(asked) - set(running)):
+        raise SiteError(
+            f"block(s) {lost} of {model.name} are cross-attention blocks, which do not run without "
+            "an image in both prompts. Leave them out."
+        )
+    blind = [layer for layer in asked if anatomy.parts[layer].projection is None]
+    if "head_out" in chosen and blind:
+        raise SiteError(
+            f"the heads of block(s) {blind[:8]} of {model.name} cannot be told apart. Leave "
+            '"head_out" out of components=.'
+        )
+    return [(one, layer) for layer in sorted(set(asked)) for one in COMPONENTS if one in chosen]
+
+
+def _labels(model: Model, contrast: Contrast, clean: Prompt, corrupt: object) -> xr.Dataset:
+    """What the items and columns are called."""
+    rows = contrast.items
+    texts = {"answer": contrast.target.answers, "foil": contrast.target.foils}
+    coords: dict[str, object] = {
+        name: ("item", np.array([model.tokenizer.decode(one) for one in tokens], dtype=object))
+        for name, tokens in texts.items()
+        if tokens is not None
+    }
+    if (names := contrast.places.names) is not None:
+        return xr.Dataset(coords={**coords, "role": names})
+    sides = {"token": clean}
+    if isinstance(corrupt, Prompt):
+        sides["corrupt_token"] = corrupt
+    kept = clean.select(rows)
+    coords["position"] = np.arange(clean.length)
+    coords["role"] = (("item", "position"), np.array(role_labels(kept), dtype=object))
+    for name, prompt in sides.items():
+        ids = prompt.inputs["input_ids"][rows].tolist()
+        words = [[model.tokenizer.decode([one]) for one in row] for row in ids]
+        coords[name] = (("item", "position"), np.array(words, dtype=object))
+    return xr.Dataset(coords=coords)

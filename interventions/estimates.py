@@ -1,0 +1,171 @@
+"""Scores of every place of a contrast: a change of value times a slope, by four methods."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import xarray as xr
+
+from interventions.contrast import Contrast
+from interventions.model import Model
+from interventions.passes import Place, backward, forward
+from interventions.relevance import relevance_rules
+
+Method = Literal["patching", "ig", "ig-activations", "relp"]
+METHODS: dict[Method, str] = {
+    "patching": "attribution patching",
+    "ig": "integrated gradients along the input embeddings",
+    "ig-activations": "integrated gradients along each component of each layer",
+    "relp": "relevance patching (RelP)",
+}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Scores of some items.
+
+    ``products`` one per place [item, n, 1 or head]; ``metrics`` of the run and of the source
+    [item]; ``error`` of completeness [item], or one per place [place, item].
+    """
+
+    products: list[torch.Tensor]
+    metrics: tuple[torch.Tensor, torch.Tensor]
+    error: torch.Tensor | None = None
+
+
+def estimates(
+    model: Model, contrast: Contrast, places: list[Place], method: Method, steps: int
+) -> xr.Dataset:
+    """Scores of some rows, as a Dataset without labels."""
+    if method == "ig":
+        found = _along_input(model, contrast, places, steps)
+    elif method == "ig-activations":
+        found = _along_activations(model, contrast, places, steps)
+    else:
+        found = _at_the_run(model, contrast, places, relevance=method == "relp")
+    names = contrast.places.names
+    column = "position" if names is None else "role"
+    layers = sorted({layer for _, layer in places})
+    chosen = list(dict.fromkeys(name for name, _ in sorted(places, key=lambda one: one[1])))
+    shape = (len(contrast.items), len(chosen), len(layers), len(contrast.places.run))
+    score = np.full(shape, np.nan)
+    heads: np.ndarray | None = None
+    error = np.full(shape[:3], np.nan)
+    for i, ((component, layer), product) in enumerate(zip(places, found.products, strict=True)):
+        where = (slice(None), chosen.index(component), layers.index(layer))
+        summed = _columns(contrast, product)
+        if component == "head_out":
+            if heads is None:
+                heads = np.full((shape[0], *shape[2:], summed.shape[-1]), np.nan)
+            heads[:, layers.index(layer)] = summed
+        score[where] = summed.sum(-1)
+        if found.error is not None and found.error.ndim == 2:
+            error[where] = found.error[i].cpu().numpy()
+    dims = ("item", "component", "layer")
+    data = {
+        "score": ((*dims, column), score),
+        "run_metric": ("item", found.metrics[0].double().cpu().numpy()),
+        "source_metric": ("item", found.metrics[1].double().cpu().numpy()),
+    }
+    if heads is not None:
+        data["head_score"] = (("item", "layer", column, "head"), heads)
+    if found.error is not None:
+        whole = found.error.ndim == 1
+        value = found.error.double().cpu().numpy() if whole else error
+        data["completeness_error"] = ("item" if whole else dims, value)
+    return xr.Dataset(data, coords={"component": chosen, "layer": layers})
+
+
+def _at_the_run(
+    model: Model, contrast: Contrast, places: list[Place], *, relevance: bool
+) -> _Found:
+    """Gradient, or relevance coefficient, of the run itself."""
+    source = forward(model, contrast, "source", places)
+    with relevance_rules(model) if relevance else nullcontext():
+        run = backward(model, contrast, places)
+    products = [
+        _product(model, contrast, place, value - own, slope)
+        for place, value, own, slope in zip(
+            places, source.values, run.values, run.slopes, strict=True
+        )
+    ]
+    return _Found(products, (run.metric, source.metric))
+
+
+def _along_input(model: Model, contrast: Contrast, places: list[Place], steps: int) -> _Found:
+    """Mean gradient on the line between the embeddings of both sides."""
+    run = forward(model, contrast, "run", places)
+    source = forward(model, contrast, "source", places)
+    products: list[torch.Tensor] = []
+    whole = torch.zeros(())
+    for alpha, weight in _points(steps):
+        entry = run.entry + alpha * (source.entry - run.entry)
+        found = backward(model, contrast, places, entry=entry)
+        some = [
+            weight * _product(model, contrast, place, there - here, slope)
+            for place, there, here, slope in zip(
+                places, source.values, run.values, found.slopes, strict=True
+            )
+        ]
+        products = [a + b for a, b in zip(products, some, strict=True)] if products else some
+        assert found.entry_slope is not None
+        moved = _wide(source.entry - run.entry) * _wide(found.entry_slope)
+        whole = whole + weight * _of_items(contrast, moved.sum((-1, -2)))
+    return _Found(products, (run.metric, source.metric), whole - (source.metric - run.metric))
+
+
+def _along_activations(model: Model, contrast: Contrast, places: list[Place], steps: int) -> _Found:
+    """Mean gradient on the line between the values of each place, one place at a time."""
+    run = forward(model, contrast, "run", places)
+    source = forward(model, contrast, "source", places)
+    mask = contrast.places.flat("run")[2].to(run.entry.device)
+    products, errors = [], []
+    for place, here, there in zip(places, run.values, source.values, strict=True):
+        product = torch.zeros(())
+        for alpha, weight in _points(steps):
+            value = here + alpha * (there - here)
+            [slope] = backward(model, contrast, [place], write=value).slopes
+            product = product + weight * _product(model, contrast, place, there - here, slope)
+        patched = backward(model, contrast, [place], write=there).metric
+        total = torch.where(mask, product.sum(-1), 0)
+        errors.append(total.sum(-1) - (patched - run.metric))
+        products.append(product)
+    return _Found(products, (run.metric, source.metric), torch.stack(errors))
+
+
+def _points(steps: int) -> list[tuple[float, float]]:
+    """Points in (0, 1) and weights of the Gauss-Legendre rule."""
+    points, weights = np.polynomial.legendre.leggauss(steps)
+    return [(float(p + 1) / 2, float(w) / 2) for p, w in zip(points, weights, strict=True)]
+
+
+def _wide(value: torch.Tensor) -> torch.Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _of_items(contrast: Contrast, value: torch.Tensor) -> torch.Tensor:
+    """Sum over the rows that stand for an item's answer and its foil."""
+    return value.unflatten(0, (contrast.target.repeats, -1)).sum(0)
+
+
+def _product(
+    model: Model, contrast: Contrast, place: Place, change: torch.Tensor, slope: torch.Tensor
+) -> torch.Tensor:
+    """Change times slope, summed over the width, or that of each head: [item, n, 1 or head]."""
+    product = _wide(change) * _wide(slope.to(change.device))
+    width = model.anatomy.head_dim if place[0] == "head_out" else product.shape[-1]
+    return _of_items(contrast, product.unflatten(-1, (-1, width)).sum(-1))
+
+
+def _columns(contrast: Contrast, product: torch.Tensor) -> np.ndarray:
+    """Sum the tokens of each column: [item, column, 1 or head]."""
+    _, column, mask = contrast.places.flat("run")
+    value = torch.where(mask[..., None], product.double().cpu(), 0)
+    shape = (len(value), len(contrast.places.run), value.shape[-1])
+    made = torch.zeros(shape, dtype=torch.float64)
+    made.scatter_add_(1, column[..., None].expand_as(value), value)
+    tokens = torch.zeros(shape[:2], dtype=torch.long).scatter_add_(1, column, mask.long())
+    made[tokens == 0] = torch.nan
+    return made.numpy()

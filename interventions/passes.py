@@ -1,0 +1,176 @@
+"""Forward and backward passes of a contrast: values at its places, and the metric's gradients."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import nnsight
+import torch
+
+from interventions.contrast import Contrast, Which
+from interventions.errors import PatchError
+from interventions.model import Model
+from interventions.patching import Site, run
+from interventions.placing import gather_padded, written
+from interventions.positions import Positions
+from interventions.streams import Component
+
+Place = tuple[Component, int]
+"""A component and a layer."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass gave, rows repeated for foils.
+
+    Attributes
+    ----------
+    values : list of Tensor [row, n, width]
+        One per place, at the tokens of all columns; meaningless where there is none.
+    entry : Tensor [row, position, d_model]
+        What enters the first block.
+    metric : Tensor [item]
+    """
+
+    values: list[torch.Tensor]
+    entry: torch.Tensor
+    metric: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Gradients(Pass):
+    """The same with the gradient of the summed metric with respect to each value.
+
+    Attributes
+    ----------
+    slopes : list of Tensor [row, n, width]
+    entry_slope : Tensor [row, position, d_model] or None
+        None if a value was written, for then nothing below it has a gradient.
+    """
+
+    slopes: list[torch.Tensor]
+    entry_slope: torch.Tensor | None
+
+
+def forward(model: Model, contrast: Contrast, which: Which, places: Sequence[Place]) -> Pass:
+    """Read every place of one side."""
+    scored = contrast.scored(which)
+    at = replace(scored.at, mask=torch.ones_like(scored.at.mask))  # so that it is no ragged read
+    sites = [Site(component, layer, at) for component, layer in places]
+    found = run(
+        model,
+        scored.prompt,
+        patches=scored.before,
+        reads=[Site("resid_pre", 0), *sites],
+        logits=contrast.target.positions(scored.prompt),
+    )
+    assert found.logits is not None
+    metric = contrast.target.values(contrast.metric, found.logits)
+    entry, *values = found.reads
+    check_finite(metric, [])
+    flat = [one.flatten(2) for one in values]  # heads side by side
+    return Pass(flat, entry, metric)
+
+
+@contextmanager
+def frozen_weights(model: Model) -> Iterator[None]:
+    """Let no parameter collect gradients, which would cost as much memory as the weights."""
+    training = [one for one in model.module.parameters() if one.requires_grad]
+    for one in training:
+        one.requires_grad_(False)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for one in training:
+            one.requires_grad_(True)
+
+
+def backward(
+    model: Model,
+    contrast: Contrast,
+    places: Sequence[Place],
+    *,
+    entry: torch.Tensor | None = None,
+    write: torch.Tensor | None = None,
+) -> Gradients:
+    """Run the side that is patched forward, and the metric backward.
+
+    Only what is computed from the first block on, or from the place written to, is kept for the
+    backward pass: weights, embeddings and vision tower get no gradients.
+
+    Parameters
+    ----------
+    model : Model
+    contrast : Contrast
+    places : sequence of (component, layer)
+        In the order of computation.
+    entry : Tensor [row, position, d_model], optional
+        Enters the first block.
+    write : Tensor [row, n, width], optional
+        Written at the one place, at the tokens of all columns.
+
+    Raises
+    ------
+    PatchError
+        If the metric or a gradient is NaN.
+    """
+    scored = contrast.scored("run")
+    prompt, at, target = scored.prompt, scored.at, contrast.target
+    answer = target.positions(prompt)
+    keep = prompt.length - int(answer.index[answer.mask].min())
+    live: list[torch.Tensor] = []
+    with frozen_weights(model), model.trace(prompt, logits_to_keep=keep, use_cache=False):
+        hidden = model.blocks[0].input.detach() if entry is None else entry.detach()
+        for patch in scored.before if entry is None else ():
+            hidden = written(hidden, patch.positions, patch.value)
+        hidden = hidden.clone().requires_grad_(write is None)
+        model.blocks[0].input = hidden
+        for component, layer in places:
+            stream = getattr(model, component)
+            value = stream.live(layer)
+            if write is not None:
+                value = _put(value, at, write).requires_grad_()
+            elif not value.requires_grad:
+                value = value.clone().requires_grad_()  # of the image alone: cross-attention
+            stream.replace(layer, value)  # a view of what runs would be beside the graph
+            live.append(value)
+        model.head.input = model.head.input.contiguous()  # as in interventions.run
+        logits = model.nn.output.logits
+        index = answer.index.to(logits.device) - (prompt.length - keep)
+        rows = torch.arange(len(prompt), device=logits.device)[:, None]
+        metric = target.values(contrast.metric, logits[rows, index.clamp(min=0)])
+        found = torch.autograd.grad(metric.sum(), live if write is not None else [*live, hidden])
+        values = nnsight.save([gather_padded(one.detach(), at) for one in live])
+        slopes = nnsight.save([gather_padded(one, at) for one in found[: len(live)]])
+        entries = nnsight.save([hidden.detach(), *found[len(live) :]])
+        result = nnsight.save(metric.detach())
+    check_finite(result, [one[at.mask.to(one.device)] for one in slopes])
+    return Gradients(values, entries[0], result, slopes, entries[1] if len(entries) > 1 else None)
+
+
+def _put(hidden: torch.Tensor, at: Positions, value: torch.Tensor) -> torch.Tensor:
+    mask = at.mask.to(hidden.device)
+    rows = torch.arange(at.n_rows, device=hidden.device)[:, None].expand_as(mask)[mask]
+    changed = hidden.detach().clone()
+    changed[rows, at.index.to(hidden.device)[mask]] = value.to(changed)[mask]
+    return changed
+
+
+def check_finite(metric: torch.Tensor, slopes: Sequence[torch.Tensor]) -> None:
+    """Refuse to go on from NaN.
+
+    Raises
+    ------
+    PatchError
+    """
+    if rows := torch.isnan(metric).nonzero().flatten().tolist():
+        raise PatchError(
+            f"the metric of row(s) {rows[:8]} is NaN. Check those prompts or the baseline; in half "
+            "precision try bfloat16 or float32."
+        )
+    if any(bool(torch.isnan(one).any()) for one in slopes):
+        raise PatchError(
+            "a gradient is NaN, though the metric is not. Eager attention does this to padded rows "
+            'in half precision: load with attn_implementation="sdpa", or give rows of equal length.'
+        )
