@@ -1,5 +1,7 @@
 """Items of a file in a study: prompts in the declared format, pictures, and the command line."""
 
+# ruff: noqa: F811 - `rows` is a fixture of test_data
+
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +12,7 @@ import tiny
 import xarray as xr
 from families import model_of
 from PIL import Image
-from test_data import Row, drawn, jsonl, rows  # noqa: F401 - a fixture
+from test_data import Row, drawn, jsonl, rows  # noqa: F401
 
 from interventions.errors import PromptError
 from interventions.results import read_tree
@@ -143,7 +145,7 @@ def test_pictures_by_number(views: dict[str, tuple[Picture, ...]]) -> None:
     assert made("one", 3).tobytes() == made("one", 3).tobytes()
 
 
-def test_too_few_pictures_are_said_before_anything_runs(tmp_path: Path, rows: list[Row]) -> None:  # noqa: F811
+def test_too_few_pictures_are_said_before_anything_runs(tmp_path: Path, rows: list[Row]) -> None:
     checked = check(jsonl(tmp_path / "items.jsonl", rows))
     with pytest.raises(DataError, match="3 of 3 entities have fewer, such as 'france' with 1"):
         check_views(checked, needed=4)
@@ -154,7 +156,7 @@ def test_too_few_pictures_are_said_before_anything_runs(tmp_path: Path, rows: li
     assert "upper bound" in made.benchmark().notes
 
 
-def test_results_belong_to_their_pictures_and_wordings(tmp_path: Path, rows: list[Row]) -> None:  # noqa: F811
+def test_results_belong_to_their_pictures_and_wordings(tmp_path: Path, rows: list[Row]) -> None:
     def found(**changes: Any) -> str:
         checked = check([{**row, "image": tmp_path / row["image"], **changes} for row in rows])
         return fingerprint(data_benchmark(checked, Writer(QA)))
@@ -166,7 +168,7 @@ def test_results_belong_to_their_pictures_and_wordings(tmp_path: Path, rows: lis
     assert len({before, asked, found()}) == 3
 
 
-def test_a_format_is_chosen_declared_and_overruled(tmp_path: Path, rows: list[Row]) -> None:  # noqa: F811
+def test_a_format_is_chosen_declared_and_overruled(tmp_path: Path, rows: list[Row]) -> None:
     checked = check(jsonl(tmp_path / "items.jsonl", rows), DataMap(format="qa", stop="!"))
     pair = own_pair(micro_folder("micro-naming"), micro_folder("micro-backbone"))
     assert pair.format is None
@@ -186,7 +188,7 @@ def test_a_format_is_chosen_declared_and_overruled(tmp_path: Path, rows: list[Ro
     assert (published.format, published.vlm()) == (CHAT, "llava-hf/llava-1.5-7b-hf")
 
 
-def test_wordings_of_one_relation_share_their_answers(tmp_path: Path, rows: list[Row]) -> None:  # noqa: F811
+def test_wordings_of_one_relation_share_their_answers(tmp_path: Path, rows: list[Row]) -> None:
     rows[1]["question"] = "Peru is governed from"
     checked = check(jsonl(tmp_path / "items.jsonl", rows))
     made = data_benchmark(checked, Writer(COMPLETION))
@@ -262,7 +264,7 @@ def test_results_belong_to_the_weights_they_were_made_with(tmp_path: Path) -> No
 
 def test_data_check_on_the_command_line(
     tmp_path: Path,
-    rows: list[Row],  # noqa: F811
+    rows: list[Row],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rows[2]["image"] = "[red]gone[/red].png"
@@ -290,7 +292,7 @@ def test_data_check_on_the_command_line(
 
 def test_all_rows_are_named_when_asked(
     tmp_path: Path,
-    rows: list[Row],  # noqa: F811
+    rows: list[Row],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     many = [{**rows[0], "id": str(i), "image": f"{i}.png"} for i in range(9)]
@@ -323,7 +325,7 @@ def test_mistakes_end_in_one_message(
 
 def test_an_own_pair_that_is_no_model_says_so(
     tmp_path: Path,
-    rows: list[Row],  # noqa: F811
+    rows: list[Row],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = str(jsonl(tmp_path / "items.jsonl", rows))
@@ -334,14 +336,14 @@ def test_an_own_pair_that_is_no_model_says_so(
     assert "the processor of" in capsys.readouterr().err
 
 
-def test_the_map_of_a_file_of_pil_images(rows: list[Row]) -> None:  # noqa: F811
+def test_the_map_of_a_file_of_pil_images(rows: list[Row]) -> None:
     made = [{**row, "picture": Image.new("RGB", (9, 9), "red")} for row in rows]
     for row in made:
         del row["image"]
     assert check(made, read_map("image=picture")).report.usable == 3
 
 
-def test_stages_ask_the_pictures_question_of_pictures(tmp_path: Path, rows: list[Row]) -> None:  # noqa: F811
+def test_stages_ask_the_pictures_question_of_pictures(tmp_path: Path, rows: list[Row]) -> None:
     for row in rows:
         row["image_question"] = "Which capital has this country?"
     checked = check(jsonl(tmp_path / "items.jsonl", rows))
