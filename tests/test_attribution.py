@@ -57,6 +57,8 @@ def raw_pass(
     [ids] = token_ids(model, [text])
     n = prompt.length
     prompt = following(prompt, [ids] * len(prompt), pad_id=0)
+    if case.name == "paligemma":  # what is written is not seen by the prompt's own tokens
+        prompt.inputs["token_type_ids"][:, n:] = 1
     kept: dict[Any, torch.Tensor] = {}
 
     def enter(_module: Any, args: Any, kwargs: Any) -> Any:
