@@ -16,14 +16,20 @@ from interventions.model import Model
 from interventions.patching import Patch, Run, Site, read, run
 from interventions.positions import Positions
 from interventions.prompts import Prompt
+from interventions.replay import replay
 from interventions.selectivity import probe
+from interventions.sources import FromLayers, FromModel, Noise
+from interventions.sweep import sweep
 from interventions.transplant import transplant
 
 __all__ = [
     "Completion",
+    "FromLayers",
+    "FromModel",
     "Knockout",
     "Model",
     "ModelPair",
+    "Noise",
     "Patch",
     "Positions",
     "Prompt",
@@ -45,8 +51,10 @@ __all__ = [
     "patchscope",
     "probe",
     "read",
+    "replay",
     "run",
     "steering",
+    "sweep",
     "transplant",
     "verify",
 ]
