@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -17,8 +17,8 @@ from interventions.passes import Pass, forward
 from interventions.patching import Patch, run
 from interventions.positions import Positions
 from interventions.prompts import Prompt
+from interventions.replay import replay
 
-TOKENS_AT_ONCE = 4096
 RESAMPLES = 1000
 Sample = Literal["top", "random"]
 SAMPLES: tuple[Sample, ...] = ("top", "random")
@@ -182,9 +182,11 @@ def exact_effects(model: Model, contrast: Contrast, cells: Sequence[Cell]) -> np
             [*scored.before, _patch(model, part, scored, cells[i], source, places)] for i in mine
         ]
         at = part.target.positions(scored.prompt)
+        unpatched = run(model, scored.prompt, patches=scored.before, logits=at).logits
         values = [
             float(part.target.values(part.metric, logits)[0])
-            for logits in intervened(model, scored.prompt, [scored.before, *patches], at)
+            for logits in (unpatched, *replay(model, scored.prompt, patches, logits=at))
+            if logits is not None
         ]
         found[mine] = np.array(values[1:]) - values[0]
     return found
@@ -209,32 +211,6 @@ def _patch(
         tokens, torch.ones_like(tokens, dtype=torch.bool), scored.prompt.length, False, "a place"
     )
     return Patch(cell.component, cell.layer, at, value, heads=cell.head)  # pyright: ignore
-
-
-def intervened(
-    model: Model, prompt: Prompt, cells: Sequence[Sequence[Patch]], at: Positions
-) -> torch.Tensor:
-    """Logits [cell, row, token, vocab] at some positions of a prompt, run once per set of patches.
-
-    Cells are rows of shared forward passes.
-    """
-    n = len(prompt)
-    size = max(1, TOKENS_AT_ONCE // (prompt.length * n))
-    found = []
-    for start in range(0, len(cells), size):
-        part = cells[start : start + size]
-        rows = list(range(n)) * len(part)
-        patches = []
-        for i, several in enumerate(part):
-            own = torch.zeros(len(rows), dtype=torch.bool)
-            own[i * n : (i + 1) * n] = True
-            for patch in several:
-                spread = patch.of_rows(rows)
-                patches.append(replace(spread, positions=spread.positions.only(own)))
-        logits = run(model, prompt.select(rows), patches=patches, logits=at.rows(rows)).logits
-        assert logits is not None
-        found.append(logits.unflatten(0, (len(part), n)))
-    return torch.cat(found)
 
 
 def _agreement(names: list[str], checked: xr.Dataset, rng: np.random.Generator) -> xr.Dataset:

@@ -13,25 +13,25 @@ import numpy as np
 import torch
 import xarray as xr
 
-from interventions.agreement import TOKENS_AT_ONCE, add_agreement
+from interventions.agreement import add_agreement
 from interventions.contrast import (
     DIRECTIONS,
     Contrast,
     Direction,
-    check_same_tokens,
     make_contrast,
-    role_labels,
 )
 from interventions.errors import PromptError, SiteError, did_you_mean
 from interventions.estimates import METHODS, Method, estimates
 from interventions.metrics import METRICS, UNITS, Metric, target
 from interventions.model import Model
 from interventions.passes import Place
+from interventions.places import check_same_tokens, role_labels
 from interventions.prompts import Prompt
 from interventions.results import provenance
 from interventions.streams import COMPONENTS, Component, Layers, check_component, layer_list
 
 GRADIENT_METRICS: tuple[Metric, ...] = ("logprob", "logit_diff")
+TOKENS_AT_ONCE = 4096
 SITES: tuple[Component, ...] = ("resid_post", "attn_out", "mlp_out", "head_out")
 
 

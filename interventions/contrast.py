@@ -1,6 +1,5 @@
 """Two runs of the same rows, and which tokens of the one answer to which of the other."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,6 +10,7 @@ from interventions.errors import PatchError, PromptError, RoleError
 from interventions.metrics import Metric, Target
 from interventions.model import Model
 from interventions.patching import Patch
+from interventions.places import check_same_tokens, role_labels, role_tokens
 from interventions.positions import Positions
 from interventions.prompts import Prompt
 
@@ -20,8 +20,6 @@ DIRECTIONS: dict[Direction, str] = {
     "denoising": "the corrupt prompt runs, and values of the clean run are put into it",
     "noising": "the clean prompt runs, and values of the corrupt run are put into it",
 }
-ROLE = re.compile(r"(.+?)(?:\[(-?\d+)\])?")
-OTHER = "other"
 
 
 @dataclass(frozen=True)
@@ -227,25 +225,6 @@ def make_contrast(
     return replace(whole.rows(kept), missing=missing)
 
 
-def check_same_tokens(clean: Prompt, corrupt: Prompt) -> None:
-    """Refuse two prompts whose rows differ in length, so that positions do not correspond.
-
-    Raises
-    ------
-    RoleError
-        With the rows and what to do.
-    """
-    one, two = clean.lengths, corrupt.lengths
-    if wrong := (one != two).nonzero().flatten().tolist():
-        row = wrong[0]
-        raise RoleError(
-            f"row(s) {wrong[:8]} differ in length: row {row} has {int(one[row])} tokens in the "
-            f"clean and {int(two[row])} in the corrupt prompt, so positions do not correspond. "
-            'Compare roles instead, such as roles=("entity[-1]", "last"), or use names of as many '
-            "tokens and images of the same size."
-        )
-
-
 def _baseline(model: Model, prompt: Prompt, value: torch.Tensor | float) -> torch.Tensor:
     value = torch.as_tensor(value)
     shape = (len(prompt), prompt.length, model.d_model)
@@ -273,41 +252,15 @@ def _by_role(prompt: Prompt) -> tuple[list[str], list[list[list[int]]]]:
     ]
 
 
-def role_labels(prompt: Prompt) -> list[list[str]]:
-    """Name every token after the narrowest of its roles, [row][position]; "" is padding.
-
-    So each token counts once, and sums over roles add up to the sum over positions.
-    """
-    labels = []
-    mask = prompt.inputs["attention_mask"][:, -prompt.length :].bool().tolist()
-    for row, roles in enumerate(prompt.roles):
-        names = [OTHER if real else "" for real in mask[row]]
-        for name in sorted(roles, key=lambda one: (len(roles[one]), one), reverse=True):
-            for position in roles[name]:
-                names[position] = name
-        labels.append(names)
-    return labels
-
-
 def _of_roles(
     prompt: Prompt, names: Sequence[str], missing: dict[int, str]
 ) -> list[list[list[int]]]:
     """Tokens of each role in each row; rows that lack one are noted."""
-    known = {name for roles in prompt.roles for name in roles}
     found = []
     for name in names:
-        match = ROLE.fullmatch(name)
-        role, index = (match[1], match[2]) if match else (name, None)
-        if role not in known:
-            prompt.at(role)  # says what there is
-        column = []
-        for row, roles in enumerate(prompt.roles):
-            tokens = roles.get(role, [])
-            if index is not None:
-                i = int(index)
-                tokens = [tokens[i]] if -len(tokens) <= i < len(tokens) else []
+        column = role_tokens(prompt, name)
+        for row, tokens in enumerate(column):
             if not tokens:
                 missing.setdefault(row, name)
-            column.append(tokens)
         found.append(column)
     return found

@@ -132,3 +132,22 @@ def columns_of(
             names.append(name)
             single.append([row[k : k + 1] for row in column])
     return Columns(names, single), missing
+
+
+def check_same_tokens(clean: Prompt, corrupt: Prompt) -> None:
+    """Refuse two prompts whose rows differ in length, so that positions do not correspond.
+
+    Raises
+    ------
+    RoleError
+        With the rows and what to do.
+    """
+    one, two = clean.lengths, corrupt.lengths
+    if wrong := (one != two).nonzero().flatten().tolist():
+        row = wrong[0]
+        raise RoleError(
+            f"row(s) {wrong[:8]} differ in length: row {row} has {int(one[row])} tokens in the "
+            f"clean and {int(two[row])} in the corrupt prompt, so positions do not correspond. "
+            'Compare roles instead, such as roles=("entity[-1]", "last"), or use names of as many '
+            "tokens and images of the same size."
+        )
