@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from interventions.answer_tokens import candidate_ids, spaced
 from interventions.calling import call
 from interventions.errors import PromptError
 from interventions.model import Model
@@ -19,7 +20,6 @@ from interventions.prefixes import take_rows
 from interventions.prompts import Prompt
 from interventions.rows import SEQUENCE_KEYS
 
-ANCHOR = ":"
 CROSS = "cross_attention_mask"
 ROUNDS = (2, 4, 8, 16)  # beginnings extended per row by choose(), round by round
 
@@ -136,60 +136,6 @@ def greedy(model: Model, prefill: Run, *, max_new_tokens: int, stop: str | None)
     return Decoded([text.strip() for text in texts], made, likely)
 
 
-def token_ids(model: Model, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of texts as they follow a prompt, with a space before, whatever the tokenizer's habits.
-
-    Each is tokenised behind a colon, which is then taken off, as tokenizers treat the beginning of
-    a text differently from its middle.
-    """
-
-    def ids(text: str) -> list[int]:
-        return model.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    anchor = ids(ANCHOR)
-    found = []
-    for text in texts:
-        whole = ids(f"{ANCHOR} {text}") if text.strip() else anchor
-        if whole[: len(anchor)] != anchor:
-            raise PromptError(f"{text!r} cannot be tokenised apart from what it follows.")
-        found.append(whole[len(anchor) :])
-    return found
-
-
-def candidate_ids(
-    model: Model, candidates: Sequence[str], *, stop: str | None = None
-) -> list[list[int]]:
-    """Token ids of candidate answers as they follow a prompt (with a space before).
-
-    A candidate whose tokens begin another's also gets the stop string, as it would else never
-    lose to the longer one.
-
-    Raises
-    ------
-    PromptError
-        If there is none, one is empty, two have the same tokens, or one begins another and there
-        is no stop.
-    """
-    if not candidates:
-        raise PromptError("there are no candidate answers to choose among. Give at least one.")
-    ids = token_ids(model, candidates)
-    for text, tokens in zip(candidates, ids, strict=True):
-        if not tokens:
-            raise PromptError(f"candidate answer {text!r} has no tokens. Leave it out.")
-        if ids.count(tokens) > 1:
-            raise PromptError(f"candidate answer {text!r} is given twice. Merge them.")
-    ending = model.tokenizer(stop, add_special_tokens=False)["input_ids"] if stop else []
-    begins = [
-        any(other != tokens and other[: len(tokens)] == tokens for other in ids) for tokens in ids
-    ]
-    if any(begins) and not ending:
-        raise PromptError(
-            f"candidate {candidates[begins.index(True)]!r} begins another one, so it must also "
-            "end: give stop=, the text that ends an answer."
-        )
-    return [tokens + ending if more else tokens for tokens, more in zip(ids, begins, strict=True)]
-
-
 def choose(
     model: Model,
     prefill: Run,
@@ -290,6 +236,7 @@ def complete(
     candidates: Sequence[str] | None = None,
     max_new_tokens: int = 8,
     stop: str | None = "\n",
+    end: str | None = None,
     batch_rows: int = 192,
     on_rows: Callable[[int], None] | None = None,
 ) -> Completion:
@@ -302,10 +249,14 @@ def complete(
     patches : sequence of Patch
         Written in the prefill.
     candidates : sequence of str, optional
-        The answers to choose among, the same for all rows.
+        The answers to choose among, the same for all rows; read as they follow the prompt, see
+        :func:`interventions.answer_tokens.spaced`.
     max_new_tokens : int
     stop : str, optional
         Text that ends an answer.
+    end : str, optional
+        Text that ends a candidate that begins another one, where that is not ``stop``: the mark
+        that ends a turn of a chat.
     batch_rows : int
         Rows per forward pass; changes the memory needed, not the answers.
     on_rows : callable, optional
@@ -320,7 +271,9 @@ def complete(
     >>> complete(llm, prompt, candidates=["Paris", "Madrid"]).texts       # doctest: +SKIP
     ['Paris']
     """
-    ids = candidate_ids(model, candidates, stop=stop) if candidates is not None else None
+    ids = None
+    if candidates is not None:
+        ids = candidate_ids(model, candidates, stop=end or stop, space=spaced(model, prompt))
     if model.remote:
         answered = model.job(
             complete,
@@ -329,6 +282,7 @@ def complete(
             candidates=candidates,
             max_new_tokens=max_new_tokens,
             stop=stop,
+            end=end,
             batch_rows=batch_rows,
         )
         if on_rows is not None:
@@ -356,16 +310,18 @@ def complete(
     return Completion(texts, choices, logprobs)
 
 
-def _extended(key: str, given: torch.Tensor, n: int) -> torch.Tensor:
+def _extended(key: str, given: torch.Tensor, n: int, *, token_type: int = 0) -> torch.Tensor:
     """Continue what has one entry per token by ``n`` tokens of text, [row, position, ...]."""
     if key == CROSS:  # what is written goes on seeing what the prompt saw
         more = given[:, -1:].expand(-1, n, *given.shape[2:])
     else:
-        more = given.new_zeros(given.shape[0], n)
+        more = given.new_full((given.shape[0], n), token_type)
     return torch.cat([given, more], dim=1)
 
 
-def following(prompt: Prompt, answers: Sequence[Sequence[int]], *, pad_id: int) -> Prompt:
+def following(
+    prompt: Prompt, answers: Sequence[Sequence[int]], *, pad_id: int, token_type: int = 0
+) -> Prompt:
     """Append known answers to a prompt, so that one forward pass scores all their tokens.
 
     The role ``answer`` marks, in each row, the positions whose logits predict the answer's tokens.
@@ -377,6 +333,9 @@ def following(prompt: Prompt, answers: Sequence[Sequence[int]], *, pad_id: int) 
         One per row.
     pad_id : int
         Fills rows with shorter answers, on the right; masked out.
+    token_type : int
+        Type of the answer's tokens, for models that take one: 1 where a prompt's own tokens, which
+        see each other in both directions, must not see the answer.
     """
     width = max(len(tokens) for tokens in answers) - 1
     inputs = dict(prompt.inputs)
@@ -389,7 +348,7 @@ def following(prompt: Prompt, answers: Sequence[Sequence[int]], *, pad_id: int) 
     inputs["input_ids"] = torch.cat([inputs["input_ids"], extra], dim=1)
     inputs["attention_mask"] = torch.cat([inputs["attention_mask"], mask], dim=1)
     for key in set(SEQUENCE_KEYS) & set(inputs):
-        inputs[key] = _extended(key, inputs[key], width)
+        inputs[key] = _extended(key, inputs[key], width, token_type=token_type)
     inputs["position_ids"] = torch.cat([inputs["position_ids"], position], dim=-1)
     end = prompt.length - 1
     roles = [

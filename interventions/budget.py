@@ -17,10 +17,11 @@ MOST_TOKENS = {"cpu": 4096, "cuda": 65536}  # more per forward pass is not faste
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes that may be used, and the most tokens for one forward pass."""
+    """Bytes that may be used, the most tokens for one forward pass, and bytes already in use."""
 
     n_bytes: int
     n_tokens: int
+    taken: int = 0
 
     @classmethod
     def of(cls, model: Model, n_bytes: int | None = None) -> "Budget":
@@ -34,6 +35,10 @@ class Budget:
             n_bytes = int(free * SHARE)
         return cls(n_bytes, MOST_TOKENS.get(device.type, MOST_TOKENS["cpu"]))
 
+    def less(self, n_bytes: int) -> "Budget":
+        """Return what is left of it when so many bytes are in use."""
+        return Budget(self.n_bytes - n_bytes, self.n_tokens, self.taken + n_bytes)
+
     def fit(self, needed: int, tokens: int, what: str) -> int:
         """How many of something that needs so many bytes and tokens go at once, at least one.
 
@@ -43,10 +48,11 @@ class Budget:
             If the budget is too small for one.
         """
         if needed > self.n_bytes:
+            needed += self.taken
             raise PatchError(
                 f"{what} needs about {_megabytes(needed)}, but the budget is "
-                f"{_megabytes(self.n_bytes)}. Give budget={needed} or more, fewer rows, or a "
-                "shorter prompt."
+                f"{_megabytes(self.n_bytes + self.taken)}. Give budget={needed} or more, fewer "
+                "rows, or a shorter prompt."
             )
         return max(1, min(self.n_bytes // needed, self.n_tokens // tokens))
 
@@ -60,12 +66,15 @@ def _sizes(model: Model) -> tuple[int, Any]:
     return torch.empty(0, dtype=model.dtype).element_size(), config
 
 
-def kept_bytes(model: Model, length: int) -> int:
-    """Bytes that the clean run of a row of ``length`` tokens leaves: keys, values, residuals."""
+def kept_bytes(model: Model, length: int, before: int) -> int:
+    """Bytes that the clean run of a row leaves: keys, values, residuals.
+
+    ``length`` tokens go through the blocks, behind a shared prefix of ``before``.
+    """
     size, _ = _sizes(model)
     anatomy = model.anatomy
-    keys = 2 * anatomy.n_kv_heads * anatomy.head_dim
-    return size * length * model.n_layers * (keys + 2 * model.d_model)
+    keys = 2 * anatomy.n_kv_heads * anatomy.head_dim * (length + before)
+    return size * model.n_layers * (keys + 2 * model.d_model * length)
 
 
 def row_bytes(model: Model, n_tokens: int, before: int, *, apart: bool) -> int:
@@ -90,9 +99,9 @@ def row_bytes(model: Model, n_tokens: int, before: int, *, apart: bool) -> int:
     return states + scores + copied + 3 * 4 * anatomy.vocab
 
 
-def clean_bytes(model: Model, length: int) -> int:
+def clean_bytes(model: Model, length: int, before: int) -> int:
     """Bytes that one row of the clean run needs at its height, what it leaves included."""
-    return kept_bytes(model, length) + row_bytes(model, length, 0, apart=False)
+    return kept_bytes(model, length, before) + row_bytes(model, length, before, apart=False)
 
 
 def pass_tokens(model: Model) -> int:

@@ -143,18 +143,23 @@ def make_grid(
     asked = list(running) if layers is None else layer_list(layers, model.n_layers)
     if window < 1 or window > model.n_layers:
         raise SiteError(f"window={window}, but the model has {model.n_layers} layers. Give 1 up.")
-    for layer in asked:
-        check_runs(model, layer, images=images)
+    read = None
+    if source_layers is not None:
+        every = isinstance(source_layers, slice) and source_layers == slice(None)
+        read = list(running) if every else layer_list(source_layers, model.n_layers)
     if heads is not None and chosen != ["head_out"]:
         raise SiteError('heads= divides "head_out" alone. Give components=["head_out"].')
     n_heads = model.anatomy.n_heads
-    return Grid(
+    grid = Grid(
         components=chosen,
         layers=sorted(set(asked)),
         window=window,
         heads=None if heads is None else index_list(heads, n_heads, "head"),
-        source_layers=None if source_layers is None else layer_list(source_layers, model.n_layers),
+        source_layers=read,
         columns=columns,
         each=each,
         n_layers=model.n_layers,
     )
+    for layer in sorted({one for spec in grid.specs() for one in (*spec.layers, *spec.read)}):
+        check_runs(model, layer, images=images)
+    return grid

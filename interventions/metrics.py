@@ -1,12 +1,13 @@
 """What a patch changed, one number per row, from the logits that score whole answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from interventions.answers import following, token_ids
+from interventions.answer_tokens import spaced, token_ids
+from interventions.answers import following
 from interventions.errors import PromptError
 from interventions.model import Model
 from interventions.positions import Positions
@@ -35,11 +36,14 @@ class Target:
         What ``logit_diff`` compares them with.
     pad_id : int
         Fills rows with shorter answers.
+    token_type : int
+        Type of the answers' tokens; see :func:`interventions.answers.following`.
     """
 
     answers: list[list[int]]
     foils: list[list[int]] | None
     pad_id: int
+    token_type: int = 0
 
     @property
     def single(self) -> bool:
@@ -54,7 +58,7 @@ class Target:
     def rows(self, rows: Sequence[int]) -> "Target":
         """Return the target of some rows, in the order given."""
         foils = None if self.foils is None else [self.foils[row] for row in rows]
-        return Target([self.answers[row] for row in rows], foils, self.pad_id)
+        return replace(self, answers=[self.answers[row] for row in rows], foils=foils)
 
     def scored(self, prompt: Prompt) -> Prompt:
         """Return the prompt to be run: with its answers behind, and then again with its foils.
@@ -68,7 +72,7 @@ class Target:
         if self.repeats == 2:
             prompt = prompt.select([*range(len(prompt))] * 2)
             tokens += self.foils or []
-        return following(prompt, tokens, pad_id=self.pad_id)
+        return following(prompt, tokens, pad_id=self.pad_id, token_type=self.token_type)
 
     def positions(self, scored: Prompt) -> Positions:
         """Positions of :meth:`scored` whose logits are wanted, [row, token]."""
@@ -176,7 +180,8 @@ def target(
                 "the shorter, so their difference says nothing. Give another foil."
             )
     pad = model.tokenizer.pad_token_id
-    return Target(found, against, pad if pad is not None else 0)
+    two_way = model.anatomy.family.two_way == "prompt"
+    return Target(found, against, pad if pad is not None else 0, token_type=int(two_way))
 
 
 def _tokens(model: Model, prompt: Prompt, texts: str | Sequence[str], what: str) -> list[list[int]]:
@@ -185,7 +190,7 @@ def _tokens(model: Model, prompt: Prompt, texts: str | Sequence[str], what: str)
         raise PromptError(f"{len(given)} {what}s for {len(prompt)} rows. Give one for each row.")
     if wrong := [row for row, text in enumerate(given) if not isinstance(text, str)]:
         raise PromptError(f"the {what} of row {wrong[0]} is {given[wrong[0]]!r}, not a text.")
-    ids = token_ids(model, given)
+    ids = token_ids(model, given, space=spaced(model, prompt))
     if empty := [row for row, tokens in enumerate(ids) if not tokens]:
         raise PromptError(
             f"the {what} of row(s) {empty[:8]} has no tokens ({given[empty[0]]!r}). Leave those "

@@ -321,7 +321,8 @@ def run(
                 # layer falls back to one product per row: several times slower on a CPU.
                 model.head.input = model.head.input.contiguous()
                 output = model.nn.output
-                last = output.logits.float().save()
+                wide = torch.promote_types(output.logits.dtype, torch.float32)
+                last = output.logits.to(wide).save()
                 if keep_cache:
                     kept = output.past_key_values.save()
             else:

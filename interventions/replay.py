@@ -9,16 +9,18 @@ the first patched block on; and where even that would change the numbers, each c
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from transformers.cache_utils import DynamicCache
 
-from interventions.budget import Budget, clean_bytes, pass_tokens, row_bytes
+from interventions.budget import Budget, clean_bytes, kept_bytes, pass_tokens, row_bytes
 from interventions.errors import PatchError
 from interventions.model import Model
 from interventions.patching import Patch, Site, check_patches, run
+from interventions.placing import written
 from interventions.positions import Positions
 from interventions.prompts import Prompt
 from interventions.rows import SEQUENCE_KEYS
@@ -58,8 +60,9 @@ class Clean:
         Where logits are wanted.
     logits : Tensor [row, token, vocab]
         There.
-    resid : list of Tensor [row, position, d_model]
-        ``resid_pre`` of every block, and what the last one gives; from position ``first`` on.
+    resid : dict of int to Tensor [row, position, d_model]
+        What enters each block in which cells start (``n_layers``: what the last block gives); from
+        position ``first`` on.
     mlp_out : dict of int to Tensor [row, position, d_model]
         Of the blocks whose MLP output is patched; from position ``first`` on.
     layers : list of (Tensor, Tensor)
@@ -70,7 +73,7 @@ class Clean:
     prompt: Prompt
     at: Positions
     logits: torch.Tensor
-    resid: list[torch.Tensor]
+    resid: dict[int, torch.Tensor]
     mlp_out: dict[int, torch.Tensor]
     layers: list[tuple[torch.Tensor, torch.Tensor]]
     first: int
@@ -127,7 +130,10 @@ def cell(model: Model, patches: Sequence[Patch]) -> Cell:
             single.append(replace(patch, layers=layer, value=value))
     if not single:
         raise PatchError("a cell needs at least one patch; without any, it is the clean run.")
-    position = min(int(one.positions.index[one.positions.mask].min()) for one in single)
+    places = [one.positions.index[one.positions.mask] for one in single]
+    position = min(
+        (int(one.min()) for one in places if len(one)), default=single[0].positions.length - 1
+    )
     return Cell(tuple(single), min(_block(one) for one in single), position)
 
 
@@ -151,9 +157,19 @@ def run_clean(
         }
     )
     if path == "plain":
-        return Clean(prompt, at, _logits(run(model, prompt, logits=at)), [], {}, [], 0)
+        return Clean(prompt, at, _logits(run(model, prompt, logits=at)), {}, {}, [], 0)
     where = _from(prompt, first)
-    reads = [Site("resid_pre", slice(None), where), Site("resid_post", n - 1, where)]
+    running = range(n) if prompt.has_images else model.anatomy.self_blocks
+    blocks = sorted({one.block for one in cells})
+    reads = []
+    for block in blocks:
+        below = [layer for layer in running if layer < block]
+        # What enters a block that does not run is what the one below it gives.
+        reads.append(
+            Site("resid_pre", block, where)
+            if block in running
+            else Site("resid_post", below[-1], where)
+        )
     if folded:
         reads.append(Site("mlp_out", folded, where))
     suffix = path == "suffix"
@@ -161,9 +177,9 @@ def run_clean(
     if suffix and not len(prompt.prefix_ids):
         inputs = {"past_key_values": DynamicCache()}  # keeps all, in blocks with windows too
     found = run(model, prompt, reads=reads, logits=at, keep_cache=suffix, inputs=inputs)
-    mlp_out = dict(zip(folded, found.reads[2], strict=True)) if folded else {}
+    resid = dict(zip(blocks, found.reads, strict=False))
+    mlp_out = dict(zip(folded, found.reads[-1], strict=True)) if folded else {}
     layers = [(one.keys, one.values) for one in found.cache.layers] if suffix else []
-    resid = [*found.reads[0], found.reads[1]]
     return Clean(prompt, at, _logits(found), resid, mlp_out, layers, first)
 
 
@@ -197,18 +213,24 @@ def groups(
         If not even one cell fits the budget: says how much is needed.
     """
     found: list[Group] = []
+    if path != "plain":
+        taken = len(prompt) * kept_bytes(model, prompt.length, len(prompt.prefix_ids))
+        budget = budget.less(taken)
     if path == "plain":
         most = _most_cells(model, prompt, 0, path, budget)
         everything = range(len(cells))
         return [Group(tuple(everything[i : i + most]), 0, 0) for i in range(0, len(cells), most)]
+    divided: dict[tuple[int, ...], list[slice]] = {}
     for block in sorted({one.block for one in cells}):
         chosen = [i for i, one in enumerate(cells) if one.block == block]
         if path == "rows":
             parts = [chosen]
         else:
             chosen.sort(key=lambda i: cells[i].position)
-            places = [cells[i].position for i in chosen]
-            parts = _parts(chosen, places, len(prompt), prompt.length, pass_tokens(model))
+            places = tuple(cells[i].position for i in chosen)
+            if places not in divided:  # most blocks have the same
+                divided[places] = _parts(places, len(prompt), prompt.length, pass_tokens(model))
+            parts = [chosen[part] for part in divided[places]]
         for part in parts:
             start = cells[part[0]].position if path == "suffix" else 0
             most = _most_cells(model, prompt, start, path, budget)
@@ -230,9 +252,7 @@ def _most_cells(model: Model, prompt: Prompt, start: int, path: Path, budget: Bu
     return budget.fit(needed, len(prompt) * n_tokens, "one cell")
 
 
-def _parts(
-    chosen: list[int], positions: list[int], n_rows: int, length: int, overhead: int
-) -> list[list[int]]:
+def _parts(positions: Sequence[int], n_rows: int, length: int, overhead: int) -> list[slice]:
     """Divide cells, sorted by position, so that overhead and repeated tokens are fewest."""
     starts = sorted(set(positions))
     after = {at: i for i, at in enumerate(starts)}
@@ -259,7 +279,7 @@ def _parts(
     while bounds[-1]:
         bounds.append(best[bounds[-1]][1])
     edges = [total[one] for one in reversed(bounds)]
-    return [chosen[a:b] for a, b in pairwise(edges)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def replayed(
@@ -307,8 +327,8 @@ def _continued(
         for patch in one.patches:
             skipped = _block(patch) == group.block and patch.component in BEHIND
             (before if skipped else behind).append(patch)
-        for patch in sorted(before, key=lambda patch: BEHIND.index(patch.component)):
-            _fold(resid[mine], patch, clean, at)
+        if before:
+            resid[mine] = _folded(resid[mine], before, clean, at)
         inside.append(replace(one, patches=tuple(behind)))
     patches = _merged(model, inside, n, at, length)
     before_it = at + len(clean.prompt.prefix_ids)
@@ -329,21 +349,25 @@ def _continued(
         )
 
 
-def _fold(resid: torch.Tensor, patch: Patch, clean: Clean, at: int) -> None:
-    """Write, in place, what a patch behind a block changes of the next one's input."""
-    mask = patch.positions.mask
-    row, column = mask.nonzero(as_tuple=True)
-    place = patch.positions.index[row, column] - at
-    row, place = row.to(resid.device), place.to(resid.device)
-    value = _spread(patch, resid.shape[-1]).to(resid)[row, column.to(resid.device)]
-    old = resid[row, place]
-    if patch.mode == "add":
-        resid[row, place] = old + value
-    elif patch.component == "resid_post":
-        resid[row, place] = value if patch.mode == "set" else old * value
+def _folded(resid: torch.Tensor, patches: Sequence[Patch], clean: Clean, at: int) -> torch.Tensor:
+    """What patches behind a block make of the next one's input [row, position, d_model]."""
+    mlp = [patch for patch in patches if patch.component == "mlp_out"]
+    post = [patch for patch in patches if patch.component == "resid_post"]
+    if all(patch.mode == "add" for patch in mlp):
+        post = mlp + post
     else:
-        here = clean.mlp_out[_layer(patch)].to(resid)[row, place + at - clean.first]
-        resid[row, place] = old + (value - here if patch.mode == "set" else here * value - here)
+        here = changed = clean.mlp_out[_layer(mlp[0])].to(resid)[:, at - clean.first :]
+        for patch in mlp:
+            changed = _put(changed, patch, at)
+        resid = resid + (changed - here)
+    for patch in post:
+        resid = _put(resid, patch, at)
+    return resid
+
+
+def _put(hidden: torch.Tensor, patch: Patch, at: int) -> torch.Tensor:
+    places = patch.positions.shifted(at, hidden.shape[1])
+    return written(hidden, places, patch.value, patch.mode)
 
 
 def _spread(patch: Patch, *last: int) -> torch.Tensor:
@@ -370,8 +394,8 @@ def _merged(model: Model, chosen: Sequence[Cell], n: int, at: int, length: int) 
         width = max(patch.positions.index.shape[1] for _, patch in some)
         index = torch.zeros(n, len(chosen), width, dtype=torch.long)
         mask = torch.zeros(n, len(chosen), width, dtype=torch.bool)
-        value = torch.zeros(n, len(chosen), width, *last, dtype=like.value.dtype)
-        value = value.to(like.value.device)
+        wide = reduce(torch.promote_types, (patch.value.dtype for _, patch in some))
+        value = torch.zeros(n, len(chosen), width, *last, dtype=wide, device=like.value.device)
         for which, patch in some:
             k = patch.positions.index.shape[1]
             index[:, which, :k] = patch.positions.index - at
@@ -434,12 +458,16 @@ def replay(
     >>> iv.replay(llm, prompt, cells)[:, 0, -1]                                 # doctest: +SKIP
     """
     at = prompt.at("last") if logits is None else logits
+    if not cells:
+        raise PatchError("cells is empty, so there is nothing to run. Give at least one.")
     for patches in cells:
         check_patches(model, prompt, patches)
     made = [cell(model, patches) for patches in cells]
     path, _ = path_of(model, prompt)
     allowed = Budget.of(model, budget)
-    allowed.fit(len(prompt) * clean_bytes(model, prompt.length), len(prompt), "the clean run")
+    length, before = prompt.length, len(prompt.prefix_ids)
+    needed = len(prompt) * clean_bytes(model, length, before)
+    allowed.fit(needed, len(prompt) * length, "the clean run")
     clean = run_clean(model, prompt, at, made, path)
     todo = groups(model, prompt, made, path, allowed)
     result: list[Any] = [None] * len(made)

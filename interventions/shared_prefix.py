@@ -134,15 +134,16 @@ def _attended(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention, and the log of the sum of its exponentiated scores [..., query]."""
     fused = getattr(torch.ops.aten, FUSED, None)
-    lowest = torch.finfo(torch.float32).min
     if fused is not None and query.device.type == "cpu" and query.ndim == 4:
         mask = None
         if hidden is not None:
+            lowest = torch.finfo(query.dtype).min
             mask = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, lowest)
         return fused(query, key, value, 0.0, False, attn_mask=mask, scale=1.0)
-    scores = (query @ key.mT).float()
+    scores = query @ key.mT
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if hidden is not None:
-        scores.masked_fill_(hidden, lowest)
+        scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
     top = scores.amax(-1, keepdim=True)
     scores = scores.sub_(top).exp_()
     total = scores.sum(-1, keepdim=True)

@@ -15,7 +15,7 @@ from interventions.patching import Site, run
 from interventions.places import Columns
 from interventions.positions import Positions
 from interventions.prompts import Prompt
-from interventions.streams import Component, Layers
+from interventions.streams import COMPONENTS, Component, Layers, check_component
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Noise:
     scale : float
         In standard deviations of the values at that layer and token.
     seed : int
-        A row's noise depends on it and on the row's number, not on how rows are batched.
+        The noise at a layer and token depends on it and on the row's number, not on how rows are
+        batched or what else is patched.
     """
 
     scale: float = 3.0
@@ -79,6 +80,8 @@ class Values:
         What the first axis stands for, in the numbers of the model that is swept.
     starts : list of int
         Where each column begins among the tokens.
+    tokens : list of list of int
+        Which token of its row each one is, [row][token], counted from the row's first.
     logits : Tensor [row, token, vocab] or None
         Of the run they are from, where that was a prompt of the same model.
     """
@@ -86,6 +89,7 @@ class Values:
     found: dict[str, torch.Tensor]
     layers: list[int]
     starts: list[int]
+    tokens: list[list[int]]
     logits: torch.Tensor | None = None
 
     def at(self, component: str, layer: int, column: int, width: int) -> torch.Tensor:
@@ -93,6 +97,13 @@ class Values:
         values = self.found[component][self.layers.index(layer)]
         some = values[:, self.starts[column] : self.starts[column + 1]]
         return some if some.shape[1] == width else some.expand(-1, width, *some.shape[2:])
+
+    def repeated(self, n: int) -> "Values":
+        """Return the values of rows that are repeated, as a block, ``n`` times."""
+        if n == 1:
+            return self
+        found = {one: torch.cat([value] * n, 1) for one, value in self.found.items()}
+        return replace(self, found=found)
 
 
 def check_columns(run_at: Columns, read_at: Columns) -> None:
@@ -115,14 +126,14 @@ def check_columns(run_at: Columns, read_at: Columns) -> None:
 
 
 def _flat(columns: Columns, length: int) -> tuple[Positions, list[int]]:
-    """All columns behind one another, as positions without gaps, and where each begins."""
+    """All columns behind one another, and where each begins."""
     parts = [columns.positions(which, length) for which in range(len(columns.names))]
     starts = [0]
     for one in parts:
         starts.append(starts[-1] + one.index.shape[1])
     index = torch.cat([one.index for one in parts], 1)
-    everywhere = torch.ones_like(index, dtype=torch.bool)  # what a row lacks is read, and not used
-    return Positions(index, everywhere, length, False, "columns"), starts
+    used = torch.cat([one.mask for one in parts], 1)
+    return Positions(index, used, length, False, "columns"), starts
 
 
 def read_values(
@@ -142,10 +153,10 @@ def read_values(
     scored = prompt if target is None else target.scored(prompt)
     at, starts = _flat(columns, prompt.length)
     repeats = len(scored) // len(prompt)
-    where = replace(
+    where = replace(  # what a row lacks is read as well, and not used
         at,
         index=at.index.repeat(repeats, 1),
-        mask=at.mask.repeat(repeats, 1),
+        mask=torch.ones(1, 1, dtype=torch.bool).expand(len(scored), at.index.shape[1]),
         length=scored.length,
     )
     sites = [Site(component, list(layers), where) for component in components]
@@ -155,18 +166,30 @@ def read_values(
         component: value[:, : len(prompt)]
         for component, value in zip(components, found.reads, strict=True)
     }
-    return Values(values, list(names or layers), starts, found.logits)
+    for component, value in values.items():
+        if bool(torch.isnan(value[:, at.mask.to(value.device)]).any()):
+            raise PatchError(
+                f"{component} of the source holds NaN, which cannot be written. Check that {model} "
+                "runs in its number format; bfloat16 overflows later than float16."
+            )
+    first = prompt.length - prompt.lengths
+    tokens = (at.index - first[:, None]).tolist()
+    return Values(values, list(names or layers), starts, tokens, found.logits)
 
 
 def noisy(values: Values, noise: Noise, items: Sequence[int]) -> Values:
     """Add noise to values; ``items`` are the numbers of their rows."""
     changed = {}
-    for which, (component, value) in enumerate(values.found.items()):
-        drawn = torch.empty(value.shape)
+    for component, value in values.found.items():
+        drawn = torch.zeros(value.shape)
+        which = COMPONENTS.index(check_component(component))
         for row, item in enumerate(items):
-            state = np.random.SeedSequence([noise.seed, which, item]).generate_state(1)
-            generator = torch.Generator().manual_seed(int(state[0]))
-            drawn[:, row] = torch.randn(value[:, row].shape, generator=generator)
+            for k, token in enumerate(values.tokens[row]):
+                for i, layer in enumerate(values.layers):
+                    if token >= 0:  # else there is none in this row
+                        rng = np.random.default_rng([noise.seed, which, item, token, layer])
+                        one = rng.standard_normal(value.shape[3:], dtype=np.float32)
+                        drawn[i, row, k] = torch.from_numpy(one)
         spread = value.float().std(-1, keepdim=True)
         changed[component] = (value.float() + noise.scale * spread * drawn.to(value.device)).to(
             value.dtype
@@ -197,12 +220,15 @@ def constant(model: Model, source: torch.Tensor | float) -> torch.Tensor:
     Raises
     ------
     PatchError
-        If it is neither.
+        If it is neither, or holds NaN.
     """
-    value = torch.as_tensor(source, dtype=torch.float32)
+    value = torch.as_tensor(source).detach().cpu()
+    value = value if value.is_floating_point() else value.float()
     if value.ndim > 1 or (value.ndim and len(value) != model.d_model):
         raise PatchError(
             f"a source of shape {tuple(value.shape)} is no value for every cell. Give a number, a "
             f"vector of {model.d_model}, a Prompt, Noise, FromModel or FromLayers."
         )
+    if bool(torch.isnan(value).any()):
+        raise PatchError("the source holds NaN, which cannot be written. Check how it was made.")
     return value

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,16 @@ from rich.console import Console
 from rich.progress import Progress
 
 from interventions.budget import Budget, clean_bytes
-from interventions.contrast import check_same_tokens
 from interventions.errors import PatchError, PromptError, SweepInterrupted, did_you_mean
 from interventions.grid import Grid, Spec, make_grid
 from interventions.metrics import METRICS, UNITS, Metric, Target, target
 from interventions.model import Model
 from interventions.patching import Patch
-from interventions.places import Columns, columns_of, every_token
+from interventions.places import Columns, check_same_tokens, columns_of, every_token
 from interventions.positions import Positions
 from interventions.prompts import Prompt
 from interventions.replay import Cell, cell, groups, path_of, replayed, run_clean
-from interventions.results import provenance
+from interventions.results import provenance, storable
 from interventions.sources import (
     FromLayers,
     FromModel,
@@ -102,7 +101,7 @@ def sweep(
         ``"rank"`` of the answer's first token.
     components : sequence of str
     layers : int, slice or list of int, optional
-        Default: all that run.
+        Default: all that run and, for FromModel, have a counterpart in the backbone.
     roles : sequence of str, optional
         Columns of the grid: a patch is written at all tokens of ``"entity"``, or at one of them,
         ``"entity[-1]"``. Default: each token of the prompt is a column.
@@ -253,7 +252,7 @@ def _job(
         model,
         columns,
         components=components,
-        layers=layers,
+        layers=_default_layers(source) if layers is None else layers,
         heads=heads,
         source_layers=_other_layers(source),
         window=window,
@@ -269,6 +268,11 @@ def _job(
     found = target(model, prompt, answers, foils)
     allowed = Budget.of(model, budget)
     return Job(model, prompt, source, columns, read_columns, grid, found, wanted, allowed), missing
+
+
+def _default_layers(source: Source) -> Layers | None:
+    """Layers of the sweep where none are named: those that have a counterpart in the backbone."""
+    return list(source.pair.layer_map) if isinstance(source, FromModel) else None
 
 
 def _other_layers(source: Source) -> Layers | None:
@@ -287,13 +291,29 @@ def _batches(job: Job, kept: list[int]) -> list[list[int]]:
     """Rows that run together: of like length, as many as memory has room for and are of use."""
     longest = int(job.prompt.lengths.max())
     width = max((len(one) for one in (*job.target.answers, *(job.target.foils or ()))), default=1)
-    each = job.target.repeats * clean_bytes(job.model, longest + width)
-    most = replace(job.budget, n_bytes=job.budget.n_bytes // 2).fit(each, 1, "the run of one row")
+    before = len(job.prompt.prefix_ids)
+    each = clean_bytes(job.model, longest + width, before) + _value_bytes(job)
+    # Twice: half is for the cells.
+    most = job.budget.fit(2 * job.target.repeats * each, 1, "the run of one row")
     per_block = len(job.grid) / max(1, len(job.grid.layers) * len(job.grid.components))
     wanted = int(job.budget.n_tokens / 4 / max(1.0, per_block * longest / 2))
     size = max(1, min(most, wanted, MOST_ROWS))
     order = sorted(kept, key=lambda row: int(job.prompt.lengths[row]))
     return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _value_bytes(job: Job) -> int:
+    """Bytes of the values that are read for the cells of one row, and once more to stack them."""
+    if isinstance(job.source, torch.Tensor):
+        return 0
+    anatomy, grid = job.model.anatomy, job.grid
+    n_tokens = sum(max(len(row) for row in column) for column in job.read_columns.tokens)
+    widths = [
+        anatomy.n_heads * anatomy.head_dim if one == "head_out" else job.model.d_model
+        for one in grid.components
+    ]
+    size = torch.empty(0, dtype=job.model.dtype).element_size()
+    return 2 * size * n_tokens * len(grid.read_layers()) * sum(widths)
 
 
 def _run_batch(job: Job, rows: list[int], table: Table) -> Any:
@@ -313,32 +333,44 @@ def _run_batch(job: Job, rows: list[int], table: Table) -> Any:
         columns.positions(k, scored.length).rows(everyone) if any(columns.tokens[k]) else None
         for k in range(len(columns.names))
     ]
-    values = _values(job, rows, some, columns, table)
+    values = _values(job, rows, some, table)
+    if isinstance(values, Values):
+        values = values.repeated(repeats)
     specs = list(grid.specs())
-    todo: list[int] = []
+    chosen_cells: list[int] = []
     cells: list[Cell] = []
     for i, spec in enumerate(specs):
         place = places[spec.column]
-        if place is None or not spec.layers or table.done[rows, i].all():
-            continue
-        todo.append(i)
-        cells.append(cell(model, _patches(spec, place, values, everyone)))
+        if place is not None and spec.layers:
+            chosen_cells.append(i)
+            cells.append(cell(model, _patches(spec, place, values)))
+    without = sorted(set(range(len(specs))) - set(chosen_cells))
+    table.add(rows, without, np.full((len(job.metrics), len(rows), len(without)), np.nan))
     path, _ = path_of(model, some)
     clean = run_clean(model, scored, at, cells, path)
     first = clean.logits[: len(rows), 0]
     for which, metric in enumerate(job.metrics):
         found = chosen.values(metric, clean.logits, clean=first)
         table.clean[which, rows] = found.cpu().numpy()
-    for group, logits in replayed(
-        model, clean, cells, path, groups(model, scored, cells, path, job.budget)
-    ):
+    # All cells are grouped, and groups that are done left out: a run that goes on where it was
+    # stopped has the same groups, and so the same numbers to the last bit.
+    todo = []
+    done = [*without]
+    for group in groups(model, scored, cells, path, job.budget):
+        numbers = [chosen_cells[i] for i in group.cells]
+        if table.done[np.ix_(rows, numbers)].all():
+            done += numbers
+        else:
+            todo.append(group)
+    yield rows, np.array(done, dtype=int)
+    for group, logits in replayed(model, clean, cells, path, todo):
         measured = np.array(
             [
                 [chosen.values(one, each, clean=first).cpu().numpy() for each in logits]
                 for one in job.metrics
             ]
         )
-        numbers = [todo[i] for i in group.cells]
+        numbers = [chosen_cells[i] for i in group.cells]
         measured = measured.transpose(0, 2, 1)
         for j, i in enumerate(numbers):
             column = columns.tokens[specs[i].column]
@@ -347,9 +379,7 @@ def _run_batch(job: Job, rows: list[int], table: Table) -> Any:
         yield rows, np.array(numbers)
 
 
-def _values(
-    job: Job, rows: list[int], some: Prompt, columns: Columns, table: Table
-) -> Values | torch.Tensor:
+def _values(job: Job, rows: list[int], some: Prompt, table: Table) -> Values | torch.Tensor:
     """Read what the cells of some rows write."""
     model, grid, source = job.model, job.grid, job.source
     needed = grid.read_layers()
@@ -383,24 +413,19 @@ def _values(
             layers=mapped_layers(source.pair, needed),
             names=needed,
         )
-    read_at = columns
-    if job.read_columns is not job.columns:
-        _, left = job.prompt.select(rows).trimmed()
-        read_at = job.read_columns.rows(rows).shifted(left)
+    read_at = job.read_columns.rows(rows).shifted(job.prompt.length - some.length)
     values = read_values(model, some, read_at, components=grid.components, layers=needed)
     return noisy(values, source, rows) if isinstance(source, Noise) else values
 
 
-def _patches(
-    spec: Spec, place: Positions, values: Values | torch.Tensor, everyone: list[int]
-) -> list[Patch]:
-    """The patches of one cell, for rows repeated for foils."""
+def _patches(spec: Spec, place: Positions, values: Values | torch.Tensor) -> list[Patch]:
+    """The patches of one cell."""
     made = []
     for layer, read in zip(spec.layers, spec.read, strict=True):
         if isinstance(values, torch.Tensor):
             value = values
         else:
-            value = values.at(spec.component, read, spec.column, place.index.shape[1])[everyone]
+            value = values.at(spec.component, read, spec.column, place.index.shape[1])
             if spec.head is not None:
                 value = value[..., spec.head, :]
         made.append(Patch(spec.component, layer, place, value, heads=spec.head))
@@ -485,7 +510,7 @@ def _dataset(
         "cells": len(grid),
         "settings": settings,
     }
-    return made
+    return storable(made)
 
 
 def _words(job: Job) -> np.ndarray:
