@@ -7,7 +7,8 @@ from PIL import Image
 from raw_hooks import part, set_at
 
 import interventions as iv
-from interventions.answers import candidate_ids, choose, following, greedy
+from interventions.answer_tokens import candidate_ids
+from interventions.answers import choose, following, greedy
 from interventions.errors import PromptError
 from twohop.micro.world import answers
 

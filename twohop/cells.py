@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from interventions import Model, Patch, Positions, Prompt, Site, read, run
-from interventions.answers import candidate_ids, greedy
+from interventions.answer_tokens import candidate_ids
+from interventions.answers import greedy
 from twohop.asking import Study
 from twohop.entities.items import Item
 
