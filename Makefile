@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help study test lint setup train figures clean
+.PHONY: help study test test-ndif lint setup train figures clean
 
 help:
 	@echo "make study    the two-hop study on both embedded pairs; report in runs/"
 	@echo "make test     lint, types and tests"
+	@echo "make test-ndif  a real NDIF server on loopback, and the operations on it"
 	@echo "make setup    only the environment, in $(VENV)"
 	@echo "make train    retrain the embedded pairs from scratch (about 45 minutes)"
 	@echo "make figures  remake the figure of the README from runs/"
@@ -32,6 +33,10 @@ lint: $(READY)
 
 test: lint
 	@$(BIN)/python -m pytest
+
+test-ndif: $(READY)
+	@examples/ndif/setup.sh .venv-ndif
+	@$(BIN)/python tests/ndif/launch.py
 
 train: $(READY)
 	@$(BIN)/twohop train flags

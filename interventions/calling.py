@@ -34,9 +34,8 @@ def normed_and_projected(model: "Model", hidden: torch.Tensor) -> torch.Tensor:
     """Apply the final norm and the head to hidden states [..., d_model]."""
     if weightless(model):
         one_token = {"input_ids": torch.zeros(1, 1, dtype=torch.long)}
-        with model.nn.trace(one_token) as tracer:
+        with model.nn.trace(one_token):  # run for the sake of the two calls inside it
             logits = model.head(model.final_norm(hidden)).save()
-            tracer.stop()  # before the model runs: only its two modules are wanted
         return logits
     anatomy = model.anatomy
     norm, head = (model.module.get_submodule(one) for one in (anatomy.final_norm, anatomy.head))

@@ -68,6 +68,10 @@ class SweepInterrupted(KeyboardInterrupt):
         self.dataset = dataset
 
 
+class JobTimeout(RemoteError):
+    """A job is not done in time; it goes on, and waiting for it can be taken up again."""
+
+
 def did_you_mean(got: str, known: Iterable[str]) -> str:
     """Return a sentence that names the nearest known spelling, then every known one.
 

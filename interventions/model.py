@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nnsight.modeling.transformers import TransformersModel
@@ -21,6 +21,9 @@ from interventions.streams import (
     LogitsStream,
     Stream,
 )
+
+if TYPE_CHECKING:
+    from interventions.remote.jobs import Jobs
 
 RESERVED = re.compile(r"image(_\d+)?|last_image|question|last|answer")
 
@@ -45,6 +48,8 @@ class Model:
         Indexed ``[positions]`` inside a trace.
     remote : bool or str
         Whether, or at which URL, traces run on an NDIF server.
+    jobs : interventions.remote.Jobs or None
+        Where requests to a server are kept, so that they outlive this process.
     running_rows : int
         Rows of the prompt that was traced last.
     running_images : bool
@@ -69,6 +74,7 @@ class Model:
         self.name = name
         self.revision = revision
         self.remote = remote
+        self.jobs: Jobs | None = None
         self.anatomy: Anatomy = find_anatomy(nn._module)
         self.resid_pre = Stream(self, "resid_pre")
         self.attn_out = Stream(self, "attn_out")
@@ -395,13 +401,13 @@ class Model:
         """
         if self.remote is False:
             return function(self, *args, **kwargs)
-        from interventions.remote.sending import backend_of, send
+        from interventions.remote.sending import call
 
-        return send(self, backend_of(self, self.remote), function, args, kwargs)
+        return call(self, function, args, kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes to a server, where the model is a local one."""
-        return {**self.__dict__, "remote": False, "_prefixes": PrefixCache()}
+        return {**self.__dict__, "remote": False, "jobs": None, "_prefixes": PrefixCache()}
 
     def completions(self, ids: torch.Tensor, prompt: Prompt) -> list[str]:
         """Text that was generated after each row of a prompt, special tokens left out.

@@ -1,12 +1,20 @@
-"""What an NDIF server needs to hold models on a CPU: a model actor and a controller.
+"""What an NDIF server needs to hold models on a CPU.
 
-``serve.py --cpu`` puts this folder on the server's path and names both classes in its environment.
+``serve.py --cpu`` puts this folder on the server's path and names ``CpuModelActor``.
 """
+
+from functools import partial
 
 import ray
 import torch
+from ndif.services.ray.sandbox import host
 from ndif.services.ray.sandbox.model import SandboxModelDeployment
 from nnsight.modeling.huggingface import HuggingFaceModel
+
+# The process of an untrusted request reads the model's config from the same hub, and may take its
+# time to start on a machine of few cores.
+host.RUNNER_ENV = (*host.RUNNER_ENV, "HF_ENDPOINT", "HF_HUB_OFFLINE", "NO_PROXY")
+host.spawn = partial(host.spawn, timeout=300.0)
 
 
 def nothing(*_args, **_kwargs):

@@ -2,4 +2,6 @@
 
 from interventions.remote.package import carry
 
-__all__ = ["carry"]
+__all__ = ["Jobs", "carry"]
+
+from interventions.remote.jobs import Jobs

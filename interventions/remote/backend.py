@@ -1,13 +1,33 @@
 """nnsight's remote backend, with our packages packed in and errors that say what to do."""
 
+import sys
+import time
+from importlib.metadata import version
 from typing import Any
 
+import httpx
 from nnsight.intervention.backends import remote as nnsight_remote
 from nnsight.intervention.serialization import dumps, reduce_block
 from nnsight.ndif import pull_env
+from nnsight.schema.request import RequestModel
+from nnsight.schema.response import ResponseModel
 
 from interventions.errors import JobError, RemoteError
+from interventions.remote.hosted import hosted, where_else
 from interventions.remote.package import by_reference, with_luggage
+
+NOT_READY = (429, 500, 502, 503, 504)
+KEY = "Set NDIF_API_KEY, or run 'nnsight login' once; keys are from https://login.ndif.us."
+
+
+class Unanswered(RemoteError):
+    """A server that does not answer or is not ready: the same may work later."""
+
+
+class NamedRequest(RequestModel):
+    """A request whose id the client has chosen."""
+
+    id: str
 
 
 class Backend(nnsight_remote.RemoteBackend):
@@ -17,9 +37,12 @@ class Backend(nnsight_remote.RemoteBackend):
     ----------
     request_bytes : int
         Size of the last request's payload, as sent.
+    saved : dict
+        What the last request saved, by the name of its variable.
     """
 
     request_bytes = 0
+    saved: Any = None
 
     def _serialize(self, tracer: Any) -> bytes:
         pull_env()  # a user's own modules travel by value
@@ -36,15 +59,86 @@ class Backend(nnsight_remote.RemoteBackend):
 
     def __call__(self, tracer: Any = None) -> Any:
         """Send the request and wait, or only send it (``blocking=False``)."""
+        import websocket
+
         try:
-            return super().__call__(tracer)
+            self.saved = super().__call__(tracer)
         except nnsight_remote.RemoteError as error:
             raise self.explained(error) from None
-        except OSError as error:
-            raise RemoteError(
-                f"{self.host} cannot be reached: {self.hidden(str(error))}. Check the address "
-                "(remote=, or NDIF_HOST) and that the server runs."
+        except (OSError, websocket.WebSocketException) as error:
+            raise Unanswered(
+                f"{self.host} cannot be reached, or dropped the connection "
+                f"({self.hidden(str(error)) or type(error).__name__}). Check the address (remote=, "
+                "or NDIF_HOST) and that the server runs. Requests that outlive a connection: "
+                "model.jobs = interventions.remote.Jobs(folder)."
             ) from None
+        return self.saved
+
+    def _post(self, request: RequestModel, blob: bytes) -> ResponseModel:
+        headers = {
+            "ndif-timestamp": repr(time.time()),
+            "nnsight-version": version("nnsight"),
+            "python-version": sys.version,
+        }
+        answer = self.http(
+            "POST",
+            "/request",
+            data={"data": request.metadata()},
+            files={"blob": ("request", blob, "application/octet-stream")},
+            headers=headers,
+        )
+        return ResponseModel.model_validate_json(answer.text)
+
+    def post(self, blob: bytes, request_id: str) -> ResponseModel:
+        """Send a request that was packed before, under an id of our own, without waiting."""
+        request = NamedRequest(
+            model_key=self.model_key, compress=self.compress, env=self.env, id=request_id
+        )
+        return self._post(request, blob)
+
+    def status_of(self, request_id: str) -> ResponseModel | None:
+        """Look what became of a request; None if the server has not said anything about it."""
+        answer = self.http("GET", f"/response/{request_id}", missing=True)
+        return None if answer is None else ResponseModel.model_validate_json(answer.text)
+
+    def fetch(self, response: ResponseModel) -> Any:
+        """What a finished request saved."""
+        try:
+            return self.download_result(response.data)
+        except httpx.HTTPError as error:
+            raise Unanswered(f"the result could not be fetched: {error}") from None
+
+    def http(self, method: str, path: str, *, missing: bool = False, **given: Any) -> Any:
+        """Make a call to the server's API.
+
+        Raises
+        ------
+        Unanswered
+            If it does not answer or is not ready.
+        RemoteError
+            If it refuses.
+        """
+        headers = given.pop("headers", {})
+        if self.api_key:
+            headers["ndif-api-key"] = self.api_key
+        try:
+            with httpx.Client(timeout=httpx.Timeout(10.0, read=600.0)) as client:
+                answer = client.request(method, f"{self.host}{path}", headers=headers, **given)
+        except httpx.TransportError as error:
+            raise Unanswered(
+                f"{self.host} cannot be reached ({self.hidden(str(error)) or type(error).__name__})"
+                ". Check the address (remote=, or NDIF_HOST) and that the server runs"
+            ) from None
+        if answer.status_code == 404 and missing:
+            return None
+        if answer.is_success:
+            return answer
+        detail = self.hidden(_detail(answer))
+        if answer.status_code in NOT_READY:
+            raise Unanswered(f"{self.host} is not ready: {detail}")
+        if "key" in detail.lower():
+            raise RemoteError(f"{self.host} did not accept the key: {detail} {KEY}")
+        raise RemoteError(f"{self.host} did not take the request: {detail}")
 
     def hidden(self, text: str) -> str:
         """Return a text without the key."""
@@ -53,6 +147,17 @@ class Backend(nnsight_remote.RemoteBackend):
     def explained(self, error: Exception) -> RemoteError:
         """Turn nnsight's error into one of ours."""
         text = self.hidden(str(error))
-        if text.startswith("Failed to send request"):
-            return RemoteError(f"{self.host} did not take the request: {text}")
+        if "deploy this model" in text or "Error starting model" in text:
+            return RemoteError(f"{text} {where_else(hosted(self), self.model_key)}")
+        if "execution timeout" in text:
+            return JobError(f"{text} Ask for less in one request: fewer rows, layers or positions.")
         return JobError(f"the request failed on {self.host}:\n{text}")
+
+
+def _detail(answer: httpx.Response) -> str:
+    """The server's own words about a refusal."""
+    try:
+        body = answer.json()
+    except ValueError:
+        return answer.text or answer.reason_phrase
+    return str(body.get("detail", body) if isinstance(body, dict) else body)

@@ -22,6 +22,9 @@ from typing import Any
 
 from interventions.errors import RemoteError
 
+STAYS = __package__ or "interventions.remote"
+"""What sends requests is not sent."""
+
 # Runs on the server, with SOURCES, the zlib of a JSON object {module: [text, is a package,
 # libraries it imports]}. It may not refer to anything of ours. Modules are kept between requests;
 # their lines, for tracebacks and for nnsight, which reads the source of traces, are given each
@@ -150,7 +153,7 @@ class Luggage:
         waiting = [one for name in modules for one in within(name)]
         while waiting:
             module = waiting.pop()
-            if module in found or self.path_of(module) is None:
+            if module in found or module.startswith(STAYS) or self.path_of(module) is None:
                 continue
             found.add(module)
             if module not in self.folders:  # a package's own names are found when asked for
@@ -219,17 +222,22 @@ class Step:
         return self.call
 
 
+def named_in(body: bytes) -> set[str]:
+    """Modules of ours that a pickle refers to: as a string of their own, or in an import."""
+    tops = b"|".join(re.escape(one).encode() for one in LUGGAGE.folders)
+    strings = re.finditer(rb"\x8c(.)((?:%s)(?:\.\w+)*)" % tops, body, re.DOTALL)
+    found = {one[2][: one[1][0]] for one in strings if len(one[2]) >= one[1][0]}
+    found |= {*re.findall(rb"\b(?:from|import)\s+((?:%s)(?:\.\w+)*)" % tops, body)}
+    return {one.decode() for one in found}
+
+
 def with_luggage(body: bytes) -> bytes:
     """Put what a pickled request names of our packages in front of it."""
-    names = "|".join(map(re.escape, LUGGAGE.folders))
-    named = re.findall(rb"\b(?:%s)(?:\.\w+)*" % names.encode(), body)
-    modules = {one.decode() for one in named}
-    if any(one in LUGGAGE.folders for one in modules):  # a package itself: any of its names
-        for package in LUGGAGE.folders:
-            if package in modules:
-                path = LUGGAGE.path_of(package)
-                assert path is not None
-                modules |= set(public_names(path.read_text(encoding="utf-8")).values())
+    modules = named_in(body)
+    for package in modules & {*LUGGAGE.folders}:  # a package itself: any of its names
+        path = LUGGAGE.path_of(package)
+        assert path is not None
+        modules = modules | {*public_names(path.read_text(encoding="utf-8")).values()}
     wanted = LUGGAGE.closure(modules)
     if not wanted:
         return body

@@ -1,6 +1,6 @@
 """Sending traces and whole operations to where a model runs."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import nnsight
 
@@ -9,14 +9,17 @@ from interventions.remote.backend import Backend
 if TYPE_CHECKING:
     from interventions.model import Model
 
+AnyBackend = TypeVar("AnyBackend", bound=Backend)
 ABOUT_WAITING = ("blocking", "job_id", "verbose")
 
 
-def backend_of(model: "Model", remote: bool | str, **settings: Any) -> Backend:
+def backend_of(
+    model: "Model", *, kind: type[AnyBackend] = Backend, remote: bool | str = True, **settings: Any
+) -> AnyBackend:
     """nnsight's way to a server, for one request."""
     nn = model.nn
     host = remote if isinstance(remote, str) else None
-    return Backend(nn.to_model_key(), host=host, env=nn._remoteable_get_env(), **settings)
+    return kind(nn.to_model_key(), host=host, env=nn._remoteable_get_env(), **settings)
 
 
 def placed(model: "Model", settings: dict[str, Any]) -> dict[str, Any]:
@@ -28,11 +31,22 @@ def placed(model: "Model", settings: dict[str, Any]) -> dict[str, Any]:
     if remote in (False, "local"):
         return {**settings, "remote": remote}
     about = {key: settings.pop(key) for key in ABOUT_WAITING if key in settings}
-    return {**settings, "backend": backend_of(model, remote, **about)}
+    return {**settings, "backend": backend_of(model, remote=remote, **about)}
 
 
-def send(model: "Model", backend: Any, function: Any, args: Any, kwargs: Any) -> Any:
-    """Run ``function(model, *args, **kwargs)`` where the backend says; return what it returns."""
+def send(model: "Model", backend: Any, function: Any, args: Any, kwargs: Any) -> None:
+    """Hand a backend the request to run ``function(model, *args, **kwargs)``.
+
+    What the function returns is ``returned`` among what the request saves, in a list.
+    """
     with model.nn.session(backend=backend):
-        returned = nnsight.save([function(model, *args, **kwargs)])
-    return returned[0]
+        returned = nnsight.save([function(model, *args, **kwargs)])  # noqa: F841
+
+
+def call(model: "Model", function: Any, args: Any, kwargs: Any) -> Any:
+    """Run ``function(model, *args, **kwargs)`` as one request; return what it returns."""
+    if model.jobs is not None:
+        return model.jobs.call(model, function, *args, **kwargs)
+    backend = backend_of(model, remote=model.remote)
+    send(model, backend, function, args, kwargs)
+    return backend.saved["returned"][0]

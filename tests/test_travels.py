@@ -1,0 +1,140 @@
+"""What goes to a server runs there: in a process that has our package from the request only."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from families import Case, case_of
+from remote_operations import OPERATIONS, PairOf, a_shared_prefix, transplants
+from worker import read, write
+
+import interventions as iv
+from interventions.errors import RemoteError
+from interventions.remote.backend import Backend
+from interventions.remote.package import LUGGAGE, imports
+
+ROOT = Path(__file__).resolve().parents[1]
+ON_A_SERVER = {"torch", "transformers", "nnsight", "numpy", "accelerate", "safetensors", "PIL"}
+"""Libraries that every NDIF server has."""
+
+MODULES = sorted(LUGGAGE.closure({"interventions.lens", "interventions.answers"}))
+
+
+def test_the_closure_is_what_an_operation_needs() -> None:
+    assert {"interventions.model", "interventions.patching", "interventions.prefixes"} <= {*MODULES}
+    left_out = {"interventions.cli", "interventions.loading", "interventions.remote.jobs"}
+    assert not left_out & {*MODULES}
+
+
+@pytest.mark.parametrize("module", [one for one in MODULES if one != "interventions"])
+def test_modules_need_only_what_a_server_has(module: str) -> None:
+    path = LUGGAGE.path_of(module)
+    assert path is not None
+    libraries = {
+        name.split(".")[0] for name, at_once in imports(path.read_text(), module) if at_once
+    }
+    assert libraries <= ON_A_SERVER | {*sys.stdlib_module_names, "interventions"}
+
+
+class Worker:
+    """The process in ``worker.py``."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        command = [sys.executable, "-W", "ignore", str(ROOT / "tests" / "worker.py"), *names]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe)
+
+    def run(self, key: str, blob: bytes) -> dict[str, Any]:
+        """Run a request; return what it saved."""
+        into, out = self.process.stdin, self.process.stdout
+        assert into is not None
+        assert out is not None
+        write(into, key.encode() + b"\n" + blob)
+        saved = torch.load(io.BytesIO(read(out)), weights_only=False)
+        if "error" in saved:
+            raise RemoteError(saved["error"])
+        return saved
+
+    def stop(self) -> None:
+        """End it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(30)
+
+
+NAMES = ("llama", "llava", "mllama")
+sizes: list[int] = []
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    made = Worker(NAMES)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def pair_of(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> PairOf:
+    """Models without weights, whose requests the worker runs, and the same models here."""
+
+    def request(self: Backend, request: object, tracer: Any) -> dict[str, Any]:
+        saved = worker.run(self.model_key, self._serialize(tracer))
+        self._push(saved, tracer)
+        sizes.append(self.request_bytes)
+        return saved
+
+    monkeypatch.setattr(Backend, "request", request)
+
+    def made(name: str) -> tuple[iv.Model, Case]:
+        case = case_of(name, attn="sdpa")
+        there = elsewhere(name)
+        monkeypatch.setattr(there.nn, "to_model_key", lambda: name, raising=False)
+        return there, case
+
+    return made
+
+
+@cache
+def elsewhere(name: str) -> iv.Model:
+    module, given = tiny.build(name, attn_implementation="sdpa")
+    kind = "processor" if name in tiny.VLMS else "tokenizer"
+    model = iv.load(module, **{kind: given})
+    torch.nn.Module.to(module, "meta")
+    model.remote = "http://in-a-worker"
+    return model
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("name", NAMES)
+def test_operations(
+    name: str, operation: Callable[[iv.Model, Case], None], pair_of: PairOf
+) -> None:
+    operation(*pair_of(name))
+
+
+def test_a_shared_prefix(pair_of: PairOf) -> None:
+    a_shared_prefix(pair_of)
+
+
+@pytest.mark.parametrize("how", ["one-to-one", "last-to-all", "mean-to-all"])
+def test_transplants(pair_of: PairOf, how: str) -> None:
+    transplants(pair_of, how)
+
+
+def test_a_request_is_small(pair_of: PairOf) -> None:
+    there, case = pair_of("llava")
+    sizes.clear()
+    value = torch.zeros(2, case.model.d_model)
+    iv.run(there, case.prompt, patches=[iv.Patch("resid_post", 1, case.place, value)])
+    tensors = sum(one.numel() * one.element_size() for one in case.prompt.inputs.values())
+    assert len(sizes) == 1
+    assert sizes[0] - tensors < 60_000
