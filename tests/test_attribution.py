@@ -16,7 +16,8 @@ from transformers.models.llama import modeling_llama as llama
 
 import interventions as iv
 from interventions.agreement import spearman
-from interventions.answers import following, token_ids
+from interventions.answer_tokens import token_ids
+from interventions.answers import following
 from interventions.attribution import SITES
 from interventions.errors import InterventionsError, PatchError, PromptError, RoleError, SiteError
 from interventions.relevance import find_rules

@@ -10,7 +10,8 @@ from conftest import FLOOR16, FLOOR32, FLOOR64, noise, relative
 from families import PATHS, TWINS, Case, arguments_of, case_of, part, raw_run, sees, set_at
 
 import interventions as iv
-from interventions.answers import candidate_ids, following
+from interventions.answer_tokens import candidate_ids
+from interventions.answers import following
 from interventions.errors import PromptError, RoleError, SiteError
 from interventions.positions import from_lists
 from interventions.streams import COMPONENTS, RESIDUAL, Component
