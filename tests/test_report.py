@@ -26,7 +26,8 @@ from twohop.report.page import write_report
 from twohop.report.settings import command, flat, settings_rows
 from twohop.report.style import spread
 from twohop.report.tables import all_tables, at
-from twohop.study import Reporter, run_study
+from twohop.reporter import Reporter
+from twohop.study import run_study
 from twohop.summary import summarise, verdict_sentence
 
 FIGURES = ("gates", "outcomes", "resolution", "windows", "map", "recovery")

@@ -19,10 +19,12 @@ from interventions.results import Store, read_tree
 from twohop.cli import main
 from twohop.diagnosis import VERDICTS
 from twohop.micro.layout import LATE_BLOCK, RECALL_BLOCKS
+from twohop.pairs import PAIRS
 from twohop.recall import GATES
 from twohop.recovery import ARMS
 from twohop.scoring import OUTCOMES
 from twohop.study import STAGES, Settings, run_study
+from twohop.workers import received, run_side_by_side, start_worker
 
 
 @pytest.fixture(scope="session")
@@ -147,23 +149,71 @@ def same_numbers(one: xr.DataTree, other: xr.DataTree) -> None:
         xr.testing.assert_equal(one[stage].to_dataset(), other[stage].to_dataset())
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_killed_study_goes_on_to_the_same_bits(runs: Path, tmp_path: Path, seed: int) -> None:
-    command = [sys.executable, "-m", "twohop", "study", "micro-naming", "--out", str(tmp_path)]
-    generator = random.Random(seed)
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+def children(process: subprocess.Popen[bytes]) -> list[Path]:
+    """Folders in /proc of the workers of a process that still runs."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [Path("/proc") / child for child in found.read_text().split()] if found.exists() else []
+
+
+def runs_still(process: Path) -> bool:
+    """Whether a process is there and not merely waiting to be buried."""
+    try:
+        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.parametrize("pairs", [("micro-naming",), ("micro-naming", "micro-late")])
+def test_a_killed_study_goes_on_to_the_same_bits(tmp_path: Path, pairs: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "twohop", "study", *pairs, "--out", str(tmp_path)]
+    generator = random.Random(len(pairs))
+    env = {**os.environ, "OMP_NUM_THREADS": str(len(pairs))}  # a thread to each worker
     for _ in range(3):
         process = subprocess.Popen(
             command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        time.sleep(generator.uniform(4, 12))
+        time.sleep(generator.uniform(4, 16))
+        workers = children(process)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        deadline = time.monotonic() + 60
+        while any(runs_still(worker) for worker in workers):
+            assert time.monotonic() < deadline, "workers outlive the study"
+            time.sleep(0.1)
     subprocess.run(command, env=env, check=True, capture_output=True)
     again = tmp_path / "again"
     subprocess.run([*command[:-1], str(again)], env=env, check=True, capture_output=True)
-    same_numbers(read_tree(tmp_path / "micro-naming"), read_tree(again / "micro-naming"))
+    for pair in pairs:
+        same_numbers(read_tree(tmp_path / pair), read_tree(again / pair))
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_pairs_side_by_side_give_what_they_give_alone(runs: Path, tmp_path: Path) -> None:
+    pairs = ("micro-naming", "micro-late")
+    found = run_side_by_side([PAIRS[pair] for pair in pairs], out=tmp_path)
+    assert [one["pair"] for one in found] == list(pairs)
+    for pair in pairs:
+        alone, beside = read_tree(runs / pair), read_tree(tmp_path / pair)
+        for stage in STAGES:
+            xr.testing.assert_allclose(
+                alone[stage].to_dataset(), beside[stage].to_dataset(), atol=1e-4
+            )
+
+
+def test_a_worker_that_dies_ends_in_a_message() -> None:
+    worker = start_worker()
+    worker.process.kill()
+    with pytest.raises(OSError, match="a worker ended with status -9"):
+        received(worker)
+
+
+def test_a_workers_error_is_the_studys() -> None:
+    worker = start_worker()
+    worker.pipe.send(("micro-nothing", Path(), Settings(), "recall", {}))
+    with pytest.raises(KeyError, match="micro-nothing"):
+        received(worker)
+    worker.process.kill()
 
 
 def test_limit_takes_fewer_entities(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from interventions import Completion, Model, Prompt, complete
-from interventions.answers import candidate_ids, token_ids
+from interventions import Model, Prompt, complete
+from interventions.answer_tokens import candidate_ids, token_ids
 from twohop.entities.items import Benchmark, Entity, Item, Template
 from twohop.scoring import Outcome, names_it, normalise, outcome
 
 SEPARATOR = " | "  # between accepted answers, where they are stored as one text
+ASKED_ROWS = 64  # rows of like length, so that little padding is run
 SPARE_TOKENS = 1  # after the longest answer: room for the stop
 Tick = Callable[[int], None]
 
@@ -153,18 +154,39 @@ def ask(
     for relation, rows in by_relation(items):
         prompt = prompt_of(relation, [items[i] for i in rows])
         answer_set = study.benchmark.answer_set(relation)
-        found: Completion = complete(
+        said, chosen = answers(study, model, prompt, candidates=answer_set)
+        for i, row in enumerate(rows):
+            texts[row] = said[i]
+            choices[row] = answer_set[chosen[i]]
+    return score(study, items, texts, choices)
+
+
+def answers(
+    study: Study, model: Model, prompt: Prompt, *, candidates: Sequence[str] | None = None
+) -> tuple[list[str], list[int]]:
+    """Ask a prompt: the free answer of every row and, given candidates, the likeliest of them.
+
+    Rows of like length run together; where all are of one length, all together.
+    """
+    texts = [""] * len(prompt)
+    choices = [-1] * len(prompt)
+    ragged = len(prompt.lengths.unique()) > 1
+    order = prompt.lengths.argsort(stable=True)
+    for rows in order.split(ASKED_ROWS if ragged else len(order)):
+        some, _ = prompt.select(rows).trimmed()
+        found = complete(
             model,
-            prompt,
-            candidates=answer_set,
+            some,
+            candidates=candidates,
             max_new_tokens=study.max_new_tokens,
             stop=study.benchmark.stop,
             on_rows=study.tick,
         )
-        for i, row in enumerate(rows):
+        for i, row in enumerate(rows.tolist()):
             texts[row] = found.texts[i]
-            choices[row] = answer_set[found.choices[i]]
-    return score(study, items, texts, choices)
+            if candidates is not None:
+                choices[row] = found.choices[i]
+    return texts, choices
 
 
 def score(
@@ -191,19 +213,13 @@ def score(
 def name_entities(study: Study, entities: Sequence[Entity]) -> tuple[list[str], np.ndarray]:
     """Ask the VLM which entity each picture shows; return its words and whether they are right."""
     prompt = image_prompt(study, study.benchmark.naming, entities)
-    found = complete(
-        study.vlm,
-        prompt,
-        max_new_tokens=study.max_new_tokens,
-        stop=study.benchmark.stop,
-        on_rows=study.tick,
-    )
+    texts, _ = answers(study, study.vlm, prompt)
     everyone = study.benchmark.every_name
     right = [
         names_it(text, names=entity.names, others=everyone)
-        for entity, text in zip(entities, found.texts, strict=True)
+        for entity, text in zip(entities, texts, strict=True)
     ]
-    return found.texts, np.array(right, dtype=bool)
+    return texts, np.array(right, dtype=bool)
 
 
 def first_token(model: Model, text: str) -> int:

@@ -127,15 +127,21 @@ def run_studies(options: argparse.Namespace) -> int:
     from twohop.report.compare import write_comparison
     from twohop.report.console import print_comparison, print_summary
     from twohop.study import Models, Settings, run_study
+    from twohop.workers import run_side_by_side, worth_sharing
 
     quiet_libraries()
     share_heads_on_a_cpu()
     pairs = asked_pairs(options)
     console, models = Console(), Models()
     settings = Settings(limit=options.limit, seed=options.seed)
+    if worth_sharing(pairs):
+        found = iter(run_side_by_side(pairs, out=options.out, settings=settings))
+    else:
+        found = (
+            run_study(pair, out=options.out, settings=settings, models=models) for pair in pairs
+        )
     summaries = []
-    for pair in pairs:
-        summary = run_study(pair, out=options.out, settings=settings, models=models)
+    for summary in found:
         print_summary(summary, console)
         summaries.append(summary)
     folders = [options.out / pair.key for pair in pairs]

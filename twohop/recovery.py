@@ -28,11 +28,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
-from interventions import complete
 from twohop.asking import (
     Scored,
     Study,
     another,
+    answers,
     by_relation,
     chain_prompt,
     score,
@@ -89,14 +89,8 @@ def chains(
     texts = [""] * len(asked)
     for _, rows in by_relation([item for item, _ in asked]):
         prompt = chain_prompt(study, [asked[i][0] for i in rows], [asked[i][1] for i in rows])
-        found = complete(
-            study.vlm,
-            prompt,
-            stop=study.benchmark.stop,
-            max_new_tokens=study.max_new_tokens,
-            on_rows=study.tick,
-        )
-        for row, text in zip(rows, found.texts, strict=True):
+        said, _ = answers(study, study.vlm, prompt)
+        for row, text in zip(rows, said, strict=True):
             texts[row] = text
     n = len(items)
     return {

@@ -2,22 +2,17 @@
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from interventions import Model, load
 from interventions.results import Store, provenance, write_atomically
-from twohop.asking import Study, longest_answer
+from twohop.asking import Study, Tick, longest_answer
 from twohop.back_patching import layer_pairs
 from twohop.diagnosis import diagnosis
 from twohop.entities.items import Benchmark, Template, check_items
@@ -25,6 +20,7 @@ from twohop.localize import MAP_COMPONENTS, MAP_ROLES, MAX_ITEMS, patching_map, 
 from twohop.pairs import Pair, find_pair, model_name
 from twohop.recall import recall, text_gate
 from twohop.recovery import MAX_KEPT, MAX_LOST, recovery
+from twohop.reporter import Reporter
 from twohop.resolution import FIT_VIEWS, resolution
 from twohop.scoring import normalise
 from twohop.summary import summarise, verdict_sentence
@@ -34,6 +30,17 @@ from twohop.window import windows
 
 BACKBONE_STAGES = ("backbone_text", "windows", "map_text")
 STAGES = (*BACKBONE_STAGES, "recall", "resolution", "map_image", "recovery", "diagnosis")
+NEEDS: dict[str, tuple[str, ...]] = {
+    "backbone_text": (),
+    "windows": ("backbone_text",),
+    "map_text": ("backbone_text", "windows"),
+    "recall": ("backbone_text",),
+    "resolution": (),
+    "map_image": ("backbone_text", "windows", "recall"),
+    "recovery": ("backbone_text", "windows", "recall"),
+    "diagnosis": ("backbone_text", "windows", "recall", "resolution", "recovery"),
+}
+"""The stages that each stage is given."""
 
 
 @dataclass(frozen=True)
@@ -50,38 +57,6 @@ class Settings:
 
     limit: int | None = None
     seed: int = 0
-
-
-@dataclass
-class Reporter:
-    """Says what is going on: a bar per stage, and a line when it is done."""
-
-    console: Console = field(default_factory=lambda: Console(stderr=True))
-
-    @contextmanager
-    def stage(self, name: str, rows: int) -> Iterator[Callable[[int], None]]:
-        """Show a stage of about so many rows; give the function that advances its bar."""
-        columns = (
-            TextColumn("  {task.description:<22}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("prompts"),
-            TimeRemainingColumn(),
-        )
-        started = time.monotonic()
-        quiet = not self.console.is_terminal
-        with Progress(*columns, console=self.console, transient=True, disable=quiet) as bar:
-            task = bar.add_task(name, total=rows)
-            yield lambda done: bar.update(task, advance=done)
-        self.console.print(f"  {name:<22} done in {time.monotonic() - started:.1f} s")
-
-    def reused(self, name: str) -> None:
-        """Say that a stage was there already."""
-        self.console.print(f"  {name:<22} [dim]reused[/dim]")
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self.console.print(text)
 
 
 class Models:
@@ -151,6 +126,8 @@ def run_stage(stage: str, study: Study, done: dict[str, xr.Dataset]) -> xr.Datas
         found = text_gate(study, study.backbone, gate="backbone_text")
         found.attrs["n_layers"] = study.backbone.n_layers
         return found
+    if stage == "resolution":
+        return resolution(study)
     text = done["backbone_text"]
     # Where the circuit is measured, the answer is checked token by token, so it must be the
     # canonical one that the model gives by itself.
@@ -160,9 +137,7 @@ def run_stage(stage: str, study: Study, done: dict[str, xr.Dataset]) -> xr.Datas
     if stage == "map_text":
         return patching_map(study, study.backbone, known)
     if stage == "recall":
-        return recall(study, done["backbone_text"])
-    if stage == "resolution":
-        return resolution(study)
+        return recall(study, text)
     gates = done["recall"]
     window_end = int(done["windows"].attrs["enrichment_end"])
     if stage == "map_image":
@@ -193,6 +168,107 @@ def fingerprint(benchmark: Benchmark) -> str:
     if benchmark.pictures:
         content["pictures"] = benchmark.pictures
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class PairRun:
+    """One pair's run: what is asked of whom, and where the results are kept.
+
+    Attributes
+    ----------
+    pair : Pair
+    benchmark : Benchmark
+    settings : Settings
+    folders : dict
+        Where ``vlm`` and ``backbone`` are.
+    own, common : Store
+        Of this pair, and of the backbone's own stages, which pairs share.
+    """
+
+    pair: Pair
+    benchmark: Benchmark
+    settings: Settings
+    folders: dict[str, Path | str]
+    own: Store
+    common: Store
+
+    def store(self, stage: str) -> Store:
+        """Where a stage is kept."""
+        return self.common if stage in BACKBONE_STAGES else self.own
+
+    def done(self) -> dict[str, xr.Dataset]:
+        """The stages that are there already; the backbone's are copied to the pair's store."""
+        found = {stage: self.own.get(stage) for stage in self.own.stages()}
+        for stage in self.common.stages():
+            if stage not in found:
+                found[stage] = self.common.get(stage)
+                self.own.put(stage, found[stage])
+        return found
+
+    def expected_rows(self, stage: str, done: dict[str, xr.Dataset]) -> int:
+        """About how many prompts a stage runs."""
+        return expected_rows(stage, self.benchmark, done)
+
+    def compute(
+        self, stage: str, done: dict[str, xr.Dataset], *, models: Models, tick: Tick
+    ) -> xr.Dataset:
+        """Run a stage, given those it needs; the result carries its provenance."""
+        backbone = models.get(self.folders["backbone"])
+        vlm = backbone if stage in BACKBONE_STAGES else models.get(self.folders["vlm"])
+        study = Study(
+            vlm=vlm,
+            backbone=backbone,
+            benchmark=self.benchmark,
+            seed=self.settings.seed,
+            max_new_tokens=longest_answer(backbone, self.benchmark),
+            kept=models.results,
+            tick=tick,
+        )
+        found = run_stage(stage, study, done)
+        found.attrs["provenance"] = {
+            **provenance(vlm=vlm, backbone=backbone),
+            "settings": self.store(stage).settings,
+        }
+        return found
+
+    def finish(self, reporter: Reporter) -> dict[str, Any]:
+        """Write the summary and the report of a run whose stages are all done."""
+        from twohop.report.page import write_report
+
+        tree = self.own.tree()
+        summary = summarise(tree, pair=self.pair.key, seed=self.settings.seed)
+        summary["verdict"] = verdict_sentence(summary)
+        write_atomically(
+            self.own.folder / "summary.json",
+            json.dumps(summary, indent=2, allow_nan=False).encode(),
+        )
+        with reporter.stage("report", 1):
+            write_report(self.own.folder, tree, summary, self.benchmark)
+        return summary
+
+
+def open_run(pair: Pair, *, out: Path, settings: Settings) -> PairRun:
+    """Open a pair's folder in ``out``, or make it.
+
+    Raises
+    ------
+    ResultsError
+        If it holds a run with other settings.
+    """
+    benchmark = pair.benchmark().limited(settings.limit)
+    check_items(benchmark.items)
+    folders = {"vlm": pair.vlm(), "backbone": pair.backbone()}
+    shared = {
+        "twohop": version("twohop"),
+        "backbone": model_name(folders["backbone"]),
+        "benchmark": f"{benchmark.name} {fingerprint(benchmark)}",
+        "limit": settings.limit,
+        "seed": settings.seed,
+    }
+    own = Store(out / pair.key, {"pair": pair.key, "vlm": model_name(folders["vlm"]), **shared})
+    digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:12]
+    common = Store(out / "backbones" / digest, shared)
+    return PairRun(pair, benchmark, settings, folders, own, common)
 
 
 def run_study(
@@ -226,63 +302,19 @@ def run_study(
     ResultsError
         If the folder holds a run with other settings.
     """
-    from twohop.report.page import write_report
-
     pair = find_pair(key) if isinstance(key, str) else key
-    settings = settings or Settings()
     models = models or Models()
     reporter = reporter or Reporter()
-    benchmark = pair.benchmark().limited(settings.limit)
-    check_items(benchmark.items)
-    reporter.say(f"[bold]{pair.key}[/bold]: {len(benchmark.items)} items")
-    folders = {"vlm": pair.vlm(), "backbone": pair.backbone()}
-    shared = {
-        "twohop": version("twohop"),
-        "backbone": model_name(folders["backbone"]),
-        "benchmark": f"{benchmark.name} {fingerprint(benchmark)}",
-        "limit": settings.limit,
-        "seed": settings.seed,
-    }
-    run = Store(out / pair.key, {"pair": pair.key, "vlm": model_name(folders["vlm"]), **shared})
-    digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:12]
-    common = Store(out / "backbones" / digest, shared)
-
-    done: dict[str, xr.Dataset] = {}
+    run = open_run(pair, out=out, settings=settings or Settings())
+    reporter.say(f"[bold]{pair.key}[/bold]: {len(run.benchmark.items)} items")
+    done = run.done()
     for stage in STAGES:
-        store = common if stage in BACKBONE_STAGES else run
-        if stage in store.stages():
-            done[stage] = store.get(stage)
+        if stage in done:
             reporter.reused(stage)
-        else:
-            backbone = models.get(folders["backbone"])
-            vlm = backbone if stage in BACKBONE_STAGES else models.get(folders["vlm"])
-            study = Study(
-                vlm=vlm,
-                backbone=backbone,
-                benchmark=benchmark,
-                seed=settings.seed,
-                max_new_tokens=longest_answer(backbone, benchmark),
-                kept=models.results,
-            )
-            rows = expected_rows(stage, benchmark, done)
-            with reporter.stage(stage, rows) as tick:
-                found = run_stage(stage, replace(study, tick=tick), done)
-            found.attrs["provenance"] = {
-                **provenance(vlm=vlm, backbone=backbone),
-                "settings": store.settings,
-            }
-            store.put(stage, found)
-            done[stage] = store.get(stage)
-        if stage in BACKBONE_STAGES and stage not in run.stages():
-            run.put(stage, done[stage])
-
-    models.drop(folders["vlm"])
-    tree = run.tree()
-    summary = summarise(tree, pair=pair.key, seed=settings.seed)
-    summary["verdict"] = verdict_sentence(summary)
-    write_atomically(
-        run.folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False).encode()
-    )
-    with reporter.stage("report", 1):
-        write_report(run.folder, tree, summary, benchmark)
-    return summary
+            continue
+        with reporter.stage(stage, run.expected_rows(stage, done)) as tick:
+            found = run.compute(stage, done, models=models, tick=tick)
+        run.store(stage).put(stage, found)
+        done = run.done()
+    models.drop(run.folders["vlm"])
+    return run.finish(reporter)
