@@ -12,6 +12,7 @@ help:
 	@echo "make test-ndif  a real NDIF server on loopback, and the operations on it"
 	@echo "make setup    only the environment, in $(VENV)"
 	@echo "make train    retrain the embedded pairs from scratch (about 45 minutes)"
+	@echo "make bench    time sweeps, attribution, probes and collection beside other libraries"
 	@echo "make figures  remake the figure of the README from runs/"
 
 setup: $(READY)
@@ -31,8 +32,9 @@ study: $(READY)
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
+# Files of tests run side by side, one thread each: small models gain nothing from more.
 test: lint
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-ndif: $(READY)
 	@examples/ndif/setup.sh .venv-ndif
@@ -45,5 +47,18 @@ figures: $(READY)
 	@$(BIN)/twohop compare runs/flags-naming runs/flags-aligned --out runs/compare
 	@cp runs/compare/figures/compare-recovery.png examples/recovery.png
 
+# The other libraries are installed in an environment of their own, with the same pins as ours.
+BENCH := .venv-bench
+BENCH_READY := $(BENCH)/.ready
+
+$(BENCH_READY): tests/benchmarks/requirements.txt pyproject.toml constraints.txt | $(READY)
+	@$(BIN)/python -m venv $(BENCH)
+	@echo "Installing into $(BENCH) (a few minutes the first time) ..."
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -r $<
+	@touch $@
+
+bench: $(BENCH_READY)
+	@PYTHONPATH=tests $(BENCH)/bin/python -m benchmarks $(BENCH_ARGS)
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(BENCH) runs
