@@ -33,6 +33,10 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="ndif-tests-") as made:
         folder = Path(made)
         repos = {f"tiny/{name}": tiny.save(name, folder / "hub" / name) for name in MODELS}
+        lost = tiny.save("llama", folder / "hub" / "weightless")
+        for file in lost.glob("*.safetensors*"):
+            file.unlink()  # no server can load it
+        repos["tiny/weightless"] = lost
         with serve(repos) as (hub, _):
             port = free_port()
             base = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "NDIF_"))}
