@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help study test test-ndif lint setup train figures clean
+.PHONY: help study test test-ndif bench lint setup train figures clean
 
 help:
 	@echo "make study    the two-hop study on both embedded pairs; report in runs/"
