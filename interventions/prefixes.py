@@ -34,7 +34,8 @@ def _map_tensors(cache: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> 
     changed = copy.copy(cache)
     changed.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in changed.layers:
-        layer.keys, layer.values = change(layer.keys), change(layer.values)
+        if layer.keys is not None:  # a cross-attention block keeps none without an image
+            layer.keys, layer.values = change(layer.keys), change(layer.values)
     return changed
 
 

@@ -38,7 +38,7 @@ from interventions.sources import (
     read_values,
 )
 from interventions.streams import Heads, Layers
-from interventions.table import Table
+from interventions.table import Table, with_text
 
 SHOW_AFTER_S = 2.0
 MOST_ROWS = 64
@@ -510,7 +510,7 @@ def _dataset(
         "cells": len(grid),
         "settings": settings,
     }
-    return storable(made)
+    return with_text(storable(made))
 
 
 def _words(job: Job) -> np.ndarray:

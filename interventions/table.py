@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import xarray as xr
@@ -15,6 +16,12 @@ from interventions.results import Store, write_atomically
 PART = "cells.npz"
 STAGE = "sweep"
 SAVE_EVERY_S = 5.0
+
+
+def with_text(dataset: xr.Dataset) -> xr.Dataset:
+    """Return the Dataset with text as NumPy's strings, which xarray can draw, unlike objects."""
+    names = [name for name in dataset.variables if dataset[name].dtype == object]
+    return dataset.assign({name: dataset[name].astype(str) for name in names})
 
 
 class Table:
@@ -46,10 +53,11 @@ class Table:
         self._saved_at = time.monotonic()
         if folder is not None and (folder / PART).exists():
             try:
-                with np.load(folder / PART, allow_pickle=False) as found:
+                data = io.BytesIO((folder / PART).read_bytes())
+                with np.load(data, allow_pickle=False) as found:
                     for name in ("values", "clean", "source", "done"):
                         getattr(self, name)[...] = found[name]
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
                 raise ResultsError(
                     f"{folder / PART} cannot be read: {error}. Remove {folder} to start afresh."
                 ) from error
@@ -58,7 +66,7 @@ class Table:
     def finished(self) -> xr.Dataset | None:
         """The Dataset of a run that was completed before."""
         if self._store is not None and STAGE in self._store.stages():
-            return self._store.get(STAGE)
+            return with_text(self._store.get(STAGE))
         return None
 
     def add(self, items: Sequence[int], cells: Sequence[int], values: np.ndarray) -> None:
