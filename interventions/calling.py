@@ -20,6 +20,14 @@ def weightless(model: "Model") -> bool:
     )
 
 
+def about_weights(model: "Model") -> tuple[str, bool]:
+    """Number format of the weights, and whether they are in the process that runs requests.
+
+    Where they are not, values come and go as copies, which carry no gradients.
+    """
+    return str(model.dtype).removeprefix("torch."), not weightless(model)
+
+
 def call(model: "Model", inputs: dict[str, Any]) -> Any:
     """Run the model on ``inputs`` without interventions; return its output."""
     with torch.no_grad():

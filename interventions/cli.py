@@ -1,4 +1,4 @@
-"""The commands: ``interventions doctor`` and ``interventions families``."""
+"""The commands: ``interventions doctor``, ``remote`` and ``families``."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from interventions.doctor import Part, Report
+    from interventions.remote.preflight import Preflight
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +27,14 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("model", metavar="MODEL", help="a repo id, or a folder with config.json")
     doctor.add_argument("--revision", help="branch, tag or commit on the hub")
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
+    remote = commands.add_parser(
+        "remote", help="ask an NDIF server about a model: versions, state, round trip"
+    )
+    remote.add_argument("model", metavar="MODEL", help="a repo id")
+    remote.add_argument("--host", help="address of the server; default: NDIF_HOST, or NDIF's own")
+    remote.add_argument("--revision", help="branch, tag or commit on the hub")
+    remote.add_argument("--json", action="store_true", help="print the answer as JSON")
+    remote.add_argument("--verbose", action="store_true", help="show the size of each request")
     commands.add_parser("families", help="print the table of tested families (Markdown)")
     return top
 
@@ -64,6 +73,52 @@ def doctor(options: argparse.Namespace) -> int:
 
     print_report(report, Console(highlight=False))
     return 0
+
+
+def remote(options: argparse.Namespace) -> int:
+    """``interventions remote``; status 1 if the model does not answer.
+
+    With ``--json``, an object whose keys are the attributes of
+    :class:`interventions.remote.preflight.Preflight`.
+    """
+    from nnsight import CONFIG
+    from transformers.utils import logging
+
+    from interventions.loading import load
+    from interventions.remote.preflight import preflight
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    CONFIG.APP.REMOTE_LOGGING = False
+    found = preflight(load(options.model, revision=options.revision, remote=options.host or True))
+    if options.json:
+        sys.stdout.write(json.dumps(found.record(), indent=2) + "\n")
+        return int(found.problem is not None)
+    from rich.console import Console
+
+    print_preflight(found, Console(highlight=False))
+    return int(found.problem is not None)
+
+
+def print_preflight(found: "Preflight", console: "Console") -> None:
+    """Print what a server said, readable at 80 columns."""
+    from rich.markup import escape
+
+    facts = _grid()
+    facts.add_row("server", f"{found.host}, answers in {found.round_trip_ms:.0f} ms")
+    facts.add_row("model", f"{escape(found.model)}: {found.level} {found.state.lower()}".rstrip())
+    for one in found.differences:
+        facts.add_row(one.package, f"[yellow]{one.here} here, {one.there} there[/]: {one.why}")
+    if not found.differences:
+        facts.add_row("versions", "no difference that matters")
+    if found.problem is not None:
+        facts.add_row("[red]problem[/]", escape(found.problem))
+    else:
+        facts.add_row("weights", f"{found.dtype}")
+        none = "none: use an exact sweep in the place of attribution"
+        facts.add_row("gradients", "yes" if found.gradients else none)
+        facts.add_row("a request", f"takes {found.request_ms:.0f} ms")
+    console.print(facts)
 
 
 def families(options: argparse.Namespace) -> int:
@@ -211,7 +266,7 @@ def _amount(n: int) -> str:
     return str(n)
 
 
-COMMANDS = {"doctor": doctor, "families": families}
+COMMANDS = {"doctor": doctor, "remote": remote, "families": families}
 
 if __name__ == "__main__":
     sys.exit(main())

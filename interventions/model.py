@@ -50,6 +50,8 @@ class Model:
         Whether, or at which URL, traces run on an NDIF server.
     jobs : interventions.remote.Jobs or None
         Where requests to a server are kept, so that they outlive this process.
+    requests : int
+        How many requests were made to the server.
     running_rows : int
         Rows of the prompt that was traced last.
     running_images : bool
@@ -75,6 +77,7 @@ class Model:
         self.revision = revision
         self.remote = remote
         self.jobs: Jobs | None = None
+        self.requests = 0
         self.anatomy: Anatomy = find_anatomy(nn._module)
         self.resid_pre = Stream(self, "resid_pre")
         self.attn_out = Stream(self, "attn_out")

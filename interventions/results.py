@@ -57,6 +57,8 @@ def provenance(**models: Model) -> dict[str, Any]:
             "device": str(model.device),
             "attention": getattr(config, "_attn_implementation", None),
         }
+        if model.remote:
+            found[role] |= {"remote": model.remote, "requests": model.requests}
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

@@ -58,10 +58,11 @@ def repo_of(model_key: str) -> str:
 
 
 def where_else(known: list[Hosted], model_key: str) -> str:
-    """A sentence about what is hosted instead, the nearest names first."""
-    wanted, names = repo_of(model_key), sorted({one.repo_id for one in known})
+    """A sentence about a model that is not to be had, and what is hosted, nearest names first."""
+    wanted = repo_of(model_key)
+    names = sorted({one.repo_id for one in known} - {wanted})
     if not names:
-        return f"{wanted!r} is not hosted, and the server names no model that is."
+        return f"{wanted!r} is not hosted there, and the server names no other model."
     near = get_close_matches(wanted, names, n=3, cutoff=0.4)
     hint = f"Nearest: {', '.join(near)}. " if near else ""
     return f"{wanted!r} is not hosted there. {hint}Hosted: {', '.join(names)}."

@@ -30,6 +30,7 @@ def placed(model: "Model", settings: dict[str, Any]) -> dict[str, Any]:
     remote = settings.pop("remote", model.remote)
     if remote in (False, "local"):
         return {**settings, "remote": remote}
+    model.requests += 1
     about = {key: settings.pop(key) for key in ABOUT_WAITING if key in settings}
     return {**settings, "backend": backend_of(model, remote=remote, **about)}
 
@@ -45,6 +46,7 @@ def send(model: "Model", backend: Any, function: Any, args: Any, kwargs: Any) ->
 
 def call(model: "Model", function: Any, args: Any, kwargs: Any) -> Any:
     """Run ``function(model, *args, **kwargs)`` as one request; return what it returns."""
+    model.requests += 1
     if model.jobs is not None:
         return model.jobs.call(model, function, *args, **kwargs)
     backend = backend_of(model, remote=model.remote)
