@@ -21,7 +21,11 @@ CASES: dict[str, Maker] = {
         "text-roles", "all layers x tokens after the picture", grids.text_roles(bench), 40, floor
     ),
     "image-positions": lambda bench, floor: grids.grid_case(
-        "image-positions", "layers x image positions", grids.image_positions(bench), 3, floor
+        "image-positions",
+        "every third layer x image positions",
+        grids.image_positions(bench),
+        3,
+        floor,
     ),
     "text-only": lambda bench, floor: grids.grid_case(
         "text-only", "all layers x positions of a text", grids.text_only(bench), 5, floor

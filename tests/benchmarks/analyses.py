@@ -19,7 +19,7 @@ from interventions.probing import scaling
 
 N_CLASSES, N_LABELS, PROBE_SAMPLE = 20, 4, 3
 C, TOL, MAX_ITER = 1.0, 1e-5, 1000
-BATCH_ROWS = 50
+N_BATCHES = 4
 
 
 def attribution_case(bench: Bench, floor: float) -> Case:
@@ -179,6 +179,7 @@ def collection_case(bench: Bench, floor: float) -> Case:
     model, n = bench.backbone, bench.shape.rows
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, bench.shape.alone - 1)) for _ in range(n)]
+    batches = [texts[i : i + n // N_BATCHES] for i in range(0, n, n // N_BATCHES)]
 
     def forward(keep: bool) -> Run:
         module = plain(model)
@@ -187,35 +188,34 @@ def collection_case(bench: Bench, floor: float) -> Case:
             for block in blocks(module):
                 block.register_forward_hook(lambda _m, _a, out: found.append(out[:, -1].cpu()))
 
-        def run(_units: list[int]) -> torch.Tensor | None:
+        def run(units: list[int]) -> torch.Tensor | None:
             made = []
-            for i in range(0, n, BATCH_ROWS):
+            for unit in units:
                 found.clear()
-                inputs = model.tokenizer(
-                    texts[i : i + BATCH_ROWS], return_tensors="pt", padding=True
-                ).to(model.device)
+                inputs = model.tokenizer(batches[unit], return_tensors="pt", padding=True)
                 with torch.no_grad():
-                    module(**inputs, logits_to_keep=1, use_cache=False)
+                    module(**inputs.to(model.device), logits_to_keep=1, use_cache=False)
                 if keep:
                     made.append(torch.stack(found))
-            return torch.cat(made, 1)[None] if keep else None
+            return torch.stack(made) if keep else None
 
         return run
 
     def collected() -> Run:
         sites = {"last": iv.RoleSite("resid_post", slice(None), "last")}
 
-        def run(_units: list[int]) -> torch.Tensor:
+        def run(units: list[int]) -> torch.Tensor:
             with tempfile.TemporaryDirectory() as folder:
                 found = iv.collect(
                     model,
-                    texts,
+                    [text for unit in units for text in batches[unit]],
                     sites,
                     out=Path(folder) / "collected",
-                    batch_rows=BATCH_ROWS,
+                    batch_rows=len(batches[0]),
                     progress=False,
                 )
-                return torch.tensor(found["last"].values)[None]
+                values = torch.tensor(found["last"].values)  # [layer, row, d_model]
+            return values.unflatten(1, (len(units), -1)).transpose(0, 1)
 
         return run
 
@@ -227,6 +227,8 @@ def collection_case(bench: Bench, floor: float) -> Case:
             Contestant("bare forward passes", lambda: forward(False), peer=False),
             Contestant("interventions: collect, to disk", collected, ours=True),
         ],
+        units=N_BATCHES,
+        unit="batch",
         aim=1 / 1.1,
         against="bare forward passes",
         floor=floor,
