@@ -5,8 +5,7 @@ tokens before the first patched one. Attention to them is one product for all ro
 over the prefix and over a row's own tokens is put together from both parts, which is exact.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,17 +63,21 @@ def joined(prefix: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return torch.cat([prefix.repeat_interleave(len(new) // len(prefix), 0), new], -2)
 
 
-@contextmanager
-def kept_apart(model: Model, wanted: bool = True) -> Iterator[None]:
-    """Let the decoder attend to the prefix and to a row's own tokens separately, if ``wanted``."""
+def attend_apart(model: Model) -> str:
+    """Let the decoder attend to the prefix and to a row's own tokens separately.
+
+    Returns what its attention was before, for :func:`attend_as`.
+    """
     config: Any = model.module.config.get_text_config(decoder=True)
     before = config._attn_implementation_internal
-    try:
-        if wanted:
-            config._attn_implementation_internal = NAME
-        yield
-    finally:
-        config._attn_implementation_internal = before
+    config._attn_implementation_internal = NAME
+    return before
+
+
+def attend_as(model: Model, implementation: str) -> None:
+    """Give the decoder an attention by its name."""
+    config: Any = model.module.config.get_text_config(decoder=True)
+    config._attn_implementation_internal = implementation
 
 
 def can_be_kept_apart(model: Model) -> bool:

@@ -17,13 +17,14 @@ from rich.progress import Progress
 from interventions.budget import Budget, clean_bytes
 from interventions.errors import PatchError, PromptError, SweepInterrupted, did_you_mean
 from interventions.grid import Grid, Spec, make_grid
+from interventions.grouping import Cell, cell, groups, path_of
 from interventions.metrics import METRICS, UNITS, Metric, Target, target
 from interventions.model import Model
 from interventions.patching import Patch
 from interventions.places import Columns, check_same_tokens, columns_of, every_token
 from interventions.positions import Positions
 from interventions.prompts import Prompt
-from interventions.replay import Cell, cell, groups, path_of, replayed, run_clean
+from interventions.replay import replayed, run_clean
 from interventions.results import provenance, storable
 from interventions.sources import (
     FromLayers,

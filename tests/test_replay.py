@@ -16,8 +16,9 @@ from families import PATHS, TWINS, Case, Edit, case_of, raw_run, sees, twin_conf
 import interventions as iv
 from interventions.budget import Budget, clean_bytes
 from interventions.errors import PatchError, SiteError
+from interventions.grouping import cell, groups, path_of
 from interventions.patching import Patch
-from interventions.replay import cell, groups, path_of, replay, replayed, run_clean
+from interventions.replay import replay, replayed, run_clean
 from interventions.streams import COMPONENTS
 
 FAMILIES = (*tiny.FAMILIES, *TWINS)
