@@ -1,9 +1,11 @@
 """What goes to a server runs there: in a process that has our package from the request only."""
 
+import functools
 import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import interventions as iv
 from interventions.errors import RemoteError
 from interventions.remote.backend import Backend
 from interventions.remote.package import LUGGAGE, imports
+from interventions.remote.travel import check_travels
 
 ROOT = Path(__file__).resolve().parents[1]
 ON_A_SERVER = {"torch", "transformers", "nnsight", "numpy", "accelerate", "safetensors", "PIL"}
@@ -138,3 +141,94 @@ def test_a_request_is_small(pair_of: PairOf) -> None:
     tensors = sum(one.numel() * one.element_size() for one in case.prompt.inputs.values())
     assert len(sizes) == 1
     assert sizes[0] - tensors < 60_000
+
+
+def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        return 2 * function(*args)
+
+    return wrapper
+
+
+@decorated
+def doubled(model: iv.Model) -> int:
+    return model.n_layers
+
+
+@functools.lru_cache
+def remembered(n: int) -> int:
+    return n
+
+
+@torch.no_grad()
+def quiet(model: iv.Model) -> int:
+    return model.n_layers
+
+
+@contextmanager
+def opened() -> Iterator[int]:
+    yield 1
+
+
+class Base:
+    def value(self) -> int:
+        return 1
+
+
+class Derived(Base):
+    def value(self) -> int:
+        return super().value() + 1
+
+
+class Private:
+    def __init__(self) -> None:
+        self.__hidden = 1
+
+
+def calls_another(model: iv.Model) -> int:
+    return remembered(model.n_layers)
+
+
+def counts(model: iv.Model) -> int:
+    n = 0
+
+    def more() -> None:
+        nonlocal n
+        n += 1
+
+    more()
+    return n
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        (doubled, "wraps"),
+        (calls_another, "lru_cache"),
+        (quiet, r"with torch\.no_grad"),
+        (opened, "write a class"),
+        (Derived, "name the class and self"),
+        (Private, "two underscores"),
+        (counts, "nonlocal"),
+    ],
+)
+def test_what_would_break_on_the_way_is_refused(function: Any, what: str) -> None:
+    with pytest.raises(RemoteError, match=what):
+        check_travels(function)
+
+
+def helper(n: int) -> int:
+    return n + 1
+
+
+def plain(model: iv.Model, n: int) -> int:
+    with torch.no_grad():
+        return helper(model.n_layers) + sum(x for x in range(n))
+
+
+def test_plain_functions_and_our_own_are_sent(pair_of: PairOf) -> None:
+    there, case = pair_of("llama")
+    for function in (plain, iv.run, iv.complete):
+        check_travels(function)
+    assert there.job(plain, 3) == plain(case.model, 3)

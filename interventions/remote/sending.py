@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import nnsight
 
 from interventions.remote.backend import Backend
+from interventions.remote.travel import check_travels
 
 if TYPE_CHECKING:
     from interventions.model import Model
@@ -40,6 +41,7 @@ def send(model: "Model", backend: Any, function: Any, args: Any, kwargs: Any) ->
 
     What the function returns is ``returned`` among what the request saves, in a list.
     """
+    check_travels(function)
     with model.nn.session(backend=backend):
         returned = nnsight.save([function(model, *args, **kwargs)])  # noqa: F841
 
