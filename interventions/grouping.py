@@ -79,7 +79,7 @@ def path_of(model: Model, prompt: Prompt) -> tuple[Path, str]:
         return "rows", "cross-attention blocks keep no keys and values without an image"
     if anatomy.windowed and len(prompt.prefix_ids):
         return "plain", "a shared prefix in front of blocks with windows"
-    if weightless(model):
+    if weightless(model) and not model.remote:
         return "rows", "keys and values are in the process that has the weights"
     return "suffix", ""
 

@@ -10,9 +10,6 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from interventions.model import Model
 
@@ -68,6 +65,12 @@ def attend_apart(model: Model) -> str:
 
     Returns what its attention was before, for :func:`attend_as`.
     """
+    # What is imported here takes seconds, which importing this package should not.
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
     config: Any = model.module.config.get_text_config(decoder=True)
     before = config._attn_implementation_internal
     config._attn_implementation_internal = NAME
@@ -104,6 +107,8 @@ def attention(
     if prefix is None or any(kwargs.get(one) is not None for one in OTHER_SCORES):
         if prefix is not None:
             key, value = joined(prefix[0], key), joined(prefix[1], value)
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
@@ -152,7 +157,3 @@ def _attended(
     total = scores.sum(-1, keepdim=True)
     result = (scores.to(query.dtype) @ value) / total.to(query.dtype)
     return result, (top + total.log())[..., 0]
-
-
-ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

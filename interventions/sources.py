@@ -96,7 +96,17 @@ class Values:
         """Value [row, token, ...] of a column; one token is spread over the ``width`` wanted."""
         values = self.found[component][self.layers.index(layer)]
         some = values[:, self.starts[column] : self.starts[column + 1]]
-        return some if some.shape[1] == width else some.expand(-1, width, *some.shape[2:])
+        # Rows that were read with longer ones have more tokens than they use.
+        return (
+            some[:, :width] if some.shape[1] >= width else some.expand(-1, width, *some.shape[2:])
+        )
+
+    def rows(self, rows: Sequence[int]) -> "Values":
+        """Return the values of some rows."""
+        chosen = list(rows)
+        found = {one: value[:, chosen] for one, value in self.found.items()}
+        tokens = [self.tokens[row] for row in chosen]
+        return replace(self, found=found, tokens=tokens, logits=None)
 
     def repeated(self, n: int) -> "Values":
         """Return the values of rows that are repeated, as a block, ``n`` times."""

@@ -2,9 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,50 +14,28 @@ import xarray as xr
 from rich.console import Console
 from rich.progress import Progress
 
-from interventions.budget import Budget, clean_bytes
 from interventions.errors import PatchError, PromptError, SweepInterrupted, did_you_mean
-from interventions.grid import Grid, Spec, make_grid
-from interventions.grouping import Cell, cell, groups, path_of
-from interventions.metrics import METRICS, UNITS, Metric, Target, target
+from interventions.grid import make_grid
+from interventions.grouping import path_of
+from interventions.measuring import Job, Piece, batches, measured, run_rows
+from interventions.metrics import METRICS, UNITS, Metric, target
 from interventions.model import Model
-from interventions.patching import Patch
-from interventions.places import Columns, check_same_tokens, columns_of, every_token
-from interventions.positions import Positions
+from interventions.places import check_same_tokens, columns_of, every_token
 from interventions.prompts import Prompt
-from interventions.replay import replayed, run_clean
 from interventions.results import provenance, storable
 from interventions.sources import (
     FromLayers,
     FromModel,
-    Noise,
     Source,
-    Values,
     check_columns,
     constant,
     mapped_layers,
-    noisy,
     read_values,
 )
 from interventions.streams import Heads, Layers
 from interventions.table import Table, with_text
 
 SHOW_AFTER_S = 2.0
-MOST_ROWS = 64
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a sweep computes, checked."""
-
-    model: Model
-    prompt: Prompt
-    source: Source
-    columns: Columns
-    read_columns: Columns
-    grid: Grid
-    target: Target
-    metrics: Sequence[Metric]
-    budget: Budget
 
 
 def sweep(
@@ -160,7 +138,7 @@ def sweep(
         window=window,
         budget=budget,
     )
-    settings = _settings(job, answers, foils)
+    settings = _settings(model, job, answers, foils)
     table = Table(
         len(job.metrics),
         len(prompt),
@@ -171,27 +149,27 @@ def sweep(
     if (finished := table.finished) is not None:
         return finished
     kept = [row for row in range(len(prompt)) if row not in missing]
-    cost = _costs(job)
+    cost = _costs(model, job)
     try:
         with ExitStack() as stack:
             begun, spent, total = time.monotonic(), 0.0, float(cost.sum()) * len(kept)
             bar: Progress | None = None
             task: Any = None
-            for rows in _batches(job, kept):
-                for items, cells in _run_batch(job, rows, table):
-                    spent += float(cost[cells].sum()) * len(items)
-                    if bar is None and progress and time.monotonic() - begun > SHOW_AFTER_S:
-                        bar = stack.enter_context(Progress(console=Console(stderr=True)))
-                        task = bar.add_task(f"sweep of {len(job.grid)} cells", total=total)
-                    if bar is not None:
-                        bar.update(task, completed=spent)
+            for piece in _pieces(model, job, kept, table):
+                table.add(piece)
+                spent += float(cost[piece.cells].sum()) * len(piece.rows)
+                if bar is None and progress and time.monotonic() - begun > SHOW_AFTER_S:
+                    bar = stack.enter_context(Progress(console=Console(stderr=True)))
+                    task = bar.add_task(f"sweep of {len(job.grid)} cells", total=total)
+                if bar is not None:
+                    bar.update(task, completed=spent)
     except KeyboardInterrupt:
         table.save()
-        raise SweepInterrupted(_dataset(job, table, settings, missing), out) from None
+        raise SweepInterrupted(_dataset(model, job, table, settings, missing), out) from None
     except BaseException:
         table.save()
         raise
-    dataset = _dataset(job, table, settings, missing)
+    dataset = _dataset(model, job, table, settings, missing)
     table.finish(dataset)
     return dataset
 
@@ -267,8 +245,7 @@ def _job(
     if isinstance(source, torch.Tensor | float | int):
         source = constant(model, source)
     found = target(model, prompt, answers, foils)
-    allowed = Budget.of(model, budget)
-    return Job(model, prompt, source, columns, read_columns, grid, found, wanted, allowed), missing
+    return Job(prompt, source, columns, read_columns, grid, found, wanted, budget), missing
 
 
 def _default_layers(source: Source) -> Layers | None:
@@ -288,154 +265,31 @@ def _source_prompt(source: Source) -> Prompt | None:
     return source.prompt if isinstance(source, FromModel) else None
 
 
-def _batches(job: Job, kept: list[int]) -> list[list[int]]:
-    """Rows that run together: of like length, as many as memory has room for and are of use."""
-    longest = int(job.prompt.lengths.max())
-    width = max((len(one) for one in (*job.target.answers, *(job.target.foils or ()))), default=1)
-    before = len(job.prompt.prefix_ids)
-    each = clean_bytes(job.model, longest + width, before) + _value_bytes(job)
-    # Twice: half is for the cells.
-    most = job.budget.fit(2 * job.target.repeats * each, 1, "the run of one row")
-    per_block = len(job.grid) / max(1, len(job.grid.layers) * len(job.grid.components))
-    wanted = int(job.budget.n_tokens / 4 / max(1.0, per_block * longest / 2))
-    size = max(1, min(most, wanted, MOST_ROWS))
-    order = sorted(kept, key=lambda row: int(job.prompt.lengths[row]))
-    return [order[i : i + size] for i in range(0, len(order), size)]
-
-
-def _value_bytes(job: Job) -> int:
-    """Bytes of the values that are read for the cells of one row, and once more to stack them."""
-    if isinstance(job.source, torch.Tensor):
-        return 0
-    anatomy, grid = job.model.anatomy, job.grid
-    n_tokens = sum(max(len(row) for row in column) for column in job.read_columns.tokens)
-    widths = [
-        anatomy.n_heads * anatomy.head_dim if one == "head_out" else job.model.d_model
-        for one in grid.components
-    ]
-    size = torch.empty(0, dtype=job.model.dtype).element_size()
-    return 2 * size * n_tokens * len(grid.read_layers()) * sum(widths)
-
-
-def _run_batch(job: Job, rows: list[int], table: Table) -> Any:
-    """Run the cells of some rows that are not done, and yield which items and cells they were."""
-    model, grid = job.model, job.grid
-    if table.done[rows].all():
-        yield rows, np.arange(len(grid))
+def _pieces(model: Model, job: Job, kept: list[int], table: Table) -> Iterator[Piece]:
+    """Run what is not done: here, piece by piece, or on a server, as one request."""
+    if not model.remote:
+        for rows in batches(model, job, kept):
+            yield from run_rows(model, job, rows, table.done[rows])
         return
-    some, left = job.prompt.select(rows).trimmed()
-    chosen = job.target.rows(rows)
-    scored = chosen.scored(some)
-    at = chosen.positions(scored)
-    columns = job.columns.rows(rows).shifted(left)
-    repeats = chosen.repeats
-    everyone = [*range(len(rows))] * repeats
-    places = [
-        columns.positions(k, scored.length).rows(everyone) if any(columns.tokens[k]) else None
-        for k in range(len(columns.names))
-    ]
-    values = _values(job, rows, some, table)
-    if isinstance(values, Values):
-        values = values.repeated(repeats)
-    specs = list(grid.specs())
-    chosen_cells: list[int] = []
-    cells: list[Cell] = []
-    for i, spec in enumerate(specs):
-        place = places[spec.column]
-        if place is not None and spec.layers:
-            chosen_cells.append(i)
-            cells.append(cell(model, _patches(spec, place, values)))
-    without = sorted(set(range(len(specs))) - set(chosen_cells))
-    table.add(rows, without, np.full((len(job.metrics), len(rows), len(without)), np.nan))
-    path, _ = path_of(model, some)
-    clean = run_clean(model, scored, at, cells, path)
-    first = clean.logits[: len(rows), 0]
-    for which, metric in enumerate(job.metrics):
-        found = chosen.values(metric, clean.logits, clean=first)
-        table.clean[which, rows] = found.cpu().numpy()
-    # All cells are grouped, and groups that are done left out: a run that goes on where it was
-    # stopped has the same groups, and so the same numbers to the last bit.
-    todo = []
-    done = [*without]
-    for group in groups(model, scored, cells, path, job.budget):
-        numbers = [chosen_cells[i] for i in group.cells]
-        if table.done[np.ix_(rows, numbers)].all():
-            done += numbers
-        else:
-            todo.append(group)
-    yield rows, np.array(done, dtype=int)
-    for group, logits in replayed(model, clean, cells, path, todo):
-        measured = np.array(
-            [
-                [chosen.values(one, each, clean=first).cpu().numpy() for each in logits]
-                for one in job.metrics
-            ]
-        )
-        numbers = [chosen_cells[i] for i in group.cells]
-        measured = measured.transpose(0, 2, 1)
-        for j, i in enumerate(numbers):
-            column = columns.tokens[specs[i].column]
-            measured[:, [not row for row in column], j] = np.nan
-        table.add(rows, numbers, measured)
-        yield rows, np.array(numbers)
-
-
-def _values(job: Job, rows: list[int], some: Prompt, table: Table) -> Values | torch.Tensor:
-    """Read what the cells of some rows write."""
-    model, grid, source = job.model, job.grid, job.source
-    needed = grid.read_layers()
-    if isinstance(source, torch.Tensor):
-        return source
-    if isinstance(source, Prompt):
-        other, left = source.select(rows).trimmed()
-        read_at = job.read_columns.rows(rows).shifted(left)
-        chosen = job.target.rows(rows)
+    rows = [row for row in kept if not table.done[row].all()]
+    if isinstance(source := job.source, FromModel):  # another deployment: only values are moved
+        needed = job.grid.read_layers()
         values = read_values(
-            model,
-            other,
-            read_at,
-            components=grid.components,
-            layers=needed,
-            target=chosen,
-        )
-        if values.logits is not None:
-            for which, metric in enumerate(job.metrics):
-                if metric in ("logprob", "logit_diff", "rank"):
-                    found = chosen.values(metric, values.logits)
-                    table.source[which, rows] = found.cpu().numpy()
-        return values
-    if isinstance(source, FromModel):
-        other, left = source.prompt.select(rows).trimmed()
-        return read_values(
             source.pair.backbone,
-            other,
-            job.read_columns.rows(rows).shifted(left),
-            components=grid.components,
+            source.prompt,
+            job.read_columns,
+            components=job.grid.components,
             layers=mapped_layers(source.pair, needed),
             names=needed,
         )
-    read_at = job.read_columns.rows(rows).shifted(job.prompt.length - some.length)
-    values = read_values(model, some, read_at, components=grid.components, layers=needed)
-    return noisy(values, source, rows) if isinstance(source, Noise) else values
+        job = replace(job, source=values)
+    if rows:
+        yield from model.job(measured, job, rows, table.done)
 
 
-def _patches(spec: Spec, place: Positions, values: Values | torch.Tensor) -> list[Patch]:
-    """The patches of one cell."""
-    made = []
-    for layer, read in zip(spec.layers, spec.read, strict=True):
-        if isinstance(values, torch.Tensor):
-            value = values
-        else:
-            value = values.at(spec.component, read, spec.column, place.index.shape[1])
-            if spec.head is not None:
-                value = value[..., spec.head, :]
-        made.append(Patch(spec.component, layer, place, value, heads=spec.head))
-    return made
-
-
-def _costs(job: Job) -> np.ndarray:
+def _costs(model: Model, job: Job) -> np.ndarray:
     """What each cell costs, in tokens through blocks, for a row: to tell how long it takes."""
-    length, n = job.prompt.length, job.model.n_layers
+    length, n = job.prompt.length, model.n_layers
     first = [
         min((min(row) for row in column if row), default=length - 1)
         for column in job.columns.tokens
@@ -449,7 +303,7 @@ def _costs(job: Job) -> np.ndarray:
     )
 
 
-def _settings(job: Job, answers: Any, foils: Any) -> dict[str, Any]:
+def _settings(model: Model, job: Job, answers: Any, foils: Any) -> dict[str, Any]:
     """What the numbers depend on, in JSON types."""
     source: Any = job.source
     if isinstance(source, Prompt):
@@ -472,7 +326,7 @@ def _settings(job: Job, answers: Any, foils: Any) -> dict[str, Any]:
         "axes": {name: list(labels) for name, labels in job.grid.axes.items()},
         "window": job.grid.window,
         "read": job.read_columns.names,
-        **provenance(model=job.model),
+        **provenance(model=model),
     }
 
 
@@ -486,7 +340,7 @@ def _digest(prompt: Prompt) -> str:
 
 
 def _dataset(
-    job: Job, table: Table, settings: dict[str, Any], missing: dict[int, str]
+    model: Model, job: Job, table: Table, settings: dict[str, Any], missing: dict[int, str]
 ) -> xr.Dataset:
     grid = job.grid
     dims = ("item", *grid.axes)
@@ -494,7 +348,7 @@ def _dataset(
     made = made.assign_coords(item=np.arange(len(job.prompt)))
     if grid.each:
         made = made.assign_coords(role=("position", np.array(grid.columns.names, dtype=object)))
-        words = _words(job)
+        words = _words(model, job)
         made = made.assign_coords(token=(("item", "position"), words))
     for which, metric in enumerate(job.metrics):
         unit = {"units": UNITS[metric]}
@@ -503,7 +357,7 @@ def _dataset(
         made[f"clean_{metric}"] = ("item", table.clean[which], unit)
         if isinstance(job.source, Prompt) and metric in ("logprob", "logit_diff", "rank"):
             made[f"source_{metric}"] = ("item", table.source[which], unit)
-    path, reason = path_of(job.model, job.prompt)
+    path, reason = path_of(model, job.prompt)
     made.attrs = {
         "path": path,
         "path_reason": reason,
@@ -514,12 +368,12 @@ def _dataset(
     return with_text(storable(made))
 
 
-def _words(job: Job) -> np.ndarray:
+def _words(model: Model, job: Job) -> np.ndarray:
     """The token of each column in each row, as text."""
     ids = job.prompt.inputs["input_ids"].tolist()
     words = np.full((len(ids), len(job.columns.names)), "", dtype=object)
     for k, column in enumerate(job.columns.tokens):
         for row, tokens in enumerate(column):
             if tokens:
-                words[row, k] = job.model.tokenizer.decode([ids[row][tokens[0]]])
+                words[row, k] = model.tokenizer.decode([ids[row][tokens[0]]])
     return words

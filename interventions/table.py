@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from interventions.errors import ResultsError
+from interventions.measuring import Piece
 from interventions.results import Store, write_atomically
 
 PART = "cells.npz"
@@ -69,12 +70,16 @@ class Table:
             return with_text(self._store.get(STAGE))
         return None
 
-    def add(self, items: Sequence[int], cells: Sequence[int], values: np.ndarray) -> None:
-        """Put values [metric, item, cell] in their places; now and then, on disk as well."""
-        place = np.ix_(items, cells)
-        for which, one in enumerate(values):
-            self.values[which][place] = one
-        self.done[place] = True
+    def add(self, piece: Piece) -> None:
+        """Put numbers in their places; now and then, on disk as well."""
+        for mine, theirs in ((self.clean, piece.clean), (self.source, piece.source)):
+            if theirs is not None:
+                mine[:, piece.rows] = theirs
+        if piece.values is not None:
+            place = np.ix_(piece.rows, piece.cells)
+            for which, one in enumerate(piece.values):
+                self.values[which][place] = one
+            self.done[place] = True
         if time.monotonic() - self._saved_at > SAVE_EVERY_S:
             self.save()
 

@@ -373,7 +373,7 @@ def test_items_in_another_order_or_batch_give_the_same_numbers(
         **arguments,
     )
     close(two.logprob, one.logprob.values[back])
-    monkeypatch.setattr(sys.modules["interventions.sweep"], "MOST_ROWS", 1)
+    monkeypatch.setattr(sys.modules["interventions.measuring"], "MOST_ROWS", 1)
     three = sweep(case.model, prompt, source, answers=answers, **arguments)
     close(three.logprob, one.logprob.values)
 
