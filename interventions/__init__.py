@@ -1,14 +1,12 @@
 """Read and write the activations of vision-language models and their language backbones."""
 
-from interventions.agreement import verify
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from interventions.alignment import ModelPair, pair
 from interventions.answers import Completion, complete
-from interventions.attribution import attribute
 from interventions.batches import RoleSite
-from interventions.collecting import collect
-from interventions.collection import open_collection
 from interventions.edits import ablated, embedding_noise, frozen, steering
-from interventions.heatmaps import heatmap
 from interventions.knockout import Knockout, knockout
 from interventions.lens import lens, patchscope
 from interventions.loading import load
@@ -17,10 +15,17 @@ from interventions.patching import Patch, Run, Site, read, run
 from interventions.positions import Positions
 from interventions.prompts import Prompt
 from interventions.replay import replay
-from interventions.selectivity import probe
 from interventions.sources import FromLayers, FromModel, Noise
-from interventions.sweep import sweep
 from interventions.transplant import transplant
+
+if TYPE_CHECKING:
+    from interventions.agreement import verify
+    from interventions.attribution import attribute
+    from interventions.collecting import collect
+    from interventions.collection import open_collection
+    from interventions.heatmaps import heatmap
+    from interventions.selectivity import probe
+    from interventions.sweeps import sweep
 
 __all__ = [
     "Completion",
@@ -58,3 +63,24 @@ __all__ = [
     "transplant",
     "verify",
 ]
+
+# These give Datasets: xarray and pandas are imported when one is first used.
+LATER = {
+    "attribute": "attribution",
+    "collect": "collecting",
+    "heatmap": "heatmaps",
+    "open_collection": "collection",
+    "probe": "selectivity",
+    "sweep": "sweeps",
+    "verify": "agreement",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"interventions.{LATER[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

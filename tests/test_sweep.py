@@ -35,7 +35,7 @@ from interventions.metrics import METRICS, target
 from interventions.patching import Patch
 from interventions.places import columns_of
 from interventions.sources import FromLayers, FromModel, Noise
-from interventions.sweep import sweep
+from interventions.sweeps import sweep
 
 mpl.use("Agg")
 ROLES = ["image", "entity[-1]", "last"]
@@ -497,7 +497,7 @@ sys.path.insert(0, {tests!r})
 torch.set_num_threads(1)
 from families import case_of
 from interventions.sources import Noise
-from interventions.sweep import sweep
+from interventions.sweeps import sweep
 import interventions.table
 interventions.table.SAVE_EVERY_S = 0.0
 case = case_of("llama", torch.float32, "sdpa")

@@ -14,7 +14,7 @@ from interventions.metrics import target
 from interventions.places import columns_of
 from interventions.replay import replay
 from interventions.sources import FromModel
-from interventions.sweep import sweep
+from interventions.sweeps import sweep
 
 SAMPLE = 3  # cells that those who run one at a time are timed on
 
