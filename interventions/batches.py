@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from interventions.errors import PromptError, ResultsError, SiteError, did_you_mean
-from interventions.model import RESERVED, Model
+from interventions.model import Model
 from interventions.patching import Site
 from interventions.positions import from_lists
+from interventions.prompting import RESERVED
 from interventions.prompts import SINGLE, Prompt
 from interventions.streams import Component, Heads, Layers
 

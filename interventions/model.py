@@ -1,8 +1,6 @@
 """One vocabulary over an nnsight model: prompts, streams, traces."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +10,9 @@ from interventions.anatomy import Anatomy, find_anatomy
 from interventions.calling import normed_and_projected
 from interventions.errors import PromptError, RemoteError
 from interventions.prefixes import PrefixCache
-from interventions.prompts import Prompt, collate
-from interventions.rows import SEQUENCE_KEYS, Span, build_row, placeholder_of
+from interventions.prompting import make_prompt
+from interventions.prompts import Prompt
+from interventions.rows import SEQUENCE_KEYS, Span, placeholder_of
 from interventions.streams import (
     EmbeddingStream,
     HeadStream,
@@ -24,8 +23,6 @@ from interventions.streams import (
 
 if TYPE_CHECKING:
     from interventions.remote.jobs import Jobs
-
-RESERVED = re.compile(r"image(_\d+)?|last_image|question|last|answer")
 
 
 class Model:
@@ -143,11 +140,12 @@ class Model:
     @property
     def image_token(self) -> str | None:
         """How an image is written in the text of a prompt; None in a text-only model."""
-        token = self._placeholder
+        token = self.placeholder
         return token and self.anatomy.family.placeholder.format(image_token=token)
 
     @property
-    def _placeholder(self) -> str | None:
+    def placeholder(self) -> str | None:
+        """The token that stands for an image in what the processor takes; None without one."""
         return placeholder_of(self.processor, self.tokenizer, self.anatomy.image_token_id)
 
     @property
@@ -215,111 +213,7 @@ class Model:
         >>> named = llm.prompt("The capital of France is", spans={"entity": "France"})
         ... # doctest: +SKIP
         """
-        if taken := sorted(name for name in spans or {} if RESERVED.fullmatch(name)):
-            raise PromptError(f"a span cannot be called {taken[0]!r}: that role is given already.")
-        anatomy = self.anatomy
-        texts = self._texts(text)
-        per_row = self._images(images, len(texts))
-        rows = []
-        for i, (one, pictures) in enumerate(zip(texts, per_row, strict=True)):
-            if pictures and self._placeholder and self._placeholder not in one:
-                one = (self.image_token or "") * len(pictures) + "\n" + one
-            chosen = {
-                name: _of_row(span, i, len(texts), name) for name, span in (spans or {}).items()
-            }
-            rows.append(
-                build_row(
-                    one,
-                    pictures,
-                    chosen,
-                    tokenizer=self.tokenizer,
-                    processor=self.processor,
-                    image_token_id=anatomy.image_token_id,
-                    count=lambda tensors: anatomy.family.count(self.module, tensors),
-                )
-            )
-        if not rows or any(not row.ids for row in rows):
-            raise PromptError("a prompt needs at least one row, and every row at least one token.")
-        pad = self.tokenizer.pad_token_id
-        cross = bool(anatomy.cross_blocks)
-        # A window is counted in tokens, padding between prefix and rows included; where tokens see
-        # each other in both directions, or images come in from the side, a prefix is not alone.
-        two_way = anatomy.family.two_way
-        mixed = any(per_row) and (cross or two_way == "image")
-        same = len({len(row.ids) for row in rows}) == 1
-        sharable = not mixed and two_way != "prompt" and (same or not anatomy.windowed)
-        if cross and len({len(pictures) for pictures in per_row}) > 1:
-            raise PromptError(
-                f"rows with {sorted({len(pictures) for pictures in per_row})} images were given. "
-                f"In {self.name}, tokens that may see no image still take something of every image "
-                "in the batch, so rows with different numbers of images change each other. Give "
-                "them in prompts of their own."
-            )
-        prompt = collate(
-            rows,
-            pad_id=pad if pad is not None else 0,
-            share_prefix=share_prefix if sharable else False,
-            per_row=anatomy.family.per_row,
-            cross_attention=cross,
-            first_position=anatomy.family.first_position,
-        )
-        if two_way == "prompt" and "token_type_ids" not in prompt.inputs:
-            # Without it, text alone is read in one direction or in both, as attention goes.
-            types = torch.zeros_like(prompt.inputs["input_ids"])
-            prompt = replace(prompt, inputs={**prompt.inputs, "token_type_ids": types})
-        return self._in_a_plane(prompt) if anatomy.three_axis_positions else prompt
-
-    def _in_a_plane(self, prompt: Prompt) -> Prompt:
-        """Give image tokens the (time, height, width) positions that the model is used to."""
-        inputs = dict(prompt.inputs)
-        grids = {key: value for key, value in inputs.items() if key.endswith("_grid_thw")}
-        if not grids:
-            return prompt
-        prefix = len(prompt.prefix_ids)
-        inner = getattr(self.module, "model", self.module)
-        rope = getattr(self.module, "get_rope_index", None) or inner.get_rope_index
-        positions, _ = rope(
-            inputs["input_ids"],
-            mm_token_type_ids=inputs["mm_token_type_ids"],
-            attention_mask=inputs["attention_mask"][:, prefix:],
-            **grids,
-        )
-        inputs["position_ids"] = positions.transpose(0, 1) + prefix
-        return replace(prompt, inputs=inputs)
-
-    def _texts(self, text: str | Sequence[Any]) -> list[str]:
-        if isinstance(text, str):
-            return [text]
-        if text and isinstance(text[0], Mapping):
-            text = [text]
-        return [one if isinstance(one, str) else self._templated(one) for one in text]
-
-    def _templated(self, messages: Any) -> str:
-        source: Any = self.processor if self.processor is not None else self.tokenizer
-        text = source.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        start = self.tokenizer.bos_token
-        if start and self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]:
-            return text.removeprefix(start)  # the tokenizer puts its own in front
-        return text
-
-    def _images(self, images: Any | None, n_rows: int) -> list[list[Any]]:
-        if images is None:
-            return [[] for _ in range(n_rows)]
-        if self.processor is None:
-            raise PromptError(
-                f"images were given, but {self.name} is a text-only model (no processor). "
-                "Load the VLM, or leave images out."
-            )
-        if not isinstance(images, list | tuple):
-            images = [images]
-        if n_rows == 1 and not any(isinstance(one, list | tuple) for one in images):
-            images = [images]
-        if len(images) != n_rows:
-            raise PromptError(f"{len(images)} images for {n_rows} rows. Give one entry per row.")
-        return [
-            list(one) if isinstance(one, list | tuple) else ([] if one is None else [one])
-            for one in images
-        ]
+        return make_prompt(self, text, images=images, spans=spans, share_prefix=share_prefix)
 
     def _arguments(self, prompt: Prompt) -> dict[str, Any]:
         config = self.module.config
@@ -424,11 +318,3 @@ class Model:
         """
         new = ids[:, prompt.full_ids.shape[1] :]
         return self.tokenizer.batch_decode(new, skip_special_tokens=True)
-
-
-def _of_row(span: Any, row: int, n_rows: int, name: str) -> Span:
-    if isinstance(span, str) or (isinstance(span, tuple) and isinstance(span[0], int)):
-        return span
-    if len(span) != n_rows:
-        raise PromptError(f"span {name!r} has {len(span)} entries for {n_rows} rows.")
-    return span[row]
