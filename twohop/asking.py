@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from interventions import Model, Prompt, complete
-from interventions.answer_tokens import candidate_ids, token_ids
+from interventions.answer_tokens import candidate_ids, spaced, token_ids
 from twohop.entities.items import Benchmark, Entity, Item, Template
+from twohop.places import has_image_tokens
 from twohop.scoring import Outcome, names_it, normalise, outcome
 
 SEPARATOR = " | "  # between accepted answers, where they are stored as one text
@@ -75,16 +76,46 @@ def image_prompt(
     entities: Sequence[Entity],
     *,
     views: Sequence[int] | int = 0,
+    sized_as: Sequence[Entity] | None = None,
+    marked: bool = False,
     share_prefix: bool | str = True,
 ) -> Prompt:
-    """Ask the VLM about pictured entities, each by one of its held-out views."""
+    """Ask the VLM about pictured entities, each by one of its held-out views.
+
+    Parameters
+    ----------
+    study : Study
+    template : Template
+    entities : sequence of Entity
+    views : int or sequence of int
+        For all, or one each.
+    sized_as : sequence of Entity, optional
+        Bring each picture to the size of this entity's: as large pictures have as many tokens.
+    marked : bool
+        Give the question, without worked examples, the role ``asked``; done anyway where an image
+        has no tokens.
+    share_prefix : bool or str
+        As in :meth:`interventions.Model.prompt`.
+    """
     chosen = [views] * len(entities) if isinstance(views, int) else views
     images = [
         study.benchmark.view(entity.code, view)
         for entity, view in zip(entities, chosen, strict=True)
     ]
+    if sized_as is not None:
+        sizes = [study.benchmark.view(entity.code, 0).size for entity in sized_as]
+        images = [
+            image if image.size == size else image.resize(size)
+            for image, size in zip(images, sizes, strict=True)
+        ]
     text = template.show(study.vlm.image_token or "")
-    return study.vlm.prompt([text] * len(images), images=images, share_prefix=share_prefix)
+    marked = marked or not has_image_tokens(study.vlm)
+    return study.vlm.prompt(
+        [text] * len(images),
+        images=images,
+        spans={"asked": (len(template.prefix), len(text))} if marked else None,
+        share_prefix=share_prefix,
+    )
 
 
 def chain_prompt(study: Study, items: Sequence[Item], names: Sequence[str]) -> Prompt:
@@ -102,7 +133,9 @@ def longest_answer(model: Model, benchmark: Benchmark) -> int:
     """Tokens to generate: the longest name or accepted answer, and the stop."""
     texts = {name for entity in benchmark.entities for name in entity.names}
     texts |= {answer for item in benchmark.items for answer in item.answers}
-    return max(len(ids) for ids in token_ids(model, sorted(texts))) + SPARE_TOKENS
+    asked = text_prompt(model, benchmark.naming, benchmark.entities[:1])
+    found = token_ids(model, sorted(texts), space=spaced(model, asked))
+    return max(len(ids) for ids in found) + SPARE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -180,6 +213,7 @@ def answers(
             candidates=candidates,
             max_new_tokens=study.max_new_tokens,
             stop=study.benchmark.stop,
+            end=study.benchmark.end,
             on_rows=study.tick,
         )
         for i, row in enumerate(rows.tolist()):
@@ -222,9 +256,9 @@ def name_entities(study: Study, entities: Sequence[Entity]) -> tuple[list[str], 
     return texts, np.array(right, dtype=bool)
 
 
-def first_token(model: Model, text: str) -> int:
+def first_token(model: Model, prompt: Prompt, text: str) -> int:
     """Id of the first token of an answer as it follows a prompt."""
-    return candidate_ids(model, [text])[0][0]
+    return candidate_ids(model, [text], space=spaced(model, prompt))[0][0]
 
 
 def another(study: Study, items: Sequence[Item]) -> list[Item | None]:
@@ -272,5 +306,12 @@ def item_coords(items: Sequence[Item]) -> dict[str, tuple[str, list[str]]]:
 
 
 def text_array(values: object) -> np.ndarray:
-    """Strings as an object array, which netCDF stores as variable-length text."""
-    return np.array(values, dtype=object)
+    """Strings as an object array, which netCDF stores as variable-length text.
+
+    It cannot hold a zero byte, which a broken or untrained model may well say: a replacement
+    character stands for it.
+    """
+    found = np.array(values, dtype=object)
+    for where, text in np.ndenumerate(found):
+        found[where] = text.replace("\0", "\ufffd")
+    return found

@@ -10,6 +10,7 @@ from interventions import Patch, Site, read
 from twohop.asking import Study, another, by_relation, image_prompt, score
 from twohop.cells import free_answers
 from twohop.entities.items import Item
+from twohop.places import entity_tokens, padded
 
 LATER = (0.4, 0.6, 0.8)
 EARLIER = (0.0, 0.1, 0.2)
@@ -22,12 +23,21 @@ def layer_pairs(n_layers: int) -> list[tuple[int, int]]:
     return [(s, t) for s in dict.fromkeys(later) for t in dict.fromkeys(earlier) if s > t]
 
 
+def dev_half(items: Sequence[Item], *, seed: int) -> np.ndarray:
+    """Which items are of the half of the entities that choices are made on, [item]."""
+    codes = sorted({item.entity.code for item in items})
+    shuffled = np.random.default_rng(seed).permutation(len(codes))
+    half = {codes[i] for i in shuffled[: len(codes) // 2]}
+    return np.array([item.entity.code in half for item in items], dtype=bool)
+
+
 def back_patching(study: Study, items: Sequence[Item]) -> xr.Dataset:
     """Write the VLM's own later state at the image tokens into an earlier layer.
 
-    Every pair of layers is tried on every item; the pair is fixed on one half of the entities
-    (``dev``) and scored on the other. The null does the same with the states of another entity's
-    picture, so that what a search over pairs finds by luck can be told apart.
+    At the question's tokens where an image has none. Every pair of layers is tried on every item;
+    the pair is fixed on one half of the entities (``dev``) and scored on the other. The null does
+    the same with the states of another entity's picture, in the size of the item's own, so that
+    what a search over pairs finds by luck can be told apart.
 
     Returns
     -------
@@ -45,11 +55,14 @@ def back_patching(study: Study, items: Sequence[Item]) -> xr.Dataset:
     for relation, rows in by_relation(items):
         some = [items[i] for i in rows]
         template = study.benchmark.templates[relation]
-        shown = image_prompt(study, template, [one.entity for one in some])
-        theirs = image_prompt(study, template, [(others[i] or items[i]).entity for i in rows])
-        [state] = read(study.vlm, shown, [Site("resid_pre", needed, shown.at("image"))])
-        [null] = read(study.vlm, theirs, [Site("resid_pre", needed, theirs.at("image"))])
-        image = shown.at("image")
+        own = [one.entity for one in some]
+        shown = image_prompt(study, template, own)
+        rivals = [(others[i] or items[i]).entity for i in rows]
+        theirs = image_prompt(study, template, rivals, sized_as=own)
+        image = entity_tokens(shown)
+        [state] = read(study.vlm, shown, [Site("resid_pre", needed, padded(image))])
+        there = padded(entity_tokens(theirs))
+        [null] = read(study.vlm, theirs, [Site("resid_pre", needed, there)])
         for name, source in (("own", state), ("null", null)):
 
             def patches_of(
@@ -68,10 +81,7 @@ def back_patching(study: Study, items: Sequence[Item]) -> xr.Dataset:
             texts = free_answers(study, study.vlm, shown, n_cells=len(pairs), patches_of=patches_of)
             for pair, said in enumerate(texts):
                 tables[name][pair, rows] = score(study, some, said, [""] * len(some)).right
-    codes = sorted({item.entity.code for item in items})
-    shuffled = np.random.default_rng(study.seed).permutation(len(codes))
-    half = {codes[i] for i in shuffled[: len(codes) // 2]}
-    dev = np.array([item.entity.code in half for item in items], dtype=bool)
+    dev = dev_half(items, seed=study.seed)
     best = {
         name: int(table[:, dev].mean(1).argmax()) if dev.any() else 0
         for name, table in tables.items()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from interventions import Model, Patch, Positions, Prompt, Site, read, run
-from interventions.answer_tokens import candidate_ids
+from interventions.answer_tokens import candidate_ids, spaced
 from interventions.answers import greedy
 from twohop.asking import Study
 from twohop.entities.items import Item
@@ -155,6 +155,7 @@ def answered_cells(
     return table.astype(bool)
 
 
-def answer_ids(model: Model, items: Sequence[Item]) -> list[list[int]]:
-    """Token ids of each item's canonical answer."""
-    return [candidate_ids(model, [item.answers[0]])[0] for item in items]
+def answer_ids(model: Model, prompt: Prompt, items: Sequence[Item]) -> list[list[int]]:
+    """Token ids of each item's canonical answer, as it follows a prompt."""
+    space = spaced(model, prompt)
+    return [candidate_ids(model, [item.answers[0]], space=space)[0] for item in items]

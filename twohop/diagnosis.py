@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from twohop.places import IMAGE_ROLES
 from twohop.statistics import MIN_CLUSTERS, Estimate, difference
 
 VERDICTS = (
@@ -33,9 +34,10 @@ def beats_its_null(recovery: xr.Dataset, *, seed: int) -> Estimate:
 def sustained(resolution: xr.Dataset, kind: str) -> xr.DataArray:
     """Whether a probe reads each entity off an image role here and at the next layer, in one role.
 
-    A single hit can be luck. Dims ``layer`` and ``entity``.
+    A single hit can be luck. Never, where an image has no tokens. Dims ``layer`` and ``entity``.
     """
-    hits = resolution["probe"].sel(kind=kind, role=["image", "last_image"])
+    there = [role for role in IMAGE_ROLES if role in resolution["role"].values]
+    hits = resolution["probe"].sel(kind=kind, role=there)
     return (hits & hits.shift(layer=-1, fill_value=False)).any("role")
 
 
@@ -61,7 +63,8 @@ def diagnosis(
       and back-patching does not beat its null.
     - ``late``: the transfer probe first reads the entity after the window has closed; transplanting
       gives the answer back, and back-patching beats its null.
-    - ``unexplained``: everything else, items whose recovery failed included.
+    - ``unexplained``: everything else, items whose recovery failed included; and where an image
+      has no tokens, all that the two verdicts before would have to be told apart by.
 
     Parameters
     ----------
@@ -90,7 +93,7 @@ def diagnosis(
     never = ~((onset >= 0) & (onset <= window_end))
     regained: dict[str, bool] = {}
     if recovery.sizes["lost"]:
-        won = recovery["recovered"].sel(arm="transplant_all_image").values > 0
+        won = recovery["recovered"].sel(arm=recovery.attrs["whole_arm"]).values > 0
         regained = dict(zip(recovery["lost"].values, won, strict=True))
 
     verdicts = []

@@ -18,6 +18,7 @@ from interventions.streams import Component
 from twohop.asking import Study, another, by_relation, first_token, image_prompt, text_prompt
 from twohop.cells import run_cells
 from twohop.entities.items import Item
+from twohop.places import last_ones, padded, question_tokens
 from twohop.window import known_items
 
 MAX_ITEMS = 9
@@ -32,33 +33,41 @@ def window_edges(n_layers: int) -> np.ndarray:
     return np.linspace(0, n_layers, min(n_layers, MAX_WINDOWS) + 1).round().astype(int)
 
 
-def map_positions(prompt: Prompt, role: str) -> dict[str, Positions]:
-    """Entity tokens (image, or the name's last), the last token, and what lies between."""
-    entity = prompt.at(role) if role == "image" else prompt.at(role, -1)
+def map_positions(prompt: Prompt) -> dict[str, Positions]:
+    """Entity tokens (image, or the name's last), the last token, and what lies between.
+
+    Where an image has no tokens, the question's are between.
+    """
+    if prompt.has_images and prompt.cross_attention:
+        return {"last": prompt.at("last"), "between": question_tokens(prompt)}
+    entity = prompt.at("image") if prompt.has_images else prompt.at("entity", -1)
     last = prompt.length - 1
-    between = [list(range(int(row.max()) + 1, last)) for row in entity.index]
+    ends = entity.last().index[:, 0].tolist()
+    between = [list(range(end + 1, last)) for end in ends]
     found = {"entity": entity, "last": prompt.at("last")}
     if all(between):
         found["between"] = from_lists(between, length=prompt.length, single=False, role="between")
     return found
 
 
-def patching_map(study: Study, model: Model, right: np.ndarray) -> xr.Dataset:
+def patching_map(study: Study, model: Model, right: np.ndarray, *, shown: bool) -> xr.Dataset:
     """Measure the map of one model.
 
     Parameters
     ----------
     study : Study
     model : Model
-        The backbone is asked in text, the VLM with images.
     right : ndarray of bool [item]
         Items to draw from.
+    shown : bool
+        Whether it is asked about pictures, as the VLM is, or about names, as the backbone is.
 
     Returns
     -------
     Dataset
         ``effect`` (component, window, role): share of the logit difference restored, NaN where
-        clean and corrupt runs do not differ; ``restored`` (component, window, role, map_item) and
+        clean and corrupt runs do not differ, and at roles that the model does not have;
+        ``restored`` (component, window, role, map_item) and
         ``span`` (map_item): the same before the ratio, in logits; ``first_block`` and
         ``last_block`` (window). ``resid_post`` is patched after the window's last block, the
         sublayers in all its blocks.
@@ -72,7 +81,9 @@ def patching_map(study: Study, model: Model, right: np.ndarray) -> xr.Dataset:
     restored, span = np.full(shape, np.nan), np.zeros(len(items))
     for relation, rows in by_relation(items):
         some = [pairs[i] for i in rows]
-        restored[..., rows], span[rows] = _map_of_relation(study, model, relation, some, edges)
+        restored[..., rows], span[rows] = _map_of_relation(
+            study, model, relation, some, edges, shown=shown
+        )
     whole = span.mean() if len(items) else 0.0
     effect = restored.mean(-1) / whole if abs(whole) > LEAST_SPAN else np.full(shape[:-1], np.nan)
     return xr.Dataset(
@@ -97,22 +108,27 @@ def _map_of_relation(
     relation: str,
     pairs: Sequence[tuple[Item, Item]],
     edges: np.ndarray,
+    *,
+    shown: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What each cell restores, [component, window, role, item], and the whole span, [item]."""
     template = study.benchmark.templates[relation]
 
     def prompt_of(which: int) -> Prompt:
         entities = [pair[which].entity for pair in pairs]
-        if model.anatomy.is_vlm:
-            return image_prompt(study, template, entities)
+        if shown:
+            own = [pair[0].entity for pair in pairs]
+            return image_prompt(study, template, entities, sized_as=own)
         return text_prompt(model, template, entities)
 
-    role = "image" if model.anatomy.is_vlm else "entity"
     clean, corrupt = prompt_of(0), prompt_of(1)
-    here, there = map_positions(clean, role), map_positions(corrupt, role)
+    here, there = map_positions(clean), map_positions(corrupt)
+    for name in here:  # token by token, from the end, should a row's two differ in number
+        counts = here[name].counts.minimum(there[name].counts).tolist()
+        here[name], there[name] = last_ones(here[name], counts), last_ones(there[name], counts)
     n_windows = len(edges) - 1
     sites = [
-        Site(component, slice(0, model.n_layers), here[name])
+        Site(component, slice(0, model.n_layers), padded(here[name]))
         for component in MAP_COMPONENTS
         for name in here
     ]
@@ -123,7 +139,7 @@ def _map_of_relation(
         (c, w, n) for c in MAP_COMPONENTS for w in range(n_windows) for n in here
     ]
     tokens, others = (
-        torch.tensor([first_token(model, pair[which].answers[0]) for pair in pairs])
+        torch.tensor([first_token(model, clean, pair[which].answers[0]) for pair in pairs])
         for which in (0, 1)
     )
 

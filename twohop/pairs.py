@@ -114,12 +114,12 @@ def find_pair(key: str, *, has_data: bool = False) -> Pair:
     Raises
     ------
     InterventionsError
-        If there is none: the nearest key is named. If it is a published one, which the study does
-        not run yet, or not without items: what running it takes is said.
+        If there is none: the nearest key is named. If it is a published one that cannot be run as
+        it is asked for, without items or unconverted: what running it takes is said.
     """
     if key in PUBLISHED:
         found = PUBLISHED[key]
-        if not has_data or found.same_weights or found.layout == "mistral":
+        if not has_data or found.layout == "mistral":
             raise InterventionsError(_why_not_yet(found))
         return replace(own_pair(found.vlm, found.backbone), key=key, format=CHAT)
     if key not in PAIRS:
@@ -219,10 +219,11 @@ def _why_not_yet(pair: PublishedPair) -> str:
     else:
         models += f" and {pair.backbone} ({pair.backbone_bytes / 1e9:.1f} GB)"
     needs = "has no items of its own: give some, --data FILE."
-    if pair.same_weights:
-        needs = "the study does not run one set of weights as both models yet."
     if pair.layout == "mistral":
-        needs = "the VLM is stored in Mistral's own format and has to be converted first."
+        needs = (
+            "the VLM is stored in Mistral's own format: convert it first, then give its folder, "
+            "--vlm FOLDER --backbone MODEL --data FILE."
+        )
     return (
         f"the pair {pair.key!r} is registered, but {needs} It takes {models} from the Hugging Face "
         f"hub, and GPUs here that hold them. Where it could run: twohop pairs. What runs now: "

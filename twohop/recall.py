@@ -157,11 +157,7 @@ def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:
         gate_dataset(items, _blank(study), gate="vlm_blank"),
     ]
     joined = xr.concat(gates, dim="gate", coords="minimal", compat="override", join="exact")
-    surface = [
-        first_token(vlm, item.entity.name) in {first_token(vlm, one) for one in item.answers}
-        for item in items
-    ]
-    joined["surface"] = ("item", np.array(surface))
+    joined["surface"] = ("item", _surface(study))
     joined.attrs["vlm_text"] = (
         "the VLM's decoder is bit-equal to the backbone's, so its text answers are the backbone's"
         if same
@@ -170,20 +166,38 @@ def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:
     return joined
 
 
+def _surface(study: Study) -> np.ndarray:
+    """Whether each item's answer begins with the token that its entity's name does, [item]."""
+    vlm, found = study.vlm, np.zeros(len(study.benchmark.items), dtype=bool)
+    for relation, rows in by_relation(study.benchmark.items):
+        some = [study.benchmark.items[i] for i in rows]
+        template = study.benchmark.templates[relation]
+        asked = text_prompt(vlm, template, [some[0].entity])  # ends as all of them do
+        for row, item in zip(rows, some, strict=True):
+            name = first_token(vlm, asked, item.entity.name)
+            found[row] = name in {first_token(vlm, asked, one) for one in item.answers}
+    return found
+
+
 def _blank(study: Study) -> Scored:
-    """Answers to a blank image: one question per relation, as nothing in it names an entity."""
+    """Answers to a blank image of the size of the item's own.
+
+    One question per relation and size, as nothing in it names an entity.
+    """
     items = study.benchmark.items
-    first = {relation: items[rows[0]] for relation, rows in by_relation(items)}
     vlm, templates = study.vlm, study.benchmark.templates
+    sizes = {e.code: study.benchmark.view(e.code, 0).size for e in study.benchmark.entities}
+    kinds = [(item.relation, sizes[item.entity.code]) for item in items]
+    first = dict(zip(reversed(kinds), reversed(items), strict=True))
     asked = ask(
         study,
         vlm,
         list(first.values()),
         prompt_of=lambda relation, some: vlm.prompt(
             [templates[relation].show(vlm.image_token or "")] * len(some),
-            images=[study.benchmark.blank()] * len(some),
+            images=[study.benchmark.blank().resize(sizes[one.entity.code]) for one in some],
         ),
     )
-    place = {relation: i for i, relation in enumerate(first)}
-    which = [place[item.relation] for item in items]
+    place = {kind: i for i, kind in enumerate(first)}
+    which = [place[kind] for kind in kinds]
     return score(study, items, [asked.texts[i] for i in which], [asked.choices[i] for i in which])

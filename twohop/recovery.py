@@ -12,6 +12,11 @@ arm                                       what is written, and where
 ``transplant_all_image``                  block outputs, into every image token
 ``transplant_last_image``                 the same, into the last image token only
 ``transplant_all_image_mlp``              MLP outputs only, into every image token
+``transplant_question``,                  the same three where an image has no tokens: into the
+``transplant_last_token``,                question's tokens, or the last of the prompt
+``transplant_question_mlp``
+``transplant_heuristic``                  block outputs, into the one token where that raises the
+                                          answer's probability most on other entities
 ``transplant_random_position``            as the first, into as many random text tokens (20 seeds)
 ``wrong_entity``                          another entity's values, into every image token
 ``mean_entity``                           the mean over the other entities
@@ -38,13 +43,18 @@ from twohop.asking import (
     score,
     text_array,
 )
-from twohop.back_patching import back_patching
+from twohop.back_patching import back_patching, dev_half
 from twohop.entities.items import Item
+from twohop.heuristic import gains, transplant_at
 from twohop.transplant import (
+    LAST,
     PATCH_ARMS,
     RANDOM_SEEDS,
+    WHOLE,
+    WITHOUT_IMAGE_TOKENS,
     follows,
     has_other,
+    own_arm,
     random_positions,
     transplant_arms,
 )
@@ -55,6 +65,8 @@ MAX_KEPT = 18
 MAX_RANDOM = 18
 ARMS = (
     *PATCH_ARMS[:3],
+    *WITHOUT_IMAGE_TOKENS.values(),
+    "transplant_heuristic",
     "transplant_random_position",
     *PATCH_ARMS[3:],
     "back_patching",
@@ -63,7 +75,6 @@ ARMS = (
     "cot_gold",
     "cot_wrong",
 )
-HARM_ARMS = ("transplant_all_image", "transplant_last_image", "cot_named")
 
 
 def chains(
@@ -117,7 +128,9 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
         ``recovered`` (arm, lost): right after the intervention (a share, for the random
         positions), NaN where an arm was not tried on an item; ``said`` (arm, lost); ``followed``
         (follow_arm, tried): the answer is that of the entity whose values, or name, were put in;
-        ``still_right`` (harm_arm, kept); back-patching as :func:`back_patching`.
+        ``still_right`` (harm_arm, kept); back-patching as :func:`back_patching`;
+        ``heuristic_gain`` (heuristic_place), nats, on the half that chose the place. Attributes
+        ``whole_arm``: the transplant that the diagnosis goes by; ``heuristic``: the place.
     """
     benchmark = study.benchmark
     right = {gate: gates["right"].sel(gate=gate).values for gate in gates["gate"].values}
@@ -162,10 +175,13 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
                 followed[arm] = follows(study, tried, scored)
         for arm in ("wrong_entity", "cot_wrong"):
             arms[arm] = np.where(has_other(study, tried), arms[arm].astype(float), np.nan)
+    scores, arms["transplant_heuristic"], words_there = heuristic(study, tried, last=last_block)
+    said["transplant_heuristic"] = words_there
     back = back_patching(study, tried)
     arms["back_patching"] = back["own"].values[back.attrs["chosen"]]
     null = back["null"].values[back.attrs["chosen_null"]].astype(float)
     arms["back_patching_null"] = np.where(back["has_null"].values, null, np.nan)
+    whole_arm = own_arm(study.vlm, WHOLE)
     where = [[item.id for item in lost].index(item.id) for item in tried]
     tables = {name: np.full(len(lost), np.nan) for name in ARMS}
     words = {name: [""] * len(lost) for name in tables}
@@ -178,11 +194,11 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
         [whole] = transplant_arms(
             study, lost, last_block=last_block, last_mlp=last_mlp, arms=PATCH_ARMS[:1]
         ).values()
-        tables["transplant_all_image"] = whole.right.astype(float)
-        words["transplant_all_image"] = whole.texts
+        tables[whole_arm] = whole.right.astype(float)
+        words[whole_arm] = whole.texts
     if kept:
         for arm, scored in transplant_arms(
-            study, kept, last_block=last_block, last_mlp=last_mlp, arms=HARM_ARMS[:2]
+            study, kept, last_block=last_block, last_mlp=last_mlp, arms=(WHOLE, LAST)
         ).items():
             still[arm] = scored.right
         own = [str(own_names[place[item.id]]) for item in kept]
@@ -208,9 +224,50 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
             "tried": [item.id for item in tried],
             "kept": [item.id for item in kept],
         },
-        attrs={"last_block": last_block, "last_mlp": last_mlp, "random_seeds": RANDOM_SEEDS},
+        attrs={
+            "last_block": last_block,
+            "last_mlp": last_mlp,
+            "random_seeds": RANDOM_SEEDS,
+            "whole_arm": whole_arm,
+            "heuristic": max(scores, key=lambda place: scores[place], default="none"),
+        },
     )
+    result["heuristic_gain"] = ("heuristic_place", np.array([*scores.values()], dtype=float))
+    result = result.assign_coords(heuristic_place=[*scores])
     return result.merge(back, combine_attrs="no_conflicts")
+
+
+def heuristic(
+    study: Study, items: Sequence[Item], *, last: int
+) -> tuple[dict[str, float], np.ndarray, list[str]]:
+    """Choose the place of the transplant on one half of the entities, and score the other.
+
+    Returns
+    -------
+    scores : dict of str to float
+        For each place, the mean log-probability it gives to the answer's first token, nats; empty
+        where there are no two entities.
+    recovered : ndarray [item]
+        NaN on the half that chose.
+    said : list of str
+    """
+    dev = dev_half(items, seed=study.seed)
+    recovered, said = np.full(len(items), np.nan), [""] * len(items)
+    if not dev.any():
+        return {}, recovered, said
+    chosen_on = [item for item, here in zip(items, dev, strict=True) if here]
+    found, table = gains(study, chosen_on, component="resid_post", last=last)
+    mean = table.mean(1)
+    rest = np.nonzero(~dev)[0].tolist()
+    place = found[int(mean.argmax())]
+    scored = transplant_at(
+        study, [items[i] for i in rest], place, component="resid_post", last=last
+    )
+    recovered[rest] = scored.right
+    for i, text in zip(rest, scored.texts, strict=True):
+        said[i] = text
+    scores = {str(one): float(gain) for one, gain in zip(found, mean, strict=True)}
+    return scores, recovered, said
 
 
 def _table(rows: dict[str, np.ndarray], width: int) -> np.ndarray:

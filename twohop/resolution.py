@@ -14,13 +14,15 @@ import torch
 import xarray as xr
 
 from interventions import Model, Positions, Prompt, Site, read
+from interventions.alignment import layer_map
 from interventions.lens import lens
 from interventions.probing import fit_probe, fit_probes
 from twohop.asking import Study, by_relation, first_token, image_prompt, text_prompt
-from twohop.entities.items import PLACE, Entity, Template
+from twohop.entities.items import PLACE, Benchmark, Entity, Template
+from twohop.places import IMAGE_ROLES, backbone_layers, has_image_tokens, padded
 from twohop.statistics import cluster_sums
 
-ROLES = ("image", "last_image", "last")
+ROLES = (*IMAGE_ROLES, "last")
 FIT_VIEWS = (1, 2, 3)
 TEST_VIEW = 0
 BATCH_TOKENS = 3072
@@ -46,13 +48,13 @@ def states(
         some, left = prompt.select(rows).trimmed()
         sites = []
         for positions in roles.values():
-            there = positions.rows(rows).shifted(left, some.length)
+            there = padded(positions.rows(rows).shifted(left, some.length))
             sites.append(Site("resid_pre", slice(0, model.n_layers), there))
             sites.append(Site("resid_post", model.n_layers - 1, there))
         values = read(model, some, sites)
         for i, role in enumerate(roles):
             value = torch.cat([values[2 * i], values[2 * i + 1][None]]).float().cpu()
-            parts[role].append(value.mean(2) if value.ndim == 4 else value)
+            parts[role].append(averaged(value, roles[role].rows(rows)))
         study.tick(len(rows))
     back = order.argsort()
     found = {role: torch.cat(some, dim=1)[:, back] for role, some in parts.items()}
@@ -61,17 +63,42 @@ def states(
     return found
 
 
-def image_states(
-    study: Study, template: Template, entities: Sequence[Entity], views: Sequence[int]
-) -> dict[str, torch.Tensor]:
-    """VLM states at :data:`ROLES` for pictured entities, [layer, row, d_model] each."""
-    prompt = image_prompt(study, template, entities, views=views)
-    roles = {
-        "image": prompt.at("image"),
-        "last_image": prompt.at("image", -1),
-        "last": prompt.at("last"),
-    }
-    return states(study, study.vlm, prompt, roles)
+def averaged(value: torch.Tensor, positions: Positions) -> torch.Tensor:
+    """Mean of [layer, row, position, d_model] over each row's own positions."""
+    if value.ndim < 4:
+        return value
+    if not positions.ragged:
+        return value.mean(2)
+    mask = positions.mask[:, :, None].to(value)
+    return torch.where(mask > 0, value, 0).sum(2) / mask.sum(1)
+
+
+def own_relations(benchmark: Benchmark) -> dict[str, list[int]]:
+    """The relation by which each entity is asked about, its first: relation to entities' rows."""
+    first: dict[str, str] = {}
+    for relation, rows in by_relation(benchmark.items):
+        for i in rows:
+            first.setdefault(benchmark.items[i].entity.code, relation)
+    groups: dict[str, list[int]] = {}
+    for row, entity in enumerate(benchmark.entities):
+        groups.setdefault(first[entity.code], []).append(row)
+    return groups
+
+
+def image_states(study: Study, view: int) -> dict[str, torch.Tensor]:
+    """VLM states at its roles for a picture of every entity, [layer, row, d_model] each."""
+    entities = study.benchmark.entities
+    found: dict[str, torch.Tensor] = {}
+    for relation, rows in own_relations(study.benchmark).items():
+        template = study.benchmark.templates[relation]
+        prompt = image_prompt(study, template, [entities[i] for i in rows], views=view)
+        roles = {"last": prompt.at("last")}
+        if has_image_tokens(study.vlm):
+            roles = {"image": prompt.at("image"), "last_image": prompt.at("image", -1)} | roles
+        for role, value in states(study, study.vlm, prompt, roles).items():
+            shape = (len(value), len(entities), value.shape[-1])
+            found.setdefault(role, torch.zeros(shape))[:, rows] = value
+    return found
 
 
 def name_states(study: Study, template: Template, entities: Sequence[Entity]) -> torch.Tensor:
@@ -100,38 +127,51 @@ def depth_interval(hits: np.ndarray, clusters: Sequence[str], *, seed: int) -> t
 def resolution(study: Study) -> xr.Dataset:
     """Probe every layer of the VLM for the entity and the answer.
 
+    Every entity is asked about by a relation that it has. The backbone's layers are matched with
+    the VLM's: where cross-attention blocks were put in, the stream behind one still counts as the
+    backbone's before it.
+
     Returns
     -------
     Dataset
         ``probe`` (kind, role, layer, entity): whether the probe reads each entity right in its
-        held-out picture, with kind ``plain``, ``transfer`` or ``shuffled`` (labels shuffled:
-        the control); ``accuracy`` (kind, role, layer): its mean; ``depth``, ``depth_low`` and
-        ``depth_high`` (kind, role); ``backbone_accuracy`` (layer): the transfer probe on the
-        backbone itself, on a prompt it was not fitted on; ``lens_entity`` and ``lens_answer``
-        (role, layer): probability that the head would give to the first token of the name and of
-        the answer; ``answer_probe`` (model, layer): held-out accuracy of a probe for the answer at
-        the last token, entities disjoint between fit and test, with ``answer_chance``.
+        held-out picture, with kind ``plain``, ``transfer`` or ``shuffled`` (labels shuffled: the
+        control); roles of an image only where it has tokens; ``accuracy`` (kind, role, layer): its
+        mean; ``depth``, ``depth_low`` and ``depth_high`` (kind, role); ``backbone_accuracy``
+        (layer): the transfer probe on the backbone itself, on a prompt it was not fitted on;
+        ``lens_entity`` and ``lens_answer`` (role, layer): probability that the head would give to
+        the first token of the name and of the answer; ``answer_probe`` (model, layer): held-out
+        accuracy of a probe for the answer at the last token, entities disjoint between fit and
+        test, with ``answer_chance``. Attribute ``vlm_blocks``: the VLM's block for each of the
+        backbone's.
     """
     benchmark, vlm = study.benchmark, study.vlm
     entities = benchmark.entities
     n = len(entities)
-    relation = benchmark.relations[0]
-    template = benchmark.templates[relation]
     labels = torch.arange(n)
 
-    test = image_states(study, template, entities, [TEST_VIEW] * n)
-    fit_parts = [image_states(study, template, entities, [view] * n) for view in FIT_VIEWS]
+    test = image_states(study, TEST_VIEW)
+    roles = [role for role in ROLES if role in test]
+    fit_parts = [image_states(study, view) for view in FIT_VIEWS]
     fit_labels = labels.repeat(len(FIT_VIEWS))
-    templates = [*benchmark.templates.values(), benchmark.naming]
-    named = [name_states(study, one, entities) for one in templates]
-    name_labels = labels.repeat(len(named))
+    matched = backbone_layers(vlm, study.backbone)
+    row_of = {entity.code: row for row, entity in enumerate(entities)}
+    asked = [
+        (benchmark.templates[relation], [row_of[benchmark.items[i].entity.code] for i in some])
+        for relation, some in by_relation(benchmark.items)
+    ]
+    named = [
+        name_states(study, template, [entities[row] for row in rows])[matched]
+        for template, rows in [*asked, (benchmark.naming, range(n))]
+    ]
+    name_labels = torch.tensor([row for _, rows in asked for row in rows] + [*range(n)])
     transfer = fit_probe(torch.cat(named, dim=1), name_labels, n_classes=n)
-    kept_out = fit_probe(torch.cat(named[:-1], dim=1), name_labels[: -n or None], n_classes=n)
+    kept_out = fit_probe(torch.cat(named[:-1], dim=1), name_labels[:-n], n_classes=n)
     own = (kept_out.predict(named[-1]) == labels).double().mean(-1)
 
     generator = torch.Generator().manual_seed(study.seed)
     hits: dict[str, list[torch.Tensor]] = {"plain": [], "transfer": [], "shuffled": []}
-    for role in ROLES:
+    for role in roles:
         fitted = torch.cat([part[role] for part in fit_parts], dim=1)
         mixed = fit_labels[torch.randperm(len(fit_labels), generator=generator)]
         plain, shuffled = fit_probes(fitted, [fit_labels, mixed], n_classes=n)
@@ -145,7 +185,7 @@ def resolution(study: Study) -> xr.Dataset:
         [[depth_interval(one, codes, seed=study.seed) for one in kind] for kind in table]
     )
 
-    lens_entity, lens_answer = lens_curves(study, relation, test)
+    lens_entity, lens_answer = lens_curves(study, [test[role] for role in roles])
     curves, chance, probed = answer_curves(study)
     return xr.Dataset(
         {
@@ -161,13 +201,14 @@ def resolution(study: Study) -> xr.Dataset:
         },
         coords={
             "kind": list(hits),
-            "role": list(ROLES),
+            "role": roles,
             "layer": np.arange(vlm.n_layers + 1),
             "entity": [entity.name for entity in entities],
             "model": ["vlm", "backbone"],
         },
         attrs={
-            "relation": relation,
+            "relation": ", ".join(own_relations(benchmark)),
+            "vlm_blocks": layer_map(vlm, study.backbone),
             "answer_relation": probed,
             "answer_chance": chance,
             "chance": 1 / n,
@@ -177,33 +218,22 @@ def resolution(study: Study) -> xr.Dataset:
     )
 
 
-def lens_curves(
-    study: Study, relation: str, hidden: dict[str, torch.Tensor]
-) -> tuple[np.ndarray, np.ndarray]:
+def lens_curves(study: Study, hidden: Sequence[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Mean lens probability of the name's and of the answer's first token, [role, layer] each.
 
     On at most :data:`LENS_ROWS` entities: the head is the dearest part of a small model.
     """
-    entities = study.benchmark.entities
-    answers = {
-        item.entity.code: item.answers[0]
-        for item in study.benchmark.items
-        if item.relation == relation
-    }
-    asked = [i for i, entity in enumerate(entities) if entity.code in answers]
-    some = asked[:: -(-len(asked) // LENS_ROWS)]
-    tokens = torch.tensor(
-        [
-            [
-                first_token(study.vlm, entities[i].name),
-                first_token(study.vlm, answers[entities[i].code]),
-            ]
-            for i in some
-        ]
-    )
-    curves = torch.stack(
-        [lens(study.vlm, hidden[role][:, some], tokens)[0].exp().mean(1) for role in ROLES]
-    )
+    benchmark, vlm = study.benchmark, study.vlm
+    entities = benchmark.entities
+    answers = {(item.entity.code, item.relation): item.answers[0] for item in benchmark.items}
+    tokens = torch.zeros(len(entities), 2, dtype=torch.long)
+    for relation, rows in own_relations(benchmark).items():
+        asked = text_prompt(vlm, benchmark.templates[relation], [entities[rows[0]]])
+        for i in rows:
+            said = (entities[i].name, answers[entities[i].code, relation])
+            tokens[i] = torch.tensor([first_token(vlm, asked, one) for one in said])
+    some = [*range(0, len(entities), -(-len(entities) // LENS_ROWS))]
+    curves = torch.stack([lens(vlm, one[:, some], tokens[some])[0].exp().mean(1) for one in hidden])
     return curves[..., 0].cpu().numpy(), curves[..., 1].cpu().numpy()
 
 
@@ -216,7 +246,7 @@ def answer_curves(study: Study) -> tuple[np.ndarray, float, str]:
     Returns
     -------
     curves : ndarray [model, layer]
-        Held-out accuracy, for the VLM (image) and the backbone (text).
+        Held-out accuracy, for the VLM (image) and the backbone (text), on the VLM's layers.
     chance : float
         Share of the commonest answer.
     relation : str
@@ -243,5 +273,6 @@ def answer_curves(study: Study) -> tuple[np.ndarray, float, str]:
             here = probe.predict(last[:, folds == fold]) == labels[folds == fold]
             right[:, folds == fold] = here.float()
         curves.append(right.mean(-1).numpy())
+    curves[1] = curves[1][backbone_layers(study.vlm, study.backbone)]
     chance = float(torch.bincount(labels).max() / len(labels))
     return np.stack(curves), chance, relation

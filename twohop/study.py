@@ -92,7 +92,7 @@ def expected_rows(stage: str, benchmark: Benchmark, done: dict[str, xr.Dataset])
     if stage == "recall":
         return n_entities + n + relations
     if stage == "resolution":
-        return n_entities * (len(FIT_VIEWS) + 1 + relations + 1) + 2 * n // relations
+        return n_entities * (len(FIT_VIEWS) + 2) + n + 2 * n // relations
     if "windows" not in done and stage != "windows":
         return 0
     if stage == "windows":
@@ -135,13 +135,14 @@ def run_stage(stage: str, study: Study, done: dict[str, xr.Dataset]) -> xr.Datas
     if stage == "windows":
         return windows(study, known)
     if stage == "map_text":
-        return patching_map(study, study.backbone, known)
+        return patching_map(study, study.backbone, known, shown=False)
     if stage == "recall":
         return recall(study, text)
     gates = done["recall"]
     window_end = int(done["windows"].attrs["enrichment_end"])
     if stage == "map_image":
-        return patching_map(study, study.vlm, known & gates["right"].sel(gate="recognised").values)
+        seen = known & gates["right"].sel(gate="recognised").values
+        return patching_map(study, study.vlm, seen, shown=True)
     if stage == "recovery":
         half = int(done["windows"].attrs["enrichment_half"])
         return recovery(study, gates, last_block=half, last_mlp=window_end)
@@ -165,6 +166,8 @@ def fingerprint(benchmark: Benchmark) -> str:
         "stop": benchmark.stop,
         "chain": benchmark.chain(benchmark.relations[0], "X").question,
     }
+    if benchmark.end:
+        content["end"] = benchmark.end
     if benchmark.pictures:
         content["pictures"] = benchmark.pictures
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
@@ -198,9 +201,9 @@ class PairRun:
 
     def done(self) -> dict[str, xr.Dataset]:
         """The stages that are there already; the backbone's are copied to the pair's store."""
-        found = {stage: self.own.get(stage) for stage in self.own.stages()}
-        for stage in self.common.stages():
-            if stage not in found:
+        found = {stage: node.to_dataset() for stage, node in self.own.tree().children.items()}
+        for stage in BACKBONE_STAGES:
+            if stage not in found and stage in self.common.stages():
                 found[stage] = self.common.get(stage)
                 self.own.put(stage, found[stage])
         return found

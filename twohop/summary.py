@@ -7,10 +7,12 @@ import xarray as xr
 
 from twohop.asking import SEPARATOR
 from twohop.diagnosis import VERDICTS, beats_its_null
+from twohop.places import IMAGE_ROLES, NO_IMAGE_TOKENS
 from twohop.recall import GATES
 from twohop.resolution import depth
 from twohop.scoring import OUTCOMES
 from twohop.statistics import Estimate, cluster_sums, difference, mcnemar, mean
+from twohop.transplant import PATCH_ARMS, WITHOUT_IMAGE_TOKENS
 from twohop.window import KEEPS
 
 LABELS = {
@@ -24,8 +26,26 @@ NOT_MEASURED = Estimate(np.nan, np.nan, np.nan, 0)
 
 
 def image_hits(resolution: xr.Dataset, kind: str) -> np.ndarray:
-    """Whether a probe reads each entity off some image role, [layer, entity]."""
-    return resolution["probe"].sel(kind=kind, role=["image", "last_image"]).any("role").values
+    """Whether a probe reads each entity off some image role, [layer, entity].
+
+    Nowhere, where an image has no tokens.
+    """
+    there = [role for role in IMAGE_ROLES if role in resolution["role"].values]
+    return resolution["probe"].sel(kind=kind, role=there).any("role").values
+
+
+def vlm_block(resolution: xr.Dataset, block: int) -> int:
+    """The VLM's block that corresponds to one of the backbone's; -1 stays -1."""
+    return block if block < 0 else int(np.atleast_1d(resolution.attrs["vlm_blocks"])[block])
+
+
+def not_available(resolution: xr.Dataset) -> dict[str, str]:
+    """Numbers that this architecture cannot have, each with the reason."""
+    if set(IMAGE_ROLES) & set(resolution["role"].values):
+        none = WITHOUT_IMAGE_TOKENS.values()
+        return {f"recovered/{arm}": "written at image tokens instead" for arm in none}
+    at_image = [f"recovered/{arm}" for arm in PATCH_ARMS if arm in WITHOUT_IMAGE_TOKENS]
+    return dict.fromkeys(["lateness_layers", "lateness_layers_plain", *at_image], NO_IMAGE_TOKENS)
 
 
 def window_ends(windows: xr.Dataset, *, seed: int) -> np.ndarray:
@@ -40,8 +60,9 @@ def lateness(resolution: xr.Dataset, windows: xr.Dataset, *, kind: str, seed: in
     """Layers between the end of the enrichment window and the entity's resolution.
 
     The first layer at which a probe reads the entity off the image tokens (90 % of its maximum),
-    minus the last block of the backbone's enrichment window. Positive is too late. Not measured
-    where there is no window, or the probe never does better than on shuffled labels.
+    minus the last block of the backbone's enrichment window, in the VLM's layers. Positive is too
+    late. Not measured where there is no window, an image has no tokens, or the probe never does
+    better than on shuffled labels.
 
     Parameters
     ----------
@@ -57,8 +78,9 @@ def lateness(resolution: xr.Dataset, windows: xr.Dataset, *, kind: str, seed: in
     if reach.low <= mean(control[control.mean(1).argmax()], entities, seed=seed).high:
         return NOT_MEASURED
     sums, counts = cluster_sums(hits.T.astype(float), entities, seed=seed)
-    end = int(windows.attrs["enrichment_end"])
-    ends = window_ends(windows, seed=seed + 1)
+    end = vlm_block(resolution, int(windows.attrs["enrichment_end"]))
+    found = window_ends(windows, seed=seed + 1)
+    ends = np.array([vlm_block(resolution, int(one)) for one in found])
     low, high = np.percentile(depth(sums / counts[:, None]) - ends, [2.5, 97.5])
     return Estimate(float(depth(hits.mean(1)) - end), float(low), float(high), len(entities))
 
@@ -144,6 +166,7 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         "enrichment_half": int(windows.attrs["enrichment_half"]),
         "readout_end": int(windows.attrs["readout_end"]),
         "n_layers": int(windows.sizes["block"]),
+        "not_available": not_available(resolution),
         "mcnemar": {"only_text": only_text, "only_image": only_image, "p": p},
         "by_relation": by_relation(gates, seed=seed),
         **{
@@ -219,7 +242,9 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
     lead += f", {gap['n']} recognised items)"
 
     late = summary["lateness_layers"]
-    if late["value"] is None:
+    if "lateness_layers" in summary["not_available"]:
+        when = "lateness is not available: " + summary["not_available"]["lateness_layers"]
+    elif late["value"] is None:
         when = "its image tokens were not shown to hold the entity in the form recall reads"
     elif late["low"] > 0:
         when = f"hop 1 resolves {late['value']:.0f} layers after the recall window closes"
@@ -242,6 +267,7 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
         f"{label} {100 * arms[arm]['value']:.0f} %"
         for arm, label in (
             ("transplant_all_image", "transplanting the backbone's entity gives back"),
+            ("transplant_question", "transplanting it into the question's tokens gives back"),
             ("transplant_random_position", "at random positions"),
             ("back_patching", "back-patching"),
             ("cot_named", "naming it first"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from interventions import Patch, Positions, Prompt, Site, read
+from interventions import Model, Patch, Positions, Prompt, Site, read
 from interventions.alignment import layer_map
 from interventions.positions import from_lists
 from interventions.streams import Component
@@ -21,16 +21,29 @@ from twohop.asking import (
 )
 from twohop.cells import free_answers
 from twohop.entities.items import Item
+from twohop.places import entity_tokens, has_image_tokens, last_entity_token, question_tokens
 
 RANDOM_SEEDS = 20
+WHOLE, LAST, WHOLE_MLP = "transplant_all_image", "transplant_last_image", "transplant_all_image_mlp"
 PATCH_ARMS = (
-    "transplant_all_image",
-    "transplant_last_image",
-    "transplant_all_image_mlp",
+    WHOLE,
+    LAST,
+    WHOLE_MLP,
     "wrong_entity",
     "mean_entity",
     "norm_matched",
 )
+WITHOUT_IMAGE_TOKENS = {
+    WHOLE: "transplant_question",
+    LAST: "transplant_last_token",
+    WHOLE_MLP: "transplant_question_mlp",
+}
+"""The arms that take the place of those at image tokens, where an image has none."""
+
+
+def own_arm(vlm: Model, arm: str) -> str:
+    """Name of an arm in a VLM: by the tokens where it writes."""
+    return arm if has_image_tokens(vlm) else WITHOUT_IMAGE_TOKENS.get(arm, arm)
 
 
 def entity_values(
@@ -67,7 +80,10 @@ def transplant_arms(
     last_mlp: int,
     arms: Sequence[str] = PATCH_ARMS,
 ) -> dict[str, Scored]:
-    """Run the arms that write backbone values at fixed image positions.
+    """Run the arms that write backbone values at fixed positions.
+
+    Into all image tokens or the last one; where an image has none, into all of the question's
+    tokens or the last of the prompt.
 
     Parameters
     ----------
@@ -79,23 +95,27 @@ def transplant_arms(
         MLP outputs are written in blocks 0 to this one.
     arms : sequence of str
         Which of :data:`PATCH_ARMS`.
+
+    Returns
+    -------
+    dict of str to Scored
+        By :func:`own_arm`.
     """
     resid = entity_values(study, items, "resid_post", blocks_to(last_block))
     other = [one or item for one, item in zip(another(study, items), items, strict=True)]
-    sources: dict[str, tuple[Component, torch.Tensor, int | None]] = {
-        "transplant_all_image": ("resid_post", resid, None),
-        "transplant_last_image": ("resid_post", resid, -1),
+    sources: dict[str, tuple[Component, torch.Tensor]] = {
+        WHOLE: ("resid_post", resid),
+        LAST: ("resid_post", resid),
         "wrong_entity": (
             "resid_post",
             entity_values(study, other, "resid_post", blocks_to(last_block)),
-            None,
         ),
-        "mean_entity": ("resid_post", mean_of_others(resid, items), None),
-        "norm_matched": ("resid_post", matched_noise(resid, seed=study.seed), None),
+        "mean_entity": ("resid_post", mean_of_others(resid, items)),
+        "norm_matched": ("resid_post", matched_noise(resid, seed=study.seed)),
     }
-    if "transplant_all_image_mlp" in arms:
+    if WHOLE_MLP in arms:
         mlp = entity_values(study, items, "mlp_out", blocks_to(last_mlp))
-        sources["transplant_all_image_mlp"] = ("mlp_out", mlp, None)
+        sources[WHOLE_MLP] = ("mlp_out", mlp)
     mapped = layer_map(study.vlm, study.backbone)
     said = {arm: [""] * len(items) for arm in arms}
     for relation, rows in by_relation(items):
@@ -110,8 +130,9 @@ def transplant_arms(
         ) -> list[Patch]:
             patches = []
             for cell in cells.unique().tolist():
-                component, value, index = sources[arms[int(cell)]]
-                place = shown.at("image", index).rows(batch).only(cells == cell)
+                component, value = sources[arms[int(cell)]]
+                tokens = last_entity_token if arms[int(cell)] == LAST else entity_tokens
+                place = tokens(shown).rows(batch).only(cells == cell)
                 layers = [mapped[block] for block in range(len(value))]
                 patches.append(Patch(component, layers, place, value[:, mine[batch]]))
             return patches
@@ -121,7 +142,10 @@ def transplant_arms(
         for arm, words in zip(arms, texts, strict=True):
             for row, text in zip(rows, words, strict=True):
                 said[arm][row] = text
-    return {arm: score(study, items, texts, [""] * len(items)) for arm, texts in said.items()}
+    return {
+        own_arm(study.vlm, arm): score(study, items, texts, [""] * len(items))
+        for arm, texts in said.items()
+    }
 
 
 def has_other(study: Study, items: Sequence[Item]) -> np.ndarray:
@@ -140,7 +164,8 @@ def follows(study: Study, items: Sequence[Item], scored: Scored) -> np.ndarray:
 def random_positions(study: Study, items: Sequence[Item], *, last_block: int) -> np.ndarray:
     """Write the right values at random text tokens instead of the image's.
 
-    As many as there are image tokens, but no more than half of the question's.
+    As many as there are image tokens, but no more than half of the question's; where an image has
+    none, at one, as there is one last token.
 
     Returns
     -------
@@ -155,16 +180,21 @@ def random_positions(study: Study, items: Sequence[Item], *, last_block: int) ->
         some = [items[i] for i in rows]
         template = study.benchmark.templates[relation]
         shown = image_prompt(
-            study, template, [one.entity for one in some], share_prefix=template.prefix
+            study,
+            template,
+            [one.entity for one in some],
+            marked=True,
+            share_prefix=template.prefix,
         )
-        image = shown.at("image")
+        tokens = (entity_tokens if has_image_tokens(study.vlm) else last_entity_token)(shown)
+        question = question_tokens(shown)
         generator = np.random.default_rng(study.seed)
         draws = []
         for _ in range(RANDOM_SEEDS):
             lists = []
-            for roles in shown.roles:
-                free = sorted(set(roles["question"]) - set(roles["last"]))
-                n = max(1, min(image.index.shape[1], len(free) // 2))
+            for row, most in enumerate(tokens.counts.tolist()):
+                free = question.index[row][question.mask[row]].tolist()
+                n = max(1, min(most, len(free) // 2))
                 lists.append(sorted(generator.choice(free, size=n, replace=False).tolist()))
             draws.append(
                 from_lists(lists, length=shown.length, single=False, role="random position")

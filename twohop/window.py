@@ -69,7 +69,7 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
     for relation, rows in by_relation(items):
         some = [items[i] for i in rows]
         prompt = text_prompt(model, benchmark.templates[relation], [one.entity for one in some])
-        own = answer_ids(model, some)
+        own = answer_ids(model, prompt, some)
         last = prompt.at("entity", -1)
         [mlp] = read(model, prompt, [Site("mlp_out", slice(0, n_layers), last)])
         asked = following(prompt, own, pad_id=model.tokenizer.pad_token_id)
@@ -96,12 +96,12 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
         if not rivals:
             continue
         template = benchmark.templates[relation]
-        theirs = answer_ids(model, rivals)
         source = text_prompt(model, template, [one.entity for one in rivals])
         [other] = read(
             model, source, [Site("resid_post", slice(0, n_layers), source.at("entity", -1))]
         )
         target = text_prompt(model, template, [items[i].entity for i in swap_rows])
+        theirs = answer_ids(model, target, rivals)
         swapped = following(target, theirs, pad_id=model.tokenizer.pad_token_id)
         place = swapped.at("entity", -1)
 

@@ -1,6 +1,6 @@
 """Tiny models of every supported family: random, seeded, offline, with working processors."""
 
-from tiny.building import FAMILIES, TEXT, VLMS, build, build_model, save
+from tiny.building import FAMILIES, TEXT, VLMS, build, build_model, save, save_model
 from tiny.pictures import picture
 from tiny.processors import tiny_processor
 from tiny.quirks import QUIRKS, WITHOUT_SDPA, Quirks
@@ -19,6 +19,7 @@ __all__ = [
     "open_processor",
     "picture",
     "save",
+    "save_model",
     "shrink",
     "tiny_processor",
 ]

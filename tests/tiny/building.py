@@ -77,7 +77,11 @@ def save(name: str, folder: Path) -> Path:
     It is what a checkpoint's folder is, video settings included: without torchvision,
     ``AutoProcessor`` refuses it exactly as it refuses the real one (``Quirks.auto_processor``).
     """
-    model, processor = build(name)
+    return save_model(*build(name), folder)
+
+
+def save_model(model: PreTrainedModel, processor: Any, folder: Path) -> Path:
+    """Write any tiny model and its processor or tokenizer so."""
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     model.save_pretrained(folder)

@@ -109,6 +109,7 @@ def data_benchmark(checked: Checked, writer: Writer, *, alter_views: bool = Fals
         templates={relation: writer.template(one) for relation, one in wordings.items()},
         naming=writer.template(naming),
         stop=writer.format.stop,
+        end=writer.end,
         chain=lambda relation, name: writer.chain(naming, wordings[relation], name),
         view=views,
         blank=lambda: Image.new("RGB", size, "white"),

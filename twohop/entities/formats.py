@@ -52,10 +52,13 @@ class Writer:
     format : PromptFormat
     chat_template : callable, optional
         Chat messages to text, see :func:`chat_template_of`; needed for chats.
+    end : str, optional
+        Of a chat, the mark that ends a turn, see :func:`end_of_turn`.
     """
 
     format: PromptFormat
     chat_template: ChatTemplate | None = None
+    end: str | None = None
 
     def template(self, wording: Wording) -> Template:
         """Return the prompt of a question, behind its worked examples.
@@ -193,6 +196,17 @@ def chat_template_of(processor: Any, *, name: str) -> ChatTemplate:
     return written
 
 
+def end_of_turn(processor: Any) -> str | None:
+    """What a processor's chat template writes behind an answer; None for nothing but space."""
+    said = "\ue000"  # a private-use character, which no template has
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("user", "Who?"), ("assistant", said))
+    ]
+    text = processor.apply_chat_template(messages, tokenize=False)
+    return text.partition(said)[2].strip() or None
+
+
 def has_chat_template(processor: Any) -> bool:
     """Whether a processor, or its tokenizer, has a chat template."""
     return bool(
@@ -219,4 +233,5 @@ def writer_for(format: PromptFormat | None, vlm: str | Path, wordings: Sequence[
     if format is None and not has_chat_template(processor):
         asks = all(wording.text.rstrip().endswith("?") for wording in wordings)
         return Writer(QA if asks else COMPLETION)
-    return Writer(format or CHAT, chat_template_of(processor, name=str(vlm)))
+    template = chat_template_of(processor, name=str(vlm))
+    return Writer(format or CHAT, template, end_of_turn(processor))

@@ -118,6 +118,9 @@ class Benchmark:
         Asks which entity it is.
     stop : str
         Text that ends an answer.
+    end : str, optional
+        Text that ends a candidate that begins another one, if not ``stop``: of a chat, the mark
+        that ends a turn.
     chain : callable
         ``chain(relation, name)``: the entity's place is asked about by name first, ``name`` is the
         answer given, and the relation's question about that name follows.
@@ -145,6 +148,7 @@ class Benchmark:
     chain: Callable[[str, str], Template]
     view: Callable[[str, int], Image.Image]
     blank: Callable[[], Image.Image]
+    end: str | None = None
     notes: str = ""
     universe: tuple[Item, ...] = ()
     answer_sets: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -82,7 +82,13 @@ def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
             "nothing about when the entity is formed; only the transfer probe can."
         )
     transfer = image_hits(data, "transfer").mean(1)
-    if not measured(summary["lateness_layers"]):
+    if reason := summary["not_available"].get("lateness_layers"):
+        found.append(
+            f"Lateness, and the verdicts “late” and “never in the circuit”, are not available: "
+            f"{reason}. Transplants and back-patching write at the question's tokens instead, and "
+            "the map has no row for the entity."
+        )
+    elif not measured(summary["lateness_layers"]):
         found.append(
             f"The transfer probe peaks at {100 * transfer.max():.0f} % on the image tokens and "
             "does not "
@@ -117,7 +123,7 @@ def _about_verdicts(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
     unexplained = diagnosis["item"].values[rows]
     if end < 0 or not recovery.sizes["lost"] or len(unexplained) < 5:
         return []
-    regained = recovery["recovered"].sel(arm="transplant_all_image").values > 0
+    regained = recovery["recovered"].sel(arm=recovery.attrs["whole_arm"]).values > 0
     back = dict(zip(recovery["lost"].values, regained, strict=True))
     onset = dict(zip(diagnosis["item"].values, diagnosis["onset"].values, strict=True))
     early = sum(bool(back.get(item)) and 0 <= onset[item] <= end for item in unexplained)
@@ -134,15 +140,20 @@ def _about_verdicts(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
 def _about_recovery(summary: Mapping[str, Any]) -> list[str]:
     found = []
     arms = summary["recovered"]
+    at_image = "recovered/transplant_all_image" not in summary["not_available"]
     whole_arm, placebo = (
-        arms.get(arm) for arm in ("transplant_all_image", "transplant_random_position")
+        arms.get(arm)
+        for arm in (
+            "transplant_all_image" if at_image else "transplant_question",
+            "transplant_random_position",
+        )
     )
     if measured(whole_arm) and measured(placebo):
         best, chance = read(whole_arm), read(placebo)
         if chance.high >= best.low or chance.value >= 0.8 * best.value > 0:
             found.append(
                 f"Random positions recover {written(placebo)}, next to {written(whole_arm)} for "
-                "the image "
+                f"the {'image' if at_image else 'question'} "
                 "tokens. The transplant shows that the values suffice, not that the place matters."
             )
     average = arms.get("mean_entity")

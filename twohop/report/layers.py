@@ -8,6 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from twohop.places import IMAGE_ROLES
 from twohop.report.numbers import measured, written
 from twohop.report.style import (
     BLUE,
@@ -26,7 +27,7 @@ from twohop.report.style import (
 )
 from twohop.resolution import depth
 from twohop.statistics import cluster_sums
-from twohop.summary import image_hits
+from twohop.summary import image_hits, vlm_block
 from twohop.window import FOLLOWS_NO_MORE, KEEPS
 
 KINDS = {
@@ -72,12 +73,12 @@ def end_labels(axes: Axes, x: float, labels: list[tuple[float, str, str]], *, ga
         )
 
 
-def mark_windows(axes: Axes, summary: Mapping[str, Any]) -> None:
+def mark_windows(axes: Axes, end: int, out: int) -> None:
     """Shade the layers that the enrichment window reads, and mark the end of the read-out."""
-    if summary["enrichment_end"] >= 0:
-        axes.axvspan(-0.5, summary["enrichment_end"] + 0.5, color=SHADE, lw=0, zorder=0)
-    if summary["readout_end"] >= 0:
-        axes.axvline(summary["readout_end"] + 1, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
+    if end >= 0:
+        axes.axvspan(-0.5, end + 0.5, color=SHADE, lw=0, zorder=0)
+    if out >= 0:
+        axes.axvline(out + 1, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
 
 
 def layer_axis(axes: Axes, last: int) -> None:
@@ -91,7 +92,10 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
     """Where the entity (above) and the answer (below) can be read, against the recall windows."""
     data = tree["resolution"].to_dataset()
     x, entities = data["layer"].values, data["entity"].values
-    last, end = int(x[-1]), summary["enrichment_end"]
+    last = int(x[-1])
+    end, out = (vlm_block(data, summary[key]) for key in ("enrichment_end", "readout_end"))
+    unavailable = summary["not_available"].get("lateness_layers")
+    there = [role for role in IMAGE_ROLES if role in data["role"].values]
     with look():
         figure = sheet(5.4)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.45, 1])
@@ -99,11 +103,13 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
         for kind, (name, colour) in KINDS.items():
             hits = image_hits(data, kind)
             style = {"lw": 2.0} if kind != "shuffled" else {"lw": 1.2, "ls": ":"}
-            mean = curve(above, x, hits, entities, colour=colour, **style)
-            labels.append((mean[-1], name, colour))
+            mean = np.zeros(len(x))
+            if there:
+                mean = curve(above, x, hits, entities, colour=colour, **style)
+                labels.append((mean[-1], name, colour))
             if kind == "shuffled":
                 continue
-            for role in ("image", "last_image"):
+            for role in there:
                 each = data["probe"].sel(kind=kind, role=role).values.mean(1)
                 above.plot(x, each, color=colour, lw=0.6, alpha=0.6)
             question = data["probe"].sel(kind=kind, role="last").values.mean(1)
@@ -117,7 +123,7 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
         above.plot(x, own, color=INK, lw=1.2, ls="-.")
         labels.append((own[-1], "backbone's own text", INK))
         end_labels(above, last, labels, gap=0.075)
-        mark_windows(above, summary)
+        mark_windows(above, end, out)
         percent_axis(above, along="y", top=1.32)
         late = summary["lateness_layers"]
         if measured(late):
@@ -135,7 +141,9 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
             above.text(
                 last,
                 1.09,
-                "lateness not measured: transfer probe no better than shuffled labels",
+                f"lateness not available: {unavailable}"
+                if unavailable
+                else "lateness not measured: transfer probe no better than shuffled labels",
                 color=RED,
                 va="center",
                 ha="right",
@@ -150,11 +158,11 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
             color=MUTED,
             va="center",
         )
-        if summary["readout_end"] >= 0:
+        if out >= 0:
             above.text(
-                summary["readout_end"] + 1.15,
+                out + 1.15,
                 1.22,
-                f"read-out until\nafter block {summary['readout_end']}",
+                f"read-out until\nafter block {out}",
                 fontsize=8,
                 color=MUTED,
                 va="center",
@@ -163,7 +171,7 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
         above.set_title("Hop 1: the entity at the image tokens", loc="left")
 
         _answer_panel(below, data, x)
-        mark_windows(below, summary)
+        mark_windows(below, end, out)
         layer_axis(below, last)
         below.set_xlabel("layer (l is the input of block l; the last is the output)")
         return figure

@@ -75,11 +75,19 @@ def key_number(
     value, _, interval = text.partition(" [")
     if interval:
         detail = f"[{interval}, n\u00a0{read(found).n}"
+    elif key in summary["not_available"]:
+        value, detail = "not available", summary["not_available"][key]
     elif key.startswith("recovered"):
         detail = "no item was lost"
     else:
         detail = reason
     return KeyNumber(label, value, detail, key)
+
+
+def whole_arm(summary: Mapping[str, Any]) -> str:
+    """The transplant that writes into all tokens of the image, or of the question."""
+    at_image = "recovered/transplant_all_image" not in summary["not_available"]
+    return "transplant_all_image" if at_image else "transplant_question"
 
 
 def key_numbers(summary: Mapping[str, Any]) -> list[KeyNumber]:
@@ -101,7 +109,7 @@ def key_numbers(summary: Mapping[str, Any]) -> list[KeyNumber]:
             "layers",
             reason="transfer probe no better than shuffled labels",
         ),
-        key_number(summary, "recovered/transplant_all_image", "recovered by transplant"),
+        key_number(summary, f"recovered/{whole_arm(summary)}", "recovered by transplant"),
         key_number(summary, "recovered/transplant_random_position", "by random positions"),
     ]
 

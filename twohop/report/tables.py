@@ -56,7 +56,9 @@ def at(summary: Summary, key: str) -> Any:
 
 
 def number(summary: Summary, key: str, unit: Unit = "share") -> Cell:
-    """A number of the summary with its interval."""
+    """A number of the summary with its interval, or that this architecture cannot have it."""
+    if key in summary["not_available"]:
+        return Cell("not available", key)
     return Cell(written(at(summary, key), unit), key)
 
 
@@ -161,7 +163,9 @@ def lateness_table(summary: Summary) -> Table:
         )
     ]
     why = ""
-    if not all(measured(summary[k]) for k in ("lateness_layers", "lateness_layers_plain")):
+    if reason := summary["not_available"].get("lateness_layers"):
+        why = f"Not available: {reason}. "
+    elif not all(measured(summary[k]) for k in ("lateness_layers", "lateness_layers_plain")):
         why = "Not measured: that probe does not clearly beat shuffled labels on the image tokens. "
     return Table(
         "lateness",
@@ -217,6 +221,8 @@ def recovery_table(summary: Summary) -> Table:
             )
             for arm, label in arms.items()
         ]
+    reasons = {why for key, why in summary["not_available"].items() if key.startswith("recovered/")}
+    none = "".join(f"Not available: {why}. " for why in sorted(reasons))
     minus = written(at(summary, "back_patching_minus_null"), n=True)
     return Table(
         "recovery",
@@ -224,7 +230,7 @@ def recovery_table(summary: Summary) -> Table:
         ("arm", "recovered", "follows", "n"),
         tuple(rows),
         f"Back-patching minus its null: {minus}. “Follows”: the answer is that of the wrong entity "
-        "put in. " + ("" if any_lost(summary) else "Not measured: no item was lost."),
+        "put in. " + none + ("" if any_lost(summary) else "Not measured: no item was lost."),
     )
 
 

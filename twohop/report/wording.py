@@ -44,6 +44,10 @@ ARM_GROUPS: tuple[tuple[str, dict[str, str]], ...] = (
             "transplant_all_image": "into all image tokens",
             "transplant_last_image": "into the last image token",
             "transplant_all_image_mlp": "MLP outputs only, all image tokens",
+            "transplant_question": "into the question's tokens",
+            "transplant_last_token": "into the last token",
+            "transplant_question_mlp": "MLP outputs only, question's tokens",
+            "transplant_heuristic": "at the token chosen on other entities",
         },
     ),
     (

@@ -1,0 +1,142 @@
+"""Tiny twins of the published pairs as folders, with items that they happen to know.
+
+A random model has no facts; these say letters only. What its backbone says to each question is made the answer, and some of
+what the VLM says an accepted one, so that items are recognised, lost and kept, and every stage of a
+study has something to run on. The numbers mean nothing.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tiny
+
+import interventions as iv
+from interventions.answers import greedy
+from twohop.asking import Study, image_prompt, text_prompt
+from twohop.entities.files import data_benchmark
+from twohop.entities.formats import CHAT, Writer, chat_template_of
+from twohop.entities.validation import Checked, check
+from twohop.published import PUBLISHED, published_config
+
+PLACES = ("Bern", "Oslo", "Lima", "Kiel")
+SIZES = ((40, 30), (24, 60), (33, 33), (40, 30))
+ASKED = {"capital": "What is the capital of {}?", "flag": "What is on the flag of {}?"}
+VIEWS = 4
+UNKNOWN = "The town of many words that no model would say"  # longer than what they say
+LONGEST = 8  # tokens of what they say
+
+
+@dataclass(frozen=True)
+class Folders:
+    """A pair's twins and their items on disk."""
+
+    vlm: Path
+    backbone: Path
+    data: Path
+
+
+@cache
+def module_of(repo: str) -> tuple[Any, Any]:
+    config = tiny.shrink(published_config(repo))
+    module, processor = tiny.build_model(config), tiny.tiny_processor(config)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    head = module.get_output_embeddings().weight.data
+    for token in range(len(head)):  # a logit of 0 is never the largest: it says words
+        if not re.fullmatch(" ?[A-Za-z]+", tokenizer.decode([token])):
+            head[token] = 0
+    return module, processor
+
+
+def opened(repo: str) -> iv.Model:
+    module, processor = module_of(repo)
+    if hasattr(module.config, "vision_config"):
+        return iv.load(module, processor=processor)
+    return iv.load(module, tokenizer=processor)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """Two questions about each of four entities, one question left out; pictures of three sizes."""
+    rows = []
+    for e, (name, size) in enumerate(zip(PLACES, SIZES, strict=True)):
+        images = [f"{name}-{view}.png" for view in range(VIEWS)]
+        for view, image in enumerate(images):
+            tiny.picture(size, seed=10 * e + view).save(folder / image)
+        for relation, question in ASKED.items():
+            row = {"id": f"{name}/{relation}", "entity": name, "aliases": [f"{UNKNOWN} {name}"]}
+            row |= {"image": images, "relation": relation, "question": question.format(name)}
+            rows.append({**row, "answers": [f"{relation} {name}"]})
+    return rows[1:]
+
+
+def written(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def said(model: iv.Model, prompt: iv.Prompt) -> list[list[int]]:
+    prefill = iv.run(model, prompt, keep_cache=True)
+    return greedy(model, prefill, max_new_tokens=LONGEST, stop=None).ids
+
+
+def endings(sequences: Sequence[Sequence[int]]) -> set[int]:
+    """Tokens that end every answer behind its second token, or later."""
+    kept = {token for ids in sequences for token in ids[:2]}
+    several = ([token for token in ids[2:] if token not in kept] for ids in sequences)
+    return {ids[0] for ids in several if ids}
+
+
+def words(model: iv.Model, ids: Sequence[int], ends: set[int]) -> str:
+    """What an answer says up to its end, in letters and digits; nothing if it has no end."""
+    n = next((i for i, token in enumerate(ids) if token in ends), 0)
+    text = str(model.tokenizer.decode(ids[:n], skip_special_tokens=True))
+    return " ".join(re.findall("[A-Za-z0-9]+", text.split("\n")[0]))
+
+
+def asked(vlm: iv.Model, backbone: iv.Model, checked: Checked) -> dict[str, list[list[int]]]:
+    """What each model says, by who is asked of what: to names, to pictures, and as names."""
+    writer = Writer(CHAT, chat_template_of(vlm.processor, name="twin"))
+    benchmark = data_benchmark(checked, writer)
+    study = Study(vlm=vlm, backbone=backbone, benchmark=benchmark)
+    found: dict[str, list[list[int]]] = {"text": [], "image": [], "name": []}
+    for item in benchmark.items:
+        template, one = benchmark.templates[item.relation], [item.entity]
+        found["text"] += said(backbone, text_prompt(backbone, template, one))
+        found["image"] += said(vlm, image_prompt(study, template, one))
+        found["name"] += said(vlm, image_prompt(study, benchmark.naming, one))
+    return found
+
+
+def make(key: str, folder: Path) -> Folders:
+    """Write a published pair's twins and their items to a folder."""
+    pair = PUBLISHED[key]
+    folder.mkdir(parents=True, exist_ok=True)
+    vlm = opened(pair.vlm)
+    backbone = vlm if pair.same_weights else opened(pair.backbone)
+    rows = rows_of(folder)
+    data = written(folder / "items.jsonl", rows)
+    heard = asked(vlm, backbone, check(data))
+    sequences = [ids for several in heard.values() for ids in several]
+    ends = endings(sequences) | vlm.end_ids | backbone.end_ids
+    for i, row in enumerate(rows):
+        text, image, name = (words(vlm, heard[who][i], ends) for who in ("text", "image", "name"))
+        if text:
+            row["answers"] = [text]
+        if image and i % 3 == 0:
+            row["answers"].append(image)
+        if name:
+            row["aliases"].append(name)
+    places = {}
+    for role, model, repo in (("vlm", vlm, pair.vlm), ("backbone", backbone, pair.backbone)):
+        config = model.module.generation_config
+        config.eos_token_id = sorted({*model.end_ids, *ends})
+        module, processor = module_of(repo)
+        places[role] = tiny.save_model(module, processor, folder / role / key)
+    written(data, rows)
+    if pair.same_weights:
+        places["backbone"] = places["vlm"]
+    return Folders(data=data, **places)
