@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("position", "role")
 MAPS = ("score", "effect", "value")
+CHANGES = ("logprob", "logit_diff", "rank")  # drawn as the difference from the clean run
 MOST_LABELS = 40
 LONGEST_LABEL = 14
 
@@ -25,8 +26,9 @@ def heatmap(
 ) -> "Figure":
     """Draw a map of layers and tokens (or roles), one panel per component.
 
-    Red is up, blue is down, white is 0; all panels share one scale. Runs of the same token, such as
-    an image's, are drawn as they are and labelled once.
+    Red is up, blue is down, white is 0; all panels share one scale. Of a sweep's ``logprob``,
+    ``logit_diff`` and ``rank`` the change from the clean run is drawn. Runs of the same token, such
+    as an image's, are drawn as they are and labelled once.
 
     Parameters
     ----------
@@ -104,6 +106,9 @@ def _chosen(dataset: xr.Dataset, variable: str | None) -> tuple[xr.DataArray, st
     if variable not in known:
         raise ResultsError(f"no map {variable!r} in this Dataset. {did_you_mean(variable, known)}")
     data = dataset[variable]
+    if variable in CHANGES and f"clean_{variable}" in dataset:
+        data = (data - dataset[f"clean_{variable}"]).assign_attrs(data.attrs)
+        data.name = f"change of {variable}"
     return data, "position" if "position" in data.dims else "role"
 
 
@@ -123,7 +128,9 @@ def _labels(dataset: xr.Dataset, column: str, item: int | None) -> list[str]:
         changed = list(dict.fromkeys(other.values[:, i].tolist()))
         if len(names) > 1:
             roles = (
-                set(dataset["role"].values[:, i].tolist()) if "role" in dataset.coords else set()
+                set(np.atleast_2d(dataset["role"].values)[:, i].tolist())
+                if "role" in dataset.coords
+                else set()
             )
             labels.append(f"<{roles.pop()}>" if len(roles) == 1 else position)
         else:

@@ -20,7 +20,7 @@ from interventions.grouping import path_of
 from interventions.measuring import Job, Piece, batches, measured, run_rows
 from interventions.metrics import METRICS, UNITS, Metric, target
 from interventions.model import Model
-from interventions.places import check_same_tokens, columns_of, every_token
+from interventions.places import check_same_tokens, columns_of, every_token, role_labels
 from interventions.prompts import Prompt
 from interventions.results import provenance, storable
 from interventions.sources import (
@@ -347,7 +347,7 @@ def _dataset(
     made = xr.Dataset(coords={name: list(labels) for name, labels in grid.axes.items()})
     made = made.assign_coords(item=np.arange(len(job.prompt)))
     if grid.each:
-        made = made.assign_coords(role=("position", np.array(grid.columns.names, dtype=object)))
+        made = made.assign_coords(role=(("item", "position"), _roles(job)))
         words = _words(model, job)
         made = made.assign_coords(token=(("item", "position"), words))
     for which, metric in enumerate(job.metrics):
@@ -366,6 +366,17 @@ def _dataset(
         "settings": settings,
     }
     return with_text(storable(made))
+
+
+def _roles(job: Job) -> np.ndarray:
+    """The role of the token of each column in each row; "" where it has none."""
+    labels = role_labels(job.prompt) if "" in job.columns.names else None
+    names = np.full((len(job.prompt), len(job.columns.names)), "", dtype=object)
+    for k, (name, column) in enumerate(zip(job.columns.names, job.columns.tokens, strict=True)):
+        for row, tokens in enumerate(column):
+            if tokens:
+                names[row, k] = name or (labels[row][tokens[0]] if labels else "")
+    return names
 
 
 def _words(model: Model, job: Job) -> np.ndarray:
