@@ -193,18 +193,22 @@ class Jobs:
 
     def _send(self, backend: Backend, key: str, record: Record) -> None:
         """Send a request under an id that is on the disk before."""
-        if not record.ids:
+        began = bool(record.ids)
+        if not began:
             record.ids.append(uuid.uuid4().hex)
-            self._write(key, record)
         blob = self._path(key, "request").read_bytes()
         pause = PAUSES[0]
         until = time.monotonic() + (self.time_limit or 60.0)
         while True:
-            record.sent += 1
             try:
-                backend.post(blob, record.ids[-1])
+                # Whoever wrote the id may have died after sending, before noting it.
+                if not (began and backend.status_of(record.ids[-1])):
+                    record.sent += 1
+                    self._write(key, record)
+                    backend.post(blob, record.ids[-1])
                 break
             except Unanswered as error:
+                began = True  # it may have arrived all the same
                 if time.monotonic() + pause > until:
                     raise RemoteError(
                         f"{error}. The job is kept in {self.folder}; ask again later."

@@ -149,6 +149,18 @@ def test_a_killed_client_picks_its_job_up(there: iv.Model, tmp_path: Path) -> No
     assert len(runs(diary)) == 1
 
 
+def test_a_client_killed_between_sending_and_noting_it(there: iv.Model, tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+    jobs = there.jobs
+    assert jobs is not None
+    key = jobs.submit(there, slow, 3.0, str(diary))
+    path = tmp_path / "jobs" / f"{key}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "state": "packed"}))
+    until(lambda: runs(diary))
+    assert there.job(slow, 3.0, str(diary)) == there.n_layers
+    assert len(runs(diary)) == 1
+
+
 def test_an_api_that_is_killed_and_comes_back(there: iv.Model, tmp_path: Path) -> None:
     diary = tmp_path / "diary"
     jobs = there.jobs
