@@ -7,7 +7,7 @@ rows of one forward pass. Where tokens see each other in both directions whole r
 the first patched block on; and where even that would change the numbers, each cell is run in full.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -119,7 +119,7 @@ def _from(prompt: Prompt, first: int) -> Positions:
 
 def replayed(
     model: Model, clean: Clean, cells: Sequence[Cell], path: Path, todo: Sequence[Group]
-) -> Iterator[tuple[Group, torch.Tensor]]:
+) -> Generator[tuple[Group, torch.Tensor], None, None]:
     """Run groups of cells.
 
     Yields
