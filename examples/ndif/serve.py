@@ -44,17 +44,41 @@ def free_ports(n: int) -> list[int]:
 
 def ours(mark: str) -> list[int]:
     """Ids of the living processes that carry our mark in their environment."""
-    found = []
     wanted = f"{MARK}={mark}".encode()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-        except OSError:
-            continue  # gone, or not ours to look at
+    return [pid for pid in processes() if wanted in read(pid, "environ").split(b"\0")]
+
+
+def below(roots: set[int]) -> set[int]:
+    """Ids of processes and of all they started; Ray's rename themselves and lose the mark."""
+    found = set(roots)
+    parents = {
+        pid: int(stat.rpartition(b")")[2].split()[1])
+        for pid in processes()
+        if (stat := read(pid, "stat"))
+    }
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
     return found
+
+
+def processes() -> list[int]:
+    """Ids of all processes but this one."""
+    found = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def read(pid: int, what: str) -> bytes:
+    """What the system says of a process; nothing if it is gone, or not ours to look at."""
+    try:
+        return (Path("/proc") / str(pid) / what).read_bytes()
+    except OSError:
+        return b""
+
+
+def alive(pid: int) -> bool:
+    """Whether a process exists and is not only waiting to be collected."""
+    stat = read(pid, "stat")
+    return bool(stat) and stat.rpartition(b")")[2].split()[0] != b"Z"
 
 
 class Server:
@@ -221,12 +245,13 @@ class Server:
 
     def stop(self) -> None:
         """End every process that was started, asking first."""
+        started = below({child.pid for child in self.children.values()} | {*ours(self.mark)})
         for name in ("api", "ray", "store", "redis"):
             if (child := self.children.get(name)) is not None and child.poll() is None:
                 child.terminate()
         for sign, seconds in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
             until = time.monotonic() + seconds
-            while (left := ours(self.mark)) and time.monotonic() < until:
+            while (left := [*filter(alive, started)]) and time.monotonic() < until:
                 for child in self.children.values():
                     child.poll()
                 time.sleep(0.1)
