@@ -312,7 +312,7 @@ def test_all_rows_are_named_when_asked(
         (["micro-naming", "--map", "a=b"], "--map is for the items of a file"),
         (["micro-naming", "--alter-views"], "--alter-views is for the items of a file"),
         (["micro-naming", "--data", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
-        (["gemma-3-12b", "--data", "nowhere.jsonl"], "one set of weights as both"),
+        (["gemma-3-12b", "--data", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
     ],
 )
 def test_mistakes_end_in_one_message(

@@ -310,7 +310,7 @@ def test_a_published_pair_is_known_and_what_it_takes_is_said(
         find_pair("gemma3-12b")
     with pytest.raises(InterventionsError, match="which is its own backbone"):
         find_pair("gemma-3-12b")
-    with pytest.raises(InterventionsError, match="has to be converted first"):
+    with pytest.raises(InterventionsError, match="convert it first"):
         find_pair("pixtral-large-124b")
 
 

@@ -1,8 +1,8 @@
 """Tiny twins of the published pairs as folders, with items that they happen to know.
 
-A random model has no facts; these say letters only. What its backbone says to each question is made the answer, and some of
-what the VLM says an accepted one, so that items are recognised, lost and kept, and every stage of a
-study has something to run on. The numbers mean nothing.
+A random model has no facts; these say letters only. What its backbone says to each question is
+made the answer, and some of what the VLM says an accepted one, so that items are recognised, lost
+and kept, and every stage of a study has something to run on. The numbers mean nothing.
 """
 
 import json
@@ -45,10 +45,11 @@ def module_of(repo: str) -> tuple[Any, Any]:
     config = tiny.shrink(published_config(repo))
     module, processor = tiny.build_model(config), tiny.tiny_processor(config)
     tokenizer = getattr(processor, "tokenizer", processor)
-    head = module.get_output_embeddings().weight.data
-    for token in range(len(head)):  # a logit of 0 is never the largest: it says words
+    head: Any = module.get_output_embeddings()
+    weight = head.weight.data
+    for token in range(len(weight)):  # a logit of 0 is never the largest: it says words
         if not re.fullmatch(" ?[A-Za-z]+", tokenizer.decode([token])):
-            head[token] = 0
+            weight[token] = 0
     return module, processor
 
 

@@ -22,6 +22,7 @@ LABELS = {
     "late": "late: the entity is formed behind the recall window",
     "unexplained": "unexplained",
 }
+AT_IMAGE_TOKENS = "this VLM's image has tokens, and the arms of these names are written there"
 NOT_MEASURED = Estimate(np.nan, np.nan, np.nan, 0)
 
 
@@ -43,7 +44,7 @@ def not_available(resolution: xr.Dataset) -> dict[str, str]:
     """Numbers that this architecture cannot have, each with the reason."""
     if set(IMAGE_ROLES) & set(resolution["role"].values):
         none = WITHOUT_IMAGE_TOKENS.values()
-        return {f"recovered/{arm}": "written at image tokens instead" for arm in none}
+        return {f"recovered/{arm}": AT_IMAGE_TOKENS for arm in none}
     at_image = [f"recovered/{arm}" for arm in PATCH_ARMS if arm in WITHOUT_IMAGE_TOKENS]
     return dict.fromkeys(["lateness_layers", "lateness_layers_plain", *at_image], NO_IMAGE_TOKENS)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from twohop.report import wording
 from twohop.report.numbers import Unit, measured, p_value, written
+from twohop.summary import AT_IMAGE_TOKENS
 
 Summary = Mapping[str, Any]
 
@@ -210,7 +211,11 @@ def diagnosis_table(summary: Summary) -> Table:
 def recovery_table(summary: Summary) -> Table:
     """Every arm, with how often the answer follows what was put in."""
     rows = []
-    for title, arms in wording.arm_groups(list(summary["recovered"])):
+    absent = summary["not_available"]
+    shown = [
+        arm for arm in summary["recovered"] if absent.get(f"recovered/{arm}") != AT_IMAGE_TOKENS
+    ]
+    for title, arms in wording.arm_groups(shown):
         rows.append(row(title, Cell(""), Cell(""), Cell("")))
         rows += [
             row(
@@ -221,7 +226,7 @@ def recovery_table(summary: Summary) -> Table:
             )
             for arm, label in arms.items()
         ]
-    reasons = {why for key, why in summary["not_available"].items() if key.startswith("recovered/")}
+    reasons = {absent[f"recovered/{arm}"] for arm in shown if f"recovered/{arm}" in absent}
     none = "".join(f"Not available: {why}. " for why in sorted(reasons))
     minus = written(at(summary, "back_patching_minus_null"), n=True)
     return Table(

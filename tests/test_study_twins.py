@@ -1,0 +1,94 @@
+"""Every published pair through the whole study, as a tiny twin; the numbers mean nothing.
+
+What a twin says is what its items are about (:mod:`twins`), so items are recognised, lost and kept,
+and every stage runs on real models of the pair's architecture, tokenizer and chat template.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import twins
+
+from interventions.errors import InterventionsError
+from interventions.results import read_tree
+from twohop.cli import main
+from twohop.diagnosis import VERDICTS
+from twohop.pairs import find_pair
+from twohop.published import PUBLISHED
+from twohop.recall import GATES
+from twohop.recovery import ARMS
+from twohop.scoring import OUTCOMES
+from twohop.study import STAGES
+from twohop.transplant import WITHOUT_IMAGE_TOKENS
+
+GAPS = ("gap_points", "gap_relative", "gap_points_forced", "gap_points_vlm_text")
+FIGURES = ("gates", "outcomes", "resolution", "windows", "map", "recovery")
+N_ITEMS = 7
+
+
+def numbers_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every number that the README documents."""
+    found = [summary[name] for name in (*GATES, *GAPS, "lateness_layers")]
+    found += [summary["forced"][gate] for gate in GATES if gate != "recognised"]
+    found += [summary["outcomes"][one] for one in OUTCOMES]
+    found += [summary["diagnosis"][one] for one in VERDICTS]
+    found += [summary["recovered"][arm] for arm in ARMS]
+    return [*found, *summary["followed"].values(), *summary["still_right"].values()]
+
+
+@pytest.mark.parametrize("key", PUBLISHED)
+def test_the_study_runs_from_one_command(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = twins.make(key, tmp_path / "models")
+    command = ["study", "--vlm", str(made.vlm), "--backbone", str(made.backbone)]
+    assert main([*command, "--data", str(made.data), "--out", str(tmp_path / "runs")]) == 0
+    run = tmp_path / "runs" / f"{key}-items"
+    summary, tree = json.loads((run / "summary.json").read_text()), read_tree(run)
+    assert set(tree.children) == set(STAGES)
+    assert summary["n_items"] + summary["n_surface"] == N_ITEMS
+    for number in numbers_of(summary):
+        assert set(number) == {"value", "low", "high", "n"}
+        assert (number["value"] is None) or number["low"] <= number["value"] <= number["high"]
+    # Not only code that looks at nothing: facts are known, and some are lost from the image.
+    assert summary["backbone_text"]["value"] > 0
+    assert tree["recovery"].sizes["lost"] > 0
+    assert tree["windows"].sizes["item"] > 0
+
+    page = (run / "report.html").read_text()
+    for figure in FIGURES:
+        assert (run / "figures" / f"{figure}.png").stat().st_size > 0
+    crossing = PUBLISHED[key].architecture == "cross-attention"
+    roles = [str(role) for role in tree["resolution"].to_dataset()["role"].values]
+    assert roles == (["last"] if crossing else ["image", "last_image", "last"])
+    n_lost = tree["recovery"].sizes["lost"]
+    for at_image, at_question in WITHOUT_IMAGE_TOKENS.items():
+        here, absent = (at_question, at_image) if crossing else (at_image, at_question)
+        assert summary["recovered"][here]["n"] > 0
+        assert summary["recovered"][absent] == {"value": None, "low": None, "high": None, "n": 0}
+        assert summary["not_available"][f"recovered/{absent}"]
+    whole = "transplant_question" if crossing else "transplant_all_image"
+    assert summary["recovered"][whole]["n"] == n_lost
+    assert ("lateness_layers" in summary["not_available"]) == crossing
+    assert ("not available" in page) == crossing
+    assert ("the image enters by cross-attention" in capsys.readouterr().out) == crossing
+    if crossing:
+        assert summary["lateness_layers"]["value"] is None
+        assert summary["diagnosis"]["late"]["value"] == 0
+        assert tree["resolution"].sizes["layer"] > tree["windows"].sizes["edge"]
+
+
+def test_a_published_pair_is_found_with_items_and_its_chat() -> None:
+    for key, pair in PUBLISHED.items():
+        if pair.layout == "mistral":
+            with pytest.raises(InterventionsError, match="convert it first, then give its folder"):
+                find_pair(key, has_data=True)
+            continue
+        found = find_pair(key, has_data=True)
+        assert (found.key, found.vlm(), found.backbone()) == (key, pair.vlm, pair.backbone)
+        assert found.format is not None
+        assert found.format.kind == "chat"
+        with pytest.raises(InterventionsError, match="has no items of its own"):
+            find_pair(key)
