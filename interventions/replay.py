@@ -301,6 +301,8 @@ def replay(
         raise PatchError("cells is empty, so there is nothing to run. Give at least one.")
     for patches in cells:
         check_patches(model, prompt, patches)
+    if model.remote:
+        return model.job(replay, prompt, cells, logits=at, budget=budget)
     made = [cell(model, patches) for patches in cells]
     path, _ = path_of(model, prompt)
     allowed = Budget.of(model, budget)

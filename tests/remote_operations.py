@@ -125,9 +125,37 @@ def noise_and_frozen(there: iv.Model, case: Case) -> None:
     same(*logits)
 
 
+def replays_and_sweeps(there: iv.Model, case: Case) -> None:
+    layers, place = layers_of(case), case.place
+    cells = [
+        [iv.Patch(component, layer, place, drawn(2, case.model.d_model, seed=layer))]
+        for component in ("attn_out", "mlp_out", "resid_post")
+        for layer in layers
+    ]
+    same(*(iv.replay(model, case.prompt, cells) for model in (there, case.model)))
+    ours, theirs = (
+        iv.sweep(
+            model,
+            case.prompt,
+            case.prompt.select([1, 0]),
+            answers=["Paris", "the big river"],
+            foils="Madrid town",
+            metrics=["logprob", "logit_diff", "kl", "rank"],
+            components=["mlp_out", "resid_post"],
+            layers=layers,
+            roles=["entity[-1]", "last"],
+            read_roles=["last", "entity[-1]"],
+        )
+        for model in (there, case.model)
+    )
+    for name in theirs.data_vars:
+        same(*(torch.from_numpy(one[name].values.copy()) for one in (ours, theirs)))
+
+
 OPERATIONS = (
     *(streams_in_a_trace, patches_knockouts_and_reads, generation_with_a_patch),
     *(completion_and_choice, lens_and_unembedding, patchscope, noise_and_frozen),
+    replays_and_sweeps,
 )
 
 
@@ -159,3 +187,20 @@ def transplants(pair_of: PairOf, how: str) -> None:
     (ours, said), (theirs, expected) = found
     same(ours[0].value, theirs[0].value)
     assert said.texts == expected.texts
+
+
+def sweeps_from_another_deployment(pair_of: PairOf) -> None:
+    shown, named = pair_of("llava"), pair_of("llama")
+    found = []
+    for vlm, llm in ((shown[0], named[0]), (shown[1].model, named[1].model)):
+        found.append(
+            iv.sweep(
+                vlm,
+                shown[1].prompt,
+                iv.FromModel(iv.pair(vlm, llm), named[1].prompt),
+                answers="Paris",
+                roles=["image[-1]", "last"],
+                read_roles=["entity[-1]", "last"],
+            )
+        )
+    same(*(torch.from_numpy(one["logprob"].values.copy()) for one in found))

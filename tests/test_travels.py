@@ -14,7 +14,13 @@ import pytest
 import tiny
 import torch
 from families import Case, case_of
-from remote_operations import OPERATIONS, PairOf, a_shared_prefix, transplants
+from remote_operations import (
+    OPERATIONS,
+    PairOf,
+    a_shared_prefix,
+    sweeps_from_another_deployment,
+    transplants,
+)
 from worker import read, write
 
 import interventions as iv
@@ -232,3 +238,7 @@ def test_plain_functions_and_our_own_are_sent(pair_of: PairOf) -> None:
     for function in (plain, iv.run, iv.complete):
         check_travels(function)
     assert there.job(plain, 3) == plain(case.model, 3)
+
+
+def test_sweeps_from_another_deployment(pair_of: PairOf) -> None:
+    sweeps_from_another_deployment(pair_of)

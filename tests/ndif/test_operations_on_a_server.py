@@ -5,7 +5,12 @@ from collections.abc import Callable
 import pytest
 from deployed import pair_of
 from families import Case
-from remote_operations import OPERATIONS, a_shared_prefix, transplants
+from remote_operations import (
+    OPERATIONS,
+    a_shared_prefix,
+    sweeps_from_another_deployment,
+    transplants,
+)
 
 import interventions as iv
 
@@ -23,3 +28,12 @@ def test_a_shared_prefix(path: str) -> None:
 @pytest.mark.parametrize("how", ["one-to-one", "last-to-all", "mean-to-all"])
 def test_transplant_between_two_deployments(path: str, how: str) -> None:
     transplants(pair_of, how)
+
+
+def test_sweeps_from_another_deployment(path: str) -> None:
+    before = {name: pair_of(name)[0].requests for name in ("llama", "llava")}
+    sweeps_from_another_deployment(pair_of)
+    assert {name: pair_of(name)[0].requests - n for name, n in before.items()} == {
+        "llama": 1,
+        "llava": 1,
+    }
