@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import NAMES, noise, relative
+from floors import NAMES, noise, relative
 from PIL import Image
 from raw_hooks import part, set_at
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import FLOOR32, FLOOR64, NAMES
 from families import PATHS, Case, arguments_of, case_of, part, set_at
+from floors import FLOOR32, FLOOR64, NAMES
 from nnsight.intervention.source import STATE
 from transformers.models.llama import modeling_llama as llama
 

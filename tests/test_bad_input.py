@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from conftest import noise
 from families import Case, case_of, model_of
+from floors import noise
 
 import interventions as iv
 from interventions.errors import (

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import FLOOR32, NAMES, relative
+from floors import FLOOR32, NAMES, relative
 
 import interventions as iv
 from interventions import collection

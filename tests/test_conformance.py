@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from conftest import FLOOR16, FLOOR32, FLOOR64, noise, relative
 from families import PATHS, TWINS, Case, arguments_of, case_of, part, raw_run, sees, set_at
+from floors import FLOOR16, FLOOR32, FLOOR64, noise, relative
 
 import interventions as iv
 from interventions.answer_tokens import candidate_ids

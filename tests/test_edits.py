@@ -7,8 +7,8 @@ from typing import Any
 import nnsight
 import pytest
 import torch
-from conftest import FLOOR32, noise, relative
 from families import PATHS, Case, Edit, case_of, model_of, part, raw_run
+from floors import FLOOR32, noise, relative
 
 import interventions as iv
 from interventions.errors import SiteError

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FLOOR32, FLOOR64, NAMES, relative
 from families import arguments_of, case_of
+from floors import FLOOR32, FLOOR64, NAMES, relative
 
 import interventions as iv
 from interventions.errors import PromptError

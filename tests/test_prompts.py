@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FLOOR32, NAMES, relative
+from floors import FLOOR32, NAMES, relative
 from PIL import Image
 
 import interventions as iv

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from conftest import FLOOR32, relative
 from families import PATHS, Case, Edit, raw_run
+from floors import FLOOR32, relative
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import interventions as iv

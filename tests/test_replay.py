@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from conftest import FLOOR16, FLOOR32, FLOOR64, noise, relative
 from families import PATHS, TWINS, Case, Edit, case_of, raw_run, sees, twin_config
+from floors import FLOOR16, FLOOR32, FLOOR64, noise, relative
 
 import interventions as iv
 from interventions.budget import Budget, clean_bytes

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FLOOR32, FLOOR64, noise, relative
+from floors import FLOOR32, FLOOR64, noise, relative
 from raw_hooks import raw_run, set_at
 
 import interventions as iv

@@ -19,8 +19,8 @@ import pytest
 import tiny
 import torch
 import xarray as xr
-from conftest import relative
 from families import PATHS, Case, case_of
+from floors import relative
 
 import interventions as iv
 from interventions.errors import (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import FLOOR16, FLOOR32
+from floors import FLOOR16, FLOOR32
 from rich.console import Console
 
 from benchmarks import analyses, commands, grids, memory, report
