@@ -239,9 +239,7 @@ def test_a_study_of_a_file_is_that_of_the_same_items_built_in(
         one, other = ours[stage].to_dataset(), theirs[stage].to_dataset()
         if stage == "recovery":  # these choose positions in the question, which begins elsewhere
             chosen = ["transplant_random_position", "transplant_heuristic"]
-            one, other = (
-                x.drop_sel(arm=chosen).drop_dims("heuristic_place") for x in (one, other)
-            )
+            one, other = (x.drop_sel(arm=chosen).drop_dims("heuristic_place") for x in (one, other))
         xr.testing.assert_equal(one, other)
     about = json.loads((out / f"{vlm.name}-world" / "settings.json").read_text())
     assert about["vlm"].split()[0] == str(vlm.resolve())
