@@ -16,12 +16,20 @@ from test_data import Row, drawn, jsonl, rows  # noqa: F401
 
 from interventions.errors import PromptError
 from interventions.results import read_tree
-from twohop.asking import Study, chain_prompt, image_prompt, text_prompt
+from twohop.asking import Study, chain_prompt, image_prompt, text_array, text_prompt
 from twohop.cli import main
 from twohop.entities import flags, micro
 from twohop.entities.datamap import DataMap, Wording, read_map
 from twohop.entities.files import Views, check_views, data_benchmark
-from twohop.entities.formats import CHAT, COMPLETION, QA, PromptFormat, Writer, chat_template_of
+from twohop.entities.formats import (
+    CHAT,
+    COMPLETION,
+    QA,
+    PromptFormat,
+    Writer,
+    chat_template_of,
+    end_of_turn,
+)
 from twohop.entities.items import Benchmark, Template
 from twohop.entities.pictures import Picture, picture_of
 from twohop.entities.sources import DataError
@@ -376,3 +384,20 @@ def test_the_readme_shows_a_row_and_a_map_that_work(tmp_path: Path) -> None:
     made = data_benchmark(found, Writer(QA)).templates["capital"]
     assert made.fill("France").startswith("Question: What is the capital of Scotland?\nAnswer: Ed")
     assert made.show("<image>").endswith("capital of the country in <image>?\nAnswer:")
+
+
+@pytest.mark.parametrize(
+    ("family", "mark"),
+    [
+        ("qwen2_5_vl", "<|im_end|>"),
+        ("mllama", "<|eot_id|>"),
+        ("gemma3", "<end_of_turn>"),
+        ("llava", None),
+    ],
+)
+def test_the_mark_that_ends_a_turn_is_the_templates(family: str, mark: str | None) -> None:
+    assert end_of_turn(model_of(family).processor) == mark
+
+
+def test_a_zero_byte_that_a_model_says_can_be_stored() -> None:
+    assert text_array([["a\0b", "c"]]).tolist() == [["a\ufffdb", "c"]]
