@@ -106,7 +106,7 @@ def difference(
     relative: bool = False,
     seed: int = 0,
 ) -> Estimate:
-    """Paired difference of two means, in units of the values, or relative to the first mean.
+    """Paired difference of two shares, or its part of the first one.
 
     With fewer than :data:`MIN_CLUSTERS` entities, or where they all differ by the same, resampling
     tells nothing; the interval is then widened by the exact binomial margin of that many entities.
@@ -124,7 +124,8 @@ def difference(
     n_clusters = len(set(np.asarray(clusters, dtype=str)))
     if low == high or n_clusters < MIN_CLUSTERS:
         margin = 1 - 0.025 ** (1 / n_clusters)
-        low, high = min(low, value - margin), max(high, value + margin)
+        low, high = min(low, value - margin), min(max(high, value + margin), 1.0)
+        low = low if relative else max(low, -1.0)
     return Estimate(value, float(low), float(high), len(both))
 
 
