@@ -11,12 +11,18 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from nnsight.schema.response import ResponseModel, Status
 
+from interventions.answers import Completion
 from interventions.errors import JobError, JobTimeout, RemoteError
+from interventions.measuring import Piece
+from interventions.patching import Patch, Run
+from interventions.positions import Positions
 from interventions.remote.backend import Backend, Unanswered
 from interventions.remote.fingerprints import fingerprint
 from interventions.remote.sending import backend_of, send
@@ -25,6 +31,8 @@ from interventions.results import write_atomically
 if TYPE_CHECKING:
     from interventions.model import Model
 
+RESULTS = (Completion, Patch, Piece, Positions, Run)
+"""Classes of this package that a stored result may hold."""
 SERVER_FAULTS = ("Sorry for the inconvenience", "was evicted", "cancelled or preempted by")
 """Words of NDIF's messages about failures that are not those of the request's code."""
 UNHEARD = 30.0  # seconds without a word of a request that was sent, after which it is sent again
@@ -137,7 +145,7 @@ class Jobs:
         while True:
             record = self.record(key)
             if record.state == "done":
-                return torch.load(self._path(key, "result"), weights_only=False)["returned"][0]
+                return stored(self._path(key, "result"))["returned"][0]
             if record.state in ("failed", "cancelled"):
                 raise JobError(f"job {key} {record.state}. {record.message}")
             if record.state == "packed":
@@ -243,6 +251,17 @@ class Jobs:
             path = self._path(key, "result")
             partial = path.with_suffix(".partial")
             torch.save(saved, partial)
+            try:
+                stored(partial)
+            except UnpicklingError as error:
+                partial.unlink()
+                record.state = "failed"
+                record.message = (
+                    f"What {record.name} returns cannot be kept safely: {error}. Return tensors, "
+                    "arrays, numbers, text, or lists and dicts of them."
+                )
+                self._write(key, record)
+                return
             partial.replace(path)
             record.state = "done"
             self._write(key, record)
@@ -254,3 +273,18 @@ class Jobs:
             record.state = "failed"
             record.message = str(backend.explained(Exception(response.description)))
             self._write(key, record)
+
+
+def stored(path: Path) -> Any:
+    """Open what a job returned; a file that would run code is refused.
+
+    Raises
+    ------
+    UnpicklingError
+        If it holds anything but tensors, arrays, plain values and results of this package.
+    """
+    array = np.zeros(1, dtype=np.float32)
+    rebuilt = [array.__reduce__()[0], np.ndarray, np.dtype]
+    kinds = [type(np.dtype(one)) for one in ("f4", "f8", "i4", "i8", "?")]
+    with torch.serialization.safe_globals([*RESULTS, *rebuilt, *kinds]):
+        return torch.load(path, weights_only=True)
