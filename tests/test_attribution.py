@@ -16,7 +16,7 @@ from transformers.models.llama import modeling_llama as llama
 
 import interventions as iv
 from interventions.agreement import spearman
-from interventions.answer_tokens import token_ids
+from interventions.answer_tokens import spaced, token_ids
 from interventions.answers import following
 from interventions.attribution import SITES
 from interventions.errors import InterventionsError, PatchError, PromptError, RoleError, SiteError
@@ -55,7 +55,7 @@ def raw_pass(
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """Log-probability of a whole answer, values and gradients by hooks and autograd alone."""
     model = case.model
-    [ids] = token_ids(model, [text])
+    [ids] = token_ids(model, [text], space=spaced(model, prompt))
     n = prompt.length
     prompt = following(prompt, [ids] * len(prompt), pad_id=0)
     if case.name == "paligemma":  # what is written is not seen by the prompt's own tokens
@@ -359,7 +359,7 @@ def test_integrated_gradients_are_complete() -> None:
     assert np.allclose(total - change, scores["completeness_error"], atol=1e-6)
     assert fine < rough / 100
     rough, _ = error("ig-activations", 1)
-    fine, scores = error("ig-activations", 12)
+    fine, scores = error("ig-activations", 24)
     assert scores["completeness_error"].dims == ("item", "component", "layer")
     assert fine < rough / 100
 
