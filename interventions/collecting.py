@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import xarray as xr
-from rich.console import Console
-from rich.progress import Progress
 
 from interventions.batches import (
     Batch,
@@ -26,13 +23,13 @@ from interventions.collection import Collection, as_stored, open_collection
 from interventions.errors import PromptError, ResultsError, SiteError
 from interventions.model import Model
 from interventions.patching import Site, check_heads, check_sites, read
+from interventions.progress import LateBar
 from interventions.results import provenance
 from interventions.streams import check_component, index_list, layer_list
 
 StoredType = Literal["float32", "float16", "bfloat16"]
 Rows = Sequence[Any] | Maker
 BATCH_TOKENS = 4096
-SHOW_AFTER_S = 2.0
 SAMPLED = 64
 TAKEN = ("row", "reason", "set_aside", "layer", "position", "head", "d_model", "head_dim")
 
@@ -135,7 +132,6 @@ def collect(
         "weights": _weights_digest(model),
         **provenance(model=model),
     }
-    begun = time.monotonic()
     with ExitStack() as stack:
         collection = stack.enter_context(Collection(Path(out), settings, kept))
         if collection.done:
@@ -145,18 +141,14 @@ def collect(
                     f"{out} was begun with other rows: {before.start} to {before.stop - 1} differ. "
                     "Give another folder, or remove it to start afresh."
                 )
-        bar: Progress | None = None
+        bar = stack.enter_context(LateBar("collecting", total, shown=progress, transient=True))
         for start in range(collection.done, total, size):
             stop = min(start + size, total)
             batch = make_batch(make, range(start, stop), sites, counts)
             values, wrong = _read(model, batch, sites, stored) if batch.rows else ({}, [])
             failed = sorted([*batch.failed, *wrong])
             collection.add(start, stop, values, failed, batch.digest)
-            if bar is None and progress and time.monotonic() - begun > SHOW_AFTER_S:
-                bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
-                bar.add_task("collecting", total=total)
-            if bar is not None:
-                bar.update(bar.task_ids[0], completed=stop)
+            bar.update(stop)
     if len(collection.set_aside) == total:
         raise ResultsError(f"no row can be read. The first: {collection.set_aside[0][1]}")
     return open_collection(out)

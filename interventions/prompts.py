@@ -15,7 +15,6 @@ from interventions.errors import RoleError, did_you_mean
 from interventions.positions import Positions, from_lists
 from interventions.rows import SEQUENCE_KEYS, Row
 
-TEXT_KEYS = ("input_ids", "attention_mask", "position_ids")
 SINGLE = ("last", "last_image")
 NO_IMAGE_POSITIONS = (
     "This model reads images through cross-attention blocks, so its text has no image tokens; use "

@@ -1,9 +1,7 @@
 """Exact activation patching over grids: component x layer x tokens, for many prompts."""
 
 import hashlib
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from rich.console import Console
-from rich.progress import Progress
 
 from interventions.errors import PatchError, PromptError, SweepInterrupted, did_you_mean
 from interventions.grid import make_grid
@@ -21,6 +17,7 @@ from interventions.measuring import Job, Piece, batches, measured, run_rows
 from interventions.metrics import METRICS, UNITS, Metric, target
 from interventions.model import Model
 from interventions.places import check_same_tokens, columns_of, every_token, role_labels
+from interventions.progress import LateBar
 from interventions.prompts import Prompt
 from interventions.results import provenance, storable
 from interventions.sources import (
@@ -34,8 +31,6 @@ from interventions.sources import (
 )
 from interventions.streams import Heads, Layers
 from interventions.table import Table, with_text
-
-SHOW_AFTER_S = 2.0
 
 
 def sweep(
@@ -151,18 +146,13 @@ def sweep(
     kept = [row for row in range(len(prompt)) if row not in missing]
     cost = _costs(model, job)
     try:
-        with ExitStack() as stack:
-            begun, spent, total = time.monotonic(), 0.0, float(cost.sum()) * len(kept)
-            bar: Progress | None = None
-            task: Any = None
+        spent, total = 0.0, float(cost.sum()) * len(kept)
+        what = f"sweep of {len(job.grid)} cells"
+        with LateBar(what, total, shown=progress, transient=False) as bar:
             for piece in _pieces(model, job, kept, table):
                 table.add(piece)
                 spent += float(cost[piece.cells].sum()) * len(piece.rows)
-                if bar is None and progress and time.monotonic() - begun > SHOW_AFTER_S:
-                    bar = stack.enter_context(Progress(console=Console(stderr=True)))
-                    task = bar.add_task(f"sweep of {len(job.grid)} cells", total=total)
-                if bar is not None:
-                    bar.update(task, completed=spent)
+                bar.update(spent)
     except KeyboardInterrupt:
         table.save()
         raise SweepInterrupted(_dataset(model, job, table, settings, missing), out) from None

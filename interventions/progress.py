@@ -1,0 +1,44 @@
+"""A progress bar for what turns out to take long."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+SHOW_AFTER_S = 2.0
+
+
+class LateBar:
+    """A bar on stderr that is shown once two seconds have passed; a context manager.
+
+    Parameters
+    ----------
+    what : str
+    total : float
+    shown : bool
+        False: never.
+    transient : bool
+        Leave nothing behind.
+    """
+
+    def __init__(self, what: str, total: float, *, shown: bool, transient: bool) -> None:
+        self._begun = time.monotonic()
+        self._what, self._total, self._shown = what, total, shown
+        self._bar = Progress(console=Console(stderr=True), transient=transient)
+
+    def update(self, completed: float) -> None:
+        """Say how much is done."""
+        if not self._shown or time.monotonic() - self._begun <= SHOW_AFTER_S:
+            return
+        if not self._bar.tasks:
+            self._bar.start()
+            self._bar.add_task(self._what, total=self._total)
+        self._bar.update(self._bar.task_ids[0], completed=completed)
+
+    def __enter__(self) -> "LateBar":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar.tasks:
+            self._bar.stop()
