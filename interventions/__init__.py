@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from interventions.alignment import ModelPair, pair
 from interventions.answers import Completion, complete
-from interventions.batches import RoleSite
+from interventions.collecting.batches import RoleSite
 from interventions.edits import ablated, embedding_noise, frozen, steering
 from interventions.knockout import Knockout, knockout
 from interventions.lens import lens, patchscope
@@ -14,18 +14,18 @@ from interventions.model import Model
 from interventions.patching import Patch, Run, Site, read, run
 from interventions.positions import Positions
 from interventions.prompts import Prompt
-from interventions.replay import replay
 from interventions.sources import FromLayers, FromModel, Noise
+from interventions.sweeping.replay import replay
 from interventions.transplant import transplant
 
 if TYPE_CHECKING:
-    from interventions.agreement import verify
-    from interventions.attribution import attribute
-    from interventions.collecting import collect
-    from interventions.collection import open_collection
+    from interventions.attribution.agreement import verify
+    from interventions.attribution.attribute import attribute
+    from interventions.collecting.collect import collect
+    from interventions.collecting.collection import open_collection
     from interventions.heatmaps import heatmap
-    from interventions.selectivity import probe
-    from interventions.sweeps import sweep
+    from interventions.probing.selectivity import probe
+    from interventions.sweeping.sweeps import sweep
 
 __all__ = [
     "Completion",
@@ -66,13 +66,13 @@ __all__ = [
 
 # These give Datasets: xarray and pandas are imported when one is first used.
 LATER = {
-    "attribute": "attribution",
-    "collect": "collecting",
+    "attribute": "attribution.attribute",
+    "collect": "collecting.collect",
     "heatmap": "heatmaps",
-    "open_collection": "collection",
-    "probe": "selectivity",
-    "sweep": "sweeps",
-    "verify": "agreement",
+    "open_collection": "collecting.collection",
+    "probe": "probing.selectivity",
+    "sweep": "sweeping.sweeps",
+    "verify": "attribution.agreement",
 }
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from interventions.anatomy import Anatomy
+from interventions.architectures.anatomy import Anatomy
 from interventions.errors import AlignmentError
 from interventions.model import Model
 

@@ -10,10 +10,10 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 from safetensors import SafetensorError
 
+from interventions.architectures.families import tested
+from interventions.architectures.verification import check_components
 from interventions.errors import LoadError
-from interventions.families import tested
 from interventions.model import Model
-from interventions.verification import check_components
 
 
 def load(
@@ -79,8 +79,8 @@ def load(
     )
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    from interventions.llava_layout import is_original_llava, load_original_llava
-    from interventions.processors import open_processor
+    from interventions.architectures.llava_layout import is_original_llava, load_original_llava
+    from interventions.architectures.processors import open_processor
 
     given = Preprocessors(processor, tokenizer)
     if isinstance(source, torch.nn.Module):
@@ -250,7 +250,7 @@ def _wrap(
     if not tested(anatomy.model_type) and (wrong := check_components(module, anatomy)):
         raise LoadError(
             f"{name}: {wrong}, so the parts of this architecture ({anatomy.model_type}) were not "
-            "understood. Add its layout to interventions/anatomy.py."
+            "understood. Add its layout to interventions/architectures/anatomy.py."
         )
     return model
 

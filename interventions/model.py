@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from nnsight.modeling.transformers import TransformersModel
 
-from interventions.anatomy import Anatomy, find_anatomy
+from interventions.architectures.anatomy import Anatomy, find_anatomy
 from interventions.calling import normed_and_projected
 from interventions.errors import PromptError, RemoteError
 from interventions.prefixes import PrefixCache

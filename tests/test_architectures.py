@@ -12,10 +12,10 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausa
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import interventions as iv
-from interventions.anatomy import find_anatomy
+from interventions.architectures.anatomy import find_anatomy
+from interventions.architectures.verification import check_components
 from interventions.errors import LoadError
 from interventions.streams import RESIDUAL
-from interventions.verification import check_components
 
 hf: Any = transformers
 LAYERS, WIDTH, HEADS = 3, 32, 4

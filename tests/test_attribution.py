@@ -15,12 +15,12 @@ from nnsight.intervention.source import STATE
 from transformers.models.llama import modeling_llama as llama
 
 import interventions as iv
-from interventions.agreement import spearman
 from interventions.answer_tokens import spaced, token_ids
 from interventions.answers import following
-from interventions.attribution import SITES
+from interventions.attribution.agreement import spearman
+from interventions.attribution.attribute import SITES
+from interventions.attribution.relevance import find_rules
 from interventions.errors import InterventionsError, PatchError, PromptError, RoleError, SiteError
-from interventions.relevance import find_rules
 from interventions.streams import Component
 
 ANSWER, FOIL = "river", "town"  # of several tokens, and not as many

@@ -14,10 +14,10 @@ from transformers import LlamaForCausalLM
 
 import interventions as iv
 from interventions.alignment import layer_map
-from interventions.anatomy import find_anatomy
+from interventions.architectures.anatomy import find_anatomy
 from interventions.errors import AlignmentError, LoadError, PromptError
 from interventions.lens import lens
-from interventions.probing import fit_probe
+from interventions.probing.probes import fit_probe
 from interventions.streams import COMPONENTS
 from twohop.micro.folders import micro_folder
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import interventions as iv
 from interventions.alignment import match_blocks
-from interventions.anatomy import Anatomy, find_anatomy
+from interventions.architectures.anatomy import Anatomy, find_anatomy
 from interventions.errors import PatchError
 from twohop.published import PUBLISHED, PublishedPair, published_config
 

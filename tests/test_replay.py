@@ -14,12 +14,12 @@ from families import PATHS, TWINS, Case, Edit, case_of, raw_run, sees, twin_conf
 from floors import FLOOR16, FLOOR32, FLOOR64, noise, relative
 
 import interventions as iv
-from interventions.budget import Budget, clean_bytes
 from interventions.errors import PatchError, SiteError
-from interventions.grouping import cell, groups, path_of
 from interventions.patching import Patch
-from interventions.replay import replay, replayed, run_clean
 from interventions.streams import COMPONENTS
+from interventions.sweeping.budget import Budget, clean_bytes
+from interventions.sweeping.grouping import cell, groups, path_of
+from interventions.sweeping.replay import replay, replayed, run_clean
 
 FAMILIES = (*tiny.FAMILIES, *TWINS)
 SDPA = [name for name in FAMILIES if not PATHS[name].no_sdpa]

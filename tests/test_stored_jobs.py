@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from interventions.answers import Completion
-from interventions.measuring import Piece
 from interventions.remote.jobs import stored
+from interventions.sweeping.measuring import Piece
 
 
 class Code:

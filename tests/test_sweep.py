@@ -35,7 +35,7 @@ from interventions.metrics import METRICS, target
 from interventions.patching import Patch
 from interventions.places import columns_of
 from interventions.sources import FromLayers, FromModel, Noise
-from interventions.sweeps import sweep
+from interventions.sweeping.sweeps import sweep
 
 mpl.use("Agg")
 ROLES = ["image", "entity[-1]", "last"]
@@ -374,7 +374,7 @@ def test_items_in_another_order_or_batch_give_the_same_numbers(
         **arguments,
     )
     close(two.logprob, one.logprob.values[back])
-    monkeypatch.setattr(sys.modules["interventions.measuring"], "MOST_ROWS", 1)
+    monkeypatch.setattr(sys.modules["interventions.sweeping.measuring"], "MOST_ROWS", 1)
     three = sweep(case.model, prompt, source, answers=answers, **arguments)
     close(three.logprob, one.logprob.values)
 
@@ -498,9 +498,9 @@ sys.path.insert(0, {tests!r})
 torch.set_num_threads(1)
 from families import case_of
 from interventions.sources import Noise
-from interventions.sweeps import sweep
-import interventions.table
-interventions.table.SAVE_EVERY_S = 0.0
+from interventions.sweeping.sweeps import sweep
+import interventions.sweeping.table
+interventions.sweeping.table.SAVE_EVERY_S = 0.0
 case = case_of("llama", torch.float32, "sdpa")
 print("ready", flush=True)
 for i in range({times}):

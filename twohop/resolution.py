@@ -16,7 +16,7 @@ import xarray as xr
 from interventions import Model, Positions, Prompt, Site, read
 from interventions.alignment import layer_map
 from interventions.lens import lens
-from interventions.probing import fit_probe, fit_probes
+from interventions.probing.probes import fit_probe, fit_probes
 from twohop.asking import Study, by_relation, first_token, image_prompt, text_prompt
 from twohop.entities.items import PLACE, Benchmark, Entity, Template
 from twohop.places import IMAGE_ROLES, backbone_layers, has_image_tokens, padded

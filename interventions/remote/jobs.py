@@ -20,13 +20,13 @@ from nnsight.schema.response import ResponseModel, Status
 
 from interventions.answers import Completion
 from interventions.errors import JobError, JobTimeout, RemoteError
-from interventions.measuring import Piece
 from interventions.patching import Patch, Run
 from interventions.positions import Positions
 from interventions.remote.backend import Backend, Unanswered
 from interventions.remote.fingerprints import fingerprint
 from interventions.remote.sending import backend_of, send
 from interventions.results import write_atomically
+from interventions.sweeping.measuring import Piece
 
 if TYPE_CHECKING:
     from interventions.model import Model

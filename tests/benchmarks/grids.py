@@ -12,9 +12,9 @@ from benchmarks.models import ANSWER, Bench
 from benchmarks.peers import PEERS, Cell, Task
 from interventions.metrics import target
 from interventions.places import columns_of
-from interventions.replay import replay
 from interventions.sources import FromModel
-from interventions.sweeps import sweep
+from interventions.sweeping.replay import replay
+from interventions.sweeping.sweeps import sweep
 
 SAMPLE = 3  # cells that those who run one at a time are timed on
 

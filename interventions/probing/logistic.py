@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from interventions.probing import Probe, scaling
+from interventions.probing.probes import Probe, scaling
 
 HISTORY = 10
 LINE_STEPS = 8

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from interventions.abilities import Ability, abilities
-from interventions.anatomy import Anatomy, Block, find_anatomy
+from interventions.architectures.abilities import Ability, abilities
+from interventions.architectures.anatomy import Anatomy, Block, find_anatomy
+from interventions.architectures.families import tested
 from interventions.errors import InterventionsError, LoadError
-from interventions.families import tested
 from interventions.rows import placeholder_of
 
 EXPERTS = ("expert", "moe", "router")
@@ -149,7 +149,7 @@ def examine(source: str | Path, *, revision: str | None = None) -> Report:
     >>> examine("llava-hf/llava-1.5-7b-hf").placeholder      # doctest: +SKIP
     '<image>'
     """
-    from interventions.llava_layout import is_original_llava
+    from interventions.architectures.llava_layout import is_original_llava
 
     place = str(source)
     with _reading(place):
@@ -236,7 +236,7 @@ Opened = tuple[Any | None, str | None]
 def _transformers(place: str, revision: str | None) -> tuple[Any, Opened]:
     from transformers import AutoConfig, AutoTokenizer
 
-    from interventions.processors import open_processor
+    from interventions.architectures.processors import open_processor
 
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(place, **common)
@@ -258,7 +258,7 @@ def _original_llava(place: str, revision: str | None) -> tuple[Any, Opened]:
     """The config of a checkpoint in LLaVA's original layout, as transformers' LLaVA has it."""
     from transformers import AutoConfig, AutoTokenizer, LlavaConfig
 
-    from interventions.llava_layout import LAYOUTS, _config_of, _image_token
+    from interventions.architectures.llava_layout import LAYOUTS, _config_of, _image_token
 
     original = _config_of(place, revision)
     if (kind := original.get("mm_projector_type", "linear")) != "mlp2x_gelu":

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from interventions.anatomy import Anatomy, Block
+from interventions.architectures.anatomy import Anatomy, Block
 
 
 def check_components(module: Any, anatomy: Anatomy) -> str | None:

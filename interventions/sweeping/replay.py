@@ -15,17 +15,31 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from interventions.budget import Budget, clean_bytes
 from interventions.errors import PatchError
-from interventions.grouping import BEHIND, Cell, Group, Path, cell, first_block, groups, path_of
 from interventions.model import Model
 from interventions.patching import Patch, Site, check_patches, run
 from interventions.placing import written
 from interventions.positions import Positions
 from interventions.prompts import Prompt
 from interventions.rows import SEQUENCE_KEYS
-from interventions.shared_prefix import attend_apart, attend_as, can_be_kept_apart, shared_cache
 from interventions.streams import index_list
+from interventions.sweeping.budget import Budget, clean_bytes
+from interventions.sweeping.grouping import (
+    BEHIND,
+    Cell,
+    Group,
+    Path,
+    cell,
+    first_block,
+    groups,
+    path_of,
+)
+from interventions.sweeping.shared_prefix import (
+    attend_apart,
+    attend_as,
+    can_be_kept_apart,
+    shared_cache,
+)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Where the parts of a model are, found from its structure and config.
 
 A decoder block must add an attention's and an MLP's output to its input, in whatever norm layout;
-:mod:`interventions.families` holds the little that structure does not tell. A model that cannot be
-understood so is refused with the reason.
+:mod:`interventions.architectures.families` holds the little that structure does not tell. A model
+that cannot be understood so is refused with the reason.
 """
 
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from interventions.architectures.families import Family, family
 from interventions.errors import LoadError
-from interventions.families import Family, family
 
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 SANDWICHES = (
@@ -160,7 +160,7 @@ def find_anatomy(module: Any) -> Anatomy:
     except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
         raise LoadError(
             f"{type(module).__name__} is of an unknown build: {error}. Add its layout to "
-            "interventions/anatomy.py."
+            "interventions/architectures/anatomy.py."
         ) from error
 
 
@@ -177,7 +177,8 @@ def _find(module: Any, name: str) -> Anatomy:
         if (factor := getattr(text, key, None)) not in (None, 1.0):
             raise LoadError(
                 f"{name}: its blocks scale what they add to the residual stream ({key}={factor}), "
-                "so components would not add up. Add its factor to interventions/anatomy.py."
+                "so components would not add up. Add its factor to "
+                "interventions/architectures/anatomy.py."
             )
     parts = tuple(_block(block, name, layer) for layer, block in enumerate(layers))
     head = module.get_output_embeddings()
@@ -193,12 +194,13 @@ def _find(module: Any, name: str) -> Anatomy:
         raise LoadError(
             f"{name} takes images, but no vision tower was found among "
             f"{', '.join(key for key, _ in getattr(module, 'model', module).named_children())}. "
-            "Add its name to interventions/anatomy.py."
+            "Add its name to interventions/architectures/anatomy.py."
         )
     if tower is not None and image_token_id is None and not crosses:
         raise LoadError(
             f"{name}: how its images enter is unknown; its config has no image_token_id, and no "
-            "block is a cross-attention block. Add its layout to interventions/anatomy.py."
+            "block is a cross-attention block. Add its layout to "
+            "interventions/architectures/anatomy.py."
         )
     if crosses:
         image_token_id = None  # the image token is an ordinary one: no feature takes its place
@@ -272,7 +274,7 @@ def _block(block: nn.Module, name: str, layer: int) -> Block:
             f"{name}: block {layer} is not one attention and one MLP that add to the residual "
             f"stream. Expected one of each; got attention {attention or 'none'} and "
             f"{mlp or 'no other part'} beside {', '.join(sorted(norms)) or 'no norms'}. "
-            "Add its layout to interventions/anatomy.py."
+            "Add its layout to interventions/architectures/anatomy.py."
         )
     attn_out, mlp_out = attention[0], mlp[0]
     for marks, behind_attention, behind_mlp in SANDWICHES:

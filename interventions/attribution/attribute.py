@@ -2,7 +2,7 @@
 
 An exact sweep runs the model once per place; a gradient gives a linear estimate of all of them
 from two forward passes and one backward pass. The estimate can be badly wrong, so it is given with
-its agreement with exact patching (:mod:`interventions.agreement`).
+its agreement with exact patching (:mod:`interventions.attribution.agreement`).
 """
 
 import json
@@ -13,18 +13,18 @@ import numpy as np
 import torch
 import xarray as xr
 
-from interventions.agreement import add_agreement
-from interventions.contrast import (
+from interventions.attribution.agreement import add_agreement
+from interventions.attribution.contrast import (
     DIRECTIONS,
     Contrast,
     Direction,
     make_contrast,
 )
+from interventions.attribution.estimates import METHODS, Method, estimates
+from interventions.attribution.passes import Place
 from interventions.errors import PromptError, SiteError, did_you_mean
-from interventions.estimates import METHODS, Method, estimates
 from interventions.metrics import METRICS, UNITS, Metric, target
 from interventions.model import Model
-from interventions.passes import Place
 from interventions.places import check_same_tokens, role_labels
 from interventions.prompts import Prompt
 from interventions.results import provenance
@@ -89,7 +89,7 @@ def attribute(
         ``"ig-activations"``: for each component of each layer, on the line between its values
         (Marks et al., "Sparse Feature Circuits", ICLR 2025); ``steps`` passes for each.
         ``"relp"``: relevance coefficients instead of gradients (Rezaei Jafari et al., 2025); see
-        :mod:`interventions.relevance`.
+        :mod:`interventions.attribution.relevance`.
     direction : {"denoising", "noising"}
         Which prompt runs: the corrupt or the clean one. The other is the source.
     steps : int

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 import xarray as xr
 
-from interventions.contrast import Contrast
+from interventions.attribution.contrast import Contrast
+from interventions.attribution.passes import Place, backward, forward
+from interventions.attribution.relevance import relevance_rules
 from interventions.model import Model
-from interventions.passes import Place, backward, forward
-from interventions.relevance import relevance_rules
 
 Method = Literal["patching", "ig", "ig-activations", "relp"]
 METHODS: dict[Method, str] = {

@@ -11,9 +11,6 @@ import torch
 import xarray as xr
 
 from interventions.errors import PatchError, PromptError, SweepInterrupted, did_you_mean
-from interventions.grid import make_grid
-from interventions.grouping import path_of
-from interventions.measuring import Job, Piece, batches, measured, run_rows
 from interventions.metrics import METRICS, UNITS, Metric, target
 from interventions.model import Model
 from interventions.places import check_same_tokens, columns_of, every_token, role_labels
@@ -30,7 +27,10 @@ from interventions.sources import (
     read_values,
 )
 from interventions.streams import Heads, Layers
-from interventions.table import Table, with_text
+from interventions.sweeping.grid import make_grid
+from interventions.sweeping.grouping import path_of
+from interventions.sweeping.measuring import Job, Piece, batches, measured, run_rows
+from interventions.sweeping.table import Table, with_text
 
 
 def sweep(
@@ -55,7 +55,7 @@ def sweep(
     """Patch every cell of a grid, in every row of a prompt, and measure what it changes.
 
     The numbers are those of one full run per cell, to rounding; the cost is that of what each
-    patch changes (see :mod:`interventions.replay`).
+    patch changes (see :mod:`interventions.sweeping.replay`).
 
     Parameters
     ----------

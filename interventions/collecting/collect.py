@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import xarray as xr
 
-from interventions.batches import (
+from interventions.collecting.batches import (
     Batch,
     Maker,
     RoleSite,
@@ -19,7 +19,7 @@ from interventions.batches import (
     make_batch,
     maker_of,
 )
-from interventions.collection import Collection, as_stored, open_collection
+from interventions.collecting.collection import Collection, as_stored, open_collection
 from interventions.errors import PromptError, ResultsError, SiteError
 from interventions.model import Model
 from interventions.patching import Site, check_heads, check_sites, read

@@ -9,9 +9,9 @@ import torch
 import xarray as xr
 
 from interventions.errors import ProbeError, did_you_mean
-from interventions.logistic import fit_logistic
-from interventions.probing import fit_probes
-from interventions.splits import control_labels, held_out
+from interventions.probing.logistic import fit_logistic
+from interventions.probing.probes import fit_probes
+from interventions.probing.splits import control_labels, held_out
 
 Method = Literal["logistic", "ridge"]
 AXES = ("layer", "row", "d_model")

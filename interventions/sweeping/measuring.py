@@ -7,16 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from interventions.budget import Budget, clean_bytes
-from interventions.grid import Grid, Spec
-from interventions.grouping import Cell, cell, groups, path_of
 from interventions.metrics import METRICS, Metric, Target
 from interventions.model import Model
 from interventions.patching import Patch
 from interventions.places import Columns
 from interventions.positions import Positions
 from interventions.prompts import Prompt
-from interventions.replay import replayed, run_clean
 from interventions.sources import (
     FromModel,
     Noise,
@@ -26,6 +22,10 @@ from interventions.sources import (
     noisy,
     read_values,
 )
+from interventions.sweeping.budget import Budget, clean_bytes
+from interventions.sweeping.grid import Grid, Spec
+from interventions.sweeping.grouping import Cell, cell, groups, path_of
+from interventions.sweeping.replay import replayed, run_clean
 
 MOST_ROWS = 64
 FROM_SOURCE: tuple[Metric, ...] = ("logprob", "logit_diff", "rank")  # of the source's own run
@@ -45,7 +45,7 @@ class Job:
     target : Target
     metrics : sequence of str
     budget : int or None
-        Bytes; see :class:`interventions.budget.Budget`.
+        Bytes; see :class:`interventions.sweeping.budget.Budget`.
     """
 
     prompt: Prompt

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 import xarray as xr
 
-from interventions.contrast import Contrast, Scored, make_contrast
+from interventions.attribution.contrast import Contrast, Scored, make_contrast
+from interventions.attribution.passes import Pass, forward
 from interventions.errors import PromptError, ResultsError
 from interventions.metrics import target
 from interventions.model import Model
-from interventions.passes import Pass, forward
 from interventions.patching import Patch, run
 from interventions.positions import Positions
 from interventions.prompts import Prompt
-from interventions.replay import replay
+from interventions.sweeping.replay import replay
 
 RESAMPLES = 1000
 Sample = Literal["top", "random"]

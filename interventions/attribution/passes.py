@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import nnsight
 import torch
 
-from interventions.contrast import Contrast, Which
+from interventions.attribution.contrast import Contrast, Which
 from interventions.errors import PatchError
 from interventions.model import Model
 from interventions.patching import Site, run

@@ -86,7 +86,8 @@ def find_rules(model: Model) -> list[tuple[nn.Module, Rule]]:
 def _refusal(model: Model, what: str, expected: str) -> SiteError:
     return SiteError(
         f"RelP has no rule for {what} of {model.name}; expected {expected}. "
-        'Use method="patching" or "ig", or give this kind a rule in interventions/relevance.py.'
+        'Use method="patching" or "ig", or give this kind a rule in '
+        "interventions/attribution/relevance.py."
     )
 
 

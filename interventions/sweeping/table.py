@@ -11,8 +11,8 @@ import numpy as np
 import xarray as xr
 
 from interventions.errors import ResultsError
-from interventions.measuring import Piece
 from interventions.results import Store, write_atomically
+from interventions.sweeping.measuring import Piece
 
 PART = "cells.npz"
 STAGE = "sweep"

@@ -1,0 +1,1 @@
+"""Where the parts of each architecture are, and what it can do."""

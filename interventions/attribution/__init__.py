@@ -1,0 +1,1 @@
+"""Estimates of what patches would do, and their agreement with exact patching."""

@@ -1,0 +1,1 @@
+"""Activations of many prompts, collected on disk and read back."""

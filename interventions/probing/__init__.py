@@ -1,0 +1,1 @@
+"""Linear probes of every layer, with control tasks."""
