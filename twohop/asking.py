@@ -10,11 +10,13 @@ import torch
 from interventions import Model, Prompt, complete
 from interventions.answer_tokens import candidate_ids, spaced, token_ids
 from twohop.entities.items import Benchmark, Entity, Item, Template
+from twohop.memory import Batches
 from twohop.places import has_image_tokens
 from twohop.scoring import Outcome, names_it, normalise, outcome
 
 SEPARATOR = " | "  # between accepted answers, where they are stored as one text
 ASKED_ROWS = 64  # rows of like length, so that little padding is run
+ALIKE_ROWS = 192  # where all are of one length
 SPARE_TOKENS = 1  # after the longest answer: room for the stop
 Tick = Callable[[int], None]
 
@@ -199,27 +201,30 @@ def answers(
 ) -> tuple[list[str], list[int]]:
     """Ask a prompt: the free answer of every row and, given candidates, the likeliest of them.
 
-    Rows of like length run together; where all are of one length, all together.
+    Rows of like length run together.
     """
     texts = [""] * len(prompt)
     choices = [-1] * len(prompt)
     ragged = len(prompt.lengths.unique()) > 1
     order = prompt.lengths.argsort(stable=True)
-    for rows in order.split(ASKED_ROWS if ragged else len(order)):
+    batches = Batches(order, ASKED_ROWS if ragged else ALIKE_ROWS)
+    for rows in batches:
         some, _ = prompt.select(rows).trimmed()
-        found = complete(
-            model,
-            some,
-            candidates=candidates,
-            max_new_tokens=study.max_new_tokens,
-            stop=study.benchmark.stop,
-            end=study.benchmark.end,
-            on_rows=study.tick,
-        )
-        for i, row in enumerate(rows.tolist()):
-            texts[row] = found.texts[i]
-            if candidates is not None:
-                choices[row] = found.choices[i]
+        with batches.attempt(rows):
+            found = complete(
+                model,
+                some,
+                candidates=candidates,
+                max_new_tokens=study.max_new_tokens,
+                stop=study.benchmark.stop,
+                end=study.benchmark.end,
+                batch_rows=len(rows),
+            )
+            for i, row in enumerate(rows.tolist()):
+                texts[row] = found.texts[i]
+                if candidates is not None:
+                    choices[row] = found.choices[i]
+            study.tick(len(rows))
     return texts, choices
 
 

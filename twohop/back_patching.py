@@ -6,10 +6,11 @@ import numpy as np
 import torch
 import xarray as xr
 
-from interventions import Patch, Site, read
+from interventions import Patch, Site
 from twohop.asking import Study, another, by_relation, image_prompt, score
 from twohop.cells import free_answers
 from twohop.entities.items import Item
+from twohop.memory import read
 from twohop.places import entity_tokens, padded
 
 LATER = (0.4, 0.6, 0.8)

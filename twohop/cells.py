@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from interventions import Model, Patch, Positions, Prompt, Site, read, run
+from interventions import Model, Patch, Positions, Prompt, Site, run
 from interventions.answer_tokens import candidate_ids, spaced
 from interventions.answers import greedy
 from twohop.asking import Study
 from twohop.entities.items import Item
+from twohop.memory import Batches, read
 
 GROUP_ROWS = 6  # rows of like length, so that little padding is run
 CELL_ROWS = 36  # few, so that a batch begins near the first block of each of its cells
@@ -61,25 +62,27 @@ def run_cells(
     [clean] = read(model, prompt, [Site("resid_pre", needed)])
     for group in prompt.lengths.argsort(stable=True).split(GROUP_ROWS):
         order = starts.argsort(stable=True)[:, None] * n + group
-        for batch in order.flatten().split(CELL_ROWS):
+        batches = Batches(order.flatten(), CELL_ROWS)
+        for batch in batches:
             rows, cells = batch % n, batch // n
             block = int(starts[cells].min())
             some, left = prompt.select(rows).trimmed()
             there = slice(left, left + some.length)
-            found = run(
-                model,
-                some,
-                patches=[
-                    replace(patch, positions=patch.positions.shifted(left, some.length))
-                    for patch in patches_of(rows, cells)
-                ],
-                logits=positions.rows(rows).shifted(left, some.length),
-                start=(block, clean[needed.index(block), rows][:, there]),
-            )
-            if found.logits is not None:
-                measured = measure(found.logits, rows).double().cpu().numpy()
-                table[cells.numpy(), rows.numpy()] = measured
-            study.tick(len(batch))
+            with batches.attempt(batch):
+                found = run(
+                    model,
+                    some,
+                    patches=[
+                        replace(patch, positions=patch.positions.shifted(left, some.length))
+                        for patch in patches_of(rows, cells)
+                    ],
+                    logits=positions.rows(rows).shifted(left, some.length),
+                    start=(block, clean[needed.index(block), rows][:, there]),
+                )
+                if found.logits is not None:
+                    measured = measure(found.logits, rows).double().cpu().numpy()
+                    table[cells.numpy(), rows.numpy()] = measured
+                study.tick(len(batch))
     return table
 
 
@@ -94,16 +97,18 @@ def free_answers(
     """Greedy answers of every row in every cell, as text: [cell][row]."""
     n = len(prompt)
     texts = [[""] * n for _ in range(n_cells)]
-    for batch in torch.arange(n_cells * n).split(ANSWER_ROWS):
+    batches = Batches(torch.arange(n_cells * n), ANSWER_ROWS)
+    for batch in batches:
         rows, cells = batch % n, batch // n
-        some = prompt.select(rows)
-        prefill = run(model, some, patches=patches_of(rows, cells), keep_cache=True)
-        found = greedy(
-            model, prefill, max_new_tokens=study.max_new_tokens, stop=study.benchmark.stop
-        )
-        for row, cell, text in zip(rows.tolist(), cells.tolist(), found.texts, strict=True):
-            texts[cell][row] = text
-        study.tick(len(batch))
+        with batches.attempt(batch):
+            some = prompt.select(rows)
+            prefill = run(model, some, patches=patches_of(rows, cells), keep_cache=True)
+            found = greedy(
+                model, prefill, max_new_tokens=study.max_new_tokens, stop=study.benchmark.stop
+            )
+            for row, cell, text in zip(rows.tolist(), cells.tolist(), found.texts, strict=True):
+                texts[cell][row] = text
+            study.tick(len(batch))
     return texts
 
 

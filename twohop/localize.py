@@ -12,12 +12,13 @@ import numpy as np
 import torch
 import xarray as xr
 
-from interventions import Model, Patch, Positions, Prompt, Site, read
+from interventions import Model, Patch, Positions, Prompt, Site
 from interventions.positions import from_lists
 from interventions.streams import Component
 from twohop.asking import Study, another, by_relation, first_token, image_prompt, text_prompt
 from twohop.cells import run_cells
 from twohop.entities.items import Item
+from twohop.memory import read
 from twohop.places import last_ones, padded, question_tokens
 from twohop.window import known_items
 

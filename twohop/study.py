@@ -17,6 +17,7 @@ from twohop.back_patching import layer_pairs
 from twohop.diagnosis import diagnosis
 from twohop.entities.items import Benchmark, Template, check_items
 from twohop.localize import MAP_COMPONENTS, MAP_ROLES, MAX_ITEMS, patching_map, window_edges
+from twohop.memory import MemoryTooSmall, ran_out, remedy
 from twohop.pairs import Pair, find_pair, model_name
 from twohop.recall import recall, text_gate
 from twohop.recovery import MAX_KEPT, MAX_LOST, recovery
@@ -227,7 +228,12 @@ class PairRun:
             kept=models.results,
             tick=tick,
         )
-        found = run_stage(stage, study, done)
+        try:
+            found = run_stage(stage, study, done)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            raise MemoryTooSmall(f"memory ran out in {stage}. {remedy(error)}") from error
         found.attrs["provenance"] = {
             **provenance(vlm=vlm, backbone=backbone),
             "settings": self.store(stage).settings,

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 import xarray as xr
 
-from interventions import Patch, Positions, Site, read
+from interventions import Patch, Positions, Site
 from interventions.answers import following
 from twohop.asking import Study, another, by_relation, item_coords, mean_of_others, text_prompt
 from twohop.cells import answer_ids, answered_cells
 from twohop.entities.items import Item
+from twohop.memory import read
 
 KEEPS = 0.9
 FOLLOWS_NO_MORE = 0.1

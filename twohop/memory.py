@@ -1,0 +1,126 @@
+"""Batches that are halved where memory runs out, so that a stage ends all the same.
+
+Rows do not see each other, so the size of a batch changes numbers by rounding alone.
+"""
+
+import gc
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+import interventions
+from interventions import Model, Prompt, Site
+from interventions.errors import InterventionsError
+
+LOG = logging.getLogger(__name__)
+ON_A_CPU = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory")
+
+
+class MemoryTooSmall(InterventionsError):
+    """Memory ran out where there was nothing left to halve."""
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left, on a GPU or on a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # On a CPU, torch tells it from other errors by the message only.
+    return isinstance(error, RuntimeError) and any(one in str(error) for one in ON_A_CPU)
+
+
+class Batches:
+    """Rows in batches; one for which memory ran out is cut in half, and so are those after it.
+
+    Parameters
+    ----------
+    rows : Tensor
+        Row numbers.
+    size : int
+        Of a batch, at first.
+
+    Examples
+    --------
+    >>> batches = Batches(torch.arange(5), size=4)
+    >>> for batch in batches:
+    ...     with batches.attempt(batch):
+    ...         if len(batch) > 2:
+    ...             raise torch.OutOfMemoryError
+    ...         batch.tolist()
+    [0, 1]
+    [2, 3]
+    [4]
+    """
+
+    def __init__(self, rows: torch.Tensor, size: int) -> None:
+        self.left = rows
+        self.size = size
+        self._failed = False
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        while len(self.left):
+            if self._failed:
+                # Only now is the error gone, and with it what its frames kept alive.
+                gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                self._failed = False
+            batch, self.left = self.left[: self.size], self.left[self.size :]
+            yield batch
+
+    @contextmanager
+    def attempt(self, batch: torch.Tensor) -> Iterator[None]:
+        """Do a batch; should memory run out, its rows come again, half as many at a time.
+
+        Nothing that counts may be stored before the last step that can run out.
+
+        Raises
+        ------
+        MemoryTooSmall
+            If the batch has one row.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            if len(batch) == 1:
+                raise MemoryTooSmall(
+                    f"a single row needs too much memory. {remedy(error)}"
+                ) from error
+            self.left = torch.cat([batch, self.left])
+            self.size = (len(batch) + 1) // 2
+            self._failed = True
+            LOG.warning("memory ran out on %d rows; going on with %d", len(batch), self.size)
+
+
+def remedy(error: BaseException) -> str:
+    """What was said, and what a user can do about it."""
+    said = str(error).strip().split("\n")[0] or type(error).__name__
+    return (
+        f"It was said: {said[:200]}\nFree memory (other processes, a smaller dtype), use a device "
+        "with more, or ask shorter questions about smaller pictures."
+    )
+
+
+def read(model: Model, prompt: Prompt, sites: Sequence[Site]) -> list[torch.Tensor]:
+    """Read sites as :func:`interventions.read` does, in several passes if memory runs out."""
+    parts: list[list[torch.Tensor]] = []
+    batches = Batches(torch.arange(len(prompt)), len(prompt))
+    for rows in batches:
+        with batches.attempt(rows):
+            if len(rows) == len(prompt):
+                return interventions.read(model, prompt, sites)
+            some = [
+                site
+                if site.positions is None
+                else replace(site, positions=site.positions.rows(rows))
+                for site in sites
+            ]
+            parts.append(interventions.read(model, prompt.select(rows), some))
+    return [
+        torch.cat(found, dim=0 if isinstance(site.layers, int) else 1)
+        for site, *found in zip(sites, *parts, strict=True)
+    ]
