@@ -12,17 +12,32 @@ from interventions.answer_tokens import candidate_ids, spaced, token_ids
 from twohop.entities.items import Benchmark, Entity, Item, Template
 from twohop.memory import Batches
 from twohop.places import has_image_tokens
+from twohop.running import Tick, no_tick, on_each
 from twohop.scoring import Outcome, names_it, normalise, outcome
 
 SEPARATOR = " | "  # between accepted answers, where they are stored as one text
 ASKED_ROWS = 64  # rows of like length, so that little padding is run
 ALIKE_ROWS = 192  # where all are of one length
 SPARE_TOKENS = 1  # after the longest answer: room for the stop
-Tick = Callable[[int], None]
 
 
-def no_tick(_rows: int) -> None:
-    """Report progress to nobody."""
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are written down.
+
+    Attributes
+    ----------
+    max_new_tokens : int
+        How long one may be, see :func:`longest_answer`.
+    stop : str
+        Text that ends one.
+    end : str or None
+        Text that ends a candidate that begins another one, where that is not ``stop``.
+    """
+
+    max_new_tokens: int
+    stop: str
+    end: str | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,11 @@ class Study:
     max_new_tokens: int = 8
     kept: dict[Any, Any] = field(default_factory=dict, compare=False)
     tick: Tick = field(default=no_tick, compare=False)
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the benchmark's answers are written down."""
+        return Decoding(self.max_new_tokens, self.benchmark.stop, self.benchmark.end)
 
 
 def by_relation(items: Sequence[Item]) -> Iterator[tuple[str, list[int]]]:
@@ -186,18 +206,39 @@ def ask(
     """
     texts: list[str] = [""] * len(items)
     choices: list[str] = [""] * len(items)
-    for relation, rows in by_relation(items):
-        prompt = prompt_of(relation, [items[i] for i in rows])
+    asked = [
+        (relation, part) for relation, rows in by_relation(items) for part in sendable(model, rows)
+    ]
+    tasks = (
+        (
+            prompt_of(relation, [items[i] for i in rows]),
+            study.benchmark.answer_set(relation),
+            study.decoding,
+        )
+        for relation, rows in asked
+    )
+    found = on_each(model, answers, tasks, tick=study.tick)
+    for (relation, rows), (said, chosen) in zip(asked, found, strict=True):
         answer_set = study.benchmark.answer_set(relation)
-        said, chosen = answers(study, model, prompt, candidates=answer_set)
         for i, row in enumerate(rows):
             texts[row] = said[i]
             choices[row] = answer_set[chosen[i]]
     return score(study, items, texts, choices)
 
 
+def sendable(model: Model, rows: list[int]) -> list[list[int]]:
+    """Rows in parts: the pictures of thousands would make a request too large to send."""
+    most = ASKED_ROWS if model.remote else len(rows)
+    return [rows[i : i + most] for i in range(0, len(rows), most)]
+
+
 def answers(
-    study: Study, model: Model, prompt: Prompt, *, candidates: Sequence[str] | None = None
+    model: Model,
+    prompt: Prompt,
+    candidates: Sequence[str] | None,
+    decoding: Decoding,
+    *,
+    tick: Tick = no_tick,
 ) -> tuple[list[str], list[int]]:
     """Ask a prompt: the free answer of every row and, given candidates, the likeliest of them.
 
@@ -215,16 +256,16 @@ def answers(
                 model,
                 some,
                 candidates=candidates,
-                max_new_tokens=study.max_new_tokens,
-                stop=study.benchmark.stop,
-                end=study.benchmark.end,
+                max_new_tokens=decoding.max_new_tokens,
+                stop=decoding.stop,
+                end=decoding.end,
                 batch_rows=len(rows),
             )
             for i, row in enumerate(rows.tolist()):
                 texts[row] = found.texts[i]
                 if candidates is not None:
                     choices[row] = found.choices[i]
-            study.tick(len(rows))
+            tick(len(rows))
     return texts, choices
 
 
@@ -252,7 +293,7 @@ def score(
 def name_entities(study: Study, entities: Sequence[Entity]) -> tuple[list[str], np.ndarray]:
     """Ask the VLM which entity each picture shows; return its words and whether they are right."""
     prompt = image_prompt(study, study.benchmark.naming, entities)
-    texts, _ = answers(study, study.vlm, prompt)
+    [(texts, _)] = on_each(study.vlm, answers, [(prompt, None, study.decoding)], tick=study.tick)
     everyone = study.benchmark.every_name
     right = [
         names_it(text, names=entity.names, others=everyone)

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 import xarray as xr
 
-from interventions import Patch, Site
-from twohop.asking import Study, another, by_relation, image_prompt, score
+from interventions import Model, Patch, Prompt, Site
+from twohop.asking import Decoding, Study, another, by_relation, image_prompt, score
 from twohop.cells import free_answers
 from twohop.entities.items import Item
 from twohop.memory import read
 from twohop.places import entity_tokens, padded
+from twohop.running import Task, Tick, on_each
 
 LATER = (0.4, 0.6, 0.8)
 EARLIER = (0.0, 0.1, 0.2)
@@ -52,34 +52,22 @@ def back_patching(study: Study, items: Sequence[Item]) -> xr.Dataset:
     n = len(items)
     others = another(study, items)
     tables = {"own": np.zeros((len(pairs), n), bool), "null": np.zeros((len(pairs), n), bool)}
-    needed = sorted({s for s, _ in pairs})
-    for relation, rows in by_relation(items):
-        some = [items[i] for i in rows]
-        template = study.benchmark.templates[relation]
-        own = [one.entity for one in some]
-        shown = image_prompt(study, template, own)
+    groups = list(by_relation(items))
+
+    def task(rows: list[int]) -> Task:
+        template = study.benchmark.templates[items[rows[0]].relation]
+        own = [items[i].entity for i in rows]
         rivals = [(others[i] or items[i]).entity for i in rows]
+        shown = image_prompt(study, template, own)
         theirs = image_prompt(study, template, rivals, sized_as=own)
-        image = entity_tokens(shown)
-        [state] = read(study.vlm, shown, [Site("resid_pre", needed, padded(image))])
-        there = padded(entity_tokens(theirs))
-        [null] = read(study.vlm, theirs, [Site("resid_pre", needed, there)])
-        for name, source in (("own", state), ("null", null)):
+        return shown, theirs, pairs, study.decoding
 
-            def patches_of(
-                batch: torch.Tensor, cells: torch.Tensor, source: torch.Tensor = source
-            ) -> list[Patch]:
-                return [
-                    Patch(
-                        "resid_pre",
-                        pairs[cell][1],
-                        image.rows(batch).only(cells == cell),  # noqa: B023 - used at once
-                        source[needed.index(pairs[cell][0]), batch],
-                    )
-                    for cell in cells.unique().tolist()
-                ]
-
-            texts = free_answers(study, study.vlm, shown, n_cells=len(pairs), patches_of=patches_of)
+    tasks = (task(rows) for _, rows in groups)
+    for (_, rows), both in zip(
+        groups, on_each(study.vlm, said_back, tasks, tick=study.tick), strict=True
+    ):
+        some = [items[i] for i in rows]
+        for name, texts in zip(tables, both, strict=True):
             for pair, said in enumerate(texts):
                 tables[name][pair, rows] = score(study, some, said, [""] * len(some)).right
     dev = dev_half(items, seed=study.seed)
@@ -98,3 +86,37 @@ def back_patching(study: Study, items: Sequence[Item]) -> xr.Dataset:
         },
         attrs={"chosen": best["own"], "chosen_null": best["null"]},
     )
+
+
+def said_back(
+    model: Model,
+    shown: Prompt,
+    theirs: Prompt,
+    pairs: Sequence[tuple[int, int]],
+    decoding: Decoding,
+    *,
+    tick: Tick,
+) -> list[list[list[str]]]:
+    """Free answers with the states of the same picture, then of another one, [source][pair][row].
+
+    Parameters
+    ----------
+    model : Model
+    shown, theirs : Prompt
+        About the same pictures, and about others of their size.
+    pairs : sequence of (later, earlier)
+        Layers read and written.
+    decoding : Decoding
+    tick : callable
+    """
+    image, needed = entity_tokens(shown), sorted({later for later, _ in pairs})
+    found = []
+    for prompt in (shown, theirs):
+        place = padded(entity_tokens(prompt))
+        [states] = read(model, prompt, [Site("resid_pre", needed, place)])
+        cells = [
+            [Patch("resid_pre", earlier, image, states[needed.index(later)])]
+            for later, earlier in pairs
+        ]
+        found.append(free_answers(model, shown, cells, decoding, tick=tick))
+    return found

@@ -9,9 +9,10 @@ import torch
 from interventions import Model, Patch, Positions, Prompt, Site, run
 from interventions.answer_tokens import candidate_ids, spaced
 from interventions.answers import greedy
-from twohop.asking import Study
+from twohop.asking import Decoding
 from twohop.entities.items import Item
 from twohop.memory import Batches, read
+from twohop.running import Tick
 
 GROUP_ROWS = 6  # rows of like length, so that little padding is run
 CELL_ROWS = 36  # few, so that a batch begins near the first block of each of its cells
@@ -22,7 +23,6 @@ Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def run_cells(
-    study: Study,
     model: Model,
     prompt: Prompt,
     *,
@@ -30,14 +30,14 @@ def run_cells(
     patches_of: PatchesOf,
     positions: Positions,
     measure: Measure,
+    tick: Tick,
 ) -> np.ndarray:
     """Run every cell on every row and reduce the logits to one number each.
 
     Parameters
     ----------
-    study : Study
-        Its ``tick`` is told the rows done.
     model : Model
+        One that runs here: on a server, this is part of what runs there.
     prompt : Prompt
     first_blocks : sequence of int
         For each cell, the first block it patches. Blocks below are the same in every cell, so
@@ -50,6 +50,8 @@ def run_cells(
         Where logits are wanted.
     measure : callable
         ``measure(logits, rows)`` of logits [batch, position, vocab] gives [batch].
+    tick : callable
+        Told the number of rows done.
 
     Returns
     -------
@@ -82,44 +84,60 @@ def run_cells(
                 if found.logits is not None:
                     measured = measure(found.logits, rows).double().cpu().numpy()
                     table[cells.numpy(), rows.numpy()] = measured
-                study.tick(len(batch))
+                tick(len(batch))
     return table
 
 
 def free_answers(
-    study: Study,
     model: Model,
     prompt: Prompt,
+    cells: Sequence[Sequence[Patch]],
+    decoding: Decoding,
     *,
-    n_cells: int,
-    patches_of: PatchesOf,
+    tick: Tick,
 ) -> list[list[str]]:
-    """Greedy answers of every row in every cell, as text: [cell][row]."""
+    """Greedy answers of every row in every cell, as text: [cell][row].
+
+    Parameters
+    ----------
+    model : Model
+        One that runs here: on a server, this is part of what runs there.
+    prompt : Prompt
+    cells : sequence of sequences of Patch
+        Each an intervention of its own, over all rows of the prompt.
+    decoding : Decoding
+    tick : callable
+        Told the number of rows done.
+    """
     n = len(prompt)
-    texts = [[""] * n for _ in range(n_cells)]
-    batches = Batches(torch.arange(n_cells * n), ANSWER_ROWS)
+    texts = [[""] * n for _ in cells]
+    batches = Batches(torch.arange(len(cells) * n), ANSWER_ROWS)
     for batch in batches:
-        rows, cells = batch % n, batch // n
+        rows, which = batch % n, batch // n
         with batches.attempt(batch):
-            some = prompt.select(rows)
-            prefill = run(model, some, patches=patches_of(rows, cells), keep_cache=True)
+            patches = [
+                replace(one, positions=one.positions.only(which == cell))
+                for cell in which.unique().tolist()
+                for one in (patch.of_rows(rows) for patch in cells[cell])
+            ]
+            prefill = run(model, prompt.select(rows), patches=patches, keep_cache=True)
             found = greedy(
-                model, prefill, max_new_tokens=study.max_new_tokens, stop=study.benchmark.stop
+                model, prefill, max_new_tokens=decoding.max_new_tokens, stop=decoding.stop
             )
-            for row, cell, text in zip(rows.tolist(), cells.tolist(), found.texts, strict=True):
+            for row, cell, text in zip(rows.tolist(), which.tolist(), found.texts, strict=True):
                 texts[cell][row] = text
-            study.tick(len(batch))
+            tick(len(batch))
     return texts
 
 
 def answered_cells(
-    study: Study,
     model: Model,
     prompt: Prompt,
     answers: Sequence[Sequence[int]],
     *,
     first_blocks: Sequence[int],
     patches_of: PatchesOf,
+    tick: Tick,
 ) -> np.ndarray:
     """Whether greedy decoding would give exactly these answers, in every cell.
 
@@ -132,7 +150,7 @@ def answered_cells(
         Made by :func:`interventions.answers.following` with ``answers``.
     answers : sequence of token ids
         One per row.
-    first_blocks, patches_of
+    first_blocks, patches_of, tick
         As in :func:`run_cells`.
 
     Returns
@@ -149,13 +167,13 @@ def answered_cells(
         return (same | ~positions.mask[rows]).all(-1)
 
     table = run_cells(
-        study,
         model,
         prompt,
         first_blocks=first_blocks,
         patches_of=patches_of,
         positions=positions,
         measure=measure,
+        tick=tick,
     )
     return table.astype(bool)
 

@@ -7,20 +7,21 @@ distance from the end. The other half is scored.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from interventions import Patch, Positions, Prompt
+from interventions import Model, Patch, Positions, Prompt
 from interventions.alignment import layer_map
 from interventions.positions import from_lists
-from interventions.streams import Component
+from interventions.streams import Component, layer_list
 from twohop.asking import Scored, Study, by_relation, first_token, image_prompt, score
-from twohop.cells import free_answers, run_cells
+from twohop.cells import run_cells
 from twohop.entities.items import Item
 from twohop.places import has_image_tokens, question_tokens
-from twohop.transplant import blocks_to, entity_values
+from twohop.running import Task, Tick, on_each
+from twohop.transplant import Wanted, blocks_to, entity_values, said_in_cells
 
 IMAGE_PLACES, QUESTION_PLACES = 8, 8
 
@@ -69,74 +70,69 @@ def gains(
 ) -> tuple[list[Place], np.ndarray]:
     """Log-probability of the answer's first token that each place gives, [place, item], nats."""
     found = places(study)
-    values = entity_values(study, items, component, blocks_to(last))
-    layers = [layer_map(study.vlm, study.backbone)[block] for block in range(len(values))]
-    table = np.zeros((len(found), len(items)))
-    for _, rows in by_relation(items):
+    [values] = entity_values(study, Wanted(items, component, blocks_to(last)))
+    layers = layer_map(study.vlm, study.backbone)[: len(values)]
+    groups = list(by_relation(items))
+
+    def task(rows: list[int]) -> Task:
         some = [items[i] for i in rows]
-        shown = _shown(study, some)
-        tokens = torch.tensor([first_token(study.vlm, shown, one.answers[0]) for one in some])
-        there = [place.positions(shown) for place in found]
-
-        def patches_of(
-            batch: torch.Tensor,
-            cells: torch.Tensor,
-            there: list[Positions] = there,
-            mine: torch.Tensor = values[:, rows],
-        ) -> list[Patch]:
-            return [
-                Patch(component, layers, there[c].rows(batch).only(cells == c), mine[:, batch])
-                for c in cells.unique().tolist()
-            ]
-
-        def logprob(
-            logits: torch.Tensor, batch: torch.Tensor, tokens: torch.Tensor = tokens
-        ) -> torch.Tensor:
-            return logits[:, 0].cpu().log_softmax(-1).gather(1, tokens[batch, None])[:, 0]
-
-        table[:, rows] = run_cells(
+        template = study.benchmark.templates[some[0].relation]
+        shown = image_prompt(
             study,
-            study.vlm,
-            shown,
-            first_blocks=[layers[0]] * len(found),
-            patches_of=patches_of,
-            positions=shown.at("last"),
-            measure=logprob,
+            template,
+            [one.entity for one in some],
+            marked=True,
+            share_prefix=template.prefix,
         )
+        tokens = torch.tensor([first_token(study.vlm, shown, one.answers[0]) for one in some])
+        cells = [
+            Patch(component, layers, place.positions(shown), values[:, rows]) for place in found
+        ]
+        return shown, cells, tokens
+
+    table = np.zeros((len(found), len(items)))
+    tasks = (task(rows) for _, rows in groups)
+    for (_, rows), part in zip(
+        groups, on_each(study.vlm, logprobs_in_cells, tasks, tick=study.tick), strict=True
+    ):
+        table[:, rows] = part
     return found, table
+
+
+def logprobs_in_cells(
+    model: Model, prompt: Prompt, cells: Sequence[Patch], tokens: torch.Tensor, *, tick: Tick
+) -> np.ndarray:
+    """Log-probability of each row's token at its end, under each patch, [cell, row], nats."""
+
+    def patches_of(batch: torch.Tensor, which: torch.Tensor) -> list[Patch]:
+        chosen = [(cell, cells[cell].of_rows(batch)) for cell in which.unique().tolist()]
+        return [
+            replace(patch, positions=patch.positions.only(which == cell)) for cell, patch in chosen
+        ]
+
+    def logprob(logits: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        return logits[:, 0].cpu().log_softmax(-1).gather(1, tokens[batch, None])[:, 0]
+
+    return run_cells(
+        model,
+        prompt,
+        first_blocks=[min(layer_list(cell.layers, model.n_layers)) for cell in cells],
+        patches_of=patches_of,
+        positions=prompt.at("last"),
+        measure=logprob,
+        tick=tick,
+    )
 
 
 def transplant_at(
     study: Study, items: Sequence[Item], place: Place, *, component: Component, last: int
 ) -> Scored:
     """Free answers with the backbone's values written at a place."""
-    values = entity_values(study, items, component, blocks_to(last))
-    layers = [layer_map(study.vlm, study.backbone)[block] for block in range(len(values))]
-    texts = [""] * len(items)
-    for _, rows in by_relation(items):
-        shown = _shown(study, [items[i] for i in rows])
-        there = place.positions(shown)
+    [values] = entity_values(study, Wanted(items, component, blocks_to(last)))
+    layers = layer_map(study.vlm, study.backbone)[: len(values)]
 
-        def patches_of(
-            batch: torch.Tensor,
-            _cells: torch.Tensor,
-            there: Positions = there,
-            mine: torch.Tensor = values[:, rows],
-        ) -> list[Patch]:
-            return [Patch(component, layers, there.rows(batch), mine[:, batch])]
+    def cells_of(shown: Prompt, rows: list[int]) -> list[list[Patch]]:
+        return [[Patch(component, layers, place.positions(shown), values[:, rows])]]
 
-        [said] = free_answers(study, study.vlm, shown, n_cells=1, patches_of=patches_of)
-        for row, text in zip(rows, said, strict=True):
-            texts[row] = text
+    [texts] = said_in_cells(study, items, cells_of, marked=True) or [[]]
     return score(study, items, texts, [""] * len(items))
-
-
-def _shown(study: Study, items: Sequence[Item]) -> Prompt:
-    template = study.benchmark.templates[items[0].relation]
-    return image_prompt(
-        study,
-        template,
-        [one.entity for one in items],
-        marked=True,
-        share_prefix=template.prefix,
-    )

@@ -162,24 +162,24 @@ def _map_of_relation(
 
     def bare(prompt: Prompt) -> np.ndarray:
         return run_cells(
-            study,
             model,
             prompt,
             first_blocks=[0],
             patches_of=lambda _rows, _cells: (),
             positions=prompt.at("last"),
             measure=difference,
+            tick=study.tick,
         )[0]
 
     top, bottom = bare(clean), bare(corrupt)
     table = run_cells(
-        study,
         model,
         corrupt,
         first_blocks=[first_block(component, window) for component, window, _ in cells],
         patches_of=patches_of,
         positions=corrupt.at("last"),
         measure=difference,
+        tick=study.tick,
     )
     restored = np.full((len(MAP_COMPONENTS), n_windows, len(MAP_ROLES), len(pairs)), np.nan)
     for cell, (component, window, name) in enumerate(cells):

@@ -79,7 +79,14 @@ def text_gate(study: Study, model: Model, *, gate: str) -> xr.Dataset:
 
 
 def same_decoder(vlm: Model, backbone: Model) -> bool:
-    """Whether a VLM answers text exactly as its backbone: same tokens, bit-equal decoder."""
+    """Whether a VLM answers text exactly as its backbone: same tokens, bit-equal decoder.
+
+    Weights that are on a server are not compared: there, what is not the same model is asked.
+    """
+    if vlm is backbone:
+        return True
+    if vlm.remote or backbone.remote:
+        return False
     ours, theirs = vlm.tokenizer.get_vocab(), backbone.tokenizer.get_vocab()
     changed = {i for token, i in theirs.items() if ours.get(token) != i}
     if changed - {vlm.anatomy.image_token_id}:

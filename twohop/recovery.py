@@ -46,6 +46,7 @@ from twohop.asking import (
 from twohop.back_patching import back_patching, dev_half
 from twohop.entities.items import Item
 from twohop.heuristic import gains, transplant_at
+from twohop.running import on_each
 from twohop.transplant import (
     LAST,
     PATCH_ARMS,
@@ -98,9 +99,17 @@ def chains(
         (item, name) for names in arms.values() for item, name in zip(items, names, strict=True)
     ]
     texts = [""] * len(asked)
-    for _, rows in by_relation([item for item, _ in asked]):
-        prompt = chain_prompt(study, [asked[i][0] for i in rows], [asked[i][1] for i in rows])
-        said, _ = answers(study, study.vlm, prompt)
+    groups = list(by_relation([item for item, _ in asked]))
+    tasks = (
+        (
+            chain_prompt(study, [asked[i][0] for i in rows], [asked[i][1] for i in rows]),
+            None,
+            study.decoding,
+        )
+        for _, rows in groups
+    )
+    found = on_each(study.vlm, answers, tasks, tick=study.tick)
+    for (_, rows), (said, _) in zip(groups, found, strict=True):
         for row, text in zip(rows, said, strict=True):
             texts[row] = text
     n = len(items)

@@ -17,9 +17,17 @@ from interventions import Model, Positions, Prompt, Site, read
 from interventions.alignment import layer_map
 from interventions.lens import lens
 from interventions.probing.probes import fit_probe, fit_probes
-from twohop.asking import Study, by_relation, first_token, image_prompt, text_prompt
+from twohop.asking import (
+    Study,
+    by_relation,
+    first_token,
+    image_prompt,
+    sendable,
+    text_prompt,
+)
 from twohop.entities.items import PLACE, Benchmark, Entity, Template
 from twohop.places import IMAGE_ROLES, backbone_layers, has_image_tokens, padded
+from twohop.running import Task, Tick, on_each
 from twohop.statistics import cluster_sums
 
 ROLES = (*IMAGE_ROLES, "last")
@@ -30,18 +38,28 @@ LENS_ROWS = 32
 SHARE_OF_MAXIMUM = 0.9
 
 
-def states(
-    study: Study, model: Model, prompt: Prompt, roles: dict[str, Positions]
-) -> dict[str, torch.Tensor]:
-    """Residual stream at roles of every row, as [layer, row, d_model] with ``n_layers + 1`` layers.
+Roles = dict[str, Positions]
 
-    A role of several positions is averaged over them.
+
+def text_states(study: Study, asked: Sequence[tuple[Prompt, Positions]]) -> list[torch.Tensor]:
+    """Backbone states at one token of every row of prompts, [layer, row, d_model] each.
+
+    What the backbone makes of a text is the same for every pair on it, so it is kept.
     """
-    # What the backbone makes of a text is the same for every pair on it.
-    key = (model.name, *prompt.texts, *(f"{one.role} {one.single}" for one in roles.values()))
-    if not prompt.has_images and key in study.kept:
-        study.tick(len(prompt))
-        return study.kept[key]
+    keys = [(study.backbone.name, at.role, *prompt.texts) for prompt, at in asked]
+    tasks = {
+        key: (prompt, {"it": at})
+        for key, (prompt, at) in zip(keys, asked, strict=True)
+        if key not in study.kept
+    }
+    found = on_each(study.backbone, states_at, tasks.values(), tick=study.tick)
+    study.kept.update((key, one["it"]) for key, one in zip(tasks, found, strict=True))
+    study.tick(sum(len(key) - 2 for key in keys if key not in tasks))
+    return [study.kept[key] for key in keys]
+
+
+def states_at(model: Model, prompt: Prompt, roles: Roles, *, tick: Tick) -> dict[str, torch.Tensor]:
+    """Residual stream at roles of every row of one prompt, [layer, row, d_model] each."""
     parts: dict[str, list[torch.Tensor]] = {role: [] for role in roles}
     order = prompt.lengths.argsort(stable=True)  # rows of like length together: little padding
     for rows in order.split(max(1, BATCH_TOKENS // prompt.length)):
@@ -55,12 +73,9 @@ def states(
         for i, role in enumerate(roles):
             value = torch.cat([values[2 * i], values[2 * i + 1][None]]).float().cpu()
             parts[role].append(averaged(value, roles[role].rows(rows)))
-        study.tick(len(rows))
+        tick(len(rows))
     back = order.argsort()
-    found = {role: torch.cat(some, dim=1)[:, back] for role, some in parts.items()}
-    if not prompt.has_images:
-        study.kept[key] = found
-    return found
+    return {role: torch.cat(some, dim=1)[:, back] for role, some in parts.items()}
 
 
 def averaged(value: torch.Tensor, positions: Positions) -> torch.Tensor:
@@ -85,30 +100,51 @@ def own_relations(benchmark: Benchmark) -> dict[str, list[int]]:
     return groups
 
 
-def image_states(study: Study, view: int) -> dict[str, torch.Tensor]:
-    """VLM states at its roles for a picture of every entity, [layer, row, d_model] each."""
+def image_states(study: Study, views: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+    """VLM states at its roles, for pictures of every entity, [layer, row, d_model] each.
+
+    One dict per view.
+    """
     entities = study.benchmark.entities
-    found: dict[str, torch.Tensor] = {}
-    for relation, rows in own_relations(study.benchmark).items():
+    asked = [
+        (view, relation, part)
+        for view in views
+        for relation, rows in own_relations(study.benchmark).items()
+        for part in sendable(study.vlm, rows)
+    ]
+
+    def task(view: int, relation: str, rows: list[int]) -> Task:
         template = study.benchmark.templates[relation]
         prompt = image_prompt(study, template, [entities[i] for i in rows], views=view)
         roles = {"last": prompt.at("last")}
         if has_image_tokens(study.vlm):
             roles = {"image": prompt.at("image"), "last_image": prompt.at("image", -1)} | roles
-        for role, value in states(study, study.vlm, prompt, roles).items():
+        return prompt, roles
+
+    tasks = (task(*one) for one in asked)
+    made = on_each(study.vlm, states_at, tasks, tick=study.tick)
+    found: dict[int, dict[str, torch.Tensor]] = {view: {} for view in views}
+    for (view, _, rows), states in zip(asked, made, strict=True):
+        for role, value in states.items():
             shape = (len(value), len(entities), value.shape[-1])
-            found.setdefault(role, torch.zeros(shape))[:, rows] = value
-    return found
+            found[view].setdefault(role, torch.zeros(shape))[:, rows] = value
+    return list(found.values())
 
 
-def name_states(study: Study, template: Template, entities: Sequence[Entity]) -> torch.Tensor:
-    """Backbone states at the last token of the entities' names, [layer, row, d_model].
+def name_states(
+    study: Study, asked: Sequence[tuple[Template, Sequence[Entity]]]
+) -> list[torch.Tensor]:
+    """Backbone states at the last token of the entities' names, [layer, row, d_model] each.
 
-    The prompt is cut after the name, as nothing behind it reaches there.
+    The prompts are cut after the name, as nothing behind it reaches there.
     """
-    cut = Template(template.prefix, template.question[: template.question.index(PLACE)] + PLACE)
-    prompt = text_prompt(study.backbone, cut, entities)
-    return states(study, study.backbone, prompt, {"name": prompt.at("entity", -1)})["name"]
+    prompts = []
+    for template, entities in asked:
+        ahead = template.question[: template.question.index(PLACE)]
+        prompts.append(
+            text_prompt(study.backbone, Template(template.prefix, ahead + PLACE), entities)
+        )
+    return text_states(study, [(prompt, prompt.at("entity", -1)) for prompt in prompts])
 
 
 def depth(curve: np.ndarray) -> np.ndarray:
@@ -150,9 +186,8 @@ def resolution(study: Study) -> xr.Dataset:
     n = len(entities)
     labels = torch.arange(n)
 
-    test = image_states(study, TEST_VIEW)
+    test, *fit_parts = image_states(study, (TEST_VIEW, *FIT_VIEWS))
     roles = [role for role in ROLES if role in test]
-    fit_parts = [image_states(study, view) for view in FIT_VIEWS]
     fit_labels = labels.repeat(len(FIT_VIEWS))
     matched = backbone_layers(vlm, study.backbone)
     row_of = {entity.code: row for row, entity in enumerate(entities)}
@@ -160,10 +195,8 @@ def resolution(study: Study) -> xr.Dataset:
         (benchmark.templates[relation], [row_of[benchmark.items[i].entity.code] for i in some])
         for relation, some in by_relation(benchmark.items)
     ]
-    named = [
-        name_states(study, template, [entities[row] for row in rows])[matched]
-        for template, rows in [*asked, (benchmark.naming, range(n))]
-    ]
+    names = [(template, [entities[row] for row in rows]) for template, rows in asked]
+    named = [found[matched] for found in name_states(study, [*names, (benchmark.naming, entities)])]
     name_labels = torch.tensor([row for _, rows in asked for row in rows] + [*range(n)])
     transfer = fit_probe(torch.cat(named, dim=1), name_labels, n_classes=n)
     kept_out = fit_probe(torch.cat(named[:-1], dim=1), name_labels[:-n], n_classes=n)
@@ -233,7 +266,8 @@ def lens_curves(study: Study, hidden: Sequence[torch.Tensor]) -> tuple[np.ndarra
             said = (entities[i].name, answers[entities[i].code, relation])
             tokens[i] = torch.tensor([first_token(vlm, asked, one) for one in said])
     some = [*range(0, len(entities), -(-len(entities) // LENS_ROWS))]
-    curves = torch.stack([lens(vlm, one[:, some], tokens[some])[0].exp().mean(1) for one in hidden])
+    logprobs, _ = lens(vlm, torch.cat([one[:, some] for one in hidden]), tokens[some])
+    curves = logprobs.exp().mean(1).unflatten(0, (len(hidden), -1))
     return curves[..., 0].cpu().numpy(), curves[..., 1].cpu().numpy()
 
 
@@ -262,9 +296,9 @@ def answer_curves(study: Study) -> tuple[np.ndarray, float, str]:
     shown = image_prompt(study, template, entities)
     named = text_prompt(study.backbone, template, entities)
     folds = torch.tensor(np.random.default_rng(study.seed).permutation(len(items)) % 2)
+    [seen] = on_each(study.vlm, states_at, [(shown, {"last": shown.at("last")})], tick=study.tick)
     curves = []
-    for model, prompt in ((study.vlm, shown), (study.backbone, named)):
-        last = states(study, model, prompt, {"last": prompt.at("last")})["last"]
+    for last in (seen["last"], *text_states(study, [(named, named.at("last"))])):
         right = torch.zeros(last.shape[:2])
         for fold in (0, 1):
             probe = fit_probe(

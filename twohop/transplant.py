@@ -1,11 +1,12 @@
 """Writing the backbone's entity into the VLM, and the controls that must fail."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from interventions import Model, Patch, Positions, Prompt, Site, read
+from interventions import Model, Patch, Prompt, Site
 from interventions.alignment import layer_map
 from interventions.positions import from_lists
 from interventions.streams import Component
@@ -21,7 +22,9 @@ from twohop.asking import (
 )
 from twohop.cells import free_answers
 from twohop.entities.items import Item
+from twohop.memory import read
 from twohop.places import entity_tokens, has_image_tokens, last_entity_token, question_tokens
+from twohop.running import Task, Tick, on_each
 
 RANDOM_SEEDS = 20
 WHOLE, LAST, WHOLE_MLP = "transplant_all_image", "transplant_last_image", "transplant_all_image_mlp"
@@ -46,19 +49,51 @@ def own_arm(vlm: Model, arm: str) -> str:
     return arm if has_image_tokens(vlm) else WITHOUT_IMAGE_TOKENS.get(arm, arm)
 
 
-def entity_values(
-    study: Study, items: Sequence[Item], component: Component, layers: list[int]
+@dataclass(frozen=True)
+class Wanted:
+    """Values of entities in the backbone.
+
+    Attributes
+    ----------
+    items : sequence of Item
+        Whose entities.
+    component : str
+    layers : list of int
+    """
+
+    items: Sequence[Item]
+    component: Component
+    layers: list[int]
+
+
+def entity_values(study: Study, *wanted: Wanted) -> list[torch.Tensor]:
+    """Backbone activations at the last token of entities, [layer, item, d_model] for each wanted.
+
+    All in one go, as on a server each is a request.
+    """
+    parts = [(i, rows) for i, one in enumerate(wanted) for _, rows in by_relation(one.items)]
+    tasks = []
+    for i, rows in parts:
+        some = [wanted[i].items[row] for row in rows]
+        template = study.benchmark.templates[some[0].relation]
+        prompt = text_prompt(study.backbone, template, [one.entity for one in some])
+        tasks.append((prompt, wanted[i].component, wanted[i].layers))
+    found = on_each(study.backbone, name_values, tasks)
+    d_model = study.backbone.d_model
+    values = [torch.zeros(len(one.layers), len(one.items), d_model) for one in wanted]
+    for (i, rows), value in zip(parts, found, strict=True):
+        values[i] = values[i].to(value.dtype)
+        values[i][:, rows] = value
+    return values
+
+
+def name_values(
+    model: Model, prompt: Prompt, component: Component, layers: list[int], *, tick: Tick
 ) -> torch.Tensor:
-    """Backbone activations at the last token of each item's entity, [layer, item, d_model]."""
-    values: torch.Tensor | None = None
-    for relation, rows in by_relation(items):
-        template = study.benchmark.templates[relation]
-        prompt = text_prompt(study.backbone, template, [items[i].entity for i in rows])
-        [found] = read(study.backbone, prompt, [Site(component, layers, prompt.at("entity", -1))])
-        if values is None:
-            values = torch.zeros(found.shape[0], len(items), found.shape[-1], dtype=found.dtype)
-        values[:, rows] = found.cpu()
-    return values if values is not None else torch.zeros(len(layers), 0, study.backbone.d_model)
+    """Activations at the last token of each row's entity, [layer, row, d_model]."""
+    [found] = read(model, prompt, [Site(component, layers, prompt.at("entity", -1))])
+    tick(0)
+    return found.cpu()
 
 
 def blocks_to(last: int) -> list[int]:
@@ -101,51 +136,78 @@ def transplant_arms(
     dict of str to Scored
         By :func:`own_arm`.
     """
-    resid = entity_values(study, items, "resid_post", blocks_to(last_block))
     other = [one or item for one, item in zip(another(study, items), items, strict=True)]
+    resid, theirs, mlp = entity_values(
+        study,
+        Wanted(items, "resid_post", blocks_to(last_block)),
+        Wanted(other if "wrong_entity" in arms else (), "resid_post", blocks_to(last_block)),
+        Wanted(items if WHOLE_MLP in arms else (), "mlp_out", blocks_to(last_mlp)),
+    )
     sources: dict[str, tuple[Component, torch.Tensor]] = {
         WHOLE: ("resid_post", resid),
         LAST: ("resid_post", resid),
-        "wrong_entity": (
-            "resid_post",
-            entity_values(study, other, "resid_post", blocks_to(last_block)),
-        ),
+        WHOLE_MLP: ("mlp_out", mlp),
+        "wrong_entity": ("resid_post", theirs),
         "mean_entity": ("resid_post", mean_of_others(resid, items)),
         "norm_matched": ("resid_post", matched_noise(resid, seed=study.seed)),
     }
-    if WHOLE_MLP in arms:
-        mlp = entity_values(study, items, "mlp_out", blocks_to(last_mlp))
-        sources[WHOLE_MLP] = ("mlp_out", mlp)
     mapped = layer_map(study.vlm, study.backbone)
-    said = {arm: [""] * len(items) for arm in arms}
-    for relation, rows in by_relation(items):
-        template = study.benchmark.templates[relation]
-        shown = image_prompt(study, template, [items[i].entity for i in rows])
 
-        def patches_of(
-            batch: torch.Tensor,
-            cells: torch.Tensor,
-            shown: Prompt = shown,
-            mine: torch.Tensor = torch.tensor(rows),  # noqa: B008 - the loop's own
-        ) -> list[Patch]:
-            patches = []
-            for cell in cells.unique().tolist():
-                component, value = sources[arms[int(cell)]]
-                tokens = last_entity_token if arms[int(cell)] == LAST else entity_tokens
-                place = tokens(shown).rows(batch).only(cells == cell)
-                layers = [mapped[block] for block in range(len(value))]
-                patches.append(Patch(component, layers, place, value[:, mine[batch]]))
-            return patches
-
+    def cells_of(shown: Prompt, rows: list[int]) -> list[list[Patch]]:
         # One arm to a cell: a decoding step costs the same for all arms as for one.
-        texts = free_answers(study, study.vlm, shown, n_cells=len(arms), patches_of=patches_of)
-        for arm, words in zip(arms, texts, strict=True):
-            for row, text in zip(rows, words, strict=True):
-                said[arm][row] = text
+        cells = []
+        for arm in arms:
+            component, value = sources[arm]
+            place = (last_entity_token if arm == LAST else entity_tokens)(shown)
+            cells.append([Patch(component, mapped[: len(value)], place, value[:, rows])])
+        return cells
+
+    said = said_in_cells(study, items, cells_of)
     return {
         own_arm(study.vlm, arm): score(study, items, texts, [""] * len(items))
-        for arm, texts in said.items()
+        for arm, texts in zip(arms, said, strict=True)
     }
+
+
+def said_in_cells(
+    study: Study,
+    items: Sequence[Item],
+    cells_of: Callable[[Prompt, list[int]], list[list[Patch]]],
+    *,
+    marked: bool = False,
+) -> list[list[str]]:
+    """Free answers about the pictures of items under interventions, [cell][item].
+
+    Parameters
+    ----------
+    study : Study
+    items : sequence of Item
+    cells_of : callable
+        ``cells_of(prompt, rows)`` gives the cells of the prompt of some of the items.
+    marked : bool
+        Leave the question in the rows and give it the role ``asked``, to be written into.
+    """
+    groups = list(by_relation(items))
+
+    def task(rows: list[int]) -> Task:
+        template = study.benchmark.templates[items[rows[0]].relation]
+        shown = image_prompt(
+            study,
+            template,
+            [items[i].entity for i in rows],
+            marked=marked,
+            share_prefix=template.prefix if marked else True,
+        )
+        return shown, cells_of(shown, rows), study.decoding
+
+    tasks = (task(rows) for _, rows in groups)
+    found = on_each(study.vlm, free_answers, tasks, tick=study.tick)
+    said: list[list[str]] = [[""] * len(items) for _ in (found[0] if found else ())]
+    for (_, rows), texts in zip(groups, found, strict=True):
+        for cell, words in enumerate(texts):
+            for row, text in zip(rows, words, strict=True):
+                said[cell][row] = text
+    return said
 
 
 def has_other(study: Study, items: Sequence[Item]) -> np.ndarray:
@@ -173,50 +235,25 @@ def random_positions(study: Study, items: Sequence[Item], *, last_block: int) ->
         Whether the free answer is then right.
     """
     layers = blocks_to(last_block)
-    vlm_layers = [layer_map(study.vlm, study.backbone)[layer] for layer in layers]
-    values = entity_values(study, items, "resid_post", layers)
-    table = np.zeros((RANDOM_SEEDS, len(items)), dtype=bool)
-    for relation, rows in by_relation(items):
-        some = [items[i] for i in rows]
-        template = study.benchmark.templates[relation]
-        shown = image_prompt(
-            study,
-            template,
-            [one.entity for one in some],
-            marked=True,
-            share_prefix=template.prefix,
-        )
+    mapped = layer_map(study.vlm, study.backbone)[: len(layers)]
+    [values] = entity_values(study, Wanted(items, "resid_post", layers))
+
+    def cells_of(shown: Prompt, rows: list[int]) -> list[list[Patch]]:
         tokens = (entity_tokens if has_image_tokens(study.vlm) else last_entity_token)(shown)
         question = question_tokens(shown)
         generator = np.random.default_rng(study.seed)
-        draws = []
+        mine, cells = values[:, rows], []
         for _ in range(RANDOM_SEEDS):
             lists = []
             for row, most in enumerate(tokens.counts.tolist()):
                 free = question.index[row][question.mask[row]].tolist()
                 n = max(1, min(most, len(free) // 2))
                 lists.append(sorted(generator.choice(free, size=n, replace=False).tolist()))
-            draws.append(
-                from_lists(lists, length=shown.length, single=False, role="random position")
-            )
+            drawn = from_lists(lists, length=shown.length, single=False, role="random position")
+            cells.append([Patch("resid_post", mapped, drawn, mine)])
+        return cells
 
-        def patches_of(
-            batch: torch.Tensor,
-            cells: torch.Tensor,
-            draws: list[Positions] = draws,
-            mine: torch.Tensor = values[:, rows],
-        ) -> list[Patch]:
-            return [
-                Patch(
-                    "resid_post",
-                    vlm_layers,
-                    draws[cell].rows(batch).only(cells == cell),
-                    mine[:, batch],
-                )
-                for cell in cells.unique().tolist()
-            ]
-
-        texts = free_answers(study, study.vlm, shown, n_cells=RANDOM_SEEDS, patches_of=patches_of)
-        for seed, said in enumerate(texts):
-            table[seed, rows] = score(study, some, said, [""] * len(some)).right
+    table = np.zeros((RANDOM_SEEDS, len(items)), dtype=bool)
+    for seed, texts in enumerate(said_in_cells(study, items, cells_of, marked=True)):
+        table[seed] = score(study, items, texts, [""] * len(items)).right
     return table

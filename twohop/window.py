@@ -12,12 +12,13 @@ import numpy as np
 import torch
 import xarray as xr
 
-from interventions import Patch, Positions, Site
+from interventions import Model, Patch, Prompt, Site
 from interventions.answers import following
 from twohop.asking import Study, another, by_relation, item_coords, mean_of_others, text_prompt
 from twohop.cells import answer_ids, answered_cells
 from twohop.entities.items import Item
 from twohop.memory import read
+from twohop.running import Task, Tick, on_each
 
 KEEPS = 0.9
 FOLLOWS_NO_MORE = 0.1
@@ -67,62 +68,27 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
     survives = np.zeros((n_layers + 1, len(items)), dtype=bool)
     follows = np.full((n_layers, len(items)), np.nan)
     others = another(study, items)
-    for relation, rows in by_relation(items):
-        some = [items[i] for i in rows]
-        prompt = text_prompt(model, benchmark.templates[relation], [one.entity for one in some])
-        own = answer_ids(model, prompt, some)
-        last = prompt.at("entity", -1)
-        [mlp] = read(model, prompt, [Site("mlp_out", slice(0, n_layers), last)])
-        asked = following(prompt, own, pad_id=model.tokenizer.pad_token_id)
-        names = asked.at("entity", -1)
-        average = mean_of_others(mlp, some)
+    groups = list(by_relation(items))
 
-        def ablate(
-            batch: torch.Tensor,
-            layers: torch.Tensor,
-            names: Positions = names,
-            average: torch.Tensor = average,
-        ) -> list[Patch]:
-            there = names.rows(batch)
-            return [
-                Patch("mlp_out", block, there.only(layers <= block), average[block, batch])
-                for block in range(int(layers.min()), n_layers)
-            ]
-
-        survives[:, rows] = answered_cells(
-            study, model, asked, own, first_blocks=range(n_layers + 1), patches_of=ablate
-        )
-        swap_rows = [i for i in rows if others[i] is not None]
-        rivals = [other for i in rows if (other := others[i]) is not None]
-        if not rivals:
-            continue
+    def task(relation: str, rows: list[int]) -> Task:
         template = benchmark.templates[relation]
-        source = text_prompt(model, template, [one.entity for one in rivals])
-        [other] = read(
-            model, source, [Site("resid_post", slice(0, n_layers), source.at("entity", -1))]
+        some = [items[i] for i in rows]
+        prompt = text_prompt(model, template, [one.entity for one in some])
+        swapped = [(items[i], other) for i in rows if (other := others[i]) is not None]
+        if not swapped:
+            return prompt, some, None
+        target, source = (
+            text_prompt(model, template, [pair[which].entity for pair in swapped])
+            for which in (0, 1)
         )
-        target = text_prompt(model, template, [items[i].entity for i in swap_rows])
-        theirs = answer_ids(model, target, rivals)
-        swapped = following(target, theirs, pad_id=model.tokenizer.pad_token_id)
-        place = swapped.at("entity", -1)
+        return prompt, some, (target, source, [other for _, other in swapped])
 
-        def swap(
-            batch: torch.Tensor,
-            layers: torch.Tensor,
-            place: Positions = place,
-            other: torch.Tensor = other,
-        ) -> list[Patch]:
-            there = place.rows(batch)
-            return [
-                Patch(
-                    "resid_post", int(block), there.only(layers == block), other[int(block), batch]
-                )
-                for block in layers.unique()
-            ]
-
-        follows[:, swap_rows] = answered_cells(
-            study, model, swapped, theirs, first_blocks=range(n_layers), patches_of=swap
-        )
+    tasks = (task(*group) for group in groups)
+    found = on_each(model, relation_windows, tasks, tick=study.tick)
+    for (_, rows), (kept_right, followed_it) in zip(groups, found, strict=True):
+        survives[:, rows] = kept_right
+        if followed_it is not None:
+            follows[:, [i for i in rows if others[i] is not None]] = followed_it
     kept = survives.mean(1) if items else np.zeros(n_layers + 1)
     could_follow = ~np.isnan(follows).any(0)
     followed = follows[:, could_follow].mean(1) if could_follow.any() else np.zeros(n_layers)
@@ -142,6 +108,78 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
             "enrichment_half": last_below(kept, (kept[0] + kept[-1]) / 2),
             "readout_end": int(np.nonzero(above)[0].max()) if above.any() else -1,
         },
+    )
+
+
+def relation_windows(
+    model: Model,
+    prompt: Prompt,
+    items: Sequence[Item],
+    swaps: tuple[Prompt, Prompt, list[Item]] | None,
+    *,
+    tick: Tick,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Run both measurements on the items of one relation.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : Prompt
+        About all items.
+    items : sequence of Item
+    swaps : (Prompt, Prompt, list of Item) or None
+        About the items that have a rival, about their rivals, and these; None if none has one.
+    tick : callable
+
+    Returns
+    -------
+    survives : ndarray of bool [edge, item]
+    follows : ndarray of bool [block, rival] or None
+    """
+    survives = enrichment(model, prompt, items, tick=tick)
+    return survives, None if swaps is None else readout(model, *swaps, tick=tick)
+
+
+def enrichment(model: Model, prompt: Prompt, items: Sequence[Item], *, tick: Tick) -> np.ndarray:
+    """Whether each answer survives without the MLPs from each block up, [edge, item]."""
+    n_layers = model.n_layers
+    own = answer_ids(model, prompt, items)
+    [mlp] = read(model, prompt, [Site("mlp_out", slice(0, n_layers), prompt.at("entity", -1))])
+    asked = following(prompt, own, pad_id=model.tokenizer.pad_token_id)
+    names = asked.at("entity", -1)
+    average = mean_of_others(mlp, items)
+
+    def ablate(rows: torch.Tensor, edges: torch.Tensor) -> list[Patch]:
+        there = names.rows(rows)
+        return [
+            Patch("mlp_out", block, there.only(edges <= block), average[block, rows])
+            for block in range(int(edges.min()), n_layers)
+        ]
+
+    return answered_cells(
+        model, asked, own, first_blocks=range(n_layers + 1), patches_of=ablate, tick=tick
+    )
+
+
+def readout(
+    model: Model, prompt: Prompt, source: Prompt, rivals: Sequence[Item], *, tick: Tick
+) -> np.ndarray:
+    """Whether the answer becomes the rival's, whose state is put in, [block, rival]."""
+    n_layers = model.n_layers
+    [other] = read(model, source, [Site("resid_post", slice(0, n_layers), source.at("entity", -1))])
+    theirs = answer_ids(model, prompt, rivals)
+    asked = following(prompt, theirs, pad_id=model.tokenizer.pad_token_id)
+    place = asked.at("entity", -1)
+
+    def swap(rows: torch.Tensor, blocks: torch.Tensor) -> list[Patch]:
+        there = place.rows(rows)
+        return [
+            Patch("resid_post", block, there.only(blocks == block), other[block, rows])
+            for block in blocks.unique().tolist()
+        ]
+
+    return answered_cells(
+        model, asked, theirs, first_blocks=range(n_layers), patches_of=swap, tick=tick
     )
 
 
