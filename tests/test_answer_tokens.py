@@ -83,6 +83,6 @@ def test_the_mark_that_ends_a_turn_ends_a_candidate() -> None:
         model, prompt, candidates=["Paris", "Paris Rome"], stop="\n", end="<|im_end|>"
     )
     prefill = iv.run(model, prompt, keep_cache=True)
-    from interventions.answers import choose
+    from interventions.choosing import choose
 
     assert asked.logprobs == choose(model, prefill, [short, long])[1]

@@ -8,7 +8,9 @@ from raw_hooks import part, set_at
 
 import interventions as iv
 from interventions.answer_tokens import candidate_ids
-from interventions.answers import choose, following, greedy
+from interventions.answers import following
+from interventions.choosing import choose, tokens_of
+from interventions.decoding import greedy
 from interventions.errors import PromptError
 from twohop.micro.world import answers
 
@@ -91,7 +93,8 @@ def test_choose_equals_scoring_every_candidate(
     ids = candidate_ids(llm, candidates, stop=" .")
     assert {len(tokens) for tokens in ids} > {1}, "some answers must have two tokens"
     prefill = iv.run(llm, named, keep_cache=True)
-    first = greedy(llm, prefill, max_new_tokens=4, stop=" .") if decoded else None
+    watch = tokens_of(ids)
+    first = greedy(llm, prefill, max_new_tokens=4, stop=" .", watch=watch) if decoded else None
     found, logprobs = choose(llm, prefill, ids, decoded=first)
     for row, text in enumerate(named.texts):
         scores = torch.tensor(brute_force(llm, text, ids))

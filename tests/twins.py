@@ -16,7 +16,7 @@ from typing import Any
 import tiny
 
 import interventions as iv
-from interventions.answers import greedy
+from interventions.decoding import greedy
 from twohop.asking import Study, image_prompt, text_prompt
 from twohop.entities.files import data_benchmark
 from twohop.entities.formats import CHAT, Writer, chat_template_of
