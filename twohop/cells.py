@@ -8,7 +8,7 @@ import torch
 
 from interventions import Model, Patch, Positions, Prompt, Site, run
 from interventions.answer_tokens import candidate_ids, spaced
-from interventions.answers import greedy
+from interventions.decoding import greedy
 from twohop.asking import Decoding
 from twohop.entities.items import Item
 from twohop.memory import Batches, read
