@@ -1,6 +1,7 @@
 """A progress bar for what turns out to take long."""
 
 import time
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -24,8 +25,11 @@ class LateBar:
 
     def __init__(self, what: str, total: float, *, shown: bool, transient: bool) -> None:
         self._begun = time.monotonic()
-        self._what, self._total, self._shown = what, total, shown
-        self._bar = Progress(console=Console(stderr=True), transient=transient)
+        self._what, self._total = what, total
+        console = Console(stderr=True)
+        # In a notebook without ipywidgets, rich has nothing to draw on and only warns.
+        self._shown = shown and not (console.is_jupyter and find_spec("ipywidgets") is None)
+        self._bar = Progress(console=console, transient=transient)
 
     def update(self, completed: float) -> None:
         """Say how much is done."""
