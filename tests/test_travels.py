@@ -1,8 +1,6 @@
 """What goes to a server runs there: in a process that has our package from the request only."""
 
 import functools
-import io
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from elsewhere import Worker, sends_to, without_weights
 from families import Case, case_of
 from remote_operations import (
     OPERATIONS,
@@ -21,11 +20,9 @@ from remote_operations import (
     sweeps_from_another_deployment,
     transplants,
 )
-from worker import read, write
 
 import interventions as iv
 from interventions.errors import RemoteError
-from interventions.remote.backend import Backend
 from interventions.remote.package import LUGGAGE, imports
 from interventions.remote.travel import check_travels
 
@@ -52,34 +49,6 @@ def test_modules_need_only_what_a_server_has(module: str) -> None:
     assert libraries <= ON_A_SERVER | {*sys.stdlib_module_names, "interventions"}
 
 
-class Worker:
-    """The process in ``worker.py``."""
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        command = [sys.executable, "-W", "ignore", str(ROOT / "tests" / "worker.py"), *names]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe)
-
-    def run(self, key: str, blob: bytes) -> dict[str, Any]:
-        """Run a request; return what it saved."""
-        into, out = self.process.stdin, self.process.stdout
-        assert into is not None
-        assert out is not None
-        write(into, key.encode() + b"\n" + blob)
-        saved = torch.load(io.BytesIO(read(out)), weights_only=False)
-        if "error" in saved:
-            raise RemoteError(saved["error"])
-        return saved
-
-    def stop(self) -> None:
-        """End it."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait(30)
-
-
 NAMES = ("llama", "llava", "mllama")
 sizes: list[int] = []
 
@@ -94,32 +63,19 @@ def worker() -> Iterator[Worker]:
 @pytest.fixture
 def pair_of(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> PairOf:
     """Models without weights, whose requests the worker runs, and the same models here."""
-
-    def request(self: Backend, request: object, tracer: Any) -> dict[str, Any]:
-        saved = worker.run(self.model_key, self._serialize(tracer))
-        self._push(saved, tracer)
-        sizes.append(self.request_bytes)
-        return saved
-
-    monkeypatch.setattr(Backend, "request", request)
+    sends_to(worker, monkeypatch, sizes)
 
     def made(name: str) -> tuple[iv.Model, Case]:
-        case = case_of(name, attn="sdpa")
-        there = elsewhere(name)
-        monkeypatch.setattr(there.nn, "to_model_key", lambda: name, raising=False)
-        return there, case
+        return there(name), case_of(name, attn="sdpa")
 
     return made
 
 
 @cache
-def elsewhere(name: str) -> iv.Model:
+def there(name: str) -> iv.Model:
     module, given = tiny.build(name, attn_implementation="sdpa")
     kind = "processor" if name in tiny.VLMS else "tokenizer"
-    model = iv.load(module, **{kind: given})
-    torch.nn.Module.to(module, "meta")
-    model.remote = "http://in-a-worker"
-    return model
+    return without_weights(iv.load(module, **{kind: given}), name)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: one.__name__)

@@ -1,15 +1,16 @@
 """A stand-in for a server: a process that runs requests, and cannot import our packages.
 
-    python tests/worker.py NAME...     # families whose tiny models it holds
+    python tests/worker.py NAME...     # families whose tiny models it holds, or folders of models
 
 Reads requests from stdin and writes what they saved to stdout, each behind its length. A request
-begins with the family's name. The real server, which ``make test-ndif`` starts, does the same with
+begins with the model's name. The real server, which ``make test-ndif`` starts, does the same with
 more around it.
 """
 
 import io
 import sys
 import traceback
+from pathlib import Path
 from typing import IO
 
 MISSING = ("interventions", "twohop", "xarray", "matplotlib")
@@ -46,9 +47,14 @@ def main(names: list[str]) -> None:
     from nnsight.schema.request import RequestModel
     from nnsight.tracing.tracer import _saves, dec, inc
 
+    from interventions import load
+
     torch.set_num_threads(1)
     models = {}
     for name in names:
+        if Path(name).is_dir():
+            models[name] = load(name).nn
+            continue
         module, given = tiny.build(name, attn_implementation="sdpa")
         sees = name in tiny.VLMS
         models[name] = TransformersModel(

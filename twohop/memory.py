@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import torch
 
-import interventions
 from interventions import Model, Prompt, Site
+from interventions import read as read_at_once
 from interventions.errors import InterventionsError
 
 LOG = logging.getLogger(__name__)
@@ -112,14 +112,14 @@ def read(model: Model, prompt: Prompt, sites: Sequence[Site]) -> list[torch.Tens
     for rows in batches:
         with batches.attempt(rows):
             if len(rows) == len(prompt):
-                return interventions.read(model, prompt, sites)
+                return read_at_once(model, prompt, sites)
             some = [
                 site
                 if site.positions is None
                 else replace(site, positions=site.positions.rows(rows))
                 for site in sites
             ]
-            parts.append(interventions.read(model, prompt.select(rows), some))
+            parts.append(read_at_once(model, prompt.select(rows), some))
     return [
         torch.cat(found, dim=0 if isinstance(site.layers, int) else 1)
         for site, *found in zip(sites, *parts, strict=True)

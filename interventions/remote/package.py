@@ -142,10 +142,20 @@ class Luggage:
             for name, top_level in imports(text, module):
                 if name.split(".")[0] in self.folders:
                     ours |= {one for one in within(name) if self.path_of(one) is not None}
+                    ours |= self._behind(name)
                 elif top_level:
                     libraries.add(name)
             self._modules[module] = (text, ours, sorted(libraries))
         return self._modules[module]
+
+    def _behind(self, name: str) -> set[str]:
+        """The modules that the public names of a package are from: of one, or of ``package.*``."""
+        package, _, last = name.partition(".")
+        path = self.path_of(package)
+        assert path is not None
+        public = public_names(path.read_text(encoding="utf-8"))
+        modules = [module for one, module in public.items() if last in (one, "*")]
+        return {one for module in modules for one in within(module)}
 
     def closure(self, modules: Iterable[str]) -> frozenset[str]:
         """The modules of ours among ``modules``, and all of ours that they import."""
@@ -190,6 +200,7 @@ def imports(text: str, module: str) -> Iterable[tuple[str, bool]]:
             continue
         if isinstance(node, ast.Import):
             yield from ((alias.name, at_once) for alias in node.names)
+            yield from ((f"{alias.name}.*", False) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module, at_once
             yield from ((f"{node.module}.{alias.name}", False) for alias in node.names)
