@@ -307,11 +307,13 @@ def first_token(model: Model, prompt: Prompt, text: str) -> int:
     return candidate_ids(model, [text], space=spaced(model, prompt))[0][0]
 
 
-def another(study: Study, items: Sequence[Item]) -> list[Item | None]:
+def another(
+    study: Study, items: Sequence[Item], *, alike: Callable[[Item, Item], bool] | None = None
+) -> list[Item | None]:
     """For each item, one of the same relation about another entity, with none of its answers.
 
-    Drawn from the whole benchmark, so that following the other can be told from being right. None
-    where there is no such item.
+    Drawn from the whole benchmark, so that following the other can be told from being right; from
+    those that are ``alike(item, other)`` where there are any. None where there is no such item.
     """
     accepted = {item.id: {normalise(one) for one in item.answers} for item in study.benchmark.items}
     found: list[Item | None] = []
@@ -324,6 +326,8 @@ def another(study: Study, items: Sequence[Item]) -> list[Item | None]:
             and other.entity.code != item.entity.code
             and accepted[other.id].isdisjoint(accepted[item.id])
         ]
+        if alike is not None:
+            rivals = [other for other in rivals if alike(item, other)] or rivals
         found.append(rivals[int(generator.integers(len(rivals)))] if rivals else None)
     return found
 

@@ -6,49 +6,26 @@ logit of the clean entity's answer minus that of the other's, as a ratio of mean
 no effect, 1 is all of it.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import xarray as xr
 
-from interventions import Model, Patch, Positions, Prompt, Site
-from interventions.positions import from_lists
+from interventions import Model, Patch, Prompt, Site
 from interventions.streams import Component
-from twohop.asking import Study, another, by_relation, first_token, image_prompt, text_prompt
+from twohop.asking import Study
 from twohop.cells import run_cells
-from twohop.entities.items import Item
 from twohop.memory import read
-from twohop.places import last_ones, padded, question_tokens
-from twohop.window import known_items
+from twohop.places import padded
+from twohop.swaps import MAP_ROLES, Swap, swapped_items, swaps
 
-MAX_ITEMS = 9
 MAX_WINDOWS = 10
 MAP_COMPONENTS: tuple[Component, ...] = ("attn_out", "mlp_out", "resid_post")
 LEAST_SPAN = 0.1  # logits; below it a ratio says nothing
-MAP_ROLES = ("entity", "between", "last")
 
 
 def window_edges(n_layers: int) -> np.ndarray:
     """Edges of at most :data:`MAX_WINDOWS` windows of blocks, [window + 1]."""
     return np.linspace(0, n_layers, min(n_layers, MAX_WINDOWS) + 1).round().astype(int)
-
-
-def map_positions(prompt: Prompt) -> dict[str, Positions]:
-    """Entity tokens (image, or the name's last), the last token, and what lies between.
-
-    Where an image has no tokens, the question's are between.
-    """
-    if prompt.has_images and prompt.cross_attention:
-        return {"last": prompt.at("last"), "between": question_tokens(prompt)}
-    entity = prompt.at("image") if prompt.has_images else prompt.at("entity", -1)
-    last = prompt.length - 1
-    ends = entity.last().index[:, 0].tolist()
-    between = [list(range(end + 1, last)) for end in ends]
-    found = {"entity": entity, "last": prompt.at("last")}
-    if all(between):
-        found["between"] = from_lists(between, length=prompt.length, single=False, role="between")
-    return found
 
 
 def patching_map(study: Study, model: Model, right: np.ndarray, *, shown: bool) -> xr.Dataset:
@@ -73,23 +50,15 @@ def patching_map(study: Study, model: Model, right: np.ndarray, *, shown: bool) 
         ``last_block`` (window). ``resid_post`` is patched after the window's last block, the
         sublayers in all its blocks.
     """
-    items = known_items(study.benchmark.items, right, seed=study.seed, limit=MAX_ITEMS)
-    pairs = [(a, b) for a, b in zip(items, another(study, items), strict=True) if b is not None]
-    items = [item for item, _ in pairs]
+    pairs = swapped_items(study, model, right, shown=shown)
     edges = window_edges(model.n_layers)
-    n_windows = len(edges) - 1
-    shape = (len(MAP_COMPONENTS), n_windows, len(MAP_ROLES), len(items))
-    restored, span = np.full(shape, np.nan), np.zeros(len(items))
-    for relation, rows in by_relation(items):
-        some = [pairs[i] for i in rows]
-        restored[..., rows], span[rows] = _map_of_relation(
-            study, model, relation, some, edges, shown=shown
-        )
-    whole = span.mean() if len(items) else 0.0
-    effect = restored.mean(-1) / whole if abs(whole) > LEAST_SPAN else np.full(shape[:-1], np.nan)
+    shape = (len(MAP_COMPONENTS), len(edges) - 1, len(MAP_ROLES), len(pairs))
+    restored, span = np.full(shape, np.nan), np.zeros(len(pairs))
+    for swap in swaps(study, model, pairs, shown=shown):
+        restored[..., swap.rows], span[swap.rows] = _map_of_relation(study, model, swap, edges)
     return xr.Dataset(
         {
-            "effect": (("component", "window", "role"), effect),
+            "effect": (("component", "window", "role"), share_of(restored, span)),
             "restored": (("component", "window", "role", "map_item"), restored),
             "span": ("map_item", span),
             "first_block": ("window", edges[:-1]),
@@ -98,35 +67,29 @@ def patching_map(study: Study, model: Model, right: np.ndarray, *, shown: bool) 
         coords={
             "component": list(MAP_COMPONENTS),
             "role": list(MAP_ROLES),
-            "map_item": [item.id for item in items],
+            "map_item": [item.id for item, _ in pairs],
+            "swapped_with": ("map_item", [other.id for _, other in pairs]),
         },
     )
 
 
+def share_of(restored: np.ndarray, span: np.ndarray) -> np.ndarray:
+    """Restored logits [..., item] as a share of the whole difference [item], a ratio of means.
+
+    NaN where clean and corrupt runs do not differ.
+    """
+    whole = span.mean() if len(span) else 0.0
+    if abs(whole) <= LEAST_SPAN:
+        return np.full(restored.shape[:-1], np.nan)
+    return restored.mean(-1) / whole
+
+
 def _map_of_relation(
-    study: Study,
-    model: Model,
-    relation: str,
-    pairs: Sequence[tuple[Item, Item]],
-    edges: np.ndarray,
-    *,
-    shown: bool,
+    study: Study, model: Model, swap: Swap, edges: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """What each cell restores, [component, window, role, item], and the whole span, [item]."""
-    template = study.benchmark.templates[relation]
-
-    def prompt_of(which: int) -> Prompt:
-        entities = [pair[which].entity for pair in pairs]
-        if shown:
-            own = [pair[0].entity for pair in pairs]
-            return image_prompt(study, template, entities, sized_as=own)
-        return text_prompt(model, template, entities)
-
-    clean, corrupt = prompt_of(0), prompt_of(1)
-    here, there = map_positions(clean), map_positions(corrupt)
-    for name in here:  # token by token, from the end, should a row's two differ in number
-        counts = here[name].counts.minimum(there[name].counts).tolist()
-        here[name], there[name] = last_ones(here[name], counts), last_ones(there[name], counts)
+    clean, corrupt = swap.clean, swap.corrupt
+    here, there = ({name: side.at(name) for name in swap.roles} for side in (clean, corrupt))
     n_windows = len(edges) - 1
     sites = [
         Site(component, slice(0, model.n_layers), padded(here[name]))
@@ -139,10 +102,7 @@ def _map_of_relation(
     cells: list[tuple[Component, int, str]] = [
         (c, w, n) for c in MAP_COMPONENTS for w in range(n_windows) for n in here
     ]
-    tokens, others = (
-        torch.tensor([first_token(model, clean, pair[which].answers[0]) for pair in pairs])
-        for which in (0, 1)
-    )
+    tokens, others = torch.tensor(swap.answers), torch.tensor(swap.foils)
 
     def difference(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         last = logits[:, 0].cpu()
@@ -181,7 +141,7 @@ def _map_of_relation(
         measure=difference,
         tick=study.tick,
     )
-    restored = np.full((len(MAP_COMPONENTS), n_windows, len(MAP_ROLES), len(pairs)), np.nan)
+    restored = np.full((len(MAP_COMPONENTS), n_windows, len(MAP_ROLES), len(clean)), np.nan)
     for cell, (component, window, name) in enumerate(cells):
         place = (MAP_COMPONENTS.index(component), window, MAP_ROLES.index(name))
         restored[place] = table[cell] - bottom

@@ -16,7 +16,7 @@ from twohop.asking import Study, Tick, longest_answer
 from twohop.back_patching import layer_pairs
 from twohop.diagnosis import diagnosis
 from twohop.entities.items import Benchmark, Template, check_items
-from twohop.localize import MAP_COMPONENTS, MAP_ROLES, MAX_ITEMS, patching_map, window_edges
+from twohop.localize import MAP_COMPONENTS, patching_map, window_edges
 from twohop.memory import MemoryTooSmall, ran_out, remedy
 from twohop.pairs import Pair, find_pair, model_name
 from twohop.recall import recall, text_gate
@@ -25,6 +25,7 @@ from twohop.reporter import Reporter
 from twohop.resolution import FIT_VIEWS, resolution
 from twohop.scoring import normalise
 from twohop.summary import summarise, verdict_sentence
+from twohop.swaps import MAP_ROLES, MAX_ITEMS
 from twohop.transplant import RANDOM_SEEDS
 from twohop.window import MAX_ITEMS as MAX_WINDOW_ITEMS
 from twohop.window import windows

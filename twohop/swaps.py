@@ -1,0 +1,158 @@
+"""Items beside the same question about another entity: the two runs that a map compares."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from interventions import Model, Prompt
+from interventions.answer_tokens import spaced, token_ids
+from twohop.asking import Study, another, by_relation, first_token, image_prompt, text_prompt
+from twohop.entities.items import Item
+from twohop.places import question_tokens
+from twohop.window import known_items
+
+MAX_ITEMS = 9
+MAP_ROLES = ("entity", "between", "last")
+Pair = tuple[Item, Item]
+"""An item, and one of the same relation about another entity."""
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Items of one relation as two runs: about their own entities, and about the others.
+
+    Attributes
+    ----------
+    rows : list of int
+        Which pairs these are.
+    pairs : list of Pair
+    clean, corrupt : Prompt
+        Both have the :attr:`roles`, of as many tokens in the one as in the other.
+    roles : list of str
+        Those of :data:`MAP_ROLES` that every row has.
+    answers, foils : list of int
+        First token of the answer about the own entity, and about the other.
+    """
+
+    rows: list[int]
+    pairs: list[Pair]
+    clean: Prompt
+    corrupt: Prompt
+    roles: list[str]
+    answers: list[int]
+    foils: list[int]
+
+
+def swapped_items(study: Study, model: Model, right: np.ndarray, *, shown: bool) -> list[Pair]:
+    """At most :data:`MAX_ITEMS` items, each with another that it can be told from.
+
+    Their answers begin with different tokens. Names have as many tokens where there is such a
+    pair, so that the runs correspond token by token.
+
+    Parameters
+    ----------
+    study : Study
+    model : Model
+        The one that will be asked.
+    right : ndarray of bool [item]
+        Items to draw from.
+    shown : bool
+        Whether it is asked about pictures.
+    """
+    benchmark = study.benchmark
+    items = known_items(benchmark.items, right, seed=study.seed, limit=MAX_ITEMS)
+    if not items:
+        return []
+    template = benchmark.templates[items[0].relation]
+    space = spaced(model, text_prompt(model, template, [items[0].entity]))
+    firsts = {
+        item.id: ids[:1]
+        for item, ids in zip(
+            benchmark.items,
+            token_ids(model, [item.answers[0] for item in benchmark.items], space=space),
+            strict=True,
+        )
+    }
+    names = [entity.name for entity in benchmark.entities]
+    lengths = dict(zip(names, map(len, token_ids(model, names)), strict=True))
+
+    def told(item: Item, other: Item) -> bool:
+        return firsts[item.id] != firsts[other.id]
+
+    def alike(item: Item, other: Item) -> bool:
+        same_length = shown or lengths[item.entity.name] == lengths[other.entity.name]
+        return same_length and told(item, other)
+
+    others = another(study, items, alike=alike)
+    pairs = zip(items, others, strict=True)
+    return [(one, other) for one, other in pairs if other is not None and told(one, other)]
+
+
+def swaps(study: Study, model: Model, pairs: Sequence[Pair], *, shown: bool) -> Iterator[Swap]:
+    """Pairs as prompts, relation by relation.
+
+    Parameters
+    ----------
+    study : Study
+    model : Model
+    pairs : sequence of Pair
+    shown : bool
+        Whether it is asked about pictures, as the VLM is, or about names, as the backbone is.
+    """
+    for relation, rows in by_relation([item for item, _ in pairs]):
+        template = study.benchmark.templates[relation]
+        own, others = ([pairs[i][which] for i in rows] for which in (0, 1))
+        prompts = []
+        for items in (own, others):
+            entities = [item.entity for item in items]
+            if shown:  # pictures of one size have as many tokens
+                like = [item.entity for item in own]
+                prompts.append(image_prompt(study, template, entities, sized_as=like))
+            else:
+                prompts.append(text_prompt(model, template, entities))
+        clean, corrupt, roles = with_map_roles(*prompts)
+        answers, foils = (
+            [first_token(model, clean, item.answers[0]) for item in items]
+            for items in (own, others)
+        )
+        yield Swap(rows, [pairs[i] for i in rows], clean, corrupt, roles, answers, foils)
+
+
+def with_map_roles(clean: Prompt, corrupt: Prompt) -> tuple[Prompt, Prompt, list[str]]:
+    """Give two prompts the roles of a map, and say which they are.
+
+    Should a role of a row have more tokens in the one than in the other, it is the last ones.
+    """
+    found = [[map_tokens(prompt, row) for row in range(len(prompt))] for prompt in (clean, corrupt)]
+    every = [tokens for side in found for tokens in side]
+    roles = [name for name in MAP_ROLES if all(tokens.get(name) for tokens in every)]
+    for one, other in zip(*found, strict=True):
+        for name in roles:
+            n = min(len(one[name]), len(other[name]))
+            one[name], other[name] = one[name][-n:], other[name][-n:]
+    marked = [
+        replace(
+            prompt,
+            roles=[
+                {**roles_of_row, **{name: tokens[name] for name in roles}}
+                for roles_of_row, tokens in zip(prompt.roles, side, strict=True)
+            ],
+        )
+        for prompt, side in zip((clean, corrupt), found, strict=True)
+    ]
+    return marked[0], marked[1], roles
+
+
+def map_tokens(prompt: Prompt, row: int) -> dict[str, list[int]]:
+    """Entity tokens (image, or the name's last), the last token, and what lies between.
+
+    Where an image has no tokens, the question's are between.
+    """
+    roles = prompt.roles[row]
+    last = roles["last"]
+    if prompt.has_images and prompt.cross_attention:
+        asked = question_tokens(prompt)
+        return {"between": asked.index[row][asked.mask[row]].tolist(), "last": last}
+    entity = roles["image"] if prompt.has_images else roles["entity"][-1:]
+    return {"entity": entity, "between": list(range(entity[-1] + 1, last[0])), "last": last}
