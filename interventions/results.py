@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ def provenance(**models: Model) -> dict[str, Any]:
         found[role] = {
             "id": model.name,
             "revision": model.revision,
+            "model_type": config.model_type,
             "dtype": str(model.dtype),
             "device": str(model.device),
             "attention": getattr(config, "_attn_implementation", None),
@@ -135,9 +136,11 @@ class Store:
         """One stage's Dataset, in memory."""
         return self.tree()[stage].to_dataset()
 
-    def put(self, stage: str, dataset: xr.Dataset) -> None:
-        """Add or replace a stage; a kill leaves the store as it was before, or complete."""
+    def put(self, stage: str, dataset: xr.Dataset, *, drop: Iterable[str] = ()) -> None:
+        """Add or replace a stage, and take others out; a kill leaves the store old or complete."""
         tree = self.tree()
+        for name in {*drop} & {*tree.children}:
+            del tree[name]
         tree[stage] = xr.DataTree(storable(dataset))
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{STORE}.")
         os.close(handle)

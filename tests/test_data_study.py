@@ -37,7 +37,8 @@ from twohop.entities.validation import check
 from twohop.flags import templates
 from twohop.micro import micro_folder
 from twohop.pairs import PAIRS, find_pair, model_name, own_pair, with_data
-from twohop.study import Settings, fingerprint, run_study
+from twohop.runs import fingerprint
+from twohop.study import Settings, run_study
 
 CAPITAL = Wording("What is the capital of {entity}?")
 SHOWN = Wording("What is the capital of {entity}?", "Which capital has this country?")

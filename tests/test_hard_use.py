@@ -14,7 +14,7 @@ from twohop.asking import Study, longest_answer
 from twohop.memory import MemoryTooSmall
 from twohop.micro.folders import micro_folder
 from twohop.pairs import find_pair
-from twohop.study import NEEDS, run_stage
+from twohop.stages import NEEDS, run_stage
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ from twohop.pairs import PAIRS
 from twohop.recall import GATES
 from twohop.recovery import ARMS
 from twohop.scoring import OUTCOMES
-from twohop.study import STAGES, Settings, run_study
+from twohop.stages import STAGES
+from twohop.study import Settings, run_study
 from twohop.workers import received, run_side_by_side, start_worker
 
 
@@ -192,7 +193,7 @@ def test_a_killed_study_goes_on_to_the_same_bits(tmp_path: Path, pairs: tuple[st
 def test_pairs_side_by_side_give_what_they_give_alone(runs: Path, tmp_path: Path) -> None:
     pairs = ("micro-naming", "micro-late")
     found = run_side_by_side([PAIRS[pair] for pair in pairs], out=tmp_path)
-    assert [one["pair"] for one in found] == list(pairs)
+    assert [one and one["pair"] for one in found] == list(pairs)
     for pair in pairs:
         alone, beside = read_tree(runs / pair), read_tree(tmp_path / pair)
         for stage in STAGES:

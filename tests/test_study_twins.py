@@ -20,7 +20,7 @@ from twohop.published import PUBLISHED
 from twohop.recall import GATES
 from twohop.recovery import ARMS
 from twohop.scoring import OUTCOMES
-from twohop.study import STAGES
+from twohop.stages import STAGES
 from twohop.transplant import WITHOUT_IMAGE_TOKENS
 
 GAPS = ("gap_points", "gap_relative", "gap_points_forced", "gap_points_vlm_text")

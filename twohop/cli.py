@@ -21,6 +21,11 @@ def natural(text: str) -> int:
     return number
 
 
+def names(text: str) -> list[str]:
+    """Names with commas between, from the command line."""
+    return [name for name in text.split(",") if name]
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     top = argparse.ArgumentParser(
@@ -43,6 +48,22 @@ def parser() -> argparse.ArgumentParser:
     )
     study.add_argument("--out", type=Path, default=Path(RUNS), help="folder of runs (%(default)s)")
     study.add_argument("--limit", type=int, metavar="N", help="use N entities only")
+    study.add_argument(
+        "--stage",
+        type=names,
+        action="extend",
+        metavar="NAME[,NAME]",
+        help="run these only, and what they need: backbone_text, windows, map_text, recall, "
+        "resolution, map_image, recovery, diagnosis",
+    )
+    study.add_argument(
+        "--force",
+        nargs="*",
+        action="extend",
+        metavar="STAGE",
+        help="compute these stages again (default: those of --stage, else all) and give up what "
+        "was derived from them. Comes after the pairs; leave it out to go on after an interrupt",
+    )
     study.add_argument(
         "--seed", type=natural, default=0, help="of every random choice (%(default)s)"
     )
@@ -126,26 +147,27 @@ def run_studies(options: argparse.Namespace) -> int:
 
     from twohop.report.compare import write_comparison
     from twohop.report.console import print_comparison, print_summary
-    from twohop.study import Models, Settings, run_study
+    from twohop.stages import Selection
+    from twohop.study import Settings, run_in_turn
     from twohop.workers import run_side_by_side, worth_sharing
 
     quiet_libraries()
     share_heads_on_a_cpu()
+    again = options.force is not None and (names(",".join(options.force)) or True)
+    selection = Selection.of(options.stage, again)
     pairs = asked_pairs(options)
-    console, models = Console(), Models()
+    console = Console()
     settings = Settings(limit=options.limit, seed=options.seed)
-    if worth_sharing(pairs):
-        found = iter(run_side_by_side(pairs, out=options.out, settings=settings))
-    else:
-        found = (
-            run_study(pair, out=options.out, settings=settings, models=models) for pair in pairs
-        )
-    summaries = []
-    for summary in found:
-        print_summary(summary, console)
-        summaries.append(summary)
-    folders = [options.out / pair.key for pair in pairs]
-    if len(pairs) > 1:
+    run = run_side_by_side if worth_sharing(pairs) else run_in_turn
+    summaries, folders = [], []
+    for pair, summary in zip(
+        pairs, run(pairs, out=options.out, settings=settings, selection=selection), strict=True
+    ):
+        if summary is not None:
+            print_summary(summary, console)
+            summaries.append(summary)
+            folders.append(options.out / pair.key)
+    if len(folders) > 1:
         page = write_comparison(folders, options.out / "compare")
         print_comparison(summaries, console)
         console.print(f"Side by side: {page}", soft_wrap=True)

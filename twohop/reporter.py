@@ -1,14 +1,30 @@
 """What a study says while it runs: bars on a terminal, and a line for each stage."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from twohop.asking import Tick
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a stage tells how far it is.
+
+    Attributes
+    ----------
+    expect : callable
+        Told once about how many rows there are; until then there is no telling.
+    tick : callable
+        Told the number of rows done since it was last told.
+    """
+
+    expect: Callable[[int], None]
+    tick: Tick
 
 
 @dataclass
@@ -18,25 +34,28 @@ class Reporter:
     console: Console = field(default_factory=lambda: Console(stderr=True))
 
     @contextmanager
-    def stage(self, name: str, rows: int) -> Iterator[Tick]:
-        """Show a stage of about so many rows; give the function that advances its bar."""
+    def stage(self, name: str) -> Iterator[Progress]:
+        """Show a stage while it runs."""
         started = time.monotonic()
-        with self.bars() as bars:
-            task = bars.add_task(name, total=rows)
-            yield lambda done: bars.update(task, advance=done)
+        with self.bars() as shown:
+            bar = shown.add_task(name, total=None)
+            yield Progress(
+                lambda rows: shown.update(bar, total=rows),
+                lambda rows: shown.update(bar, advance=rows),
+            )
         self.finished(name, time.monotonic() - started)
 
-    def bars(self) -> Progress:
+    def bars(self) -> bars.Progress:
         """Bars to be shown while stages run, and gone afterwards; none but on a terminal."""
         columns = (
-            TextColumn("  {task.description:<24}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("prompts"),
-            TimeRemainingColumn(),
+            bars.TextColumn("  {task.description:<24}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("prompts"),
+            bars.TimeRemainingColumn(),
         )
         quiet = not self.console.is_terminal
-        return Progress(*columns, console=self.console, transient=True, disable=quiet)
+        return bars.Progress(*columns, console=self.console, transient=True, disable=quiet)
 
     def finished(self, name: str, seconds: float) -> None:
         """Say that a stage is done."""
@@ -46,6 +65,14 @@ class Reporter:
         """Say that a stage was there already."""
         self.console.print(f"  {name:<24} [dim]reused[/dim]")
 
+    def gave_up(self, names: Sequence[str], because: str) -> None:
+        """Say which results went because they were derived from older ones."""
+        if names:
+            self.console.print(
+                f"  {', '.join(names)}: given up, as derived from the {because} that was there",
+                soft_wrap=True,
+            )
+
     def say(self, text: str) -> None:
         """Print a line."""
-        self.console.print(text)
+        self.console.print(text, soft_wrap=True)

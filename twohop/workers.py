@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from twohop.pairs import PAIRS, Pair
-from twohop.reporter import Reporter
-from twohop.study import BACKBONE_STAGES, NEEDS, Models, PairRun, Settings, open_run
+from twohop.reporter import Progress, Reporter
+from twohop.runs import Models, PairRun, Settings, open_run
+from twohop.stages import BACKBONE_STAGES, NEEDS, Selection
 
 WORKERS = 2
 FIRST = ("backbone_text", "recall", "windows", "recovery", "resolution", "map_text", "map_image")
@@ -51,6 +52,13 @@ class Worker:
     stages: set[str] = field(default_factory=set)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """How many rows the stage that a worker has begun is expected to have."""
+
+    rows: int
+
+
 def worth_sharing(pairs: Sequence[Pair]) -> bool:
     """Whether to run pairs side by side: several built-in ones, small enough to be loaded twice."""
     built_in = all(PAIRS.get(pair.key) is pair for pair in pairs)
@@ -63,35 +71,37 @@ def run_side_by_side(
     *,
     out: Path,
     settings: Settings | None = None,
+    selection: Selection | None = None,
     reporter: Reporter | None = None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any] | None]:
     """Run the study of several built-in pairs, or what is missing of it.
 
     Parameters
     ----------
     pairs : sequence of Pair
         All of :data:`twohop.pairs.PAIRS`.
-    out, settings, reporter
-        As in :func:`twohop.study.run_study`.
+    out, settings, selection, reporter
+        As in :func:`twohop.study.run_in_turn`.
 
     Returns
     -------
-    list of dict
-        The summaries.
+    list of dict or None
+        The summaries; None of a pair of which stages are missing still.
     """
     reporter = reporter or Reporter()
     runs = [open_run(pair, out=out, settings=settings or Settings()) for pair in pairs]
     for run in runs:
         reporter.say(f"[bold]{run.pair.key}[/bold]: {len(run.benchmark.items)} items")
-    tasks: dict[Task, PairRun] = {}
+    selection = selection or Selection()
+    tasks: dict[Task, list[PairRun]] = {}
     reused: dict[str, None] = {}
     for run in runs:
-        there = run.done()
-        for stage in ORDER:
-            if stage in there:
-                reused[label(run, stage)] = None
+        to_run = selection.to_run(run.done())
+        for stage in selection.wanted():
+            if stage in to_run:
+                tasks.setdefault((run.store(stage).folder, stage), []).append(run)
             else:
-                tasks.setdefault((run.store(stage).folder, stage), run)
+                reused[label(run, stage)] = None
     for name in reused:
         reporter.reused(name)
     if tasks:
@@ -102,8 +112,6 @@ def run_side_by_side(
             for worker in workers:
                 worker.process.kill()
                 worker.process.join()
-    for run in runs:
-        run.done()  # takes over what the backbone's store has
     return [run.finish(reporter) for run in runs]
 
 
@@ -112,21 +120,25 @@ def label(run: PairRun, stage: str) -> str:
     return stage if stage in BACKBONE_STAGES else f"{run.pair.key} {stage}"
 
 
-def run_tasks(tasks: dict[Task, PairRun], workers: Sequence[Worker], reporter: Reporter) -> None:
-    """Give tasks to workers until all are stored."""
+def run_tasks(
+    tasks: dict[Task, list[PairRun]], workers: Sequence[Worker], reporter: Reporter
+) -> None:
+    """Give tasks, each of one or more runs, to workers until all are stored."""
     left = sorted(tasks, key=lambda task: ORDER.index(task[1]))
     missing = set(left)
     with reporter.bars() as bars:
         while missing:
             for worker in workers:
-                ready = [task for task in left if missing.isdisjoint(needs(tasks[task], task[1]))]
+                ready = [
+                    task for task in left if missing.isdisjoint(needs(tasks[task][0], task[1]))
+                ]
                 if worker.task is not None or not ready:
                     continue
                 task = next((one for one in ready if one[1] in worker.stages), ready[0])
                 left.remove(task)
-                run, stage = tasks[task], task[1]
+                run, stage = tasks[task][0], task[1]
                 done = run.done()
-                worker.bar = bars.add_task(label(run, stage), total=run.expected_rows(stage, done))
+                worker.bar = bars.add_task(label(run, stage), total=None)
                 worker.task, worker.started = task, time.monotonic()
                 worker.stages.add(stage)
                 needed = {name: done[name] for name in NEEDS[stage]}
@@ -137,11 +149,19 @@ def run_tasks(tasks: dict[Task, PairRun], workers: Sequence[Worker], reporter: R
                 if isinstance(what, int):
                     bars.update(worker.bar, advance=what)
                     continue
+                if isinstance(what, Expected):
+                    bars.update(worker.bar, total=what.rows)
+                    continue
                 assert worker.task is not None
-                run, stage = tasks[worker.task], worker.task[1]
-                run.store(stage).put(stage, what)
+                stage = worker.task[1]
+                again = {other for _, other in tasks}
+                for i, run in enumerate(tasks[worker.task]):
+                    gone = run.keep(stage, what, made=i == 0)
+                    gone = [label(run, one) for one in gone if one not in again]
+                    reporter.gave_up(gone, label(run, stage))
                 bars.remove_task(worker.bar)
-                reporter.finished(label(run, stage), time.monotonic() - worker.started)
+                name = label(tasks[worker.task][0], stage)
+                reporter.finished(name, time.monotonic() - worker.started)
                 missing.remove(worker.task)
                 worker.task = None
 
@@ -152,7 +172,7 @@ def needs(run: PairRun, stage: str) -> list[Task]:
 
 
 def received(worker: Worker) -> Any:
-    """What a worker has to say: rows done, or a stage's Dataset; its error is raised here."""
+    """What a worker has to say: rows expected or done, or a Dataset; its error is raised here."""
     try:
         what = worker.pipe.recv()
     except EOFError:
@@ -185,11 +205,12 @@ def work(pipe: Connection, threads: int) -> None:
     quiet_libraries()
     torch.set_num_threads(threads)
     models = Models()
+    progress = Progress(lambda rows: pipe.send(Expected(rows)), pipe.send)
     while True:
         key, out, settings, stage, done = pipe.recv()
         try:
             run = open_run(PAIRS[key], out=out, settings=settings)
-            pipe.send(run.compute(stage, done, models=models, tick=pipe.send))
+            pipe.send(run.compute(stage, done, models=models, progress=progress))
         except Exception as error:
             pipe.send(error)
 

@@ -1,0 +1,231 @@
+"""One pair's run: what is asked of whom, and where its results are kept."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from interventions import Model, load
+from interventions.results import STORE, Store, provenance, write_atomically
+from twohop.asking import Study, Tick, longest_answer, no_tick
+from twohop.entities.items import Benchmark, Template, check_items
+from twohop.expected import expected_rows
+from twohop.memory import MemoryTooSmall, ran_out, remedy
+from twohop.pairs import Pair, model_name
+from twohop.reporter import Progress, Reporter
+from twohop.stages import BACKBONE_STAGES, STAGES, derived, run_stage
+from twohop.summary import summarise, verdict_sentence
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a study's results depend on, besides the models and the benchmark.
+
+    Attributes
+    ----------
+    limit : int or None
+        Number of entities; None for all.
+    seed : int
+        Of every random choice.
+    """
+
+    limit: int | None = None
+    seed: int = 0
+
+
+class Models:
+    """Models that are loaded when a stage first needs them, and kept for the next pair.
+
+    Attributes
+    ----------
+    results : dict
+        What they gave that the next pair will ask for again.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Path | str, Model] = {}
+        self.results: dict[Any, Any] = {}
+
+    def get(self, folder: Path | str) -> Model:
+        """Return the model of a folder."""
+        if folder not in self._kept:
+            self._kept[folder] = load(folder)
+        return self._kept[folder]
+
+    def drop(self, folder: Path | str) -> None:
+        """Forget a model."""
+        self._kept.pop(folder, None)
+
+
+def asked_as(template: Template) -> tuple[str, ...]:
+    """Everything a template writes."""
+    image = template.image_question
+    return (template.prefix, template.question, *(() if image is None else (image,)))
+
+
+def fingerprint(benchmark: Benchmark) -> str:
+    """Short hash of everything a benchmark asks."""
+    content: dict[str, Any] = {
+        "items": [(i.id, i.entity.name, i.entity.aliases, i.answers) for i in benchmark.items],
+        "templates": {k: asked_as(t) for k, t in benchmark.templates.items()},
+        "naming": asked_as(benchmark.naming),
+        "stop": benchmark.stop,
+        "chain": benchmark.chain(benchmark.relations[0], "X").question,
+    }
+    if benchmark.end:
+        content["end"] = benchmark.end
+    if benchmark.pictures:
+        content["pictures"] = benchmark.pictures
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class PairRun:
+    """One pair's run: what is asked of whom, and where the results are kept.
+
+    Attributes
+    ----------
+    pair : Pair
+    benchmark : Benchmark
+    settings : Settings
+    folders : dict
+        Where ``vlm`` and ``backbone`` are.
+    own, common : Store
+        Of this pair, and of the backbone's own stages, which pairs share.
+    """
+
+    pair: Pair
+    benchmark: Benchmark
+    settings: Settings
+    folders: dict[str, Path | str]
+    own: Store
+    common: Store
+
+    def store(self, stage: str) -> Store:
+        """Where a stage is kept."""
+        return self.common if stage in BACKBONE_STAGES else self.own
+
+    def done(self) -> dict[str, xr.Dataset]:
+        """The stages that are there already; the backbone's are copied to the pair's store."""
+        found = {stage: node.to_dataset() for stage, node in self.own.tree().children.items()}
+        for stage in BACKBONE_STAGES:
+            if stage not in found and stage in self.common.stages():
+                found[stage] = self.common.get(stage)
+                self.own.put(stage, found[stage])
+        return found
+
+    def study(self, stage: str, *, models: Models, tick: Tick = no_tick) -> Study:
+        """What a stage works with; the backbone stands in for a VLM that it does not need."""
+        backbone = models.get(self.folders["backbone"])
+        return Study(
+            vlm=backbone if stage in BACKBONE_STAGES else models.get(self.folders["vlm"]),
+            backbone=backbone,
+            benchmark=self.benchmark,
+            seed=self.settings.seed,
+            max_new_tokens=longest_answer(backbone, self.benchmark),
+            kept=models.results,
+            tick=tick,
+        )
+
+    def compute(
+        self, stage: str, done: dict[str, xr.Dataset], *, models: Models, progress: Progress
+    ) -> xr.Dataset:
+        """Run a stage, given those it needs; the result carries its provenance.
+
+        Raises
+        ------
+        MemoryTooSmall
+            If memory runs out.
+        """
+        try:
+            study = self.study(stage, models=models, tick=progress.tick)
+            progress.expect(expected_rows(stage, study, done))
+            found = run_stage(stage, study, done)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            raise MemoryTooSmall(f"memory ran out in {stage}. {remedy(error)}") from error
+        found.attrs["provenance"] = {
+            **provenance(vlm=study.vlm, backbone=study.backbone),
+            "settings": self.store(stage).settings,
+        }
+        return found
+
+    def keep(self, stage: str, found: xr.Dataset, *, made: bool = True) -> list[str]:
+        """Store a stage's result, and give up what tells of an older one.
+
+        Those are the stages derived from it, in the same write, and before it the summary and the
+        report: whenever this is killed, what is there goes together.
+
+        Parameters
+        ----------
+        stage : str
+        found : Dataset
+        made : bool
+            Whether this run made it; else another has, and stored it for all pairs.
+
+        Returns
+        -------
+        list of str
+            The stages given up.
+        """
+        for name in ("summary.json", "report.html"):
+            (self.own.folder / name).unlink(missing_ok=True)
+        outdated, stored = derived(stage), self.own.stages()
+        gone = [one for one in outdated if one in stored]
+        if made and stage in BACKBONE_STAGES:
+            self.common.put(stage, found, drop=outdated)
+        self.own.put(stage, found, drop=outdated)
+        return gone
+
+    def finish(self, reporter: Reporter) -> dict[str, Any] | None:
+        """Write the summary and the report, if all stages are there; else say which are not."""
+        from twohop.report.page import write_report
+
+        tree = self.own.tree()
+        if missing := [stage for stage in STAGES if stage not in tree.children]:
+            there = [stage for stage in STAGES if stage in tree.children]
+            reporter.say(
+                f"  {self.own.folder / STORE} holds {', '.join(there)}. Summary and report are "
+                f"written when {', '.join(missing)} are there too: run it without --stage."
+            )
+            return None
+        summary = summarise(tree, pair=self.pair.key, seed=self.settings.seed)
+        summary["verdict"] = verdict_sentence(summary)
+        write_atomically(
+            self.own.folder / "summary.json",
+            json.dumps(summary, indent=2, allow_nan=False).encode(),
+        )
+        with reporter.stage("report") as progress:
+            progress.expect(1)
+            write_report(self.own.folder, tree, summary, self.benchmark)
+            progress.tick(1)
+        return summary
+
+
+def open_run(pair: Pair, *, out: Path, settings: Settings) -> PairRun:
+    """Open a pair's folder in ``out``, or make it.
+
+    Raises
+    ------
+    ResultsError
+        If it holds a run with other settings.
+    """
+    benchmark = pair.benchmark().limited(settings.limit)
+    check_items(benchmark.items)
+    folders = {"vlm": pair.vlm(), "backbone": pair.backbone()}
+    shared = {
+        "twohop": version("twohop"),
+        "backbone": model_name(folders["backbone"]),
+        "benchmark": f"{benchmark.name} {fingerprint(benchmark)}",
+        "limit": settings.limit,
+        "seed": settings.seed,
+    }
+    own = Store(out / pair.key, {"pair": pair.key, "vlm": model_name(folders["vlm"]), **shared})
+    digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:12]
+    common = Store(out / "backbones" / digest, shared)
+    return PairRun(pair, benchmark, settings, folders, own, common)
