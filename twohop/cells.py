@@ -6,28 +6,27 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from interventions import Model, Patch, Positions, Prompt, Site, run
+from interventions import Model, Patch, Positions, Prompt, replay, run
 from interventions.answer_tokens import candidate_ids, spaced
 from interventions.decoding import greedy
 from twohop.asking import Decoding
 from twohop.entities.items import Item
-from twohop.memory import Batches, read
+from twohop.memory import Batches
 from twohop.running import Tick
 
-GROUP_ROWS = 6  # rows of like length, so that little padding is run
-CELL_ROWS = 36  # few, so that a batch begins near the first block of each of its cells
+GROUP_ROWS = 24  # rows of like length, so that little padding is run
 ANSWER_ROWS = 192  # many, as a decoding step costs little more for many rows than for one
 
-PatchesOf = Callable[[torch.Tensor, torch.Tensor], Sequence[Patch]]
+Cells = Sequence[Sequence[Patch]]
+"""Interventions, each over all rows of a prompt."""
 Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def run_cells(
     model: Model,
     prompt: Prompt,
+    cells: Cells,
     *,
-    first_blocks: Sequence[int],
-    patches_of: PatchesOf,
     positions: Positions,
     measure: Measure,
     tick: Tick,
@@ -39,17 +38,13 @@ def run_cells(
     model : Model
         One that runs here: on a server, this is part of what runs there.
     prompt : Prompt
-    first_blocks : sequence of int
-        For each cell, the first block it patches. Blocks below are the same in every cell, so
-        they are run once and then skipped.
-    patches_of : callable
-        ``patches_of(rows, cells)``, both [batch]: the patches of a batch whose rows are these rows
-        of ``prompt``, each in its cell. Patches that are for some of the rows only say so with
-        :meth:`interventions.Positions.only`.
+    cells : sequence of sequences of Patch
+        One without patches is the clean run.
     positions : Positions
         Where logits are wanted.
     measure : callable
-        ``measure(logits, rows)`` of logits [batch, position, vocab] gives [batch].
+        ``measure(logits, rows)`` of logits [batch, position, vocab] and the rows of ``prompt``,
+        [batch], that they are of gives [batch].
     tick : callable
         Told the number of rows done.
 
@@ -57,41 +52,45 @@ def run_cells(
     -------
     ndarray [cell, row]
     """
-    n = len(prompt)
-    table = np.zeros((len(first_blocks), n))
-    starts = torch.tensor([min(block, model.n_layers - 1) for block in first_blocks])
-    needed = starts.unique().tolist()
-    [clean] = read(model, prompt, [Site("resid_pre", needed)])
-    for group in prompt.lengths.argsort(stable=True).split(GROUP_ROWS):
-        order = starts.argsort(stable=True)[:, None] * n + group
-        batches = Batches(order.flatten(), CELL_ROWS)
-        for batch in batches:
-            rows, cells = batch % n, batch // n
-            block = int(starts[cells].min())
-            some, left = prompt.select(rows).trimmed()
-            there = slice(left, left + some.length)
-            with batches.attempt(batch):
-                found = run(
-                    model,
-                    some,
-                    patches=[
-                        replace(patch, positions=patch.positions.shifted(left, some.length))
-                        for patch in patches_of(rows, cells)
-                    ],
-                    logits=positions.rows(rows).shifted(left, some.length),
-                    start=(block, clean[needed.index(block), rows][:, there]),
-                )
-                if found.logits is not None:
-                    measured = measure(found.logits, rows).double().cpu().numpy()
-                    table[cells.numpy(), rows.numpy()] = measured
-                tick(len(batch))
+    table = np.zeros((len(cells), len(prompt)))
+    patched = [i for i, cell in enumerate(cells) if cell]
+    bare = [i for i, cell in enumerate(cells) if not cell]
+    batches = Batches(prompt.lengths.argsort(stable=True), GROUP_ROWS)
+    for rows in batches:
+        some, left = prompt.select(rows).trimmed()
+        at = positions.rows(rows).shifted(left, some.length)
+
+        def measured(logits: torch.Tensor, rows: torch.Tensor = rows) -> torch.Tensor:
+            n_cells = len(logits)
+            found = measure(logits.flatten(0, 1), rows.repeat(n_cells))
+            tick(n_cells * len(rows))
+            return found.double().cpu().unflatten(0, (n_cells, len(rows)))
+
+        with batches.attempt(rows):
+            if bare:
+                clean = run(model, some, logits=at).logits
+                assert clean is not None
+                table[np.array(bare)[:, None], rows.numpy()] = measured(clean[None]).numpy()
+            if patched:
+                here = [
+                    [_of_rows(patch, rows, left, some.length) for patch in cells[i]]
+                    for i in patched
+                ]
+                found = replay(model, some, here, logits=at, reduce=measured)
+                table[np.array(patched)[:, None], rows.numpy()] = found.numpy()
     return table
+
+
+def _of_rows(patch: Patch, rows: torch.Tensor, left: int, length: int) -> Patch:
+    """A patch for some rows, off which ``left`` columns of padding were taken."""
+    mine = patch.of_rows(rows)
+    return replace(mine, positions=mine.positions.shifted(left, length))
 
 
 def free_answers(
     model: Model,
     prompt: Prompt,
-    cells: Sequence[Sequence[Patch]],
+    cells: Cells,
     decoding: Decoding,
     *,
     tick: Tick,
@@ -134,9 +133,8 @@ def answered_cells(
     model: Model,
     prompt: Prompt,
     answers: Sequence[Sequence[int]],
+    cells: Cells,
     *,
-    first_blocks: Sequence[int],
-    patches_of: PatchesOf,
     tick: Tick,
 ) -> np.ndarray:
     """Whether greedy decoding would give exactly these answers, in every cell.
@@ -150,7 +148,7 @@ def answered_cells(
         Made by :func:`interventions.answers.following` with ``answers``.
     answers : sequence of token ids
         One per row.
-    first_blocks, patches_of, tick
+    cells, tick
         As in :func:`run_cells`.
 
     Returns
@@ -166,15 +164,7 @@ def answered_cells(
         same = logits.argmax(-1).cpu() == wanted[rows]
         return (same | ~positions.mask[rows]).all(-1)
 
-    table = run_cells(
-        model,
-        prompt,
-        first_blocks=first_blocks,
-        patches_of=patches_of,
-        positions=positions,
-        measure=measure,
-        tick=tick,
-    )
+    table = run_cells(model, prompt, cells, positions=positions, measure=measure, tick=tick)
     return table.astype(bool)
 
 

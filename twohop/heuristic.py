@@ -7,7 +7,7 @@ distance from the end. The other half is scored.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from interventions import Model, Patch, Positions, Prompt
 from interventions.alignment import layer_map
 from interventions.positions import from_lists
-from interventions.streams import Component, layer_list
+from interventions.streams import Component
 from twohop.asking import Scored, Study, by_relation, first_token, image_prompt, score
 from twohop.cells import run_cells
 from twohop.entities.items import Item
@@ -104,24 +104,23 @@ def logprobs_in_cells(
 ) -> np.ndarray:
     """Log-probability of each row's token at its end, under each patch, [cell, row], nats."""
 
-    def patches_of(batch: torch.Tensor, which: torch.Tensor) -> list[Patch]:
-        chosen = [(cell, cells[cell].of_rows(batch)) for cell in which.unique().tolist()]
-        return [
-            replace(patch, positions=patch.positions.only(which == cell)) for cell, patch in chosen
-        ]
+    def logprob(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return logits[:, 0].cpu().log_softmax(-1).gather(1, tokens[rows, None])[:, 0]
 
-    def logprob(logits: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-        return logits[:, 0].cpu().log_softmax(-1).gather(1, tokens[batch, None])[:, 0]
-
-    return run_cells(
+    # Of a short question, or an image of few tokens, several places are the same token.
+    found: dict[tuple[int, ...], int] = {}
+    which = [
+        found.setdefault(tuple(one.positions.index.flatten().tolist()), len(found)) for one in cells
+    ]
+    table = run_cells(
         model,
         prompt,
-        first_blocks=[min(layer_list(cell.layers, model.n_layers)) for cell in cells],
-        patches_of=patches_of,
+        [[cells[which.index(i)]] for i in range(len(found))],
         positions=prompt.at("last"),
         measure=logprob,
         tick=tick,
     )
+    return table[which]
 
 
 def transplant_at(

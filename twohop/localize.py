@@ -16,6 +16,7 @@ from twohop.asking import Study
 from twohop.cells import run_cells
 from twohop.memory import read
 from twohop.places import padded
+from twohop.running import Tick, on_each
 from twohop.swaps import MAP_ROLES, Swap, swapped_items, swaps
 
 MAX_WINDOWS = 10
@@ -54,8 +55,10 @@ def patching_map(study: Study, model: Model, right: np.ndarray, *, shown: bool) 
     edges = window_edges(model.n_layers)
     shape = (len(MAP_COMPONENTS), len(edges) - 1, len(MAP_ROLES), len(pairs))
     restored, span = np.full(shape, np.nan), np.zeros(len(pairs))
-    for swap in swaps(study, model, pairs, shown=shown):
-        restored[..., swap.rows], span[swap.rows] = _map_of_relation(study, model, swap, edges)
+    asked = list(swaps(study, model, pairs, shown=shown))
+    found = on_each(model, map_of_relation, ((swap,) for swap in asked), tick=study.tick)
+    for swap, (some, whole) in zip(asked, found, strict=True):
+        restored[..., swap.rows], span[swap.rows] = some, whole
     return xr.Dataset(
         {
             "effect": (("component", "window", "role"), share_of(restored, span)),
@@ -84,10 +87,9 @@ def share_of(restored: np.ndarray, span: np.ndarray) -> np.ndarray:
     return restored.mean(-1) / whole
 
 
-def _map_of_relation(
-    study: Study, model: Model, swap: Swap, edges: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def map_of_relation(model: Model, swap: Swap, *, tick: Tick) -> tuple[np.ndarray, np.ndarray]:
     """What each cell restores, [component, window, role, item], and the whole span, [item]."""
+    edges = window_edges(model.n_layers)
     clean, corrupt = swap.clean, swap.corrupt
     here, there = ({name: side.at(name) for name in swap.roles} for side in (clean, corrupt))
     n_windows = len(edges) - 1
@@ -99,7 +101,7 @@ def _map_of_relation(
     values = dict(
         zip([(c, n) for c in MAP_COMPONENTS for n in here], read(model, clean, sites), strict=True)
     )
-    cells: list[tuple[Component, int, str]] = [
+    places: list[tuple[Component, int, str]] = [
         (c, w, n) for c in MAP_COMPONENTS for w in range(n_windows) for n in here
     ]
     tokens, others = torch.tensor(swap.answers), torch.tensor(swap.foils)
@@ -111,38 +113,32 @@ def _map_of_relation(
     def first_block(component: Component, window: int) -> int:
         return int(edges[window + 1]) - 1 if component == "resid_post" else int(edges[window])
 
-    def patches_of(rows: torch.Tensor, which: torch.Tensor) -> list[Patch]:
-        patches = []
-        for cell in which.unique().tolist():
-            component, window, name = cells[cell]
-            place = there[name].rows(rows).only(which == cell)
-            for block in range(first_block(component, window), int(edges[window + 1])):
-                patches.append(Patch(component, block, place, values[component, name][block, rows]))
-        return patches
+    cells = []
+    for component, window, name in places:
+        blocks = slice(first_block(component, window), int(edges[window + 1]))
+        cells.append([Patch(component, blocks, there[name], values[component, name][blocks])])
 
     def bare(prompt: Prompt) -> np.ndarray:
         return run_cells(
             model,
             prompt,
-            first_blocks=[0],
-            patches_of=lambda _rows, _cells: (),
+            [()],
             positions=prompt.at("last"),
             measure=difference,
-            tick=study.tick,
+            tick=tick,
         )[0]
 
     top, bottom = bare(clean), bare(corrupt)
     table = run_cells(
         model,
         corrupt,
-        first_blocks=[first_block(component, window) for component, window, _ in cells],
-        patches_of=patches_of,
+        cells,
         positions=corrupt.at("last"),
         measure=difference,
-        tick=study.tick,
+        tick=tick,
     )
     restored = np.full((len(MAP_COMPONENTS), n_windows, len(MAP_ROLES), len(clean)), np.nan)
-    for cell, (component, window, name) in enumerate(cells):
+    for cell, (component, window, name) in enumerate(places):
         place = (MAP_COMPONENTS.index(component), window, MAP_ROLES.index(name))
         restored[place] = table[cell] - bottom
     return restored, top - bottom

@@ -9,7 +9,6 @@ for another entity's after block ``l``; the window ends where the answer no long
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 import xarray as xr
 
 from interventions import Model, Patch, Prompt, Site
@@ -149,16 +148,11 @@ def enrichment(model: Model, prompt: Prompt, items: Sequence[Item], *, tick: Tic
     names = asked.at("entity", -1)
     average = mean_of_others(mlp, items)
 
-    def ablate(rows: torch.Tensor, edges: torch.Tensor) -> list[Patch]:
-        there = names.rows(rows)
-        return [
-            Patch("mlp_out", block, there.only(edges <= block), average[block, rows])
-            for block in range(int(edges.min()), n_layers)
-        ]
-
-    return answered_cells(
-        model, asked, own, first_blocks=range(n_layers + 1), patches_of=ablate, tick=tick
-    )
+    cells = [
+        [Patch("mlp_out", slice(edge, n_layers), names, average[edge:])] if edge < n_layers else []
+        for edge in range(n_layers + 1)
+    ]
+    return answered_cells(model, asked, own, cells, tick=tick)
 
 
 def readout(
@@ -171,16 +165,8 @@ def readout(
     asked = following(prompt, theirs, pad_id=model.tokenizer.pad_token_id)
     place = asked.at("entity", -1)
 
-    def swap(rows: torch.Tensor, blocks: torch.Tensor) -> list[Patch]:
-        there = place.rows(rows)
-        return [
-            Patch("resid_post", block, there.only(blocks == block), other[block, rows])
-            for block in blocks.unique().tolist()
-        ]
-
-    return answered_cells(
-        model, asked, theirs, first_blocks=range(n_layers), patches_of=swap, tick=tick
-    )
+    cells = [[Patch("resid_post", block, place, other[block])] for block in range(n_layers)]
+    return answered_cells(model, asked, theirs, cells, tick=tick)
 
 
 def last_below(curve: np.ndarray, level: float) -> int:

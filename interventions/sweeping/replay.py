@@ -7,7 +7,7 @@ rows of one forward pass. Where tokens see each other in both directions whole r
 the first patched block on; and where even that would change the numbers, each cell is run in full.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -286,6 +286,7 @@ def replay(
     *,
     logits: Positions | None = None,
     budget: int | None = None,
+    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Run a prompt once for each set of patches, at the cost of what it changes.
 
@@ -299,10 +300,13 @@ def replay(
         Where logits are wanted. Default: each row's last token.
     budget : int, optional
         Bytes that may be used. Default: part of what is free.
+    reduce : callable, optional
+        Given the logits [cell, row, token, vocab] of the cells of one forward pass; what it makes
+        of them, [cell, ...], is kept in their place.
 
     Returns
     -------
-    Tensor [cell, row, token, vocab]
+    Tensor [cell, row, token, vocab], or [cell, ...] as reduced
         Logits, as so many calls of :func:`interventions.run` would give, to rounding.
 
     Examples
@@ -316,7 +320,7 @@ def replay(
     for patches in cells:
         check_patches(model, prompt, patches)
     if model.remote:
-        return model.job(replay, prompt, cells, logits=at, budget=budget)
+        return model.job(replay, prompt, cells, logits=at, budget=budget, reduce=reduce)
     made = [cell(model, patches) for patches in cells]
     path, _ = path_of(model, prompt)
     allowed = Budget.of(model, budget)
@@ -327,6 +331,7 @@ def replay(
     todo = groups(model, prompt, made, path, allowed)
     result: list[Any] = [None] * len(made)
     for group, found in replayed(model, clean, made, path, todo):
-        for i, one in zip(group.cells, found, strict=True):
+        kept = found if reduce is None else reduce(found)
+        for i, one in zip(group.cells, kept, strict=True):
             result[i] = one
     return torch.stack(result)
