@@ -53,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
         type=names,
         action="extend",
         metavar="NAME[,NAME]",
-        help="run these only, and what they need: backbone_text, windows, map_text, recall, "
-        "resolution, map_image, recovery, diagnosis",
+        help="run these only, and what they need: backbone_text, windows, map_text, "
+        "attribution_text, recall, resolution, map_image, attribution_image, recovery, diagnosis",
     )
     study.add_argument(
         "--force",

@@ -7,16 +7,16 @@ import xarray as xr
 from twohop.asking import Study, another, by_relation
 from twohop.back_patching import dev_half, layer_pairs
 from twohop.heuristic import places
-from twohop.localize import MAP_COMPONENTS, MAP_ROLES, window_edges
+from twohop.localize import MAP_COMPONENTS, window_edges
 from twohop.places import has_image_tokens
 from twohop.recall import same_decoder
 from twohop.recovery import MAX_KEPT, MAX_LOST, MAX_RANDOM, PATCH_ARMS
 from twohop.resolution import FIT_VIEWS
 from twohop.stages import in_circuit
+from twohop.swaps import MAP_ROLES, swapped_items
 from twohop.transplant import RANDOM_SEEDS
 from twohop.window import known_items
 
-MAP_ITEMS = 9  # at most, of a map
 CHAINS = 3  # the chain of thought's arms
 HARM_ARMS = 3  # tried on items that are right from the image
 SAMPLED = 32  # entities whose pictures' sizes are looked at
@@ -74,11 +74,9 @@ def map_rows(stage: str, study: Study, done: Mapping[str, xr.Dataset]) -> int:
     shown = stage == "map_image"
     model = study.vlm if shown else study.backbone
     roles = len(MAP_ROLES) if has_image_tokens(model) or not shown else len(MAP_ROLES) - 1
-    right = in_circuit(stage, done)
-    items = known_items(study.benchmark.items, right, seed=study.seed, limit=MAP_ITEMS)
-    swapped = sum(one is not None for one in another(study, items))
+    swapped = swapped_items(study, model, in_circuit(stage, done), shown=shown)
     windows = len(window_edges(model.n_layers)) - 1
-    return swapped * (windows * len(MAP_COMPONENTS) * roles + 2)
+    return len(swapped) * (windows * len(MAP_COMPONENTS) * roles + 2)
 
 
 def recovery_rows(study: Study, gates: xr.Dataset) -> int:

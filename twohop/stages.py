@@ -8,6 +8,7 @@ import xarray as xr
 
 from interventions.errors import InterventionsError, did_you_mean
 from twohop.asking import Study
+from twohop.attribution_map import attribution_map
 from twohop.diagnosis import diagnosis
 from twohop.localize import patching_map
 from twohop.recall import recall, text_gate
@@ -16,15 +17,25 @@ from twohop.resolution import resolution
 from twohop.scoring import normalise
 from twohop.window import windows
 
-BACKBONE_STAGES = ("backbone_text", "windows", "map_text")
-STAGES = (*BACKBONE_STAGES, "recall", "resolution", "map_image", "recovery", "diagnosis")
+BACKBONE_STAGES = ("backbone_text", "windows", "map_text", "attribution_text")
+STAGES = (
+    *BACKBONE_STAGES,
+    "recall",
+    "resolution",
+    "map_image",
+    "attribution_image",
+    "recovery",
+    "diagnosis",
+)
 NEEDS: dict[str, tuple[str, ...]] = {
     "backbone_text": (),
     "windows": ("backbone_text",),
     "map_text": ("backbone_text", "windows"),
+    "attribution_text": ("map_text",),
     "recall": ("backbone_text",),
     "resolution": (),
     "map_image": ("backbone_text", "windows", "recall"),
+    "attribution_image": ("map_image",),
     "recovery": ("backbone_text", "windows", "recall"),
     "diagnosis": ("backbone_text", "windows", "recall", "resolution", "recovery"),
 }
@@ -137,8 +148,9 @@ def run_stage(stage: str, study: Study, done: Mapping[str, xr.Dataset] | None = 
     Dataset
         As the function documents that the stage is: :func:`twohop.recall.text_gate`,
         :func:`~twohop.recall.recall`, :func:`twohop.window.windows`,
-        :func:`twohop.localize.patching_map`, :func:`twohop.resolution.resolution`,
-        :func:`twohop.recovery.recovery`, :func:`twohop.diagnosis.diagnosis`.
+        :func:`twohop.localize.patching_map`, :func:`twohop.attribution_map.attribution_map`,
+        :func:`twohop.resolution.resolution`, :func:`twohop.recovery.recovery`,
+        :func:`twohop.diagnosis.diagnosis`.
 
     Raises
     ------
@@ -166,6 +178,10 @@ def run_stage(stage: str, study: Study, done: Mapping[str, xr.Dataset] | None = 
         return patching_map(study, study.backbone, in_circuit(stage, done), shown=False)
     if stage == "map_image":
         return patching_map(study, study.vlm, in_circuit(stage, done), shown=True)
+    if stage == "attribution_text":
+        return attribution_map(study, study.backbone, done["map_text"], shown=False)
+    if stage == "attribution_image":
+        return attribution_map(study, study.vlm, done["map_image"], shown=True)
     window_end = int(done["windows"].attrs["enrichment_end"])
     if stage == "recovery":
         half = int(done["windows"].attrs["enrichment_half"])

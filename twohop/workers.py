@@ -25,7 +25,8 @@ from twohop.stages import BACKBONE_STAGES, NEEDS, Selection
 
 WORKERS = 2
 FIRST = ("backbone_text", "recall", "windows", "recovery", "resolution", "map_text", "map_image")
-ORDER = (*FIRST, "diagnosis")  # what others wait for before what nothing waits for
+# What others wait for before what nothing waits for.
+ORDER = (*FIRST, "attribution_text", "attribution_image", "diagnosis")
 Task = tuple[Path, str]  # a store's folder, and a stage
 
 
