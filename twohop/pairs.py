@@ -30,6 +30,8 @@ class Pair:
     format : PromptFormat, optional
         How it is asked about items of a file. None: see
         :func:`twohop.entities.formats.writer_for`.
+    served : (str, str), optional
+        What a server calls the VLM and the backbone, where that is not where they are here.
     """
 
     key: str
@@ -38,6 +40,13 @@ class Pair:
     benchmark: Callable[[], Benchmark]
     summary: str
     format: PromptFormat | None = None
+    served: tuple[str, str] | None = None
+
+    def places(self, *, remote: bool | str = False) -> dict[str, Path | str]:
+        """Where ``vlm`` and ``backbone`` are: here, or by the names that a server finds them by."""
+        if remote and self.served is not None:
+            return dict(zip(("vlm", "backbone"), self.served, strict=True))
+        return {"vlm": self.vlm(), "backbone": self.backbone()}
 
 
 def _flags_vlm(key: str) -> Path:
@@ -72,7 +81,15 @@ def _micro_benchmark() -> Benchmark:
 
 
 def _flags(key: str, summary: str) -> Pair:
-    return Pair(key, lambda: _flags_vlm(key), _flags_backbone, _flags_benchmark, summary, QA)
+    return Pair(
+        key,
+        lambda: _flags_vlm(key),
+        _flags_backbone,
+        _flags_benchmark,
+        summary,
+        QA,
+        served=(f"twohop/{key}", "twohop/flags-backbone"),
+    )
 
 
 def _micro(key: str, summary: str) -> Pair:
@@ -83,6 +100,7 @@ def _micro(key: str, summary: str) -> Pair:
         _micro_benchmark,
         summary,
         COMPLETION,
+        served=(f"twohop/{key}", "twohop/micro-backbone"),
     )
 
 
