@@ -69,6 +69,14 @@ def provenance(**models: Model) -> dict[str, Any]:
     return found
 
 
+def origin(**models: Model) -> dict[str, Any]:
+    """What of :func:`provenance` is the same whenever the same is asked: for settings."""
+    found = provenance(**models)
+    for role in models:
+        found[role].pop("requests", None)
+    return found
+
+
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Lines that name every setting in which two runs differ."""
     return [

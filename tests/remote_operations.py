@@ -4,16 +4,26 @@ Run against a process that cannot import the package (``test_travels.py``), and 
 server (``ndif/``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 from families import Case
 
 import interventions as iv
+from interventions.calling import about_weights
+from interventions.errors import SiteError
+from interventions.remote.backend import Backend
 from interventions.streams import COMPONENTS
 
 CLOSE = 1e-5
+OVERHEAD = 4000  # bytes of a request that tell what its values are
 PairOf = Callable[[str], tuple[iv.Model, Case]]
 
 
@@ -24,6 +34,17 @@ def same(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> None:
     assert ours.shape == theirs.shape
     scale = float(theirs.abs().max().clamp(min=1.0))
     assert float((ours - theirs).abs().max()) / scale < CLOSE
+
+
+def same_dataset(ours: xr.Dataset, theirs: xr.Dataset) -> None:
+    """Numbers equal to rounding; words and decisions exactly."""
+    assert {*ours.variables} == {*theirs.variables}
+    for name, expected in theirs.variables.items():
+        found = ours[name].values
+        if expected.dtype.kind == "f":
+            np.testing.assert_allclose(found, expected.values, atol=CLOSE, err_msg=str(name))
+        else:
+            assert (found == expected.values).all(), name
 
 
 def layers_of(case: Case) -> list[int]:
@@ -152,10 +173,69 @@ def replays_and_sweeps(there: iv.Model, case: Case) -> None:
         same(*(torch.from_numpy(one[name].values.copy()) for one in (ours, theirs)))
 
 
+def back_patching_noise_and_ablation(there: iv.Model, case: Case) -> None:
+    layers = layers_of(case)
+    for source in (iv.FromLayers(layers[1:]), iv.Noise(seed=4), 0.0):
+        asked: dict[str, Any] = {"answers": "Paris", "layers": layers[:2], "roles": ["entity[-1]"]}
+        ours, theirs = (
+            iv.sweep(model, case.prompt, source, **asked) for model in (there, case.model)
+        )
+        same_dataset(ours, theirs)
+        assert ours.attrs["requests"] == 1
+
+
+def what_is_kept_is_not_asked_again(there: iv.Model, case: Case) -> None:
+    """Sweeps and collections in folders: the same call a second time sends nothing."""
+    row: dict[str, Any] = {"text": case.texts[0], "spans": {"entity": "France"}}
+    if case.pictures:
+        row["images"] = case.pictures[0]
+    sites = {"name": iv.RoleSite("resid_post", layers_of(case), "entity", -1)}
+    with TemporaryDirectory() as made:
+        found = []
+        for model in (there, case.model, there):
+            before = model.requests
+            at = Path(made) / str(bool(model.remote))
+            activations = iv.collect(model, [row], sites, out=at / "activations").load()
+            asked: dict[str, Any] = {"answers": "Paris", "layers": [0], "roles": ["last"]}
+            swept = iv.sweep(model, case.prompt, 0.0, out=at / "sweep", **asked)
+            found.append((activations, swept, model.requests - before))
+    for ours, theirs in zip(found[0][:2], found[1][:2], strict=True):
+        same_dataset(ours, theirs)
+    assert found[0][2] == 2
+    assert found[2][2] == 0
+
+
+def attribution_and_its_agreement(there: iv.Model, case: Case) -> None:
+    """Gradients where the server lets them through; else the exact sweep is offered."""
+    settings: dict[str, Any] = {
+        "answers": "Paris",
+        "foils": "Madrid",
+        "roles": ["entity[-1]", "last"],
+        "layers": layers_of(case)[:2],
+        "components": ["mlp_out", "head_out"],
+        "verify": 2,
+    }
+    corrupt = case.prompt.select([1, 0])
+    has_weights = there.job(about_weights)[1]
+    for method in ("patching", "relp"):
+        asked = {**settings, "method": method}
+        before = there.requests
+        if not has_weights:
+            with pytest.raises(SiteError, match=r"iv\.sweep\(model, corrupt, clean"):
+                iv.attribute(there, case.prompt, corrupt, **asked)
+            return
+        ours, theirs = (
+            iv.attribute(model, case.prompt, corrupt, **asked) for model in (there, case.model)
+        )
+        same_dataset(ours, theirs)
+        assert there.requests - before == 2
+
+
 OPERATIONS = (
     *(streams_in_a_trace, patches_knockouts_and_reads, generation_with_a_patch),
     *(completion_and_choice, lens_and_unembedding, patchscope, noise_and_frozen),
-    replays_and_sweeps,
+    *(replays_and_sweeps, back_patching_noise_and_ablation, what_is_kept_is_not_asked_again),
+    attribution_and_its_agreement,
 )
 
 
@@ -187,6 +267,78 @@ def transplants(pair_of: PairOf, how: str) -> None:
     (ours, said), (theirs, expected) = found
     same(ours[0].value, theirs[0].value)
     assert said.texts == expected.texts
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that went to a server and came back, request by request.
+
+    Attributes
+    ----------
+    up : list of int
+        Of the request, as sent.
+    down : list of int
+        Of the tensors in what was returned.
+    """
+
+    up: list[int] = field(default_factory=list)
+    down: list[int] = field(default_factory=list)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> Traffic:
+    """Note the size of every request from now on."""
+    traffic, plain = Traffic(), Backend.__call__
+
+    def call(self: Backend, tracer: Any = None) -> Any:
+        saved = plain(self, tracer)
+        traffic.up.append(self.request_bytes)
+        traffic.down.append(sum(one.nbytes for one in tensors(self.saved["returned"])))
+        return saved
+
+    monkeypatch.setattr(Backend, "__call__", call)
+    return traffic
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [one for part in value for one in tensors(part)] if isinstance(value, Sequence) else []
+
+
+def other_placements(pair_of: PairOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backbone here and its VLM on a server, the reverse, and each on a deployment of its own.
+
+    Between them go values of the layers and positions asked for, and nothing else.
+    """
+    shown, named = pair_of("llava"), pair_of("llama")
+    source, prompt = named[1].prompt, shown[1].prompt
+    traffic, found = counted(monkeypatch), []
+    asked: dict[str, Any] = {"answers": "Paris", "roles": ["entity[-1]"]}
+    layers, d_model = slice(0, 3), named[1].model.d_model
+    for vlm in (shown[1].model, shown[0]):
+        iv.sweep(vlm, prompt, 0.0, **asked)
+        bare = traffic.up[-1] if vlm.remote else 0
+        for llm in (named[1].model, named[0]):
+            pair = iv.pair(vlm, llm)
+            [patch] = iv.transplant(
+                pair,
+                source,
+                layers=layers,
+                read_at=source.at("entity", -1),
+                write_at=prompt.at("entity", -1),
+            )
+            if llm.remote:
+                assert traffic.down[-1] == 4 * 3 * len(source) * d_model
+            swept = iv.sweep(vlm, prompt, iv.FromModel(pair, source), **asked)
+            moved = 4 * vlm.n_layers * len(source) * d_model
+            if llm.remote:
+                assert traffic.down[-2 if vlm.remote else -1] == moved
+            if vlm.remote:
+                assert traffic.up[-1] - bare < 1.1 * moved + OVERHEAD
+            found.append((iv.run(vlm, prompt, patches=[patch]).logits, swept))
+    for logits, swept in found[1:]:
+        same(logits, found[0][0])
+        same_dataset(swept, found[0][1])
 
 
 def sweeps_from_another_deployment(pair_of: PairOf) -> None:

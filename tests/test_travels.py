@@ -17,6 +17,7 @@ from remote_operations import (
     OPERATIONS,
     PairOf,
     a_shared_prefix,
+    other_placements,
     sweeps_from_another_deployment,
     transplants,
 )
@@ -93,6 +94,10 @@ def test_a_shared_prefix(pair_of: PairOf) -> None:
 @pytest.mark.parametrize("how", ["one-to-one", "last-to-all", "mean-to-all"])
 def test_transplants(pair_of: PairOf, how: str) -> None:
     transplants(pair_of, how)
+
+
+def test_other_placements(pair_of: PairOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    other_placements(pair_of, monkeypatch)
 
 
 def test_a_request_is_small(pair_of: PairOf) -> None:

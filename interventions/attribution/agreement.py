@@ -171,6 +171,8 @@ def _picked(
 
 def exact_effects(model: Model, contrast: Contrast, cells: Sequence[Cell]) -> np.ndarray:
     """Change of the metric when each place alone gets the source's value, nats, [cell]."""
+    if model.remote:
+        return model.job(exact_effects, contrast, cells)
     found = np.full(len(cells), np.nan)
     for item in sorted({one.item for one in cells}):
         mine = [i for i, one in enumerate(cells) if one.item == item]

@@ -64,7 +64,7 @@ def attribute(
     Parameters
     ----------
     model : Model
-        Loaded here; weights need no gradient and get none.
+        Weights need no gradient and get none. On a server, one request, and one for ``verify``.
     clean : Prompt
     corrupt : Prompt, or Tensor [row, position, d_model], [d_model], or number
         Rows that differ from the clean ones in what is studied; or what enters the first block in
@@ -121,8 +121,8 @@ def attribute(
     RoleError
         For rows of different length, with what to do.
     SiteError
-        For a model that runs on a server, a place the model does not have, or a part RelP has no
-        rule for.
+        For a server that lets no gradients through, a place the model does not have, or a part
+        RelP has no rule for.
 
     Examples
     --------
@@ -146,10 +146,8 @@ def attribute(
     places = which_places(model, components, layers, contrast)
     n = len(contrast.items)
     size = batch_size or max(1, TOKENS_AT_ONCE // (clean.length * contrast.target.repeats))
-    parts = [
-        estimates(model, contrast.rows(range(n)[i : i + size]), places, method, steps)
-        for i in range(0, n, size)
-    ]
+    batches = [contrast.rows(range(n)[i : i + size]) for i in range(0, n, size)]
+    parts = estimates(model, batches, places, method, steps)
     dataset = xr.merge([_labels(model, contrast, clean, corrupt), xr.concat(parts, "item")])
     dataset = dataset.assign_coords(item=contrast.items)
     dataset.attrs = {
@@ -185,11 +183,6 @@ def check_settings(model: Model, metric: str, method: str, steps: int) -> None:
         )
     if steps < 1:
         raise PromptError(f"steps={steps}: integrated gradients need at least 1.")
-    if model.remote is not False:
-        raise SiteError(
-            f"{model.name} runs on a server; attribution needs gradients, which servers do not "
-            "give to everybody. Load the model here, or patch exactly: iv.sweep needs none."
-        )
 
 
 def check_input_line(model: Model, contrast: Contrast) -> None:

@@ -1,5 +1,6 @@
 """Scores of every place of a contrast: a change of value times a slope, by four methods."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,8 @@ import xarray as xr
 from interventions.attribution.contrast import Contrast
 from interventions.attribution.passes import Place, backward, forward
 from interventions.attribution.relevance import relevance_rules
+from interventions.calling import weightless
+from interventions.errors import SiteError
 from interventions.model import Model
 
 Method = Literal["patching", "ig", "ig-activations", "relp"]
@@ -20,6 +23,10 @@ METHODS: dict[Method, str] = {
     "ig-activations": "integrated gradients along each component of each layer",
     "relp": "relevance patching (RelP)",
 }
+
+
+Scores = dict[str, tuple[str | tuple[str, ...], np.ndarray]]
+"""Variables by name: their dims and values."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,57 @@ class _Found:
 
 
 def estimates(
+    model: Model,
+    contrasts: Sequence[Contrast],
+    places: list[Place],
+    method: Method,
+    steps: int,
+) -> list[xr.Dataset]:
+    """Scores of the rows of each contrast, as Datasets without labels.
+
+    Raises
+    ------
+    SiteError
+        If the model is on a server that lets no gradients through.
+    """
+    found = model.job(scores_of_each, contrasts, places, method, steps)
+    if found is None:
+        raise SiteError(
+            f"requests for {model.name} run in a process of their own on this server, as it does "
+            "with keys that it does not trust; gradients do not get there, and attribution needs "
+            "them. Patch exactly, which needs none: iv.sweep(model, corrupt, clean, "
+            "answers=answers, foils=foils, metrics=[metric], components=components). Or load the "
+            "model here."
+        )
+    coords = {"component": _components(places), "layer": _layers(places)}
+    return [xr.Dataset(data, coords=coords) for data in found]
+
+
+def scores_of_each(
+    model: Model,
+    contrasts: Sequence[Contrast],
+    places: list[Place],
+    method: Method,
+    steps: int,
+) -> list[Scores] | None:
+    """Scores of each contrast; None if the weights, and so gradients, are in another process."""
+    if weightless(model):
+        return None
+    return [scores(model, one, places, method, steps) for one in contrasts]
+
+
+def _components(places: list[Place]) -> list[str]:
+    return list(dict.fromkeys(name for name, _ in sorted(places, key=lambda one: one[1])))
+
+
+def _layers(places: list[Place]) -> list[int]:
+    return sorted({layer for _, layer in places})
+
+
+def scores(
     model: Model, contrast: Contrast, places: list[Place], method: Method, steps: int
-) -> xr.Dataset:
-    """Scores of some rows, as a Dataset without labels."""
+) -> Scores:
+    """Scores of some rows."""
     if method == "ig":
         found = _along_input(model, contrast, places, steps)
     elif method == "ig-activations":
@@ -47,8 +102,7 @@ def estimates(
         found = _at_the_run(model, contrast, places, relevance=method == "relp")
     names = contrast.places.names
     column = "position" if names is None else "role"
-    layers = sorted({layer for _, layer in places})
-    chosen = list(dict.fromkeys(name for name, _ in sorted(places, key=lambda one: one[1])))
+    layers, chosen = _layers(places), _components(places)
     shape = (len(contrast.items), len(chosen), len(layers), len(contrast.places.run))
     score = np.full(shape, np.nan)
     heads: np.ndarray | None = None
@@ -64,7 +118,7 @@ def estimates(
         if found.error is not None and found.error.ndim == 2:
             error[where] = found.error[i].cpu().numpy()
     dims = ("item", "component", "layer")
-    data = {
+    data: Scores = {
         "score": ((*dims, column), score),
         "run_metric": ("item", found.metrics[0].double().cpu().numpy()),
         "source_metric": ("item", found.metrics[1].double().cpu().numpy()),
@@ -75,7 +129,7 @@ def estimates(
         whole = found.error.ndim == 1
         value = found.error.double().cpu().numpy() if whole else error
         data["completeness_error"] = ("item" if whole else dims, value)
-    return xr.Dataset(data, coords={"component": chosen, "layer": layers})
+    return data
 
 
 def _at_the_run(

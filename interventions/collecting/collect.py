@@ -24,7 +24,7 @@ from interventions.errors import PromptError, ResultsError, SiteError
 from interventions.model import Model
 from interventions.patching import Site, check_heads, check_sites, read
 from interventions.progress import LateBar
-from interventions.results import provenance
+from interventions.results import origin
 from interventions.streams import check_component, index_list, layer_list
 
 StoredType = Literal["float32", "float16", "bfloat16"]
@@ -130,7 +130,7 @@ def collect(
         "coords": {name: digest_of(json.dumps(values).encode()) for name, values in kept.items()},
         "first_row": first.digest,
         "weights": _weights_digest(model),
-        **provenance(model=model),
+        **origin(model=model),
     }
     with ExitStack() as stack:
         collection = stack.enter_context(Collection(Path(out), settings, kept))

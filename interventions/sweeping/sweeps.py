@@ -16,7 +16,7 @@ from interventions.model import Model
 from interventions.places import check_same_tokens, columns_of, every_token, role_labels
 from interventions.progress import LateBar
 from interventions.prompts import Prompt
-from interventions.results import provenance, storable
+from interventions.results import origin, storable
 from interventions.sources import (
     FromLayers,
     FromModel,
@@ -100,7 +100,8 @@ def sweep(
         One variable per metric, with dims (item, component, layer, [head], [source_layer], role
         or position); NaN where a row has no such token. ``clean_<metric>`` and, where the source
         is a prompt of the model itself, ``source_<metric>`` (item): without any patch. Attributes
-        say the path that was taken and why, which rows were left out, and the provenance.
+        say the path that was taken and why, which rows were left out, and the provenance; of a
+        sweep on a server, ``requests``: how many it took.
 
     Raises
     ------
@@ -145,6 +146,8 @@ def sweep(
         return finished
     kept = [row for row in range(len(prompt)) if row not in missing]
     cost = _costs(model, job)
+    asked = [model, *([source.pair.backbone] if isinstance(source, FromModel) else [])]
+    before = sum(one.requests for one in asked)
     try:
         spent, total = 0.0, float(cost.sum()) * len(kept)
         what = f"sweep of {len(job.grid)} cells"
@@ -160,6 +163,8 @@ def sweep(
         table.save()
         raise
     dataset = _dataset(model, job, table, settings, missing)
+    if any(one.remote for one in asked):
+        dataset.attrs["requests"] = sum(one.requests for one in asked) - before
     table.finish(dataset)
     return dataset
 
@@ -301,7 +306,7 @@ def _settings(model: Model, job: Job, answers: Any, foils: Any) -> dict[str, Any
     elif isinstance(source, FromModel):
         source = {
             "prompt": _digest(source.prompt),
-            **provenance(backbone=source.pair.backbone),
+            **origin(backbone=source.pair.backbone),
         }
     elif isinstance(source, torch.Tensor):
         source = {"constant": hashlib.sha256(source.numpy().tobytes()).hexdigest()[:16]}
@@ -316,7 +321,7 @@ def _settings(model: Model, job: Job, answers: Any, foils: Any) -> dict[str, Any
         "axes": {name: list(labels) for name, labels in job.grid.axes.items()},
         "window": job.grid.window,
         "read": job.read_columns.names,
-        **provenance(model=model),
+        **origin(model=model),
     }
 
 

@@ -8,6 +8,7 @@ from families import Case
 from remote_operations import (
     OPERATIONS,
     a_shared_prefix,
+    other_placements,
     sweeps_from_another_deployment,
     transplants,
 )
@@ -28,6 +29,10 @@ def test_a_shared_prefix(path: str) -> None:
 @pytest.mark.parametrize("how", ["one-to-one", "last-to-all", "mean-to-all"])
 def test_transplant_between_two_deployments(path: str, how: str) -> None:
     transplants(pair_of, how)
+
+
+def test_other_placements(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    other_placements(pair_of, monkeypatch)
 
 
 def test_sweeps_from_another_deployment(path: str) -> None:

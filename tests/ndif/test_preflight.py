@@ -58,7 +58,7 @@ def test_a_read_takes_as_long_as_nnsights_own() -> None:
             start = time.perf_counter()
             read()
             took[name].append(time.perf_counter() - start)
-    best = {name: sorted(times)[len(times) // 4] for name, times in took.items()}
+    best = {name: min(times) for name, times in took.items()}  # what else runs only adds
     assert best["ours"] < 1.2 * best["bare"], best
 
 
