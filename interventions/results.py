@@ -58,7 +58,8 @@ def provenance(**models: Model) -> dict[str, Any]:
             "device": str(model.device),
             "attention": getattr(config, "_attn_implementation", None),
         }
-        if model.remote:
+        if model.remote:  # `interventions remote` asks for these
+            found[role] |= {"dtype": "as the server has it", "device": "the server's"}
             found[role] |= {"remote": model.remote, "requests": model.requests}
     versions = {}
     for package in PACKAGES:

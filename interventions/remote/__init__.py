@@ -35,7 +35,8 @@ are sent, and are found again after any crash; see :class:`Jobs`. ``intervention
 asks a server about a model before work is sent to it.
 
 **Where requests run.** Code of keys that a server trusts runs beside the weights. Others run in a
-process of their own, with the same numbers but no gradients, and some seconds for its start.
+process of their own, with the same numbers but no gradients, and some seconds for its start. There
+``iv.attribute`` refuses, and says which ``iv.sweep`` gives the exact numbers instead.
 
 Keys come from ``NDIF_API_KEY`` or nnsight's config, and go into the header of a call, nowhere else.
 """
