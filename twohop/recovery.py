@@ -95,26 +95,37 @@ def chains(
     dict of str to Scored
         One per arm.
     """
-    asked = [
-        (item, name) for names in arms.values() for item, name in zip(items, names, strict=True)
-    ]
-    texts = [""] * len(asked)
-    groups = list(by_relation([item for item, _ in asked]))
+    # Arms often say the same name: each is asked once.
+    asked = {
+        (item.id, name): (item, name)
+        for names in arms.values()
+        for item, name in zip(items, names, strict=True)
+    }
+    wanted, keys = list(asked.values()), list(asked)
+    groups = [rows for _, rows in by_relation([item for item, _ in wanted])]
     tasks = (
         (
-            chain_prompt(study, [asked[i][0] for i in rows], [asked[i][1] for i in rows]),
+            chain_prompt(study, [wanted[i][0] for i in rows], [wanted[i][1] for i in rows]),
             None,
             study.decoding,
         )
-        for _, rows in groups
+        for rows in groups
     )
     found = on_each(study.vlm, answers, tasks, tick=study.tick)
-    for (_, rows), (said, _) in zip(groups, found, strict=True):
-        for row, text in zip(rows, said, strict=True):
-            texts[row] = text
-    n = len(items)
+    study.tick(len(arms) * len(items) - len(wanted))
+    said = {
+        keys[row]: text
+        for rows, (texts, _) in zip(groups, found, strict=True)
+        for row, text in zip(rows, texts, strict=True)
+    }
     return {
-        arm: score(study, items, texts[i * n : (i + 1) * n], [""] * n) for i, arm in enumerate(arms)
+        arm: score(
+            study,
+            items,
+            [said[item.id, name] for item, name in zip(items, names, strict=True)],
+            [""] * len(items),
+        )
+        for arm, names in arms.items()
     }
 
 

@@ -34,6 +34,7 @@ ROLES = (*IMAGE_ROLES, "last")
 FIT_VIEWS = (1, 2, 3)
 TEST_VIEW = 0
 BATCH_TOKENS = 3072
+RAGGED_ROWS = 32  # of like length, so that little padding is run
 LENS_ROWS = 32
 SHARE_OF_MAXIMUM = 0.9
 
@@ -62,7 +63,9 @@ def states_at(model: Model, prompt: Prompt, roles: Roles, *, tick: Tick) -> dict
     """Residual stream at roles of every row of one prompt, [layer, row, d_model] each."""
     parts: dict[str, list[torch.Tensor]] = {role: [] for role in roles}
     order = prompt.lengths.argsort(stable=True)  # rows of like length together: little padding
-    for rows in order.split(max(1, BATCH_TOKENS // prompt.length)):
+    most = max(1, BATCH_TOKENS // prompt.length)
+    ragged = len(prompt.lengths.unique()) > 1
+    for rows in order.split(min(most, RAGGED_ROWS) if ragged else most):
         some, left = prompt.select(rows).trimmed()
         sites = []
         for positions in roles.values():
