@@ -101,6 +101,9 @@ def expected(summary: dict, key: str) -> str:
     if isinstance(found, dict):
         if found["value"] is None:
             return NOT_MEASURED
+        if key.startswith("attribution_agreement") and not key.endswith("top"):
+            value, low, high = (f"{found[name]:.2f}" for name in ("value", "low", "high"))
+            return f"{value} [{low}, {high}]"
         layers = "lateness" in key
         points = key.startswith("gap_points")
         scale = 1 if layers or points else 100
@@ -228,6 +231,32 @@ def test_run_in_which_nothing_is_recognised(tree: xr.DataTree, tmp_path: Path) -
     text = text_of(empty, tmp_path)
     assert "no item was recognised" in text
     assert "no block needed" in text
+
+
+def test_what_attribution_is_worth_is_said(
+    tree: xr.DataTree, summary: dict, tmp_path: Path
+) -> None:
+    assert set(summary["attribution_agreement"]) == {"text", "image"}
+    why = "this server lets no gradients through"
+    refused = tree["attribution_text"].to_dataset().copy(deep=True)
+    for name in ("effect", "score", "agreement", "agreement_low", "agreement_high"):
+        refused[name] = xr.full_like(refused[name], np.nan)
+    refused.attrs.update(method="", method_name="none", refused=why)
+    poor = tree["attribution_image"].to_dataset().copy(deep=True)
+    poor["agreement_low"].loc[{"measure": "attn_out"}] = -0.25
+    poor["agreement_low"].loc[{"measure": "mlp_out"}] = 0.7
+    poor["agreement_low"].loc[{"measure": "resid_post"}] = 0.7
+    changed_tree = changed(tree, attribution_text=refused, attribution_image=poor)
+    text = text_of(changed_tree, tmp_path)
+    assert f"There is no map by attribution (Backbone, text), only the exact one: {why}" in text
+    assert f"Not available: {why}" in text
+    assert "does not clearly agree with exact patching (correlation: attention 0." in text
+    assert "[−0.25, " in text
+    assert "Do not trust it there; the exact map stands." in text
+    assert "By attribution: VLM, image: integrated gradients" in text
+    found = summarise(changed_tree, pair="micro-naming", seed=0)
+    assert found["attribution_agreement"]["text"]["all"]["value"] is None
+    assert found["not_available"]["attribution_agreement/text/all"] == why
 
 
 def text_of(tree: xr.DataTree, folder: Path) -> str:

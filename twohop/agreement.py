@@ -1,8 +1,10 @@
 """How far a map by attribution agrees with the exact map, and whether it can be believed."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from interventions.attribution.agreement import correlation, spearman
 from twohop.localize import MAP_COMPONENTS
@@ -11,6 +13,7 @@ from twohop.statistics import MIN_CLUSTERS, Estimate, cluster_sums
 TOP = 10
 MEASURES = ("all", *MAP_COMPONENTS, "rank", "top")
 LEAST_AGREEMENT = 0.5
+ATTRIBUTION_STAGES = {"text": "attribution_text", "image": "attribution_image"}
 RESAMPLES_USED = 500  # of those drawn: a rank correlation of each takes time
 
 
@@ -99,6 +102,37 @@ def measures(maps: np.ndarray, component: np.ndarray) -> dict[str, float]:
         **of_one,
         "rank": spearman(estimate, exact),
         "top": len(strongest[0] & strongest[1]) / min(TOP, len(exact)),
+    }
+
+
+def agreement_of_run(tree: xr.DataTree) -> dict[str, dict[str, Any]]:
+    """Numbers of both maps of a run, by map and measure, as the summary has them."""
+    found: dict[str, dict[str, Any]] = {}
+    for which, stage in ATTRIBUTION_STAGES.items():
+        data = tree[stage].to_dataset()
+        found[which] = {
+            str(measure): Estimate(
+                *(
+                    float(data[name].sel(measure=measure))
+                    for name in ("agreement", "agreement_low", "agreement_high")
+                ),
+                n=data.sizes["map_item"],
+            ).as_dict()
+            for measure in data["measure"].values
+        }
+    return found
+
+
+def refusals(tree: xr.DataTree) -> dict[str, str]:
+    """Why a map could not be made by attribution, by the summary's keys; empty if both could."""
+    reasons = {
+        which: str(tree[stage].attrs["refused"]) for which, stage in ATTRIBUTION_STAGES.items()
+    }
+    return {
+        f"attribution_agreement/{which}/{measure}": reason
+        for which, reason in reasons.items()
+        if reason
+        for measure in MEASURES
     }
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from twohop.agreement import agreement_of_run, refusals
 from twohop.asking import SEPARATOR
 from twohop.diagnosis import VERDICTS, beats_its_null
 from twohop.places import IMAGE_ROLES, NO_IMAGE_TOKENS
@@ -167,7 +168,8 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         "enrichment_half": int(windows.attrs["enrichment_half"]),
         "readout_end": int(windows.attrs["readout_end"]),
         "n_layers": int(windows.sizes["block"]),
-        "not_available": not_available(resolution),
+        "not_available": {**not_available(resolution), **refusals(tree)},
+        "attribution_agreement": agreement_of_run(tree),
         "mcnemar": {"only_text": only_text, "only_image": only_image, "p": p},
         "by_relation": by_relation(gates, seed=seed),
         **{

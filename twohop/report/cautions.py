@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from twohop.agreement import ATTRIBUTION_STAGES, doubtful
+from twohop.localize import MAP_COMPONENTS
+from twohop.report import wording
 from twohop.report.numbers import measured, read, short, whole, written
 from twohop.summary import image_hits
 
@@ -25,6 +28,7 @@ def cautions(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
         *_about_probes(tree, summary),
         *_about_verdicts(tree, summary),
         *_about_recovery(summary),
+        *_about_attribution(tree, summary),
     ]
 
 
@@ -171,4 +175,25 @@ def _about_recovery(summary: Mapping[str, Any]) -> list[str]:
         )
     if measured(whole_arm) and read(whole_arm).n < 20:
         found.append(f"Only {read(whole_arm).n} items were lost. Every share of them is rough.")
+    return found
+
+
+def _about_attribution(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
+    found = []
+    for which, stage in ATTRIBUTION_STAGES.items():
+        name = wording.MAPS[which]
+        if reason := tree[stage].attrs["refused"]:
+            found.append(f"There is no map by attribution ({name}), only the exact one: {reason}")
+            continue
+        numbers = summary["attribution_agreement"][which]
+        said = [
+            f"{wording.COMPONENTS[one]} {written(numbers[one], 'correlation')}"
+            for one in MAP_COMPONENTS
+            if measured(numbers[one]) and doubtful(numbers[one]["low"])
+        ]
+        if said:
+            found.append(
+                f"The map by attribution ({name}) does not clearly agree with exact patching "
+                f"(correlation: {', '.join(said)}). Do not trust it there; the exact map stands."
+            )
     return found

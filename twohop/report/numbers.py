@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from twohop.statistics import Estimate
 
-Unit = Literal["share", "points", "layers"]
+Unit = Literal["share", "points", "layers", "correlation"]
 
 NOT_MEASURED = "not measured"
 
@@ -44,6 +44,18 @@ def whole(value: float) -> str:
     return f"−{-rounded}" if rounded < 0 else str(rounded)
 
 
+def hundredths(value: float) -> str:
+    """Write a number with two decimals, with a true minus sign and no minus zero.
+
+    Examples
+    --------
+    >>> hundredths(-0.004), hundredths(-0.7)
+    ('0.00', '−0.70')
+    """
+    text = f"{abs(value):.2f}"
+    return f"−{text}" if value < 0 and float(text) else text
+
+
 def written(number: Mapping[str, Any] | None, unit: Unit = "share", *, n: bool = False) -> str:
     """Write a number with its interval, e.g. ``92 % [86, 97]``.
 
@@ -52,7 +64,8 @@ def written(number: Mapping[str, Any] | None, unit: Unit = "share", *, n: bool =
     number : mapping or None
         With ``value``, ``low``, ``high`` and ``n``.
     unit : str
-        Shares are written in per cent; points and layers as they are.
+        Shares are written in per cent, correlations with two decimals; points and layers as they
+        are.
     n : bool
         Add the number of items.
 
@@ -64,6 +77,9 @@ def written(number: Mapping[str, Any] | None, unit: Unit = "share", *, n: bool =
     found = read(number)
     if math.isnan(found.value):
         return NOT_MEASURED
+    if unit == "correlation":
+        value, low, high = (hundredths(one) for one in (found.value, found.low, found.high))
+        return f"{value} [{low}, {high}]"
     scale, sign = (100, "\u00a0%") if unit == "share" else (1, "")
     if math.isnan(found.low):
         return f"{whole(found.value * scale)}{sign} [no interval]"

@@ -22,7 +22,7 @@ from twohop.report.figures import (
     save_figures,
 )
 from twohop.report.layers import resolution_figure, windows_figure
-from twohop.report.maps import map_figure
+from twohop.report.maps import attribution_methods, map_figure
 from twohop.report.numbers import Unit, measured, read, whole, written
 from twohop.report.settings import command, settings_rows, stage_rows
 from twohop.report.tables import all_tables, at
@@ -143,8 +143,9 @@ def alt_texts(summary: Mapping[str, Any]) -> dict[str, str]:
         "windows": "Curves over blocks of the backbone: answers that survive ablation from a block "
         "up, "
         f"and answers that follow a swap after it. The windows end after blocks {end} and {out}.",
-        "map": "Two heat maps, backbone in text and VLM with images: component and token role by "
-        "windows of blocks, share of the answer that a patch brings over.",
+        "map": "Heat maps, backbone in text and VLM with images: component and token role by "
+        "blocks, share of the answer that a patch brings over. Above exact, by windows of blocks; "
+        "beneath estimated by attribution, block by block. Their agreement is in the table below.",
         "recovery": "Bars with intervals: share of lost items right again under each arm. "
         "The numbers are in the table Lost items that come back.",
     }
@@ -202,6 +203,7 @@ def write_report(
             answer_relation=tree["resolution"].attrs["answer_relation"],
             settings=settings_rows(tree),
             stages=stage_rows(tree),
+            attribution_methods=attribution_methods(tree),
             command=command(tree, summary),
             style=stylesheet(),
         )

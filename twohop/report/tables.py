@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from twohop.agreement import LEAST_AGREEMENT, TOP
 from twohop.report import wording
 from twohop.report.numbers import Unit, measured, p_value, written
 from twohop.summary import AT_IMAGE_TOKENS
@@ -258,6 +259,36 @@ def harm_table(summary: Summary) -> Table:
     )
 
 
+def attribution_table(summary: Summary) -> Table:
+    """How far the maps by attribution agree with the exact ones."""
+    lines: tuple[tuple[str, str, Unit], ...] = (
+        ("all cells", "all", "correlation"),
+        *((f"  {label}", name, "correlation") for name, label in wording.COMPONENTS.items()),
+        ("all cells, rank correlation", "rank", "correlation"),
+        (f"strongest {TOP} cells in common", "top", "share"),
+    )
+    maps = summary["attribution_agreement"]
+    rows = [
+        row(
+            label,
+            *(number(summary, f"attribution_agreement/{one}/{key}", unit) for one in maps),
+        )
+        for label, key, unit in lines
+    ]
+    absent = summary["not_available"]
+    reasons = {absent[key] for key in absent if key.startswith("attribution_agreement/")}
+    none = "".join(f" Not available: {why}" for why in sorted(reasons))
+    return Table(
+        "attribution",
+        "Agreement of attribution with exact patching",
+        ("correlation over cells", *(wording.MAPS[one] for one in maps)),
+        tuple(rows),
+        "Over the cells of the exact map (component, window, role), means over its items. Blocks "
+        "of a window are added up. Do not trust a component whose interval reaches below "
+        f"{LEAST_AGREEMENT}: it is crossed out above. Trust the exact map.{none}",
+    )
+
+
 def any_lost(summary: Summary) -> bool:
     """Whether there was anything to give back."""
     return any(measured(one) for one in summary["recovered"].values())
@@ -274,5 +305,6 @@ def all_tables(summary: Summary) -> dict[str, Table]:
         diagnosis_table,
         recovery_table,
         harm_table,
+        attribution_table,
     )
     return {table.name: table for table in (make(summary) for make in makers)}

@@ -80,6 +80,7 @@ ARM_GROUPS: tuple[tuple[str, dict[str, str]], ...] = (
 )
 
 COMPONENTS = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual stream"}
+MAPS = {"text": "Backbone, text", "image": "VLM, image"}
 MAP_ROLES = {"entity": "entity", "between": "between", "last": "last token"}
 
 

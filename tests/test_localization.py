@@ -1,0 +1,178 @@
+"""Where the fact is carried: the maps of the micro pairs, exact and by attribution."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import interventions as iv
+from twohop import attribution_map as by_attribution
+from twohop.agreement import TOP, agreement, doubtful, in_windows
+from twohop.asking import Study
+from twohop.attribution_map import METHODS, attribution_map
+from twohop.entities.items import Item
+from twohop.localize import patching_map
+from twohop.micro.folders import micro_folder
+from twohop.micro.layout import GATHER_BLOCKS, READ_BLOCKS, RECALL_BLOCKS, has_attention, has_mlp
+from twohop.micro.world import facts
+from twohop.pairs import find_pair
+from twohop.swaps import MAP_ROLES, swapped_items, swaps
+
+COMPONENTS = ("attn_out", "mlp_out", "resid_post")
+
+
+@pytest.fixture(scope="module")
+def aligned(llm: iv.Model, vlm: iv.Model) -> Study:
+    return Study(vlm, llm, find_pair("micro-aligned").benchmark())
+
+
+@pytest.fixture(scope="module")
+def taught() -> np.ndarray:
+    return np.array([fact.taught for fact in facts()])
+
+
+Maps = tuple[xr.Dataset, xr.Dataset]
+
+
+@pytest.fixture(scope="module")
+def text(aligned: Study, taught: np.ndarray) -> Maps:
+    exact = patching_map(aligned, aligned.backbone, taught, shown=False)
+    return exact, attribution_map(aligned, aligned.backbone, exact, shown=False)
+
+
+@pytest.fixture(scope="module")
+def image(aligned: Study, taught: np.ndarray) -> Maps:
+    exact = patching_map(aligned, aligned.vlm, taught, shown=True)
+    return exact, attribution_map(aligned, aligned.vlm, exact, shown=True)
+
+
+@pytest.mark.parametrize("which", ["text", "image"])
+def test_attribution_peaks_where_recall_was_put(which: str, request: pytest.FixtureRequest) -> None:
+    _, found = request.getfixturevalue(which)
+    effect = found["effect"]
+    mlp = effect.sel(component="mlp_out")
+    block, role = np.unravel_index(mlp.values.argmax(), mlp.shape)
+    assert block in RECALL_BLOCKS
+    assert MAP_ROLES[role] == "entity"
+    assert float(mlp.sel(role="entity").sum("layer")) > 0.4
+    read = effect.sel(component="attn_out", role="last")
+    assert read.values.argmax() in READ_BLOCKS
+    for component, there in (("mlp_out", has_mlp), ("attn_out", has_attention)):
+        silent = [block for block in range(8) if not there(block)]
+        assert np.abs(effect.sel(component=component, layer=silent)).max() < 1e-6
+    residual = effect.sel(component="resid_post")
+    before, after = residual.sel(layer=RECALL_BLOCKS[-1]), residual.sel(layer=READ_BLOCKS[-1])
+    assert float(before.sel(role="entity")) > 0.5 > float(before.sel(role="last"))
+    assert float(after.sel(role="last")) > 0.5 > float(after.sel(role="entity"))
+    assert np.abs(residual.sel(layer=GATHER_BLOCKS[0], role="last")) < 0.1
+
+
+@pytest.mark.parametrize("which", ["text", "image"])
+def test_attribution_asks_what_the_exact_map_asks(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    exact, found = request.getfixturevalue(which)
+    assert found["map_item"].values.tolist() == exact["map_item"].values.tolist()
+    assert np.allclose(found["span"], exact["span"], atol=1e-4)
+    assert found.attrs["refused"] == ""
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    return np.array([(values < one).sum() + ((values == one).sum() - 1) / 2 for one in values])
+
+
+@pytest.mark.parametrize("which", ["text", "image"])
+def test_agreement_is_with_the_exact_cells(which: str, request: pytest.FixtureRequest) -> None:
+    exact, found = request.getfixturevalue(which)
+    # Eight blocks make eight windows, so that cells compare one by one.
+    one = found["score"].mean("map_item").transpose("component", "layer", "role").values
+    other = exact["restored"].mean("map_item").transpose("component", "window", "role").values
+    expected = {
+        "all": np.corrcoef(one.ravel(), other.ravel())[0, 1],
+        "rank": np.corrcoef(ranks(one.ravel()), ranks(other.ravel()))[0, 1],
+    }
+    for i, component in enumerate(COMPONENTS):
+        expected[component] = np.corrcoef(one[i].ravel(), other[i].ravel())[0, 1]
+    a, b = (set(np.argsort(-np.abs(cells.ravel()))[:TOP].tolist()) for cells in (one, other))
+    expected["top"] = len(a & b) / TOP
+    for measure, value in expected.items():
+        stored = found.sel(measure=measure)
+        assert float(stored["agreement"]) == pytest.approx(value, abs=1e-9), measure
+        assert float(stored["agreement_low"]) <= value + 1e-9
+        assert float(stored["agreement_high"]) >= value - 1e-9
+    assert found.attrs["method"] == METHODS[0]
+    assert float(found["agreement"].sel(measure="all")) > 0.9
+    assert not any(doubtful(float(found["agreement_low"].sel(measure=c))) for c in COMPONENTS)
+
+
+def test_attribution_that_does_not_agree_is_doubtful(llm: iv.Model, taught: np.ndarray) -> None:
+    late = iv.load(micro_folder("micro-late"))
+    study = Study(late, llm, find_pair("micro-late").benchmark())
+    exact = patching_map(study, study.vlm, taught, shown=True)
+    found = attribution_map(study, study.vlm, exact, shown=True)
+    low = found["agreement_low"]
+    assert doubtful(float(low.sel(measure="mlp_out"))), "late entities recall nothing there"
+    assert not doubtful(float(low.sel(measure="resid_post")))
+
+
+def test_runs_of_other_lengths_are_attributed_by_another_method(
+    aligned: Study, text: Maps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, _ = text
+    by_id = {item.id: item for item in aligned.benchmark.items}
+    longer = [item for item in aligned.benchmark.items if " " in item.entity.name]
+    own = [by_id[str(one)] for one in exact["map_item"].values]
+
+    def told(one: Item, other: Item) -> bool:
+        same = one.answers[0].split()[0] == other.answers[0].split()[0]
+        return one.relation == other.relation and not same
+
+    others = [next(two for two in longer if told(one, two)) for one in own]
+    swapped = exact.assign_coords(swapped_with=("map_item", [one.id for one in others]))
+    found = attribution_map(aligned, aligned.backbone, swapped, shown=False)
+    assert found.attrs["method"] == "relp"
+    assert found.attrs["refused"] == ""
+    assert np.isfinite(found["effect"]).all()
+
+    monkeypatch.setattr(by_attribution, "METHODS", ("ig",))
+    refused = attribution_map(aligned, aligned.backbone, swapped, shown=False)
+    assert "differ in length" in refused.attrs["refused"]
+    assert (refused.attrs["method"], refused.attrs["method_name"]) == ("", "none")
+    for name in ("effect", "score", "agreement", "agreement_low", "agreement_high"):
+        assert np.isnan(refused[name]).all()
+
+
+def test_swaps_can_be_told_apart_and_correspond(aligned: Study, taught: np.ndarray) -> None:
+    for model, shown in ((aligned.backbone, False), (aligned.vlm, True)):
+        pairs = swapped_items(aligned, model, taught, shown=shown)
+        assert len(pairs) == 9
+        for swap in swaps(aligned, model, pairs, shown=shown):
+            assert swap.roles == list(MAP_ROLES)
+            assert all(a != b for a, b in zip(swap.answers, swap.foils, strict=True))
+            assert swap.clean.lengths.tolist() == swap.corrupt.lengths.tolist()
+            for one, other in zip(swap.clean.roles, swap.corrupt.roles, strict=True):
+                assert {r: len(one[r]) for r in MAP_ROLES} == {r: len(other[r]) for r in MAP_ROLES}
+                tokens = [*one["entity"], *one["between"], *one["last"]]
+                assert tokens == list(range(tokens[0], tokens[0] + len(tokens)))
+
+
+def test_sublayers_of_a_window_are_added_up() -> None:
+    score = np.arange(3 * 4 * 2.0).reshape(3, 4, 1, 2)
+    found = in_windows(score, np.array([0, 1]), np.array([0, 3]))
+    assert found.shape == (3, 2, 1, 2)
+    assert np.array_equal(found[0, 1], score[0, 1:].sum(0))
+    assert np.array_equal(found[1, 0], score[1, 0])
+    assert np.array_equal(found[2, :], score[2, [0, 3]])
+
+
+def test_agreement_of_few_entities_and_of_nothing() -> None:
+    rng = np.random.default_rng(0)
+    cells = rng.normal(size=(3, 4, 3, 4))
+    few = agreement(cells, cells, ["a", "a", "b", "c"], seed=0)["all"]
+    assert few.value == pytest.approx(1)
+    assert (few.low, few.high, few.n) == (-1, 1, 4)
+    assert doubtful(few.low)
+    empty = agreement(cells[..., :0], cells[..., :0], [], seed=0)["all"]
+    assert np.isnan(empty.value)
+    assert doubtful(empty.low)
+    constant = agreement(np.zeros_like(cells), cells, list("abcdef")[:4], seed=0)
+    assert np.isnan(constant["all"].value)
