@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from interventions import Model, Prompt
 from interventions.answer_tokens import spaced, token_ids
 from twohop.asking import Study, another, by_relation, first_token, image_prompt, text_prompt
-from twohop.entities.items import Item
+from twohop.entities.items import Item, Template
 from twohop.places import question_tokens
 from twohop.window import known_items
 
@@ -103,20 +104,39 @@ def swaps(study: Study, model: Model, pairs: Sequence[Pair], *, shown: bool) -> 
     for relation, rows in by_relation([item for item, _ in pairs]):
         template = study.benchmark.templates[relation]
         own, others = ([pairs[i][which] for i in rows] for which in (0, 1))
-        prompts = []
-        for items in (own, others):
-            entities = [item.entity for item in items]
-            if shown:  # pictures of one size have as many tokens
-                like = [item.entity for item in own]
-                prompts.append(image_prompt(study, template, entities, sized_as=like))
-            else:
-                prompts.append(text_prompt(model, template, entities))
-        clean, corrupt, roles = with_map_roles(*prompts)
+        clean, corrupt, roles = with_map_roles(
+            *_both(study, model, template, own, others, shown=shown)
+        )
         answers, foils = (
             [first_token(model, clean, item.answers[0]) for item in items]
             for items in (own, others)
         )
         yield Swap(rows, [pairs[i] for i in rows], clean, corrupt, roles, answers, foils)
+
+
+def _both(
+    study: Study,
+    model: Model,
+    template: Template,
+    own: Sequence[Item],
+    others: Sequence[Item],
+    *,
+    shown: bool,
+) -> tuple[Prompt, Prompt]:
+    """Both prompts, with the same prefix shared among their rows, or none."""
+
+    def asked(items: Sequence[Item], share_prefix: bool) -> Prompt:
+        entities = [item.entity for item in items]
+        if not shown:
+            return text_prompt(model, template, entities, share_prefix=share_prefix)
+        like = [item.entity for item in own]  # pictures of one size have as many tokens
+        return image_prompt(study, template, entities, sized_as=like, share_prefix=share_prefix)
+
+    clean, corrupt = asked(own, True), asked(others, True)
+    # A name's first letter may have joined the word before it, in some rows only.
+    if torch.equal(clean.prefix_ids, corrupt.prefix_ids):
+        return clean, corrupt
+    return asked(own, False), asked(others, False)
 
 
 def with_map_roles(clean: Prompt, corrupt: Prompt) -> tuple[Prompt, Prompt, list[str]]:
