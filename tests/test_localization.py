@@ -1,7 +1,10 @@
 """Where the fact is carried: the maps of the micro pairs, exact and by attribution."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import twins
 import xarray as xr
 
 import interventions as iv
@@ -9,7 +12,10 @@ from twohop import attribution_map as by_attribution
 from twohop.agreement import TOP, agreement, doubtful, in_windows
 from twohop.asking import Study
 from twohop.attribution_map import METHODS, attribution_map
+from twohop.entities.files import data_benchmark
+from twohop.entities.formats import CHAT, Writer, chat_template_of
 from twohop.entities.items import Item
+from twohop.entities.validation import check
 from twohop.localize import patching_map
 from twohop.micro.folders import micro_folder
 from twohop.micro.layout import GATHER_BLOCKS, READ_BLOCKS, RECALL_BLOCKS, has_attention, has_mlp
@@ -176,3 +182,28 @@ def test_agreement_of_few_entities_and_of_nothing() -> None:
     assert doubtful(empty.low)
     constant = agreement(np.zeros_like(cells), cells, list("abcdef")[:4], seed=0)
     assert np.isnan(constant["all"].value)
+
+
+@pytest.mark.parametrize(
+    ("key", "method", "roles"),
+    [("llama-3.2-vision-11b", "relp", ["between", "last"]), ("gemma-3-12b", "ig", MAP_ROLES)],
+)
+def test_maps_of_other_architectures(
+    key: str, method: str, roles: list[str], tmp_path: Path
+) -> None:
+    made = twins.make(key, tmp_path)
+    vlm, backbone = iv.load(made.vlm), iv.load(made.backbone)
+    writer = Writer(CHAT, chat_template_of(vlm.processor, name=key))
+    study = Study(vlm, backbone, data_benchmark(check(made.data), writer))
+    every = np.ones(len(study.benchmark.items), dtype=bool)
+    for model, shown in ((backbone, False), (vlm, True)):
+        exact = patching_map(study, model, every, shown=shown)
+        found = attribution_map(study, model, exact, shown=shown)
+        assert found.attrs["refused"] == ""
+        assert np.allclose(found["span"], exact["span"], atol=1e-4)
+        there = roles if shown else MAP_ROLES
+        for one in (exact, found):
+            known = one["effect"].notnull().any("component")
+            assert [r for r in MAP_ROLES if known.sel(role=r).all()] == list(there)
+    assert found.attrs["method"] == method
+    assert float(found["agreement"].sel(measure="all")) > 0.8
