@@ -4,7 +4,6 @@ Most VLMs give an image tokens of its own. Where it enters by cross-attention bl
 there, the tokens of the question stand for the place where the backbone's entity is written.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -42,15 +41,6 @@ def entity_tokens(prompt: Prompt) -> Positions:
 def last_entity_token(prompt: Prompt) -> Positions:
     """Last image token; the last token of all where there are none."""
     return prompt.at("last") if prompt.cross_attention else prompt.at("image", -1)
-
-
-def last_ones(positions: Positions, counts: Sequence[int]) -> Positions:
-    """As many of each row's positions, the last ones."""
-    lists = [
-        row[mask].tolist()[-n:]
-        for row, mask, n in zip(positions.index, positions.mask, counts, strict=True)
-    ]
-    return from_lists(lists, length=positions.length, single=positions.single, role=positions.role)
 
 
 def padded(positions: Positions) -> Positions:
