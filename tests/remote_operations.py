@@ -269,6 +269,23 @@ def transplants(pair_of: PairOf, how: str) -> None:
     assert said.texts == expected.texts
 
 
+def transplants_around_cross_attention(pair_of: PairOf) -> None:
+    there, case = pair_of("mllama")
+    texts, names = ["The capital of France is", "Who was in the town?"], ["France", "the town"]
+    source = case.model.prompt(texts, spans={"entity": names})
+    logits = []
+    for model in (there, case.model):  # a native VLM is its own backbone, asked in text
+        patches = iv.transplant(
+            iv.pair(model, model),
+            source,
+            layers=layers_of(case),
+            read_at=source.at("entity", -1),
+            write_at=case.prompt.at("last"),
+        )
+        logits.append(iv.run(model, case.prompt, patches=patches).logits)
+    same(*logits)
+
+
 @dataclass(frozen=True)
 class Traffic:
     """Bytes that went to a server and came back, request by request.

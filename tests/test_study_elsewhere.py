@@ -14,7 +14,7 @@ from twohop.stages import STAGES, run_stages
 
 FOLDERS = [str(micro_folder(key)) for key in ("micro-naming", "micro-backbone")]
 ENTITIES = 4
-MOST_REQUESTS = {"vlm": 17, "backbone": 11}
+MOST_REQUESTS = {"vlm": 20, "backbone": 14}
 
 
 def study_on(vlm: iv.Model, backbone: iv.Model) -> Study:

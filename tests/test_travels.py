@@ -20,6 +20,7 @@ from remote_operations import (
     other_placements,
     sweeps_from_another_deployment,
     transplants,
+    transplants_around_cross_attention,
 )
 
 import interventions as iv
@@ -94,6 +95,10 @@ def test_a_shared_prefix(pair_of: PairOf) -> None:
 @pytest.mark.parametrize("how", ["one-to-one", "last-to-all", "mean-to-all"])
 def test_transplants(pair_of: PairOf, how: str) -> None:
     transplants(pair_of, how)
+
+
+def test_transplants_around_cross_attention(pair_of: PairOf) -> None:
+    transplants_around_cross_attention(pair_of)
 
 
 def test_other_placements(pair_of: PairOf, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Start an NDIF server on this machine, wait until it answers, and stop all of it at the end.
 
-    python examples/ndif/serve.py [--cpu] [--port 8001] [--folder .ndif]
+    python examples/ndif/serve.py [--cpu] [--port 8001] [--folder .ndif] [--keys FILE]
 
 Runs in the foreground; prints ``ready http://127.0.0.1:PORT`` when requests are taken. Ctrl-C, a
 SIGTERM or a failure stops every process that was started, by its id. Needs ``setup.sh`` first.
@@ -84,8 +84,18 @@ def alive(pid: int) -> bool:
 class Server:
     """The processes of one NDIF server, each with its log in ``folder``."""
 
-    def __init__(self, folder: Path, venv: Path, port: int, *, cpu: bool, timeout: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        venv: Path,
+        port: int,
+        *,
+        cpu: bool,
+        timeout: float,
+        keys: Path | None = None,
+    ) -> None:
         self.folder = folder
+        self.keys = keys
         self.bin = venv / "bin"
         self.cpu = cpu
         self.timeout = timeout
@@ -126,13 +136,15 @@ class Server:
                 "NDIF_DEFAULT_PADDING_BIAS": "0",
                 "NDIF_SANDBOX_POOL_SIZE": "1",
                 "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": str(HERE),
+                "RAY_worker_niceness": "0",  # else whatever else runs comes first
             }
         else:
             sandboxed = "ndif.services.ray.sandbox.model.SandboxModelActor"
             made["NDIF_DEFAULT_MODEL_ACTOR_CLASS"] = sandboxed
         kept = {k: v for k, v in os.environ.items() if k not in ("PATH", "RAY_ADDRESS", MARK)}
-        return {**made, **kept, "PATH": made["PATH"], MARK: self.mark}
+        # This folder's modules are found whatever else the caller has on the path.
+        path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+        return {**made, **kept, "PATH": made["PATH"], "PYTHONPATH": path, MARK: self.mark}
 
     @property
     def ray_folder(self) -> Path:
@@ -149,8 +161,9 @@ class Server:
         self.children[name] = child
         return child
 
-    def wait(self, what: str, seconds: float, ready, *children: str) -> None:
+    def wait(self, what: str, ready, *children: str) -> None:
         """Wait until ``ready()``; a child that ends before is a failure."""
+        seconds = self.timeout
         until = time.monotonic() + seconds
         while not ready():
             for name in children:
@@ -176,13 +189,14 @@ class Server:
         store = ("-H", "127.0.0.1", "-p", str(ports["store"]))
         self.spawn("store", python, "-m", "moto.server", *store)
         self.start_ray()
-        self.wait("redis", 20, lambda: listens("127.0.0.1", ports["redis"]), "redis")
-        self.wait("the object store", 60, lambda: listens("127.0.0.1", ports["store"]), "store")
-        self.wait("Ray", 120, lambda: listens(RAY_HOST, ports["client"]), "ray")
+        self.wait("redis", lambda: listens("127.0.0.1", ports["redis"]), "redis")
+        self.wait("the object store", lambda: listens("127.0.0.1", ports["store"]), "store")
+        self.wait("Ray", lambda: listens(RAY_HOST, ports["client"]), "ray")
         controller = self.spawn(
             "controller", python, "-m", "ndif.services.ray.deployments.controller.controller"
         )
-        if controller.wait(120):
+        self.wait("the controller", lambda: controller.poll() is not None, "ray")
+        if controller.returncode:
             raise Failed(f"the controller did not start. {self.tail('controller')}")
         self.start_api()
 
@@ -219,14 +233,16 @@ class Server:
 
     def start_api(self) -> None:
         """Start the API, and wait until it is connected to Ray."""
-        api = ("--config", "python:ndif.services.api.gunicorn_conf", "ndif.services.api.app:app")
+        app = "ndif.services.api.app:app" if self.keys is None else "file_keys:app"
+        api = ("--config", "python:ndif.services.api.gunicorn_conf", app)
+        keyed = {} if self.keys is None else {"NDIF_KEYS_FILE": str(self.keys)}
         bind = ("--bind", f"127.0.0.1:{self.ports['api']}")
         # With a .save() on every object (nnsight's default), uploads over 1 MiB break in anyio.
         config = self.folder / "nnsight-of-the-api.yaml"
         config.write_text("APP: {PYMOUNT: false}\n")
         gunicorn = str(self.bin / "gunicorn")
-        self.spawn("api", gunicorn, *bind, *api, NNSIGHT_CONFIG=str(config))
-        self.wait("the API", self.timeout, lambda: answers(f"{self.address}/connected"), "api")
+        self.spawn("api", gunicorn, *bind, *api, NNSIGHT_CONFIG=str(config), **keyed)
+        self.wait("the API", lambda: answers(f"{self.address}/connected"), "api")
         pids = {name: child.pid for name, child in self.children.items()}
         (self.folder / "pids.json").write_text(json.dumps(pids))
 
@@ -299,7 +315,8 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8001, help="of the API, on loopback")
     parser.add_argument("--folder", type=Path, default=Path(".ndif"), help="for logs")
     parser.add_argument("--venv", type=Path, default=Path(".venv-ndif"), help="made by setup.sh")
-    parser.add_argument("--timeout", type=float, default=120, help="seconds to wait for the API")
+    parser.add_argument("--keys", type=Path, help="who may send requests; see file_keys.py")
+    parser.add_argument("--timeout", type=float, default=120, help="seconds to wait for each part")
     options = parser.parse_args()
     if not (options.venv / "bin" / "gunicorn").exists():
         sys.stderr.write(f"{options.venv} is not there. Run examples/ndif/setup.sh first.\n")
@@ -313,6 +330,7 @@ def main() -> int:
         options.port,
         cpu=options.cpu,
         timeout=options.timeout,
+        keys=None if options.keys is None else options.keys.resolve(),
     )
 
     def stop(*_: object) -> None:

@@ -18,7 +18,12 @@ sys.path.insert(0, str(HERE.parent))
 import tiny  # noqa: E402
 from hub import serve  # noqa: E402
 
+from twohop.flags.assemble import pair_folder  # noqa: E402
+from twohop.flags.backbone import backbone_folder  # noqa: E402
+from twohop.micro import MicroKey, micro_folder  # noqa: E402
+
 MODELS = ("llava", "llama", "mllama")
+MICRO: tuple[MicroKey, ...] = ("micro-naming", "micro-backbone")
 
 
 def free_port() -> int:
@@ -37,12 +42,16 @@ def main(arguments: list[str]) -> int:
         for file in lost.glob("*.safetensors*"):
             file.unlink()  # no server can load it
         repos["tiny/weightless"] = lost
+        repos["tiny/hurried"] = repos["tiny/llama"]  # deployed with a time limit
+        repos |= {f"twohop/{key}": micro_folder(key) for key in MICRO}
+        repos["twohop/flags-naming"] = pair_folder("flags-naming")
+        repos["twohop/flags-backbone"] = backbone_folder()
         with serve(repos) as (hub, _):
             port = free_port()
             base = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "NDIF_"))}
             base |= {"HF_ENDPOINT": hub, "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
             log = folder / "server.log"
-            command = ["examples/ndif/serve.py", "--cpu", "--port", str(port)]
+            command = ["examples/ndif/serve.py", "--cpu", "--port", str(port), "--timeout", "600"]
             with log.open("wb") as out:
                 server = subprocess.Popen(
                     [sys.executable, *command, "--folder", str(folder / "server")],

@@ -11,6 +11,7 @@ from remote_operations import (
     other_placements,
     sweeps_from_another_deployment,
     transplants,
+    transplants_around_cross_attention,
 )
 
 import interventions as iv
@@ -29,6 +30,10 @@ def test_a_shared_prefix(path: str) -> None:
 @pytest.mark.parametrize("how", ["one-to-one", "last-to-all", "mean-to-all"])
 def test_transplant_between_two_deployments(path: str, how: str) -> None:
     transplants(pair_of, how)
+
+
+def test_transplants_around_cross_attention(path: str) -> None:
+    transplants_around_cross_attention(pair_of)
 
 
 def test_other_placements(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
