@@ -31,13 +31,18 @@ def beats_its_null(recovery: xr.Dataset, *, seed: int) -> Estimate:
     return difference(own, null, entities, seed=seed)
 
 
+def read_at_image(resolution: xr.Dataset, kind: str) -> xr.DataArray:
+    """Whether a probe reads each entity off each image role; no role, where it has no tokens."""
+    there = [role for role in IMAGE_ROLES if role in resolution["role"].values]
+    return resolution["probe"].sel(kind=kind, role=there)
+
+
 def sustained(resolution: xr.Dataset, kind: str) -> xr.DataArray:
     """Whether a probe reads each entity off an image role here and at the next layer, in one role.
 
     A single hit can be luck. Never, where an image has no tokens. Dims ``layer`` and ``entity``.
     """
-    there = [role for role in IMAGE_ROLES if role in resolution["role"].values]
-    hits = resolution["probe"].sel(kind=kind, role=there)
+    hits = read_at_image(resolution, kind)
     return (hits & hits.shift(layer=-1, fill_value=False)).any("role")
 
 
@@ -60,7 +65,8 @@ def diagnosis(
     - ``echo_or_format``: the forced choice is right; the free answer is no answer of the relation.
     - ``never_in_circuit``: the entity can be decoded from the image tokens, but not by the transfer
       probe at any layer in the window; transplanting the backbone's entity gives the answer back,
-      and back-patching does not beat its null.
+      and back-patching does not beat its null, though it could be measured, and the transfer probe
+      never reads the entity deeper than back-patching took states from.
     - ``late``: the transfer probe first reads the entity after the window has closed; transplanting
       gives the answer back, and back-patching beats its null.
     - ``unexplained``: everything else, items whose recovery failed included; and where an image
@@ -84,13 +90,19 @@ def diagnosis(
     forced = gates["choice_right"].sel(gate="vlm_image").values
     said = gates["outcome"].sel(gate="vlm_image").values
     known_window = window_end >= 0
-    beats = beats_its_null(recovery, seed=seed).low > 0
+    back_patched = beats_its_null(recovery, seed=seed)
+    beats = back_patched.low > 0
     onset_of = transfer_onset(resolution)
     plain = sustained(resolution, "plain").any("layer")
     entities = gates["entity"].values
     onset = onset_of.sel(entity=entities).values
     decodable = plain.sel(entity=entities).values
     never = ~((onset >= 0) & (onset <= window_end))
+    # Back-patching that was not measured, or took nothing from so deep, has not failed.
+    deeper = resolution["layer"] > recovery["later"].values.max()
+    beyond = read_at_image(resolution, "transfer").sel(layer=deeper).any(["role", "layer"])
+    tested = not np.isnan(back_patched.value) and not beats
+    failed = tested & ~beyond.sel(entity=entities).values
     regained: dict[str, bool] = {}
     if recovery.sizes["lost"]:
         won = recovery["recovered"].sel(arm=recovery.attrs["whole_arm"]).values > 0
@@ -107,7 +119,7 @@ def diagnosis(
             verdict = "not_recognised"
         elif forced[i] and said[i] not in ("same_type", "right"):
             verdict = "echo_or_format"
-        elif known_window and decodable[i] and never[i] and back and not beats:
+        elif known_window and decodable[i] and never[i] and back and failed[i]:
             verdict = "never_in_circuit"
         elif known_window and onset[i] > window_end and back and beats:
             verdict = "late"
