@@ -67,6 +67,15 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--seed", type=natural, default=0, help="of every random choice (%(default)s)"
     )
+    study.add_argument(
+        "--remote",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="URL",
+        help="run on NDIF, or on the NDIF server at URL; models go by their repo ids, and a "
+        "built-in pair's by twohop/PAIR. Comes after the pairs",
+    )
 
     compare = commands.add_parser("compare", help="put finished runs side by side")
     compare.add_argument(
@@ -157,8 +166,9 @@ def run_studies(options: argparse.Namespace) -> int:
     selection = Selection.of(options.stage, again)
     pairs = asked_pairs(options)
     console = Console()
-    settings = Settings(limit=options.limit, seed=options.seed)
-    run = run_side_by_side if worth_sharing(pairs) else run_in_turn
+    settings = Settings(limit=options.limit, seed=options.seed, remote=options.remote)
+    apart = worth_sharing(pairs) and not options.remote
+    run = run_side_by_side if apart else run_in_turn
     summaries, folders = [], []
     for pair, summary in zip(
         pairs, run(pairs, out=options.out, settings=settings, selection=selection), strict=True

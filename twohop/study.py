@@ -21,7 +21,10 @@ def study_of(key: str | Pair, settings: Settings | None = None) -> Study:
     """
     pair, settings = find_pair(key) if isinstance(key, str) else key, settings or Settings()
     benchmark = pair.benchmark().limited(settings.limit)
-    vlm, backbone = load(pair.vlm()), load(pair.backbone())
+    vlm, backbone = (
+        load(place, remote=settings.remote)
+        for place in pair.places(remote=settings.remote).values()
+    )
     return Study(
         vlm=vlm,
         backbone=backbone,
