@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import h5netcdf
 import numpy as np
 import torch
 import xarray as xr
@@ -122,7 +124,9 @@ class Store:
                     + "\nGive another --out, or remove the folder to start afresh."
                 )
             return
-        if folder.exists() and any(folder.iterdir()):
+        # A kill may have left a part of these very settings.
+        begun = f".{SETTINGS}."
+        if folder.exists() and any(not one.name.startswith(begun) for one in folder.iterdir()):
             raise ResultsError(
                 f"{folder} is not empty and is not the folder of a run (no {SETTINGS}). "
                 "Give another --out."
@@ -132,7 +136,10 @@ class Store:
     def stages(self) -> list[str]:
         """Names of the stages that are done."""
         path = self.folder / STORE
-        return sorted(self.tree().children) if path.exists() else []
+        if not path.exists():
+            return []
+        with _readable(path), h5netcdf.File(path, "r") as file:
+            return sorted(file.groups)
 
     def tree(self) -> xr.DataTree:
         """Everything stored, in memory."""
@@ -143,23 +150,40 @@ class Store:
 
     def get(self, stage: str) -> xr.Dataset:
         """One stage's Dataset, in memory."""
-        return self.tree()[stage].to_dataset()
+        path = self.folder / STORE
+        with _readable(path), xr.open_dataset(path, group=stage, engine="h5netcdf") as dataset:
+            return dataset.load()
 
     def put(self, stage: str, dataset: xr.Dataset, *, drop: Iterable[str] = ()) -> None:
         """Add or replace a stage, and take others out; a kill leaves the store old or complete."""
-        tree = self.tree()
-        for name in {*drop} & {*tree.children}:
-            del tree[name]
-        tree[stage] = xr.DataTree(storable(dataset))
+        stored, path = self.stages(), self.folder / STORE
+        gone = {stage, *drop} & {*stored}
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{STORE}.")
         os.close(handle)
         try:
-            tree.to_netcdf(name, engine="h5netcdf")
-            publish(name, self.folder / STORE)
+            if gone or not stored:
+                tree = self.tree()
+                for one in gone:
+                    del tree[one]
+                tree[stage] = xr.DataTree(storable(dataset))
+                tree.to_netcdf(name, engine="h5netcdf")
+            else:  # what is there is copied as it is
+                shutil.copyfile(path, name)
+                storable(dataset).to_netcdf(name, mode="a", group=stage, engine="h5netcdf")
+            publish(name, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
             raise
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say of a store that cannot be read what to do."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path} cannot be read: {error}. Remove it and run again.") from error
 
 
 def read_tree(folder: Path) -> xr.DataTree:
@@ -173,11 +197,8 @@ def read_tree(folder: Path) -> xr.DataTree:
     path = folder / STORE
     if not path.exists():
         raise ResultsError(f"{folder} holds no {STORE}. Expected the folder of a finished run.")
-    try:
-        with xr.open_datatree(path, engine="h5netcdf") as tree:
-            return tree.load()
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{path} cannot be read: {error}. Remove it and run again.") from error
+    with _readable(path), xr.open_datatree(path, engine="h5netcdf") as tree:
+        return tree.load()
 
 
 def storable(dataset: xr.Dataset) -> xr.Dataset:

@@ -1,20 +1,32 @@
 """What goes wrong on the way: a study says so, and nothing that was computed is lost."""
 
 import logging
+import resource
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import xarray as xr
 from floors import FLOOR32
+from safetensors.torch import load_file, save_file
 
 import interventions as iv
+from interventions.errors import InterventionsError, ResultsError
+from interventions.results import read_tree
 from twohop.asking import Study, longest_answer
+from twohop.entities.items import Item
 from twohop.memory import MemoryTooSmall
 from twohop.micro.folders import micro_folder
-from twohop.pairs import find_pair
-from twohop.stages import NEEDS, run_stage
+from twohop.pairs import Pair, find_pair
+from twohop.runs import Models, Settings
+from twohop.soundness import BrokenModel
+from twohop.stages import NEEDS, STAGES, run_stage
+from twohop.study import run_study
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +120,94 @@ def test_what_is_no_lack_of_memory_is_not_tried_again(study: Study) -> None:
     with room_for((study.backbone,), 1, fail), pytest.raises(RuntimeError, match="do not fit"):
         run_stage("backbone_text", study, {})
     assert len(tries) == 1
+
+
+# Models and items that give little to measure
+
+
+Change = Callable[[dict[str, torch.Tensor]], None]
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    return Models()
+
+
+def changed(folder: Path, change: Change) -> Pair:
+    """The naming pair with other weights in its VLM."""
+    made = Path(shutil.copytree(micro_folder("micro-naming"), folder))
+    weights = load_file(made / "model.safetensors")
+    change(weights)
+    save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
+    return replace(find_pair("micro-naming"), key="changed", vlm=lambda: made)
+
+
+def asking(choose: Callable[[Sequence[Item]], Sequence[Item]], *, of: str = "micro-naming") -> Pair:
+    """A pair that is asked other items."""
+    whole = find_pair(of).benchmark()
+    items = tuple(choose(whole.limited(3).items))
+    return replace(
+        find_pair(of), key="asked", benchmark=lambda: replace(whole, items=items, universe=items)
+    )
+
+
+def run(pair: Pair, out: Path, models: Models) -> dict[str, Any]:
+    found = run_study(pair, out=out, settings=Settings(limit=3), models=models)
+    assert (out / pair.key / "report.html").exists()
+    return found
+
+
+def test_a_vlm_that_recognises_nothing(tmp_path: Path, models: Models) -> None:
+    def blind(weights: dict[str, torch.Tensor]) -> None:
+        for name in weights:
+            if "projector" in name:
+                weights[name].zero_()
+
+    found = run(changed(tmp_path / "blind", blind), tmp_path, models)
+    assert found["verdict"].endswith("the gap could not be measured, as no item was recognised.")
+    assert found["recognised"]["value"] == 0
+    assert found["backbone_text"]["value"] > 0.5
+    assert found["recovered"]["transplant_all_image"]["value"] is None
+    assert found["diagnosis"]["not_recognised"]["value"] > 0.5
+
+
+def test_one_entity_is_too_few(tmp_path: Path) -> None:
+    pair = asking(lambda items: [one for one in items if one.entity == items[0].entity])
+    with pytest.raises(InterventionsError, match="at least 2 entities"):
+        run_study(pair, out=tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+# What is broken
+
+
+def test_weights_that_are_not_numbers_are_named(tmp_path: Path, models: Models) -> None:
+    name = "language_model.model.layers.2.mlp.down_proj.weight"
+
+    def spoil(weights: dict[str, torch.Tensor]) -> None:
+        weights[name].fill_(torch.nan)
+
+    pair = changed(tmp_path / "spoilt", spoil)
+    with pytest.raises(
+        BrokenModel, match=r"spoilt computes NaN.* first in mlp_out of block 2.*down"
+    ):
+        run_study(pair, out=tmp_path / "runs", models=models, stages=["recall"])
+    assert [*read_tree(tmp_path / "runs" / pair.key).children] == ["backbone_text"]
+
+
+def test_a_full_disk_keeps_what_is_stored(tmp_path: Path, models: Models) -> None:
+    settings = Settings(limit=2)
+    folder = tmp_path / "micro-naming"
+    run_study("micro-naming", out=tmp_path, settings=settings, models=models, stages=["windows"])
+    before = read_tree(folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "results.nc").stat().st_size, limits[1]))
+    try:
+        with pytest.raises(ResultsError, match=r"map_text cannot be stored: File too large.* kept"):
+            run_study("micro-naming", out=tmp_path, settings=settings, models=models)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_tree(folder).identical(before)
+    assert sorted(one.name for one in folder.iterdir()) == ["results.nc", "settings.json"]
+    run_study("micro-naming", out=tmp_path, settings=settings, models=models, stages=["map_text"])
+    assert {"windows", "map_text"} < {*STAGES} & {*read_tree(folder).children}

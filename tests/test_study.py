@@ -1,11 +1,6 @@
 """The study end to end on the micro pair, whose circuit is known by construction."""
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -143,51 +138,6 @@ def test_a_second_run_reuses_everything_and_changes_nothing(runs: Path) -> None:
 def test_other_settings_are_refused_with_the_difference(runs: Path) -> None:
     with pytest.raises(ResultsError, match="seed: stored 0, asked 1"):
         run_study("micro-naming", out=runs, settings=Settings(seed=1))
-
-
-def same_numbers(one: xr.DataTree, other: xr.DataTree) -> None:
-    for stage in STAGES:
-        xr.testing.assert_equal(one[stage].to_dataset(), other[stage].to_dataset())
-
-
-def children(process: subprocess.Popen[bytes]) -> list[Path]:
-    """Folders in /proc of the workers of a process that still runs."""
-    found = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return [Path("/proc") / child for child in found.read_text().split()] if found.exists() else []
-
-
-def runs_still(process: Path) -> bool:
-    """Whether a process is there and not merely waiting to be buried."""
-    try:
-        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-@pytest.mark.parametrize("pairs", [("micro-naming",), ("micro-naming", "micro-late")])
-def test_a_killed_study_goes_on_to_the_same_bits(tmp_path: Path, pairs: tuple[str, ...]) -> None:
-    command = [sys.executable, "-m", "twohop", "study", *pairs, "--out", str(tmp_path)]
-    generator = random.Random(len(pairs))
-    env = {**os.environ, "OMP_NUM_THREADS": str(len(pairs))}  # a thread to each worker
-    for _ in range(3):
-        process = subprocess.Popen(
-            command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(generator.uniform(4, 16))
-        workers = children(process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        deadline = time.monotonic() + 60
-        while any(runs_still(worker) for worker in workers):
-            assert time.monotonic() < deadline, "workers outlive the study"
-            time.sleep(0.1)
-    subprocess.run(command, env=env, check=True, capture_output=True)
-    again = tmp_path / "again"
-    subprocess.run([*command[:-1], str(again)], env=env, check=True, capture_output=True)
-    for pair in pairs:
-        same_numbers(read_tree(tmp_path / pair), read_tree(again / pair))
-    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_pairs_side_by_side_give_what_they_give_alone(runs: Path, tmp_path: Path) -> None:

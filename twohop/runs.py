@@ -1,5 +1,6 @@
 """One pair's run: what is asked of whom, and where its results are kept."""
 
+import errno
 import hashlib
 import json
 from dataclasses import dataclass
@@ -10,15 +11,20 @@ from typing import Any
 import xarray as xr
 
 from interventions import Model, load
+from interventions.errors import InterventionsError, ResultsError
 from interventions.results import STORE, Store, provenance, write_atomically
-from twohop.asking import Study, Tick, longest_answer, no_tick
+from twohop.asking import Study, Tick, image_prompt, longest_answer, no_tick, text_prompt
 from twohop.entities.items import Benchmark, Template, check_items
 from twohop.expected import expected_rows
 from twohop.memory import MemoryTooSmall, ran_out, remedy
 from twohop.pairs import Pair, model_name
 from twohop.reporter import Progress, Reporter
+from twohop.soundness import check_sound
 from twohop.stages import BACKBONE_STAGES, STAGES, derived, run_stage
 from twohop.summary import summarise, verdict_sentence
+
+LEAST_ENTITIES = 2
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -31,13 +37,10 @@ class Settings:
         Number of entities; None for all.
     seed : int
         Of every random choice.
-    remote : bool or str
-        Run on NDIF, or on the NDIF server at a URL; see :meth:`twohop.pairs.Pair.places`.
     """
 
     limit: int | None = None
     seed: int = 0
-    remote: bool | str = False
 
 
 class Models:
@@ -47,16 +50,19 @@ class Models:
     ----------
     results : dict
         What they gave that the next pair will ask for again.
+    sound : set of str
+        Names of those that were seen to compute numbers.
     """
 
     def __init__(self) -> None:
         self._kept: dict[Path | str, Model] = {}
         self.results: dict[Any, Any] = {}
+        self.sound: set[str] = set()
 
-    def get(self, folder: Path | str, *, remote: bool | str = False) -> Model:
-        """Return the model of a folder, or the one that a server calls so."""
+    def get(self, folder: Path | str) -> Model:
+        """Return the model of a folder."""
         if folder not in self._kept:
-            self._kept[folder] = load(folder, remote=remote)
+            self._kept[folder] = load(folder)
         return self._kept[folder]
 
     def drop(self, folder: Path | str) -> None:
@@ -123,11 +129,9 @@ class PairRun:
 
     def study(self, stage: str, *, models: Models, tick: Tick = no_tick) -> Study:
         """What a stage works with; the backbone stands in for a VLM that it does not need."""
-        remote = self.settings.remote
-        backbone = models.get(self.folders["backbone"], remote=remote)
-        alone = stage in BACKBONE_STAGES
+        backbone = models.get(self.folders["backbone"])
         return Study(
-            vlm=backbone if alone else models.get(self.folders["vlm"], remote=remote),
+            vlm=backbone if stage in BACKBONE_STAGES else models.get(self.folders["vlm"]),
             backbone=backbone,
             benchmark=self.benchmark,
             seed=self.settings.seed,
@@ -145,22 +149,37 @@ class PairRun:
         ------
         MemoryTooSmall
             If memory runs out.
+        BrokenModel
+            If a model computes NaN.
         """
         try:
             study = self.study(stage, models=models, tick=progress.tick)
+            self.check(study, models)
             progress.expect(expected_rows(stage, study, done))
-            before = {"vlm": study.vlm.requests, "backbone": study.backbone.requests}
             found = run_stage(stage, study, done)
         except Exception as error:
             if not ran_out(error):
                 raise
             raise MemoryTooSmall(f"memory ran out in {stage}. {remedy(error)}") from error
-        made = provenance(vlm=study.vlm, backbone=study.backbone)
-        for role, earlier in before.items():
-            if "requests" in made[role]:  # of this stage alone
-                made[role]["requests"] -= earlier
-        found.attrs["provenance"] = {**made, "settings": self.store(stage).settings}
+        found.attrs["provenance"] = {
+            **provenance(vlm=study.vlm, backbone=study.backbone),
+            "settings": self.store(stage).settings,
+        }
         return found
+
+    def check(self, study: Study, models: Models) -> None:
+        """Refuse models that compute NaN: each answers one question before it is measured."""
+        item = self.benchmark.items[0]
+        template = self.benchmark.templates[item.relation]
+        for model in (study.backbone, study.vlm):
+            if model.name in models.sound:
+                continue
+            if model is study.backbone:
+                prompt = text_prompt(model, template, [item.entity])
+            else:
+                prompt = image_prompt(study, template, [item.entity])
+            check_sound(model, prompt)
+            models.sound.add(model.name)
 
     def keep(self, stage: str, found: xr.Dataset, *, made: bool = True) -> list[str]:
         """Store a stage's result, and give up what tells of an older one.
@@ -179,7 +198,24 @@ class PairRun:
         -------
         list of str
             The stages given up.
+
+        Raises
+        ------
+        ResultsError
+            If the disk is full.
         """
+        try:
+            return self._keep(stage, found, made=made)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise ResultsError(
+                f"{stage} cannot be stored: {error.strerror}, {self.own.folder}. Free some "
+                f"{2 * found.nbytes / 2**20 + 1:.0f} MiB there; the stages stored before are "
+                "kept, and the same command goes on behind them."
+            ) from error
+
+    def _keep(self, stage: str, found: xr.Dataset, *, made: bool) -> list[str]:
         for name in ("summary.json", "report.html"):
             (self.own.folder / name).unlink(missing_ok=True)
         outdated, stored = derived(stage), self.own.stages()
@@ -221,17 +257,23 @@ def open_run(pair: Pair, *, out: Path, settings: Settings) -> PairRun:
     ------
     ResultsError
         If it holds a run with other settings.
+    InterventionsError
+        If the items are not fit for a study: ids that occur twice, or one entity only.
     """
     benchmark = pair.benchmark().limited(settings.limit)
     check_items(benchmark.items)
-    folders = pair.places(remote=settings.remote)
+    if len(benchmark.entities) < LEAST_ENTITIES:
+        raise InterventionsError(
+            f"the items of {pair.key} are about one entity, {benchmark.entities[0].name!r}. A "
+            f"study puts others in its place: give items of at least {LEAST_ENTITIES} entities."
+        )
+    folders = {"vlm": pair.vlm(), "backbone": pair.backbone()}
     shared = {
         "twohop": version("twohop"),
         "backbone": model_name(folders["backbone"]),
         "benchmark": f"{benchmark.name} {fingerprint(benchmark)}",
         "limit": settings.limit,
         "seed": settings.seed,
-        **({"remote": True} if settings.remote else {}),
     }
     own = Store(out / pair.key, {"pair": pair.key, "vlm": model_name(folders["vlm"]), **shared})
     digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:12]
