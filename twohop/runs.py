@@ -37,10 +37,13 @@ class Settings:
         Number of entities; None for all.
     seed : int
         Of every random choice.
+    remote : bool or str
+        Run on NDIF, or on the NDIF server at a URL; see :meth:`twohop.pairs.Pair.places`.
     """
 
     limit: int | None = None
     seed: int = 0
+    remote: bool | str = False
 
 
 class Models:
@@ -59,10 +62,10 @@ class Models:
         self.results: dict[Any, Any] = {}
         self.sound: set[str] = set()
 
-    def get(self, folder: Path | str) -> Model:
-        """Return the model of a folder."""
+    def get(self, folder: Path | str, *, remote: bool | str = False) -> Model:
+        """Return the model of a folder, or the one that a server calls so."""
         if folder not in self._kept:
-            self._kept[folder] = load(folder)
+            self._kept[folder] = load(folder, remote=remote)
         return self._kept[folder]
 
     def drop(self, folder: Path | str) -> None:
@@ -129,9 +132,11 @@ class PairRun:
 
     def study(self, stage: str, *, models: Models, tick: Tick = no_tick) -> Study:
         """What a stage works with; the backbone stands in for a VLM that it does not need."""
-        backbone = models.get(self.folders["backbone"])
+        remote = self.settings.remote
+        backbone = models.get(self.folders["backbone"], remote=remote)
+        alone = stage in BACKBONE_STAGES
         return Study(
-            vlm=backbone if stage in BACKBONE_STAGES else models.get(self.folders["vlm"]),
+            vlm=backbone if alone else models.get(self.folders["vlm"], remote=remote),
             backbone=backbone,
             benchmark=self.benchmark,
             seed=self.settings.seed,
@@ -156,15 +161,17 @@ class PairRun:
             study = self.study(stage, models=models, tick=progress.tick)
             self.check(study, models)
             progress.expect(expected_rows(stage, study, done))
+            before = {"vlm": study.vlm.requests, "backbone": study.backbone.requests}
             found = run_stage(stage, study, done)
         except Exception as error:
             if not ran_out(error):
                 raise
             raise MemoryTooSmall(f"memory ran out in {stage}. {remedy(error)}") from error
-        found.attrs["provenance"] = {
-            **provenance(vlm=study.vlm, backbone=study.backbone),
-            "settings": self.store(stage).settings,
-        }
+        made = provenance(vlm=study.vlm, backbone=study.backbone)
+        for role, earlier in before.items():
+            if "requests" in made[role]:  # of this stage alone
+                made[role]["requests"] -= earlier
+        found.attrs["provenance"] = {**made, "settings": self.store(stage).settings}
         return found
 
     def check(self, study: Study, models: Models) -> None:
