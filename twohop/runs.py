@@ -274,13 +274,14 @@ def open_run(pair: Pair, *, out: Path, settings: Settings) -> PairRun:
             f"the items of {pair.key} are about one entity, {benchmark.entities[0].name!r}. A "
             f"study puts others in its place: give items of at least {LEAST_ENTITIES} entities."
         )
-    folders = {"vlm": pair.vlm(), "backbone": pair.backbone()}
+    folders = pair.places(remote=settings.remote)
     shared = {
         "twohop": version("twohop"),
         "backbone": model_name(folders["backbone"]),
         "benchmark": f"{benchmark.name} {fingerprint(benchmark)}",
         "limit": settings.limit,
         "seed": settings.seed,
+        **({"remote": True} if settings.remote else {}),
     }
     own = Store(out / pair.key, {"pair": pair.key, "vlm": model_name(folders["vlm"]), **shared})
     digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:12]
