@@ -20,7 +20,7 @@ from twohop.memory import MemoryTooSmall, ran_out, remedy
 from twohop.pairs import Pair, model_name
 from twohop.reporter import Progress, Reporter
 from twohop.soundness import check_sound
-from twohop.stages import BACKBONE_STAGES, STAGES, derived, run_stage
+from twohop.stages import BACKBONE_STAGES, NEEDS, STAGES, derived, run_stage
 from twohop.summary import summarise, verdict_sentence
 
 LEAST_ENTITIES = 2
@@ -121,14 +121,18 @@ class PairRun:
         """Where a stage is kept."""
         return self.common if stage in BACKBONE_STAGES else self.own
 
-    def done(self) -> dict[str, xr.Dataset]:
+    def stored(self) -> list[str]:
         """The stages that are there already; the backbone's are copied to the pair's store."""
-        found = {stage: node.to_dataset() for stage, node in self.own.tree().children.items()}
+        mine, shared = self.own.stages(), self.common.stages()
         for stage in BACKBONE_STAGES:
-            if stage not in found and stage in self.common.stages():
-                found[stage] = self.common.get(stage)
-                self.own.put(stage, found[stage])
-        return found
+            if stage in shared and stage not in mine:
+                self.own.put(stage, self.common.get(stage))
+                mine.append(stage)
+        return mine
+
+    def needed(self, stage: str) -> dict[str, xr.Dataset]:
+        """The results that a stage is given."""
+        return {name: self.own.get(name) for name in NEEDS[stage]}
 
     def study(self, stage: str, *, models: Models, tick: Tick = no_tick) -> Study:
         """What a stage works with; the backbone stands in for a VLM that it does not need."""

@@ -9,7 +9,7 @@ from twohop.asking import Study, longest_answer
 from twohop.pairs import Pair, find_pair
 from twohop.reporter import Reporter
 from twohop.runs import Models, Settings, open_run
-from twohop.stages import NEEDS, Selection
+from twohop.stages import Selection
 
 
 def study_of(key: str | Pair, settings: Settings | None = None) -> Study:
@@ -129,7 +129,7 @@ def run_in_turn(
     for pair in pairs:
         run = open_run(pair, out=out, settings=settings or Settings())
         reporter.say(f"[bold]{pair.key}[/bold]: {len(run.benchmark.items)} items")
-        to_run = selection.to_run(run.done())
+        to_run = selection.to_run(run.stored())
         for stage in selection.wanted():
             where = (run.store(stage).folder, stage)
             if stage not in to_run:
@@ -139,9 +139,8 @@ def run_in_turn(
                 gone = run.keep(stage, run.common.get(stage), made=False)
                 reporter.reused(stage)
             else:
-                done = run.done()
+                needed = run.needed(stage)
                 with reporter.stage(stage) as progress:
-                    needed = {name: done[name] for name in NEEDS[stage]}
                     found = run.compute(stage, needed, models=models, progress=progress)
                 gone = run.keep(stage, found)
             reporter.gave_up([one for one in gone if one not in to_run], stage)

@@ -97,7 +97,7 @@ def run_side_by_side(
     tasks: dict[Task, list[PairRun]] = {}
     reused: dict[str, None] = {}
     for run in runs:
-        to_run = selection.to_run(run.done())
+        to_run = selection.to_run(run.stored())
         for stage in selection.wanted():
             if stage in to_run:
                 tasks.setdefault((run.store(stage).folder, stage), []).append(run)
@@ -138,11 +138,11 @@ def run_tasks(
                 task = next((one for one in ready if one[1] in worker.stages), ready[0])
                 left.remove(task)
                 run, stage = tasks[task][0], task[1]
-                done = run.done()
                 worker.bar = bars.add_task(label(run, stage), total=None)
                 worker.task, worker.started = task, time.monotonic()
                 worker.stages.add(stage)
-                needed = {name: done[name] for name in NEEDS[stage]}
+                run.stored()  # takes over what another pair's run has made
+                needed = run.needed(stage)
                 worker.pipe.send((run.pair.key, run.own.folder.parent, run.settings, stage, needed))
             for pipe in wait([worker.pipe for worker in workers if worker.task is not None]):
                 worker = next(one for one in workers if one.pipe is pipe)
