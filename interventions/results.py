@@ -1,9 +1,9 @@
 """Results on disk: one netCDF store per run, written atomically, bound to its settings."""
 
 import contextlib
+import io
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -158,23 +158,18 @@ class Store:
         """Add or replace a stage, and take others out; a kill leaves the store old or complete."""
         stored, path = self.stages(), self.folder / STORE
         gone = {stage, *drop} & {*stored}
-        handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{STORE}.")
-        os.close(handle)
-        try:
-            if gone or not stored:
-                tree = self.tree()
-                for one in gone:
-                    del tree[one]
-                tree[stage] = xr.DataTree(storable(dataset))
-                tree.to_netcdf(name, engine="h5netcdf")
-            else:  # what is there is copied as it is
-                shutil.copyfile(path, name)
-                storable(dataset).to_netcdf(name, mode="a", group=stage, engine="h5netcdf")
-            publish(name, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
+        # Made in memory: HDF5 crashes where the disk is full.
+        made = io.BytesIO()
+        if gone or not stored:
+            tree = self.tree()
+            for name in gone:
+                del tree[name]
+            tree[stage] = xr.DataTree(storable(dataset))
+            tree.to_netcdf(made, engine="h5netcdf")
+        else:  # what is there stays as it is
+            made.write(path.read_bytes())
+            storable(dataset).to_netcdf(made, mode="a", group=stage, engine="h5netcdf")
+        write_atomically(path, made.getvalue())
 
 
 @contextlib.contextmanager
