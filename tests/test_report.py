@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,17 +17,22 @@ from rich.console import Console
 from interventions.errors import ResultsError
 from interventions.results import read_tree
 from twohop.pairs import find_pair
+from twohop.published import PUBLISHED
+from twohop.published.architecture import architecture_of
 from twohop.report.compare import read_summary, write_comparison
+from twohop.report.comparison import labels
+from twohop.report.comparison_scatter import apart
 from twohop.report.console import print_comparison, print_summary
 from twohop.report.examples import examples
 from twohop.report.numbers import NOT_MEASURED, written
-from twohop.report.page import write_report
-from twohop.report.settings import command, flat, settings_rows
+from twohop.report.page import unbroken, write_report
+from twohop.report.settings import command, command_note, flat, settings_rows
 from twohop.report.style import spread
 from twohop.report.tables import all_tables, at
 from twohop.reporter import Reporter
 from twohop.study import run_study
 from twohop.summary import summarise, verdict_sentence
+from twohop.transplant import WITHOUT_IMAGE_TOKENS
 
 FIGURES = ("gates", "outcomes", "resolution", "windows", "map", "recovery")
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -113,7 +117,8 @@ def expected(summary: dict, key: str) -> str:
     return str(found)
 
 
-def test_page_needs_nothing_else(page: Page) -> None:
+def test_page_needs_nothing_else(run: Path, page: Page) -> None:
+    assert (run / "report.html").stat().st_size < 2e6
     assert all(one.startswith(("data:image/", "#")) for one in page.loaded)
     assert not {"script", "link", "iframe", "object"} & page.tags
     assert {one[1:] for one in page.loaded if one.startswith("#")} <= set(page.ids)
@@ -157,7 +162,7 @@ def test_every_number_shown_is_the_summarys(page: Page, summary: dict) -> None:
 
 def test_page_leads_with_the_verdict(page: Page, summary: dict) -> None:
     words = "".join(page.text)
-    assert words.index(summary["verdict"]) < words.index("Is there a gap?")
+    assert words.index(unbroken(summary["verdict"])) < words.index("Is there a gap?")
     assert "not public" in words
     assert find_pair("micro-naming").benchmark().notes in words
 
@@ -286,36 +291,115 @@ def test_console_fits_80_columns_and_ends_with_the_verdict(summary: dict) -> Non
     assert " ".join(out.getvalue().split()).endswith(" ".join(summary["verdict"].split()))
 
 
-def test_comparison(run: Path, summary: dict, tmp_path: Path) -> None:
-    other = tmp_path / "micro-other"
-    other.mkdir()
-    for name in ("summary.json", "settings.json"):
-        shutil.copy(run / name, other / name)
-    (other / "summary.json").write_text(json.dumps({**summary, "pair": "micro-other"}))
-    settings = json.loads((run / "settings.json").read_text())
-    (other / "settings.json").write_text(json.dumps({**settings, "limit": 12}))
-    path = write_comparison([run, other], tmp_path / "out")
-    page = Page(path.read_text(encoding="utf-8"))
-    assert all(one.startswith("data:image/") for one in page.loaded)
-    assert "The runs differ in limit" in "".join(page.text)
-    stored = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert [one["pair"] for one in stored["runs"]] == ["micro-naming", "micro-other"]
+def copied(run: Path, folder: Path, *, summary: dict, **settings: object) -> Path:
+    """A run's folder again, with another summary, and other settings."""
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    mine = {**json.loads((run / "settings.json").read_text()), **settings}
+    (folder / "settings.json").write_text(json.dumps(mine))
+    return folder
+
+
+def by_cross_attention(summary: dict) -> dict:
+    """A summary as a model gives it whose image has no tokens, and that loses nothing."""
+    none = {"value": None, "low": None, "high": None, "n": 0}
+    gone = dict.fromkeys(["lateness_layers", "lateness_layers_plain"], "no image tokens")
+    gone |= dict.fromkeys((f"recovered/{arm}" for arm in WITHOUT_IMAGE_TOKENS), "no image tokens")
+    empty = {
+        "recovered": dict.fromkeys(summary["recovered"], none),
+        "lateness_layers": none,
+        "lateness_layers_plain": none,
+    }
+    other = {"pair": "crossing", "architecture": "cross-attention", "not_available": gone}
+    return {**summary, **empty, **other, "verdict": "crossing: a sentence of its own."}
+
+
+def compared(folders: list[Path], out: Path) -> tuple[Page, list[dict], str]:
+    """The page, the runs in compare.json and the console's words, each checked."""
+    page = Page(write_comparison(folders, out).read_text(encoding="utf-8"))
+    assert all(one.startswith(("data:image/", "#")) for one in page.loaded)
+    assert {one[1:] for one in page.loaded if one.startswith("#")} <= set(page.ids)
+    assert all(image["alt"] for image in page.images)
+    assert "script" not in page.tags
+    runs = json.loads((out / "compare.json").read_text())["runs"]
     for key, said in page.keyed:
         i, _, rest = key.partition("/")
-        said = said.replace("\u00a0", " ").replace("−", "-")
-        assert said == expected(stored["runs"][int(i)], rest)
-    for name in ("gap", "lateness", "recovery"):
+        if said == "not available":
+            assert rest in runs[int(i)]["not_available"]
+        else:
+            said = said.replace("\u00a0", " ").replace("−", "-").split(" (n ")[0]
+            assert said == expected(runs[int(i)], rest), key
+    text = io.StringIO()
+    print_comparison(runs, Console(file=text, width=80))
+    assert max(map(len, text.getvalue().splitlines())) <= 80
+    return page, runs, text.getvalue()
+
+
+def test_comparison_by_class(run: Path, summary: dict, tmp_path: Path) -> None:
+    assert summary["architecture"] == "llava"
+    crossing = copied(run, tmp_path / "crossing", summary=by_cross_attention(summary), limit=12)
+    page, runs, text = compared([crossing, run], tmp_path / "out")
+    assert [one["pair"] for one in runs] == ["crossing", "micro-naming"]
+    words = "".join(page.text)
+    lead = "2 of 2 runs clearly lose recall from the image (LLaVA-style 1 of 1, cross-attention"
+    assert lead in words
+    assert "lateness is measured in 0 of 2, and clearly positive in 0." in words
+    assert "The runs differ in limit (12: crossing; all: micro-naming)" in words
+    assert "1/recovered/transplant_all_image" in dict(page.keyed)
+    assert "0/recovered/transplant_question" in dict(page.keyed)
+    assert words.index("1  micro-naming") < words.index("2  crossing")
+    assert lead in " ".join(text.split())
+    for name in ("gap", "against", "lateness", "recovery"):
         for kind in ("png", "svg"):
             assert (tmp_path / "out" / "figures" / f"compare-{name}.{kind}").exists()
-    out = io.StringIO()
-    print_comparison(stored["runs"], Console(file=out, width=80))
-    assert max(map(len, out.getvalue().splitlines())) <= 80
-    assert "differ in limit" in out.getvalue()
+
+
+def test_comparison_of_one_run_and_of_many(run: Path, summary: dict, tmp_path: Path) -> None:
+    compared([run], tmp_path / "one")
+    evil = "<script>alert(1)</script> $a_b$ " + "a-very-long-name " * 6
+    named = {**summary, "pair": evil, "verdict": evil, "architecture": "invented since"}
+    none = {"value": None, "low": None, "high": None, "n": 0}
+    folders = [copied(run, tmp_path / "0", summary={**named, "gap_points": none})]
+    for i in range(1, 16):
+        late = {"value": i % 3, "low": i % 3 - 1, "high": i % 3 + 1, "n": 24}
+        depth = {"lateness_layers": late, "n_layers": 8 + i}
+        folders.append(copied(run, tmp_path / f"{i}", summary={**named, **depth}, seed=i // 2))
+    page, _, text = compared(folders, tmp_path / "many")
+    assert evil in page.text
+    assert "(2)" in text  # two runs of one pair with the same settings
+    assert "lateness is measured in 15 of 16" in "".join(page.text)
+
+
+def test_runs_of_one_pair_are_told_apart_by_their_settings() -> None:
+    runs = [{"pair": "a", "settings": {"seed": seed, "limit": None}} for seed in (0, 1, 1)]
+    assert labels([*runs, {"pair": "b"}]) == ["a, seed 0", "a, seed 1 (1)", "a, seed 1 (2)", "b"]
+
+
+def test_markers_that_would_cover_each_other_are_moved_apart() -> None:
+    xs = apart([0.0] * 9, [50.0] * 9, step=0.5, near=1)
+    assert len(set(xs)) == 9
+    assert np.abs(np.mean(xs)) < 1e-9
+
+
+@pytest.mark.parametrize("key", PUBLISHED)
+def test_a_class_is_known_of_a_folder_as_of_a_registered_pair(key: str) -> None:
+    pair = PUBLISHED[key]
+    tokens = pair.architecture != "cross-attention"
+    for vlm, backbone in ((pair.vlm, pair.backbone), ("my/vlm", "my/llm")):
+        kind = pair.vlm_config().model_type
+        found = architecture_of(vlm, backbone, model_type=kind, image_tokens=tokens)
+        assert found == pair.architecture
+
+
+def test_a_class_that_a_type_does_not_tell() -> None:
+    assert architecture_of("a", "b", model_type="internvl", image_tokens=True) == "other"
+    assert architecture_of("a", "a", model_type=None, image_tokens=True) == "native"
+    assert architecture_of("a", "b", model_type=None, image_tokens=False) == "cross-attention"
 
 
 def test_comparison_refuses_what_it_cannot_compare(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match="two or more"):
-        write_comparison([run], tmp_path)
+    with pytest.raises(ResultsError, match="one or more"):
+        write_comparison([], tmp_path)
     with pytest.raises(ResultsError, match="twohop study unfinished"):
         write_comparison([run, tmp_path / "unfinished"], tmp_path)
     broken = tmp_path / "broken"
@@ -332,8 +416,28 @@ def test_settings_are_shown_with_the_command(tree: xr.DataTree, summary: dict) -
     assert "float32" in rows["vlm"]
     assert "float32" in rows["backbone"]
     assert command(tree, summary) == "twohop study micro-naming --seed 0"
+    assert not command_note(tree, summary)
     model = {"id": "toy", "dtype": "torch.float32", "revision": None}
     assert flat({"vlm": model, "limit": None}) == {"vlm": "toy (torch.float32)", "limit": "all"}
+
+
+@pytest.mark.parametrize(
+    ("pair", "vlm", "expected"),
+    [
+        ("vlm-items", "/m/my vlm 0123456789ab", "--vlm '/m/my vlm' --backbone /m/llm --data FILE"),
+        ("llava-1.5-7b-items", "llava-hf/llava-1.5-7b-hf", "llava-1.5-7b --data FILE"),
+    ],
+)
+def test_the_command_of_a_pair_with_items_of_a_file(
+    pair: str, vlm: str, expected: str, tree: xr.DataTree
+) -> None:
+    settings = {"pair": pair, "vlm": vlm, "backbone": "/m/llm ba9876543210", "seed": 3}
+    stage = tree["recall"].to_dataset()
+    stage.attrs["provenance"] = {"settings": {**settings, "benchmark": "items 0123", "limit": 9}}
+    run = xr.DataTree.from_dict({"recall": stage})
+    summary = {"pair": pair}
+    assert command(run, summary) == f"twohop study {expected} --seed 3 --limit 9"
+    assert "the table of items called items." in command_note(run, summary)
 
 
 def test_numbers_are_written_plainly() -> None:

@@ -1,5 +1,6 @@
 """The numbers of the verdict, under names that stay: ``summary.json``."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from twohop.agreement import agreement_of_run, refusals
 from twohop.asking import SEPARATOR
 from twohop.diagnosis import VERDICTS, beats_its_null
 from twohop.places import IMAGE_ROLES, NO_IMAGE_TOKENS
+from twohop.published.architecture import Class, architecture_of
 from twohop.recall import GATES
 from twohop.resolution import depth
 from twohop.scoring import OUTCOMES
@@ -16,11 +18,12 @@ from twohop.statistics import Estimate, cluster_sums, difference, mcnemar, mean
 from twohop.transplant import PATCH_ARMS, WITHOUT_IMAGE_TOKENS
 from twohop.window import KEEPS
 
-LABELS = {
-    "not_recognised": "entities it does not name",
-    "echo_or_format": "echoes or a matter of format: a forced choice is right",
-    "never_in_circuit": "entities that never enter the recall circuit",
-    "late": "late: the entity is formed behind the recall window",
+LOSSES = {
+    "knowledge_missing": "not known in text",
+    "not_recognised": "not named",
+    "echo_or_format": "right in a forced choice only",
+    "never_in_circuit": "never in the recall circuit",
+    "late": "late",
     "unexplained": "unexplained",
 }
 AT_IMAGE_TOKENS = "this VLM's image has tokens, and the arms of these names are written there"
@@ -48,6 +51,19 @@ def not_available(resolution: xr.Dataset) -> dict[str, str]:
         return {f"recovered/{arm}": AT_IMAGE_TOKENS for arm in none}
     at_image = [f"recovered/{arm}" for arm in PATCH_ARMS if arm in WITHOUT_IMAGE_TOKENS]
     return dict.fromkeys(["lateness_layers", "lateness_layers_plain", *at_image], NO_IMAGE_TOKENS)
+
+
+def architecture(resolution: xr.Dataset) -> Class:
+    """Class of the run's pair, from its provenance."""
+    stored = resolution.attrs.get("provenance", {})
+    provenance = json.loads(stored) if isinstance(stored, str) else stored
+    settings = provenance.get("settings", {})
+    return architecture_of(
+        settings.get("vlm", "unknown VLM"),
+        settings.get("backbone", "unknown backbone"),
+        model_type=provenance.get("vlm", {}).get("model_type"),
+        image_tokens=bool(set(IMAGE_ROLES) & set(resolution["role"].values)),
+    )
 
 
 def window_ends(windows: xr.Dataset, *, seed: int) -> np.ndarray:
@@ -161,6 +177,7 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
     }
     return {
         "pair": pair,
+        "architecture": architecture(resolution),
         "n_items": int(counted.sum()),
         "n_surface": int((~counted).sum()),
         "n_entities": len(set(gates["entity"].values)),
@@ -249,22 +266,14 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
         when = "lateness is not available: " + summary["not_available"]["lateness_layers"]
     elif late["value"] is None:
         when = "its image tokens were not shown to hold the entity in the form recall reads"
-    elif late["low"] > 0:
-        when = f"hop 1 resolves {late['value']:.0f} layers after the recall window closes"
-    elif late["high"] <= 0:
-        when = "hop 1 is not late: it resolves before the recall window closes"
     else:
-        when = "whether hop 1 is late cannot be told"
-    shares = {
-        name: one["value"] or 0.0 for name, one in summary["diagnosis"].items() if name != "right"
-    }
-    lost_share = sum(shares.values())
-    tail = ""
-    if lost_share > 0:
-        caused = {k: v for k, v in shares.items() if k not in ("knowledge_missing",)}
-        top = max(caused, key=lambda name: caused[name])
-        if caused[top] > 0:
-            tail = f"; of the losses of what it knows, the largest share is {LABELS[top]}"
+        when = _lateness_in_words(late)
+    lost = [
+        f"{100 * summary['diagnosis'][name]['value']:.0f} % {label}"
+        for name, label in LOSSES.items()
+        if summary["diagnosis"][name]["value"]
+    ]
+    tail = f"; lost, of {summary['n_items']} items: {', '.join(lost)}" if lost else ""
     arms = summary["recovered"]
     said = [
         f"{label} {100 * arms[arm]['value']:.0f} %"
@@ -278,3 +287,15 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
         if arms.get(arm, {}).get("value") is not None
     ]
     return f"{lead}; {when}{tail}" + (f"; {', '.join(said)}." if said else ".")
+
+
+def _lateness_in_words(late: dict[str, Any]) -> str:
+    layers = f"{abs(late['value']):.0f} layer{'' if abs(late['value']) == 1 else 's'}"
+    if late["low"] > 0:
+        interval = f"({late['low']:.0f} to {late['high']:.0f})"
+        return f"hop 1 resolves {layers} {interval} after the recall window closes"
+    if late["high"] <= 0:
+        interval = f"({abs(late['high']):.0f} to {abs(late['low']):.0f})"
+        return f"hop 1 is not late: it resolves {layers} {interval} before the recall window closes"
+    interval = f"({late['low']:.0f} to {late['high']:.0f} layers)"
+    return f"whether hop 1 is late cannot be told {interval}"

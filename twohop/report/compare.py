@@ -7,17 +7,43 @@ from typing import Any
 
 from interventions.errors import ResultsError
 from interventions.results import SETTINGS, write_atomically
-from twohop.report.comparison import comparison_table, differing
+from twohop.report.comparison import by_class, differing, lead_sentence
 from twohop.report.comparison_figures import (
     gap_comparison,
     lateness_comparison,
     recovery_comparison,
 )
+from twohop.report.comparison_scatter import gap_against_lateness
+from twohop.report.comparison_tables import comparison_tables
 from twohop.report.figures import save_figures
 from twohop.report.page import Plate, embedded, environment, stylesheet
 
 SUMMARY = "summary.json"
 PAGE = "compare.html"
+SHOWN = {
+    "gap": (
+        "Gap between text and image, by class",
+        "Dots with intervals: gap of each run in points, free answer and forced choice, grouped by "
+        "class of architecture. The numbers are in the table Gap by class.",
+    ),
+    "against": (
+        "Lateness against gap",
+        "Scatter with intervals: gap of each run in points over its lateness, one colour and "
+        "marker per class; runs without lateness in a strip at the left. The numbers are in the "
+        "tables Gap by class and Lateness, in layers.",
+    ),
+    "lateness": (
+        "Lateness, by class",
+        "Dots with intervals: lateness of each run in layers, by the transfer probe and the plain "
+        "probe. The numbers are in the table Lateness, in layers.",
+    ),
+    "recovery": (
+        "What gives the fact back, by class",
+        "Bars with intervals in nine panels, one per arm: share of lost items of each run that are "
+        "right again. The numbers are in the tables below it.",
+    ),
+}
+"""Title and alternative text of each figure."""
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -37,6 +63,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     settings = folder / SETTINGS
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
+        summary.setdefault("not_available", {})  # older versions have no such numbers
         if settings.exists():
             summary["settings"] = json.loads(settings.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -45,7 +72,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def write_comparison(folders: Sequence[Path], out: Path) -> Path:
-    """Write ``compare.html``, ``compare.json`` and ``figures/`` of two or more runs.
+    """Write ``compare.html``, ``compare.json`` and ``figures/`` of any number of runs.
 
     Parameters
     ----------
@@ -57,53 +84,42 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
     Returns
     -------
     Path
-        Of the page.
+        Of the page. It is one file, with figures and styles inside.
 
     Raises
     ------
     ResultsError
-        If there are fewer than two runs, or one is not finished.
+        If there is no run, or one is not finished.
     """
-    if len(folders) < 2:
-        raise ResultsError(
-            f"a comparison of {len(folders)} run(s). Expected two or more folders of finished runs."
-        )
+    if not folders:
+        raise ResultsError("a comparison of no run. Expected one or more folders of finished runs.")
     summaries = [read_summary(folder) for folder in folders]
+    classes = by_class(summaries)
     figures = {
-        "compare-gap": gap_comparison(summaries),
-        "compare-lateness": lateness_comparison(summaries),
-        "compare-recovery": recovery_comparison(summaries),
+        "gap": gap_comparison(classes),
+        "against": gap_against_lateness(classes),
+        "lateness": lateness_comparison(classes),
+        "recovery": recovery_comparison(classes),
     }
-    vectors = save_figures(out, figures)
-    table = comparison_table(summaries)
-    names = ", ".join(str(one["pair"]) for one in summaries)
-    titles = {
-        "compare-gap": "Gap between text and image, by run",
-        "compare-lateness": "Lateness, by run",
-        "compare-recovery": "What gives the fact back, by run",
-    }
-    plates = {
-        name.removeprefix("compare-"): Plate(
-            titles[name],
-            f"Dots with intervals, one colour per run ({names}): {titles[name]}. "
-            "The numbers are in the table Side by side.",
-            embedded(vector),
-        )
-        for name, vector in vectors.items()
-    }
+    vectors = save_figures(out, {f"compare-{name}": one for name, one in figures.items()})
+    plates = {name: Plate(*SHOWN[name], embedded(vectors[f"compare-{name}"])) for name in figures}
+    tables = comparison_tables(summaries)
+    different = differing(summaries)
     page = (
         environment()
         .get_template("compare.html.jinja")
         .render(
-            names=names,
-            summaries=summaries,
-            differing=differing(summaries),
+            lead=lead_sentence(summaries),
+            classes=classes,
+            differing=different,
             plates=plates,
-            table=table,
+            tables={one.name: one for one in tables},
+            recovered=[one for one in tables if one.name.startswith("recovered")],
+            command=f"twohop compare {' '.join(folder.name for folder in folders)}",
             style=stylesheet(),
         )
     )
-    content = {"runs": summaries, "differing": differing(summaries)}
+    content = {"runs": summaries, "differing": different}
     write_atomically(out / "compare.json", json.dumps(content, indent=2, allow_nan=False).encode())
     write_atomically(out / PAGE, page.encode("utf-8"))
     return out / PAGE

@@ -1,68 +1,158 @@
-"""Runs side by side: their numbers, and in what they differ besides the pair."""
+"""Runs side by side, by the class of their architecture, and in what else they differ."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count as count_from
 from typing import Any
 
 from twohop.report import wording
-from twohop.report.numbers import Unit, written
-from twohop.report.tables import Cell, Table, at, row
+from twohop.report.numbers import measured, read
+from twohop.report.tables import Summary
+from twohop.transplant import WITHOUT_IMAGE_TOKENS
 
-LINES: tuple[tuple[str, str, Unit], ...] = (
-    ("VLM names the entity", "recognised", "share"),
-    ("right in text, backbone", "backbone_text", "share"),
-    ("right from the image", "vlm_image", "share"),
-    ("right with a blank image", "vlm_blank", "share"),
-    ("gap, points", "gap_points", "points"),
-    ("gap, forced choice, points", "gap_points_forced", "points"),
-    ("gap, relative", "gap_relative", "share"),
-    ("lateness, transfer, layers", "lateness_layers", "layers"),
-    ("lateness, plain, layers", "lateness_layers_plain", "layers"),
-    ("back-patching minus null", "back_patching_minus_null", "share"),
-)
-SAME = ("benchmark", "limit", "seed")
+SAME = ("benchmark", "limit", "seed", "twohop")
+TELLING = ("limit", "seed", "benchmark", "twohop")
 
 
-def comparison_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """One column per run."""
+@dataclass(frozen=True)
+class Run:
+    """One of the runs that are compared.
 
-    def line(label: str, key: str, unit: Unit = "share") -> tuple[Cell, ...]:
-        cells = [Cell(written(at(one, key), unit), f"{i}/{key}") for i, one in enumerate(summaries)]
-        return row(label, *cells)
+    Attributes
+    ----------
+    index : int
+        Its place in the order given, as in ``compare.json``.
+    number : int
+        What it is called in figures: counted from 1, by class, the largest gap first.
+    label : str
+        Its pair; told from another run of the same pair.
+    summary : mapping
+    """
 
-    def heading(title: str) -> tuple[Cell, ...]:
-        return row(title, *(Cell("") for _ in summaries))
+    index: int
+    number: int
+    label: str
+    summary: Summary
 
-    rows = [line(*one) for one in LINES]
-    rows.append(heading("Diagnosis"))
-    rows += [line(label, f"diagnosis/{key}") for key, (label, _) in wording.VERDICTS.items()]
-    known = list(dict.fromkeys(arm for one in summaries for arm in one["recovered"]))
-    for title, arms in wording.arm_groups(known):
-        rows.append(heading(title))
-        rows += [line(label, f"recovered/{arm}") for arm, label in arms.items()]
-    return Table(
-        "comparison",
-        "Side by side",
-        ("", *(str(one["pair"]) for one in summaries)),
-        tuple(rows),
-        "95 % intervals, bootstrap over entities. An arm that is not measured had no lost item.",
+    @property
+    def name(self) -> str:
+        """Number and label."""
+        return f"{self.number}  {self.label}"
+
+    def arm(self, at_image: str) -> str:
+        """An arm, or the one that takes its place where an image has no tokens."""
+        other = WITHOUT_IMAGE_TOKENS.get(at_image)
+        gone = f"recovered/{at_image}" in self.summary["not_available"]
+        return other if other and gone else at_image
+
+
+Classes = dict[str, list[Run]]
+
+
+def labels(summaries: Sequence[Summary]) -> list[str]:
+    """Name of each run: its pair, and for runs of one pair what tells them apart.
+
+    Examples
+    --------
+    >>> labels([{"pair": "a", "settings": {"seed": 0}}, {"pair": "a", "settings": {"seed": 1}}])
+    ['a, seed 0', 'a, seed 1']
+    """
+    pairs = Counter(str(one["pair"]) for one in summaries)
+    found = []
+    for one in summaries:
+        parts, settings = [str(one["pair"])], one.get("settings", {})
+        others = [x.get("settings", {}) for x in summaries if x["pair"] == one["pair"]]
+        for key in TELLING if pairs[parts[0]] > 1 else ():
+            if len({str(other.get(key)) for other in others}) > 1:
+                parts.append(f"{key} {_said(settings, key)}")
+        found.append(", ".join(parts))
+    totals, seen = Counter(found), Counter[str]()
+    for i, label in enumerate(found):
+        if totals[label] > 1:
+            seen[label] += 1
+            found[i] = f"{label} ({seen[label]})"
+    return found
+
+
+def _said(settings: Mapping[str, Any], key: str) -> str:
+    if key not in settings:
+        return "not recorded"
+    return "all" if key == "limit" and settings[key] is None else str(settings[key])
+
+
+def by_class(summaries: Sequence[Summary]) -> Classes:
+    """Runs by the class of their architecture, the largest gap first, those without one last."""
+    names = labels(summaries)
+    kinds = [str(one.get("architecture")) for one in summaries]
+    kinds = [kind if kind in wording.ARCHITECTURES else "other" for kind in kinds]
+
+    def gap(i: int) -> float:
+        value = read(summaries[i]["gap_points"]).value
+        return -math.inf if math.isnan(value) else value
+
+    found: Classes = {}
+    numbers = count_from(1)
+    for kind in wording.ARCHITECTURES:
+        mine = [i for i in range(len(kinds)) if kinds[i] == kind]
+        if mine:
+            order = sorted(mine, key=gap, reverse=True)
+            found[kind] = [Run(i, next(numbers), names[i], summaries[i]) for i in order]
+    return found
+
+
+def lead_sentence(summaries: Sequence[Summary]) -> str:
+    """How many runs lose recall from the image, by class, and how many of them are late."""
+    classes = by_class(summaries)
+    counts = ", ".join(
+        f"{wording.ARCHITECTURES[kind]} {sum(map(_loses, runs))} of {len(runs)}"
+        for kind, runs in classes.items()
+    )
+    runs = [run for several in classes.values() for run in several]
+    known = [run for run in runs if measured(run.summary["lateness_layers"])]
+    late = [run for run in known if read(run.summary["lateness_layers"]).low > 0]
+    return (
+        f"{sum(map(_loses, runs))} of {len(runs)} runs clearly lose recall from the image "
+        f"({counts}); lateness is measured in {len(known)} of {len(runs)}, and clearly positive in "
+        f"{len(late)}{_by_how_much(late)}."
     )
 
 
-def differing(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+def _by_how_much(late: Sequence[Run]) -> str:
+    """Each of a few runs by name, or the range of many."""
+    layers = [round(read(run.summary["lateness_layers"]).value) for run in late]
+    if not late:
+        return ""
+    if len(late) <= 3:
+        several = ", ".join(f"{run.label} by {n}" for run, n in zip(late, layers, strict=True))
+        return f" (in layers: {several})"
+    return f" (by {min(layers)} to {max(layers)} layers)"
+
+
+def _loses(run: Run) -> bool:
+    return read(run.summary["gap_points"]).low > 0
+
+
+def differing(summaries: Sequence[Summary]) -> list[str]:
     """Sentences about runs that do not answer the same question.
 
     Looks at ``settings`` where a summary carries them, and at the number of items.
     """
     found = []
+    named = list(zip(labels(summaries), summaries, strict=True))
     for key in SAME:
-        values = {
-            str(one["pair"]): one["settings"].get(key) for one in summaries if "settings" in one
-        }
-        if len(set(values.values())) > 1:
-            said = "; ".join(f"{pair}: {value}" for pair, value in values.items())
+        runs: dict[str, list[str]] = {}
+        for label, one in named:
+            if "settings" in one:
+                runs.setdefault(_said(one["settings"], key), []).append(label)
+        if len(runs) > 1:
+            said = "; ".join(f"{value}: {', '.join(who)}" for value, who in runs.items())
             found.append(f"The runs differ in {key} ({said}), so compare them with care.")
-    sizes = {str(one["pair"]): one["n_items"] for one in summaries}
-    if len({*sizes.values()}) > 1 and not found:
-        said = "; ".join(f"{pair}: {n}" for pair, n in sizes.items())
+    sizes: dict[int, list[str]] = {}
+    for label, one in named:
+        sizes.setdefault(one["n_items"], []).append(label)
+    if len(sizes) > 1 and not found:
+        said = "; ".join(f"{n}: {', '.join(who)}" for n, who in sizes.items())
         found.append(f"The runs differ in the number of items ({said}), so compare with care.")
     return found

@@ -1,159 +1,183 @@
-"""Figures of several runs: gap, lateness and recovery side by side."""
+"""Figures of several runs by class: gap and lateness as rows, recovery as bars side by side."""
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from twohop.report import wording
-from twohop.report.figures import interval
-from twohop.report.numbers import measured, read, short
+from twohop.report.comparison import Classes, Run
+from twohop.report.figures import arm_colour, interval
+from twohop.report.numbers import NOT_MEASURED, Unit, measured, read, short
 from twohop.report.style import (
+    CLASS_MARKS,
     FAINT,
     INK,
     MUTED,
-    PAIR_COLOURS,
+    PAPER,
     SHADE,
     group_title,
     look,
-    nothing,
-    percent_axis,
     sheet,
 )
 
+LONGEST = 30  # characters of a run's name in a line of a figure
+ROW = 0.3  # inches
+BARS_END = 1.85  # of the axis of a panel of bars: beside them it has words
+BARS = (
+    (
+        ("transplant, all image\n(or question's) tokens", "transplant_all_image"),
+        ("transplant, token chosen\non other entities", "transplant_heuristic"),
+        ("transplant, MLP outputs\nonly, all those tokens", "transplant_all_image_mlp"),
+    ),
+    (
+        ("control: same values,\nrandom text tokens", "transplant_random_position"),
+        ("control: another\nentity's values", "wrong_entity"),
+        ("control: random vector,\nsame norm", "norm_matched"),
+    ),
+    (
+        ("back-patching, layers\nfixed on other entities", "back_patching"),
+        ("back-patching null:\nanother picture", "back_patching_null"),
+        ("chain of thought:\nthe VLM's own name", "cot_named"),
+    ),
+)
+"""Panels of the recovery figure: titles and arms."""
 
-def colour_of(i: int) -> str:
-    """Colour of the i-th run; they come round again."""
-    return PAIR_COLOURS[i % len(PAIR_COLOURS)]
+
+def wrapped(run: Run) -> str:
+    """A run's number and name in at most two lines; what is left out is marked."""
+    name = f"{run.number}\u00a0 {run.label}".replace(" ", "\u00a0", 1)
+    lines = textwrap.wrap(name, LONGEST)
+    if len(lines) > 2:
+        rest = " ".join(lines[1:])
+        lines = [lines[0], "…" + rest[-(LONGEST - 1) :]]
+    return "\n".join(lines)
 
 
-def gap_comparison(summaries: Sequence[Mapping[str, Any]]) -> Figure:
+def heights(classes: Classes) -> tuple[dict[str, float], dict[int, float], float]:
+    """Places of rows from 0 downwards: of each class's title, of each run, and of the end."""
+    titles, rows, y = {}, {}, 0.0
+    for kind, runs in classes.items():
+        titles[kind] = y
+        for i, run in enumerate(runs):
+            rows[run.number] = y - 1 - i
+        y -= 1.15 + len(runs)
+    return titles, rows, y
+
+
+def run_axis(axes: Axes, classes: Classes, *, names: bool = True, until: float = 1) -> None:
+    """Make the y axis one of runs under the titles of their classes; lines go ``until`` there."""
+    titles, rows, end = heights(classes)
+    runs = [run for several in classes.values() for run in several]
+    axes.set_yticks(
+        [rows[run.number] for run in runs],
+        [wrapped(run) if names else "" for run in runs],
+        linespacing=0.9,
+    )
+    axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=8)
+    axes.spines["left"].set_visible(False)
+    if names:
+        for kind, y in titles.items():
+            group_title(axes, wording.ARCHITECTURES[kind], y, ha="right")
+    for y in rows.values():
+        axes.axhline(y, xmax=until, color=FAINT, lw=0.6, zorder=0)
+    axes.set_ylim(end + 0.5, 0.6)
+
+
+def why_not(summary: Mapping[str, Any], key: str) -> str:
+    """What is said in place of a number that is not there."""
+    return "not available" if key in summary["not_available"] else NOT_MEASURED
+
+
+def dots(axes: Axes, classes: Classes, keys: tuple[str, str], unit: Unit, *, margin: float) -> None:
+    """Two numbers of each run as dots with intervals, filled and open, and written beside."""
+    _, rows, _ = heights(classes)
+    ends = [0.0]
+    for kind, runs in classes.items():
+        colour, marker = CLASS_MARKS[kind]
+        for run in runs:
+            y, said = rows[run.number], []
+            for key, shift, fill in ((keys[0], 0.17, colour), (keys[1], -0.17, "white")):
+                one = run.summary[key]
+                said.append(short(one, unit) if measured(one) else "–")
+                if measured(one):
+                    found = read(one)
+                    ends += [found.low, found.high]
+                    interval(axes, one, y + shift, colour=colour)
+                    axes.plot(
+                        found.value, y + shift, marker, color=colour, mfc=fill, ms=5, zorder=4
+                    )
+            n = max(read(run.summary[key]).n for key in keys)
+            text = f"{' / '.join(said)}  n {n}" if n else why_not(run.summary, keys[0])
+            axes.annotate(
+                text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=7.5
+            )
+    axes.set_xlim(min(ends) - margin, max(ends) + margin)
+    axes.axvline(0, color=MUTED, lw=0.8, zorder=1)
+
+
+def gap_comparison(classes: Classes) -> Figure:
     """Gap of each run in points, by both scorers."""
     with look():
-        figure = sheet(0.9 + 0.55 * len(summaries))
+        figure = sheet(0.7 - ROW * heights(classes)[2])
         axes = figure.subplots()
-        n = len(summaries)
-        for i, one in enumerate(summaries):
-            y = n - 1 - i
-            for key, shift, marker, fill in (
-                ("gap_points", 0.13, "o", colour_of(i)),
-                ("gap_points_forced", -0.13, "s", "white"),
-            ):
-                if measured(one[key]):
-                    interval(axes, one[key], y + shift, colour=colour_of(i))
-                    axes.plot(
-                        one[key]["value"],
-                        y + shift,
-                        marker,
-                        color=colour_of(i),
-                        mfc=fill,
-                        ms=6,
-                        zorder=4,
-                    )
-            text = " / ".join(
-                short(one[key], "points") for key in ("gap_points", "gap_points_forced")
-            )
-            axes.annotate(
-                text, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8
-            )
-        axes.axvline(0, color=MUTED, lw=0.8)
-        axes.set_yticks(range(n), [str(one["pair"]) for one in reversed(summaries)])
-        axes.tick_params(axis="y", length=0, labelcolor=INK)
-        axes.spines["left"].set_visible(False)
-        axes.set_ylim(-0.6, n - 0.4)
+        dots(axes, classes, ("gap_points", "gap_points_forced"), "points", margin=3)
+        run_axis(axes, classes)
         axes.set_xlabel("gap in points: free answer (filled) / forced choice (open)")
         return figure
 
 
-def lateness_comparison(summaries: Sequence[Mapping[str, Any]]) -> Figure:
-    """Lateness of each run, by the transfer probe and by the plain one."""
+def lateness_comparison(classes: Classes) -> Figure:
+    """Lateness of each run in layers, by the transfer probe and by the plain one."""
     with look():
-        figure = sheet(0.9 + 0.55 * len(summaries))
+        figure = sheet(0.9 - ROW * heights(classes)[2])
         axes = figure.subplots()
-        n = len(summaries)
-        bounds = [0.0]
-        for i, one in enumerate(summaries):
-            y = n - 1 - i
-            for key, shift, marker, fill in (
-                ("lateness_layers", 0.13, "o", colour_of(i)),
-                ("lateness_layers_plain", -0.13, "s", "white"),
-            ):
-                found = read(one[key])
-                if measured(one[key]):
-                    bounds += [found.low, found.high]
-                    interval(axes, one[key], y + shift, colour=colour_of(i))
-                    axes.plot(
-                        found.value, y + shift, marker, color=colour_of(i), mfc=fill, ms=6, zorder=4
-                    )
-            said = " / ".join(
-                short(one[key], "layers") for key in ("lateness_layers", "lateness_layers_plain")
-            )
-            axes.annotate(
-                said, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8
-            )
-        low, high = min(bounds) - 1, max(bounds) + 1
+        dots(axes, classes, ("lateness_layers", "lateness_layers_plain"), "layers", margin=1)
+        run_axis(axes, classes)
+        low, _ = axes.get_xlim()
         axes.axvspan(low, 0, color=SHADE, lw=0, zorder=0)
-        axes.text(0, n - 0.5, "0 or less: in time  ", ha="right", fontsize=8, color=MUTED)
-        axes.text(0, n - 0.5, "  too late", ha="left", fontsize=8, color=MUTED)
-        axes.set_xlim(low, high)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_yticks(range(n), [str(one["pair"]) for one in reversed(summaries)])
-        axes.tick_params(axis="y", length=0, labelcolor=INK)
-        axes.spines["left"].set_visible(False)
-        axes.set_ylim(-0.6, n - 0.2)
+        axes.set_title("shaded: in time; right of it: too late", fontsize=8, color=MUTED)
         axes.set_xlabel("lateness in layers: transfer probe (filled) / plain probe (open)")
         return figure
 
 
-def recovery_comparison(summaries: Sequence[Mapping[str, Any]]) -> Figure:
-    """Recovery of each arm, the runs side by side."""
-    known = list(
-        dict.fromkeys(
-            arm for one in summaries for arm, value in one["recovered"].items() if measured(value)
-        )
-    )
-    groups = wording.arm_groups(known)
-    step = 0.5 + 0.28 * len(summaries)
-    rows = sum(step * len(arms) + 1.1 for _, arms in groups)
+def recovery_comparison(classes: Classes) -> Figure:
+    """Recovery of each run: a panel for each of the main arms and controls."""
+    n_panels = len(BARS[0])
     with look():
-        figure = sheet(max(1.2, 0.3 * rows + 0.8))
-        axes = figure.subplots()
-        if not known:
-            nothing(axes, "no item was lost in any run")
-            return figure
-        y, places, names = 0.0, [], []
-        shifts = [0.14 * (len(summaries) - 1 - 2 * i) for i in range(len(summaries))]
-        for title, arms in groups:
-            group_title(axes, title, y)
-            y -= 0.85
-            for arm, label in arms.items():
-                axes.axhline(y, color=FAINT, lw=0.6, zorder=0)
-                for i, shift in enumerate(shifts):
-                    value = summaries[i]["recovered"].get(arm)
-                    if measured(value):
-                        interval(axes, value, y + shift, colour=colour_of(i))
-                        axes.plot(
-                            value["value"], y + shift, "o", color=colour_of(i), ms=5.5, zorder=4
-                        )
-                places.append(y)
-                names.append(label)
-                y -= step
-            y -= 0.25
-        axes.set_yticks(places, names)
-        axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=8.5)
-        axes.spines["left"].set_visible(False)
-        percent_axis(axes, top=1.03)
-        axes.set_ylim(y + 0.5, 0.6)
-        axes.set_xlabel("share of tried lost items answered right afterwards")
-        for i, one in enumerate(summaries):
-            lost = any(measured(value) for value in one["recovered"].values())
-            axes.plot(
-                [],
-                [],
-                "o-",
-                color=colour_of(i),
-                label=f"{one['pair']}{'' if lost else ' (no lost item)'}",
-            )
-        figure.legend(loc="outside upper left", ncols=2)
+        figure = sheet(len(BARS) * (0.75 - 0.72 * ROW * heights(classes)[2]))
+        panels = figure.subplots(len(BARS), n_panels, sharex=True)
+        for i, line in enumerate(BARS):
+            for j, (title, arm) in enumerate(line):
+                axes = panels[i, j]
+                _bars(axes, classes, arm)
+                run_axis(axes, classes, names=j == 0, until=1 / BARS_END)
+                axes.set_title(title, fontsize=8, loc="left")
+                axes.set_xlim(0, BARS_END)
+                axes.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
+                axes.spines["bottom"].set_bounds(0, 1)
+        figure.supxlabel(
+            "share of tried lost items answered right afterwards; n: items tried", fontsize=9
+        )
         return figure
+
+
+def _bars(axes: Axes, classes: Classes, at_image: str) -> None:
+    _, rows, _ = heights(classes)
+    for runs in classes.values():
+        for run in runs:
+            arm, y = run.arm(at_image), rows[run.number]
+            one = run.summary["recovered"].get(arm)
+            if not measured(one):
+                lost = any(map(measured, run.summary["recovered"].values()))
+                text = why_not(run.summary, f"recovered/{arm}") if lost else "no lost item"
+                axes.text(0.03, y, text, va="center", fontsize=7, color=MUTED, bbox=PAPER)
+                continue
+            found = read(one)
+            axes.barh(y, found.value, height=0.62, color=arm_colour(arm), alpha=0.85, zorder=2)
+            interval(axes, one, y, colour=INK, wide=1.1)
+            axes.text(1.06, y, f"{short(one)}  n {found.n}", va="center", fontsize=7)

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from twohop.report.comparison import comparison_table, differing
+from twohop.report.comparison import by_class, differing, lead_sentence
+from twohop.report.comparison_tables import short_table
 from twohop.report.tables import Table, all_tables
 from twohop.summary import verdict_sentence
 
@@ -57,12 +58,14 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
 
 
 def print_comparison(summaries: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Print runs side by side, and a verdict for each last."""
-    width = min(max(WIDTH, 24 * (1 + len(summaries))), console.width)
-    console.print(as_rich(comparison_table(summaries)), width=width)
+    """Print runs side by side by class, a verdict for each, and what they have in common last."""
+    width = min(WIDTH, console.width)
+    classes = by_class(summaries)
+    console.print(as_rich(short_table(classes)), width=width)
     console.print()
-    for summary in summaries:
-        verdict = summary.get("verdict") or verdict_sentence(dict(summary))
-        console.print(escape(verdict), style="bold", width=width, highlight=False)
+    for run in (run for runs in classes.values() for run in runs):
+        verdict = run.summary.get("verdict") or verdict_sentence(dict(run.summary))
+        console.print(escape(verdict), width=width, highlight=False)
     for line in differing(summaries):
-        console.print(escape(line), style="yellow", width=width)
+        console.print(escape(line), style="yellow", width=width, highlight=False)
+    console.print(escape(lead_sentence(summaries)), style="bold", width=width, highlight=False)

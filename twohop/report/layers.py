@@ -16,6 +16,7 @@ from twohop.report.style import (
     INK,
     MUTED,
     ORANGE,
+    PAPER,
     PINK,
     RED,
     SHADE,
@@ -35,9 +36,6 @@ KINDS = {
     "transfer": ("transfer probe", RED),
     "shuffled": ("shuffled labels", MUTED),
 }
-
-
-PAPER = {"fc": "white", "ec": "none", "pad": 1.5}
 
 
 def band(hits: np.ndarray, entities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +189,7 @@ def _answer_panel(axes: Axes, data: xr.Dataset, x: np.ndarray) -> None:
         labels.append((float(values[-1]), name, colour))
     chance = float(data.attrs["answer_chance"])
     axes.axhline(chance, color=GREY, lw=1, ls=":")
-    axes.text(x[-1], chance, "chance ", fontsize=7.5, color=MUTED, ha="right", va="bottom")
+    labels.append((chance, "chance", MUTED))
     end_labels(axes, float(x[-1]), labels, gap=0.12)
     percent_axis(axes, along="y", top=1.05)
     axes.set_ylabel("read right, or probability")

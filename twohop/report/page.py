@@ -24,7 +24,7 @@ from twohop.report.figures import (
 from twohop.report.layers import resolution_figure, windows_figure
 from twohop.report.maps import attribution_methods, map_figure
 from twohop.report.numbers import Unit, measured, read, whole, written
-from twohop.report.settings import command, settings_rows, stage_rows
+from twohop.report.settings import command, command_note, settings_rows, stage_rows
 from twohop.report.tables import all_tables, at
 from twohop.summary import verdict_sentence
 
@@ -52,13 +52,26 @@ class KeyNumber:
 
 def environment() -> Environment:
     """Templates of the reports; everything that is put in is escaped."""
-    return Environment(
+    made = Environment(
         loader=PackageLoader("twohop.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["unbroken"] = unbroken
+    return made
+
+
+def unbroken(text: str) -> str:
+    """A sentence in which no line ends between a number and its per cent sign.
+
+    Examples
+    --------
+    >>> unbroken("7 % of them") == "7\u00a0% of them"
+    True
+    """
+    return text.replace(" %", "\u00a0%")
 
 
 def embedded(vector: bytes) -> str:
@@ -205,6 +218,7 @@ def write_report(
             stages=stage_rows(tree),
             attribution_methods=attribution_methods(tree),
             command=command(tree, summary),
+            command_note=command_note(tree, summary),
             style=stylesheet(),
         )
     )

@@ -1,27 +1,42 @@
 """What a run was made with, as rows to be shown: models, versions, seeds, the command."""
 
 import json
+import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 import xarray as xr
 
+from twohop.pairs import PAIRS
+from twohop.published import PUBLISHED
+
 MODEL_FACTS = ("revision", "dtype", "device", "attention")
 HIDDEN = ("provenance",)
 
 
+def stored(node: xr.DataTree) -> dict[str, Any]:
+    """Provenance of a stage; empty if it carries none."""
+    found = node.attrs.get("provenance") or {}
+    return json.loads(found) if isinstance(found, str) else dict(found)
+
+
 def provenances(tree: xr.DataTree) -> dict[str, dict[str, Any]]:
-    """Provenance of every stage that carries one."""
+    """Provenance of every stage that carries one, with its settings beside the rest."""
     found = {}
     for stage, node in tree.children.items():
-        stored = node.attrs.get("provenance")
-        if stored:
-            one = json.loads(stored) if isinstance(stored, str) else dict(stored)
-            merged = {**one.pop("settings", {}), **one}
-            if merged.get("vlm") == merged.get("backbone"):
-                merged.pop("vlm", None)  # a stage of the backbone alone
-            found[stage] = merged
+        if one := stored(node):
+            settings = one.pop("settings", {})
+            found[stage] = {**settings, **one}
+            if settings and "vlm" not in settings:
+                found[stage].pop("vlm", None)  # a stage of the backbone alone
     return found
+
+
+def settings_of(tree: xr.DataTree) -> dict[str, Any]:
+    """The run's own settings, as in ``settings.json``."""
+    several = (stored(node).get("settings", {}) for node in tree.children.values())
+    return next((one for one in several if "vlm" in one), {})
 
 
 def flat(provenance: Mapping[str, Any]) -> dict[str, str]:
@@ -87,9 +102,33 @@ def _plain(value: Any) -> str:
 
 
 def command(tree: xr.DataTree, summary: Mapping[str, Any]) -> str:
-    """The command that makes the run again."""
-    last = next(reversed(provenances(tree).values()), {})
-    parts = ["twohop study", str(summary["pair"]), "--seed", str(last.get("seed", 0))]
-    if last.get("limit") is not None:
-        parts += ["--limit", str(last["limit"])]
+    """The command that makes the run again; FILE stands for a table of items of the user's."""
+    run, pair = settings_of(tree), str(summary["pair"])
+    registered = {one.vlm: key for key, one in PUBLISHED.items()}
+    if pair in PAIRS or not run:
+        parts = [pair]
+    elif (key := registered.get(run["vlm"])) and pair.startswith(key):
+        parts = [key, "--data", "FILE"]
+    else:
+        vlm, backbone = (shlex.quote(_place(run[role])) for role in ("vlm", "backbone"))
+        parts = ["--vlm", vlm, "--backbone", backbone, "--data", "FILE"]
+    parts = ["twohop", "study", *parts, "--seed", str(run.get("seed", 0))]
+    if run.get("limit") is not None:
+        parts += ["--limit", str(run["limit"])]
     return " ".join(parts)
+
+
+def _place(model: str) -> str:
+    """A model's place, without the digest that :func:`twohop.pairs.model_name` adds."""
+    return re.sub(r" [0-9a-f]{12}$", "", model)
+
+
+def command_note(tree: xr.DataTree, summary: Mapping[str, Any]) -> str:
+    """What the command leaves to the reader; empty if nothing."""
+    if not command(tree, summary).partition("--data FILE")[1]:
+        return ""
+    name = str(settings_of(tree)["benchmark"]).rsplit(" ", 1)[0]
+    return (
+        f"FILE is the table of items called {name}. Give the same --map, --format and "
+        "--alter-views, if there were any."
+    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -13,6 +13,7 @@ INK, MUTED, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PINK, GREY, DARK = "#56B4E9", "#CC79A7", "#B4B4B4", "#4d4d4d"
 SHADE = "#f3ead2"
+PAPER = {"fc": "white", "ec": "none", "pad": 1.5}  # behind words, over lines
 
 OUTCOME_COLOURS = {
     "right": GREEN,
@@ -30,7 +31,13 @@ VERDICT_COLOURS = {
     "late": RED,
     "unexplained": DARK,
 }
-PAIR_COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, DARK)
+CLASS_MARKS = {
+    "llava": (BLUE, "o"),
+    "native": (GREEN, "s"),
+    "cross-attention": (RED, "D"),
+    "other": (DARK, "h"),
+}
+"""Colour and marker of each class of architecture."""
 
 SETTINGS: dict[Any, Any] = {
     "font.size": 9.0,
@@ -49,6 +56,7 @@ SETTINGS: dict[Any, Any] = {
     "ytick.labelsize": 8.0,
     "legend.frameon": False,
     "legend.fontsize": 8.0,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "svg.hashsalt": "twohop",
     "svg.fonttype": "path",
 }
@@ -123,13 +131,13 @@ def nothing(axes: Axes, why: str) -> None:
     )
 
 
-def group_title(axes: Axes, title: str, y: float) -> None:
+def group_title(axes: Axes, title: str, y: float, *, ha: Literal["left", "right"] = "left") -> None:
     """Write the title of a group of rows at the left edge, at height ``y``."""
     axes.text(
         -0.02,
         y,
         title,
-        ha="left",
+        ha=ha,
         va="center",
         fontsize=8.5,
         color=MUTED,

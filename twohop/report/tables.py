@@ -57,11 +57,11 @@ def at(summary: Summary, key: str) -> Any:
     return value
 
 
-def number(summary: Summary, key: str, unit: Unit = "share") -> Cell:
+def number(summary: Summary, key: str, unit: Unit = "share", *, n: bool = False) -> Cell:
     """A number of the summary with its interval, or that this architecture cannot have it."""
     if key in summary["not_available"]:
         return Cell("not available", key)
-    return Cell(written(at(summary, key), unit), key)
+    return Cell(written(at(summary, key), unit, n=n), key)
 
 
 def count(summary: Summary, key: str) -> Cell:

@@ -79,6 +79,13 @@ ARM_GROUPS: tuple[tuple[str, dict[str, str]], ...] = (
     ),
 )
 
+ARCHITECTURES = {
+    "llava": "LLaVA-style",
+    "native": "native",
+    "cross-attention": "cross-attention",
+    "other": "other, or not recorded",
+}
+
 COMPONENTS = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual stream"}
 MAPS = {"text": "Backbone, text", "image": "VLM, image"}
 MAP_ROLES = {"entity": "entity", "between": "between", "last": "last token"}

@@ -1,0 +1,144 @@
+"""The tables of a comparison: one row per run, under the class of its architecture."""
+
+from collections.abc import Mapping, Sequence
+
+from twohop.report import wording
+from twohop.report.comparison import Classes, Run, by_class
+from twohop.report.numbers import Unit, measured, read, whole
+from twohop.report.tables import Cell, Summary, Table, count, number, row
+from twohop.transplant import WITHOUT_IMAGE_TOKENS
+
+
+def _table(
+    name: str,
+    title: str,
+    classes: Classes,
+    columns: Mapping[str, tuple[str, Unit]],
+    note: str,
+    *,
+    n: bool = False,
+) -> Table:
+    """One row per run under its class; a column is a number of the summary, or its count."""
+
+    def cell(run: Run, key: str, unit: Unit) -> Cell:
+        group, _, arm = key.partition("/")
+        if arm == "n":
+            found = count(run.summary, group)
+        else:
+            key = f"{group}/{run.arm(arm)}" if group == "recovered" else key
+            found = number(run.summary, key, unit, n=n)
+        return Cell(found.text, f"{run.index}/{found.key}")
+
+    rows: list[tuple[Cell, ...]] = []
+    for kind, runs in classes.items():
+        rows.append(row(wording.ARCHITECTURES[kind], *(Cell("") for _ in columns)))
+        for run in runs:
+            rows.append(row(run.name, *(cell(run, *column) for column in columns.values())))
+    return Table(name, title, ("run", *columns), tuple(rows), note)
+
+
+def gap_table(classes: Classes) -> Table:
+    """The gap of every run."""
+    columns: dict[str, tuple[str, Unit]] = {
+        "backbone, text": ("backbone_text", "share"),
+        "VLM, image": ("vlm_image", "share"),
+        "gap, points": ("gap_points", "points"),
+        "forced choice, points": ("gap_points_forced", "points"),
+        "gap, relative": ("gap_relative", "share"),
+        "n": ("gap_points/n", "share"),
+    }
+    note = (
+        "Brackets: 95 %, bootstrap over the entities of each run. The gap, and n, are of "
+        "recognised items."
+    )
+    return _table("gap", "Gap by class", classes, columns, note)
+
+
+def gates_table(classes: Classes) -> Table:
+    """Accuracy of every run at each gate."""
+    columns: dict[str, tuple[str, Unit]] = {
+        label: (gate, "share") for gate, label in wording.GATES.items()
+    }
+    columns["n"] = ("vlm_image/n", "share")
+    return _table("gates", "Accuracy at each gate, free answers", classes, columns, "All items.")
+
+
+def lateness_table(classes: Classes) -> Table:
+    """Lateness of every run, in layers and against the depth of the model."""
+    columns: dict[str, tuple[str, Unit]] = {
+        "lateness, transfer probe": ("lateness_layers", "layers"),
+        "lateness, plain probe": ("lateness_layers_plain", "layers"),
+        "entities": ("lateness_layers/n", "share"),
+    }
+    made = _table("lateness", "Lateness, in layers", classes, columns, "")
+    runs = {run.name: run.summary for several in classes.values() for run in several}
+    rows = []
+    for cells in made.rows:
+        one = runs.get(cells[0].text)
+        depth = Cell(f"{one['n_layers']}" if one else "")
+        part = Cell(part_of_depth(one) if one else "")
+        rows.append((*cells[:2], part, *cells[2:], depth))
+    reasons = {
+        f"{run.label}: {run.summary['not_available']['lateness_layers']}"
+        for several in classes.values()
+        for run in several
+        if "lateness_layers" in run.summary["not_available"]
+    }
+    note = "Positive is too late. Blocks are the backbone’s; compare models of different depth in "
+    note += "per cent of them. Not measured: the probe does not clearly beat shuffled labels."
+    note += f" Not available: {'; '.join(sorted(reasons))}." if reasons else ""
+    heads = (*made.columns[:2], "of the depth", *made.columns[2:], "blocks")
+    return Table(made.name, made.title, heads, tuple(rows), note)
+
+
+def part_of_depth(summary: Summary) -> str:
+    """Lateness in per cent of the number of blocks, with its sign; a dash where there is none."""
+    late = read(summary["lateness_layers"])
+    if not measured(summary["lateness_layers"]):
+        return "–"
+    return f"{whole(100 * late.value / summary['n_layers'])}\u00a0%"
+
+
+def diagnosis_table(classes: Classes) -> Table:
+    """Why the items of every run are lost."""
+    columns: dict[str, tuple[str, Unit]] = {
+        label: (f"diagnosis/{key}", "share") for key, (label, _) in wording.VERDICTS.items()
+    }
+    note = "Share of all items; each has the first verdict that holds, from left to right."
+    return _table("diagnosis", "Diagnosis", classes, columns, note)
+
+
+def recovery_tables(classes: Classes) -> list[Table]:
+    """Recovery of every run, one table for each group of arms."""
+    runs = [run for several in classes.values() for run in several]
+    in_place_of = {other: arm for arm, other in WITHOUT_IMAGE_TOKENS.items()}
+    arms: dict[str, None] = dict.fromkeys(
+        in_place_of.get(str(arm), str(arm)) for run in runs for arm in run.summary["recovered"]
+    )
+    note = "Share of the tried lost items that are answered right; n is how many were tried."
+    if any(run.arm(arm) != arm for run in runs for arm in arms):
+        note += " Where an image has no tokens, the question’s take the place of its tokens."
+    found = []
+    for title, group in wording.arm_groups(list(arms)):
+        columns: dict[str, tuple[str, Unit]] = {
+            label: (f"recovered/{arm}", "share") for arm, label in group.items()
+        }
+        found.append(_table(f"recovered-{len(found)}", title, classes, columns, note, n=True))
+    return found
+
+
+def short_table(classes: Classes) -> Table:
+    """What fits a console: gap and lateness."""
+    columns: dict[str, tuple[str, Unit]] = {
+        "gap, points": ("gap_points", "points"),
+        "forced choice": ("gap_points_forced", "points"),
+        "lateness, layers": ("lateness_layers", "layers"),
+    }
+    return _table("short", "Side by side", classes, columns, "")
+
+
+def comparison_tables(summaries: Sequence[Summary]) -> list[Table]:
+    """Every table of a comparison."""
+    classes = by_class(summaries)
+    made = (gap_table, gates_table, lateness_table, diagnosis_table)
+    return [*(make(classes) for make in made), *recovery_tables(classes)]
