@@ -154,7 +154,7 @@ def run_studies(options: argparse.Namespace) -> int:
     """``twohop study``."""
     from rich.console import Console
 
-    from twohop.report.compare import write_comparison
+    from twohop.report.compare import read_summary, write_comparison
     from twohop.report.console import print_comparison, print_summary
     from twohop.stages import Selection
     from twohop.study import Settings, run_in_turn
@@ -179,7 +179,7 @@ def run_studies(options: argparse.Namespace) -> int:
             folders.append(options.out / pair.key)
     if len(folders) > 1:
         page = write_comparison(folders, options.out / "compare")
-        print_comparison(summaries, console)
+        print_comparison([read_summary(folder) for folder in folders], console)
         console.print(f"Side by side: {page}", soft_wrap=True)
     for summary, folder in zip(summaries, folders, strict=True):
         console.print(f"\n{summary['verdict']}", soft_wrap=True)
@@ -247,18 +247,15 @@ def check_data(options: argparse.Namespace) -> int:
 
 def compare_runs(options: argparse.Namespace) -> int:
     """``twohop compare``."""
-    import json
-
     from rich.console import Console
 
-    from twohop.report.compare import write_comparison
+    from twohop.report.compare import read_summary, write_comparison
     from twohop.report.console import print_comparison
 
     folders = [run if run.is_dir() else options.runs / run for run in options.run]
     page = write_comparison(folders, options.out or options.runs / "compare")
     console = Console()
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
-    print_comparison(summaries, console)
+    print_comparison([read_summary(folder) for folder in folders], console)
     console.print(f"Side by side: {page}", soft_wrap=True)
     return 0
 
