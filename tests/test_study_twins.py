@@ -49,6 +49,7 @@ def test_the_study_runs_from_one_command(
     summary, tree = json.loads((run / "summary.json").read_text()), read_tree(run)
     assert set(tree.children) == set(STAGES)
     assert summary["n_items"] + summary["n_surface"] == N_ITEMS
+    assert summary["architecture"] == PUBLISHED[key].architecture
     for number in numbers_of(summary):
         assert set(number) == {"value", "low", "high", "n"}
         assert (number["value"] is None) or number["low"] <= number["value"] <= number["high"]
