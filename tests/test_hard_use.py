@@ -82,7 +82,7 @@ def room_for(models: Sequence[iv.Model], rows: int, fail: Callable[[int], None])
     ("stage", "rows", "fail"),
     [
         ("backbone_text", 1, on_a_gpu),
-        ("windows", 20, on_a_cpu),
+        ("windows", 2, on_a_cpu),
         ("recall", 2, on_a_cpu),
         ("map_image", 20, on_a_gpu),
         ("recovery", 8, on_a_gpu),
@@ -171,11 +171,47 @@ def test_a_vlm_that_recognises_nothing(tmp_path: Path, models: Models) -> None:
     assert found["diagnosis"]["not_recognised"]["value"] > 0.5
 
 
+def test_a_backbone_that_knows_nothing(tmp_path: Path, models: Models) -> None:
+    def of_the_next(items: Sequence[Item]) -> list[Item]:
+        return [replace(one, answers=(f"Town of {one.entity.name}",)) for one in items]
+
+    found = run(asking(of_the_next), tmp_path, models)
+    assert found["backbone_text"]["value"] == 0
+    assert found["diagnosis"]["knowledge_missing"]["value"] == 1
+    assert found["lateness_layers"]["value"] is None
+    assert found["enrichment_end"] == -1
+
+
+def test_a_vlm_that_loses_nothing(tmp_path: Path, models: Models) -> None:
+    def right(items: Sequence[Item]) -> Sequence[Item]:
+        return [*items[:2], *items[3:5]]
+
+    found = run(asking(right, of="micro-aligned"), tmp_path, models)
+    assert found["vlm_image"]["value"] == 1
+    assert found["diagnosis"]["right"]["value"] == 1
+    assert found["gap_points"]["value"] == 0
+    assert all(one["value"] is None for one in found["recovered"].values())
+    assert "no clear gap" in found["verdict"]
+
+
 def test_one_entity_is_too_few(tmp_path: Path) -> None:
     pair = asking(lambda items: [one for one in items if one.entity == items[0].entity])
     with pytest.raises(InterventionsError, match="at least 2 entities"):
         run_study(pair, out=tmp_path)
     assert not [*tmp_path.iterdir()]
+
+
+# What is broken
+
+
+def test_one_answer_to_everything(tmp_path: Path, models: Models) -> None:
+    def capital(items: Sequence[Item]) -> list[Item]:
+        answer = items[0].answers
+        return [replace(one, answers=answer) for one in items if one.relation == "capital"]
+
+    found = run(asking(capital), tmp_path, models)
+    assert found["by_relation"]["capital"]["best_constant"] == 1
+    assert not found["by_relation"]["capital"]["above_constant"]
 
 
 # What is broken

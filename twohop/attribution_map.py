@@ -17,6 +17,7 @@ from twohop.agreement import MEASURES, agreement, in_windows
 from twohop.asking import Study
 from twohop.localize import MAP_COMPONENTS, share_of
 from twohop.memory import Batches
+from twohop.running import Tick
 from twohop.swaps import MAP_ROLES, Swap, swaps
 
 METHODS: tuple[Method, ...] = ("ig", "relp", "patching")
@@ -68,7 +69,9 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
     for method in METHODS:
         try:
             for swap in swaps(study, model, pairs, shown=shown):
-                score[..., swap.rows], span[swap.rows] = scores(model, swap, method)
+                score[..., swap.rows], span[swap.rows] = scores(
+                    model, swap, method, tick=study.tick
+                )
         except InterventionsError as error:
             refused = str(error)
         else:
@@ -109,7 +112,9 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
     )
 
 
-def scores(model: Model, swap: Swap, method: Method) -> tuple[np.ndarray, np.ndarray]:
+def scores(
+    model: Model, swap: Swap, method: Method, *, tick: Tick
+) -> tuple[np.ndarray, np.ndarray]:
     """Scores of one relation's items, [component, layer, role, item], and the span, [item].
 
     Raises
@@ -145,6 +150,7 @@ def scores(model: Model, swap: Swap, method: Method) -> tuple[np.ndarray, np.nda
             )
             score[where] = there.transpose("component", "layer", "role", "item").values
             span[rows] = (found["source_metric"] - found["run_metric"]).values
+            tick(len(rows))
     return score, span
 
 

@@ -55,6 +55,7 @@ def run_cells(
     table = np.zeros((len(cells), len(prompt)))
     patched = [i for i, cell in enumerate(cells) if cell]
     bare = [i for i, cell in enumerate(cells) if not cell]
+    most = max(1, len(patched))  # cells at a time; fewer where memory runs out, and then fewer rows
     batches = Batches(prompt.lengths.argsort(stable=True), GROUP_ROWS)
     for rows in batches:
         some, left = prompt.select(rows).trimmed()
@@ -71,13 +72,16 @@ def run_cells(
                 clean = run(model, some, logits=at).logits
                 assert clean is not None
                 table[np.array(bare)[:, None], rows.numpy()] = measured(clean[None]).numpy()
-            if patched:
-                here = [
-                    [_of_rows(patch, rows, left, some.length) for patch in cells[i]]
-                    for i in patched
-                ]
-                found = replay(model, some, here, logits=at, reduce=measured)
-                table[np.array(patched)[:, None], rows.numpy()] = found.numpy()
+            parts = Batches(torch.tensor(patched, dtype=torch.long), most)
+            for part in parts:
+                with parts.attempt(part):
+                    here = [
+                        [_of_rows(patch, rows, left, some.length) for patch in cells[i]]
+                        for i in part.tolist()
+                    ]
+                    found = replay(model, some, here, logits=at, reduce=measured)
+                    table[part.numpy()[:, None], rows.numpy()] = found.numpy()
+            most = parts.size
     return table
 
 

@@ -46,6 +46,8 @@ def expected_rows(stage: str, study: Study, done: Mapping[str, xr.Dataset]) -> i
         return len(items) * (study.backbone.n_layers + 1) + with_rival * study.backbone.n_layers
     if stage in ("map_text", "map_image"):
         return map_rows(stage, study, done)
+    if stage in ("attribution_text", "attribution_image"):
+        return done[stage.replace("attribution", "map")].sizes["map_item"]
     return recovery_rows(study, done["recall"]) if stage == "recovery" else 0
 
 

@@ -112,6 +112,7 @@ def logprobs_in_cells(
     which = [
         found.setdefault(tuple(one.positions.index.flatten().tolist()), len(found)) for one in cells
     ]
+    tick((len(cells) - len(found)) * len(prompt))
     table = run_cells(
         model,
         prompt,

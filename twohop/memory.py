@@ -25,7 +25,7 @@ class MemoryTooSmall(InterventionsError):
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that there was no memory left, on a GPU or on a CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | MemoryTooSmall):
         return True
     # On a CPU, torch tells it from other errors by the message only.
     return isinstance(error, RuntimeError) and any(one in str(error) for one in ON_A_CPU)
