@@ -1,52 +1,160 @@
-"""The notebooks run, and say what their text says they do."""
+"""The notebooks run, and say what their text says they do; so do the outputs that they keep."""
 
+import base64
+import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+import tiny
+from elsewhere import Worker
+from hub import serve
+from loopback import doors
 from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+OF_ONE_MACHINE = re.compile(r"/(home|root|tmp|work|Users)/\w")
+LARGEST_PICTURE = 100_000  # bytes
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-def outputs(notebook: Any) -> str:
+def said(notebook: Any) -> str:
+    """What the cells print, and the plain text of what they show."""
     return "\n".join(
-        output.get("text", "")
+        output.get("text") or output.get("data", {}).get("text/plain", "")
         for cell in notebook.cells
         if cell.cell_type == "code"
         for output in cell.outputs
     )
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_first_patch() -> None:
-    notebook = nbformat.read(EXAMPLES / "first_patch.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(EXAMPLES))
-    said = outputs(notebook)
-    assert "backbone, from the name: ['Paris']" in said
-    assert "VLM, from the flag:      ['Paris']" not in said
-    assert "VLM, after the patch:    [' Paris" in said
-    assert "Japan   ['Tokyo']" in said
-    assert "noise   ['Paris']" not in said
+def kept_and_said(
+    name: str, folder: Path, *, settings: Mapping[str, str] | None = None
+) -> tuple[str, str]:
+    """The outputs in the file, and those of running it in a folder, with environment settings."""
+    notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
+    kept = said(notebook)
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3")
+    client.execute(cwd=str(folder), env={**os.environ, **(settings or {})})
+    return kept, said(notebook)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_patch_your_own() -> None:
-    notebook = nbformat.read(EXAMPLES / "patch_your_own.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(EXAMPLES))
-    said = outputs(notebook)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all of them run: a study that one has stored is there for the next."""
+    return tmp_path_factory.mktemp("examples")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_keeps(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for output in (one for cell in cells for one in cell.outputs):
+        assert output.output_type != "error"
+        assert output.get("name") != "stderr"
+        for kind, content in output.get("data", {}).items():
+            if kind.startswith("image/"):
+                assert len(base64.b64decode(content)) < LARGEST_PICTURE
+            else:
+                assert not OF_ONE_MACHINE.search(str(content))
+        assert not OF_ONE_MACHINE.search(output.get("text", ""))
+
+
+def test_the_index_names_every_notebook() -> None:
+    index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    assert {path.name for path in NOTEBOOKS} == {*re.findall(r"\]\((\w+\.ipynb)\)", index)}
+
+
+def test_first_patch(folder: Path) -> None:
+    for found in kept_and_said("first_patch", folder):
+        assert "backbone, from the name: ['Paris']" in found
+        assert "VLM, from the flag:      ['Paris']" not in found
+        assert "VLM, after the patch:    [' Paris" in found
+        assert "Japan   ['Tokyo']" in found
+        assert "noise   ['Paris']" not in found
+
+
+def test_patch_your_own(folder: Path) -> None:
     right = "['Marlow .', 'Port Mira .']"
-    assert f"backbone, from the names: {right}" in said
-    assert f"VLM, from the flags:      {right}" not in said
-    assert "equal to a plain hook: True" in said
-    assert "SiteError - resid_post of block 1 was touched too late" in said
-    assert f"transplant       {right}" in said
-    assert "another country  ['Port Mira .', 'Marlow .']" in said
-    assert f"random vector    {right}" not in said
-    assert "blocks 0-2: log-probability of the answer" in said
-    assert f"0.0 {right}" in said
-    assert "1.0 ['Port Mira ." in said
-    assert "0, 0, 0, 0, 0]  North Umbra:" in said
-    assert f"edit in the prefill: {right}" in said
-    assert "edit on step 1:      ['Tessin" in said
+    for found in kept_and_said("patch_your_own", folder):
+        assert f"backbone, from the names: {right}" in found
+        assert f"VLM, from the flags:      {right}" not in found
+        assert "equal to a plain hook: True" in found
+        assert "SiteError - resid_post of block 1 was touched too late" in found
+        assert f"transplant       {right}" in found
+        assert "another country  ['Port Mira .', 'Marlow .']" in found
+        assert f"random vector    {right}" not in found
+        assert "blocks 0-2: log-probability of the answer" in found
+        assert f"0.0 {right}" in found
+        assert "1.0 ['Port Mira ." in found
+        assert "0, 0, 0, 0, 0]  North Umbra:" in found
+        assert f"edit in the prefill: {right}" in found
+        assert "edit on step 1:      ['Tessin" in found
+
+
+# The cells of the three notebooks below hold asserts of their own.
+
+
+def test_study(folder: Path) -> None:
+    for found in kept_and_said("study", folder):
+        assert "hop 1 resolves 4 layers after the recall window closes" in found
+        assert "the largest share is late" in found
+        assert "last block of the window:     1" in found
+        assert "vlm_image        Tessin  False" in found
+
+
+def test_your_pair_and_data(folder: Path) -> None:
+    for found in kept_and_said("your_pair_and_data", folder):
+        assert "16 of 21 rows are usable, 16 items" in found
+        for reason in (
+            "image_missing",
+            "image_unreadable",
+            "answer_is_entity",
+            "other_answers",
+            "no_answer",
+        ):
+            assert reason in found
+        assert "micro-naming-" in found
+        assert re.search(r"loses \d+ points of factual recall", found)
+
+
+def test_reading_results(folder: Path) -> None:
+    for found in kept_and_said("reading_results", folder):
+        whole, by_item = (
+            [float(one) for one in re.findall(rf"by {how}: +\S+ \[(\S+), (\S+)\]", found)[0]]
+            for how in ("entity", "item")
+        )
+        assert whole[1] - whole[0] > by_item[1] - by_item[0]
+        assert re.search(r"lateness_layers +4 \[", found)
+        assert re.search(r"diagnosis\.late +\d\d", found)
+
+
+@pytest.fixture
+def ndif(folder: Path) -> Iterator[dict[str, str]]:
+    """A server on loopback with two small models, as the environment names it and them."""
+    names = ("llama", "llava")
+    repos = {f"tiny/{name}": tiny.save(name, folder / "hub" / name) for name in names}
+    worker = Worker(names)
+    try:
+        with serve(repos) as (hub, _), doors(worker) as host:
+            there = {"HF_ENDPOINT": hub, "HF_HOME": str(folder / "cache"), "NDIF_HOST": host}
+            yield {**there, "BACKBONE": "tiny/llama", "VLM": "tiny/llava"}
+    finally:
+        worker.stop()
+
+
+def test_ndif(folder: Path, ndif: dict[str, str]) -> None:
+    kept, found = kept_and_said("ndif", folder, settings=ndif)
+    assert "from the image:  ['France']" in kept
+    assert "after the patch: [' Paris" in kept
+    assert "tiny/llava" in found
+    for one in (kept, found):
+        assert "cells, 1 request\n" in one
+        assert "complete: done, sent 1 time(s)" in one
