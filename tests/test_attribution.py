@@ -470,12 +470,6 @@ def test_what_cannot_be_done_says_what_can() -> None:
     plain = case_of("llama")
     with pytest.raises(PromptError, match="2 clean rows and 1"):
         iv.attribute(plain.model, plain.prompt, plain.prompt.select([0]), answers=ANSWER)
-    plain.model.remote = True
-    try:
-        with pytest.raises(SiteError, match="sweep"):
-            iv.attribute(plain.model, plain.prompt, plain.prompt, answers=ANSWER, foils=FOIL)
-    finally:
-        plain.model.remote = False
 
 
 def test_half_precision_says_so_and_points_the_same_way() -> None:
