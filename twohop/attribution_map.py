@@ -149,7 +149,7 @@ def scores(
                 rows.tolist(),
             )
             score[where] = there.transpose("component", "layer", "role", "item").values
-            span[rows] = (found["source_metric"] - found["run_metric"]).values
+            span[rows.numpy()] = (found["source_metric"] - found["run_metric"]).values
             tick(len(rows))
     return score, span
 
