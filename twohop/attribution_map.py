@@ -17,7 +17,6 @@ from twohop.agreement import MEASURES, agreement, in_windows
 from twohop.asking import Study
 from twohop.localize import MAP_COMPONENTS, share_of
 from twohop.memory import Batches
-from twohop.running import Tick
 from twohop.swaps import MAP_ROLES, Swap, swaps
 
 METHODS: tuple[Method, ...] = ("ig", "relp", "patching")
@@ -66,12 +65,15 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
     used, refused = "", ""
     shape = (len(MAP_COMPONENTS), model.n_layers, len(MAP_ROLES), len(pairs))
     score, span = np.full(shape, np.nan), np.full(len(pairs), np.nan)
+    told = 0
     for method in METHODS:
+        seen = 0
         try:
             for swap in swaps(study, model, pairs, shown=shown):
-                score[..., swap.rows], span[swap.rows] = scores(
-                    model, swap, method, tick=study.tick
-                )
+                score[..., swap.rows], span[swap.rows] = scores(model, swap, method)
+                seen += len(swap.rows)
+                study.tick(max(0, seen - told))  # a method before it may have come as far
+                told = max(seen, told)
         except InterventionsError as error:
             refused = str(error)
         else:
@@ -112,9 +114,7 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
     )
 
 
-def scores(
-    model: Model, swap: Swap, method: Method, *, tick: Tick
-) -> tuple[np.ndarray, np.ndarray]:
+def scores(model: Model, swap: Swap, method: Method) -> tuple[np.ndarray, np.ndarray]:
     """Scores of one relation's items, [component, layer, role, item], and the span, [item].
 
     Raises
@@ -150,7 +150,6 @@ def scores(
             )
             score[where] = there.transpose("component", "layer", "role", "item").values
             span[rows.numpy()] = (found["source_metric"] - found["run_metric"]).values
-            tick(len(rows))
     return score, span
 
 
