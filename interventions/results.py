@@ -32,19 +32,14 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        publish(name, path)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # readable as any file the user makes
+        os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
-
-
-def publish(name: str, path: Path) -> None:
-    """Put a finished temporary file in its place, readable as any file the user makes."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(name, 0o666 & ~mask)
-    os.replace(name, path)
 
 
 def provenance(**models: Model) -> dict[str, Any]:

@@ -141,7 +141,6 @@ def run_tasks(
                 worker.bar = bars.add_task(label(run, stage), total=None)
                 worker.task, worker.started = task, time.monotonic()
                 worker.stages.add(stage)
-                run.stored()  # takes over what another pair's run has made
                 needed = run.needed(stage)
                 worker.pipe.send((run.pair.key, run.own.folder.parent, run.settings, stage, needed))
             for pipe in wait([worker.pipe for worker in workers if worker.task is not None]):

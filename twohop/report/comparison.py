@@ -102,6 +102,11 @@ def by_class(summaries: Sequence[Summary]) -> Classes:
     return found
 
 
+def runs_of(classes: Classes) -> list[Run]:
+    """All runs, in the order in which they are shown."""
+    return [run for several in classes.values() for run in several]
+
+
 def lead_sentence(summaries: Sequence[Summary]) -> str:
     """How many runs lose recall from the image, by class, and how many of them are late."""
     classes = by_class(summaries)
@@ -109,7 +114,7 @@ def lead_sentence(summaries: Sequence[Summary]) -> str:
         f"{wording.ARCHITECTURES[kind]} {sum(map(_loses, runs))} of {len(runs)}"
         for kind, runs in classes.items()
     )
-    runs = [run for several in classes.values() for run in several]
+    runs = runs_of(classes)
     known = [run for run in runs if measured(run.summary["lateness_layers"])]
     late = [run for run in known if read(run.summary["lateness_layers"]).low > 0]
     return (

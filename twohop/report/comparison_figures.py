@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from twohop.report import wording
-from twohop.report.comparison import Classes, Run
+from twohop.report.comparison import Classes, Run, runs_of
 from twohop.report.figures import arm_colour, interval
 from twohop.report.numbers import NOT_MEASURED, Unit, measured, read, short
 from twohop.report.style import (
@@ -71,7 +71,7 @@ def heights(classes: Classes) -> tuple[dict[str, float], dict[int, float], float
 def run_axis(axes: Axes, classes: Classes, *, names: bool = True, until: float = 1) -> None:
     """Make the y axis one of runs under the titles of their classes; lines go ``until`` there."""
     titles, rows, end = heights(classes)
-    runs = [run for several in classes.values() for run in several]
+    runs = runs_of(classes)
     axes.set_yticks(
         [rows[run.number] for run in runs],
         [wrapped(run) if names else "" for run in runs],
@@ -168,16 +168,15 @@ def recovery_comparison(classes: Classes) -> Figure:
 
 def _bars(axes: Axes, classes: Classes, at_image: str) -> None:
     _, rows, _ = heights(classes)
-    for runs in classes.values():
-        for run in runs:
-            arm, y = run.arm(at_image), rows[run.number]
-            one = run.summary["recovered"].get(arm)
-            if not measured(one):
-                lost = any(map(measured, run.summary["recovered"].values()))
-                text = why_not(run.summary, f"recovered/{arm}") if lost else "no lost item"
-                axes.text(0.03, y, text, va="center", fontsize=7, color=MUTED, bbox=PAPER)
-                continue
-            found = read(one)
-            axes.barh(y, found.value, height=0.62, color=arm_colour(arm), alpha=0.85, zorder=2)
-            interval(axes, one, y, colour=INK, wide=1.1)
-            axes.text(1.06, y, f"{short(one)}  n {found.n}", va="center", fontsize=7)
+    for run in runs_of(classes):
+        arm, y = run.arm(at_image), rows[run.number]
+        one = run.summary["recovered"].get(arm)
+        if not measured(one):
+            lost = any(map(measured, run.summary["recovered"].values()))
+            text = why_not(run.summary, f"recovered/{arm}") if lost else "no lost item"
+            axes.text(0.03, y, text, va="center", fontsize=7, color=MUTED, bbox=PAPER)
+            continue
+        found = read(one)
+        axes.barh(y, found.value, height=0.62, color=arm_colour(arm), alpha=0.85, zorder=2)
+        interval(axes, one, y, colour=INK, wide=1.1)
+        axes.text(1.06, y, f"{short(one)}  n {found.n}", va="center", fontsize=7)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from twohop.report import wording
-from twohop.report.comparison import Classes, Run, by_class
+from twohop.report.comparison import Classes, Run, by_class, runs_of
 from twohop.report.numbers import Unit, measured, read, whole
 from twohop.report.tables import Cell, Summary, Table, count, number, row
 from twohop.transplant import WITHOUT_IMAGE_TOKENS
@@ -71,7 +71,7 @@ def lateness_table(classes: Classes) -> Table:
         "entities": ("lateness_layers/n", "share"),
     }
     made = _table("lateness", "Lateness, in layers", classes, columns, "")
-    runs = {run.name: run.summary for several in classes.values() for run in several}
+    runs = {run.name: run.summary for run in runs_of(classes)}
     rows = []
     for cells in made.rows:
         one = runs.get(cells[0].text)
@@ -80,8 +80,7 @@ def lateness_table(classes: Classes) -> Table:
         rows.append((*cells[:2], part, *cells[2:], depth))
     reasons = {
         f"{run.label}: {run.summary['not_available']['lateness_layers']}"
-        for several in classes.values()
-        for run in several
+        for run in runs_of(classes)
         if "lateness_layers" in run.summary["not_available"]
     }
     note = "Positive is too late. Blocks are the backbone’s; compare models of different depth in "
@@ -110,7 +109,7 @@ def diagnosis_table(classes: Classes) -> Table:
 
 def recovery_tables(classes: Classes) -> list[Table]:
     """Recovery of every run, one table for each group of arms."""
-    runs = [run for several in classes.values() for run in several]
+    runs = runs_of(classes)
     in_place_of = {other: arm for arm, other in WITHOUT_IMAGE_TOKENS.items()}
     arms: dict[str, None] = dict.fromkeys(
         in_place_of.get(str(arm), str(arm)) for run in runs for arm in run.summary["recovered"]
