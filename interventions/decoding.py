@@ -11,6 +11,7 @@ from interventions.errors import PromptError
 from interventions.model import Model
 from interventions.patching import Run
 from interventions.prefixes import take_rows
+from interventions.shared_prefix import attending_apart
 
 CROSS = "cross_attention_mask"
 
@@ -37,7 +38,8 @@ def step(model: Model, prefill: Run, rows: torch.Tensor, cache: Any, ids: torch.
         # A slice with gaps is slow to project.
         "logits_to_keep": 1 if ids.shape[1] == 1 else 0,
     }
-    output = call(model, inputs)
+    with attending_apart(model, cache):
+        output = call(model, inputs)
     return output.logits[:, -1].float(), output.past_key_values
 
 

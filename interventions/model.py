@@ -215,7 +215,7 @@ class Model:
         """
         return make_prompt(self, text, images=images, spans=spans, share_prefix=share_prefix)
 
-    def _arguments(self, prompt: Prompt) -> dict[str, Any]:
+    def _arguments(self, prompt: Prompt, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         config = self.module.config
         padded = not bool(prompt.inputs["attention_mask"].all())
         if padded and self.dtype == torch.float64 and config._attn_implementation == "eager":
@@ -230,18 +230,24 @@ class Model:
             arguments[key] = value.to(self.dtype) if value.is_floating_point() else value
         if arguments["position_ids"].ndim == 3:
             arguments["position_ids"] = arguments["position_ids"].transpose(0, 1)
-        if len(prompt.prefix_ids):
+        if given is None:
+            given = {}
+        if len(prompt.prefix_ids) and "past_key_values" not in given:
             if self.remote:
                 raise RemoteError(
                     "a prompt made with share_prefix cannot be traced by hand on a server: the "
                     "keys and values of its prefix are there. Leave share_prefix out, or use "
                     "iv.run, or model.job."
                 )
-            arguments["past_key_values"] = self._prefixes.expanded(
-                self, prompt.prefix_ids.to(self.device), len(prompt)
-            )
+            arguments["past_key_values"] = self.prefix_cache(prompt)
         self.running_rows, self.running_images = len(prompt), prompt.has_images
-        return arguments
+        return {**arguments, **given}
+
+    def prefix_cache(self, prompt: Prompt) -> Any:
+        """Keys and values of the prefix that a prompt's rows share, to go on from; else None."""
+        if not len(prompt.prefix_ids):
+            return None
+        return self._prefixes.expanded(self, prompt.prefix_ids.to(self.device), len(prompt))
 
     def trace(self, prompt: Prompt, **kwargs: Any) -> Any:
         """Open an nnsight trace of one forward pass over a prompt.
@@ -258,7 +264,7 @@ class Model:
         nnsight tracer
             Use as ``with model.trace(prompt):``.
         """
-        arguments = {**self._arguments(prompt), **kwargs.pop("inputs", {})}
+        arguments = self._arguments(prompt, kwargs.pop("inputs", {}))
         return self.nn.trace(arguments, **self._place(kwargs))
 
     def generate(self, prompt: Prompt, *, max_new_tokens: int = 20, **kwargs: Any) -> Any:

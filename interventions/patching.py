@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from interventions.calling import weightless
 from interventions.errors import PatchError, RemoteError, SiteError
 from interventions.knockout import Knockout, check_knockouts, knockout
 from interventions.model import Model
 from interventions.placing import Mode, gather
 from interventions.positions import Positions
 from interventions.prompts import Prompt
+from interventions.shared_prefix import SHORT, attending_apart
 from interventions.streams import (
     COMPONENTS,
     Component,
@@ -292,10 +294,15 @@ def run(
     keep = 1
     if isinstance(logits, Positions):
         keep = prompt.length - int(logits.index[logits.mask].min())
-    with torch.no_grad():  # noqa: SIM117 - nnsight runs the inner block itself
-        with model.trace(
-            prompt, inputs=inputs or {}, logits_to_keep=keep, use_cache=keep_cache
-        ) as tracer:
+    given = dict(inputs or {})
+    shared = given.get("past_key_values")
+    if shared is None and (before := model.prefix_cache(prompt)) is not None:
+        given["past_key_values"] = before
+        shared = before if prompt.length <= SHORT and not knockouts else None
+    # A server's sandbox answers a stop twice, and takes the second answer for the next trace's.
+    sandboxed = weightless(model)
+    with torch.no_grad(), attending_apart(model, shared):  # noqa: SIM117 - nnsight runs the inner
+        with model.trace(prompt, inputs=given, logits_to_keep=keep, use_cache=keep_cache) as tracer:
             if start is not None:
                 if start[0] == 0:
                     model.resid_pre.write(0, None, start[1])
@@ -325,7 +332,7 @@ def run(
                 last = output.logits.to(wide).save()
                 if keep_cache:
                     kept = output.past_key_values.save()
-            else:
+            elif not sandboxed:
                 tracer.stop()
     values = [
         parts[0] if isinstance(site.layers, int) else stacked(parts)

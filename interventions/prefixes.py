@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.cache_utils import DynamicLayer
 
-from interventions.calling import call
+from interventions.calling import call, weightless
+from interventions.shared_prefix import can_be_kept_apart, shared_cache
 
 if TYPE_CHECKING:
     from interventions.model import Model
@@ -60,4 +62,9 @@ class PrefixCache:
         self._kept.move_to_end(key)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
-        return _map_tensors(self._kept[key], lambda one: one.expand(n_rows, *one.shape[1:]))
+        cache = self._kept[key]
+        plain = all(type(one) is DynamicLayer for one in cache.layers)
+        if plain and can_be_kept_apart(model) and not weightless(model):
+            layers = [(one.keys, one.values) for one in cache.layers]
+            return shared_cache(model, layers, n_rows=n_rows, growing=True)
+        return _map_tensors(cache, lambda one: one.expand(n_rows, *one.shape[1:]))

@@ -14,9 +14,9 @@ from interventions.errors import PatchError
 from interventions.model import Model
 from interventions.patching import Patch
 from interventions.prompts import Prompt
+from interventions.shared_prefix import can_be_kept_apart
 from interventions.streams import layer_list
 from interventions.sweeping.budget import Budget, kept_bytes, pass_tokens, row_bytes
-from interventions.sweeping.shared_prefix import can_be_kept_apart
 
 Path = Literal["suffix", "rows", "plain"]
 BEHIND = ("mlp_out", "resid_post")  # a patch there changes nothing but the next block's input

@@ -22,6 +22,7 @@ from interventions.placing import written
 from interventions.positions import Positions
 from interventions.prompts import Prompt
 from interventions.rows import SEQUENCE_KEYS
+from interventions.shared_prefix import is_shared, shared_cache
 from interventions.streams import index_list
 from interventions.sweeping.budget import Budget, clean_bytes
 from interventions.sweeping.grouping import (
@@ -33,12 +34,6 @@ from interventions.sweeping.grouping import (
     first_block,
     groups,
     path_of,
-)
-from interventions.sweeping.shared_prefix import (
-    attend_apart,
-    attend_as,
-    can_be_kept_apart,
-    shared_cache,
 )
 
 
@@ -111,7 +106,10 @@ def run_clean(
     found = run(model, prompt, reads=reads, logits=at, keep_cache=suffix, inputs=inputs)
     resid = dict(zip(blocks, found.reads, strict=False))
     mlp_out = dict(zip(folded, found.reads[-1], strict=True)) if folded else {}
-    layers = [(one.keys, one.values) for one in found.cache.layers] if suffix else []
+    layers = []
+    if suffix:
+        whole = is_shared(found.cache)
+        layers = [one.whole() if whole else (one.keys, one.values) for one in found.cache.layers]
     return Clean(prompt, at, _logits(found), resid, mlp_out, layers, first)
 
 
@@ -181,25 +179,22 @@ def _continued(
         inside.append(replace(one, patches=tuple(behind)))
     patches = _merged(model, inside, n, at, length)
     before_it = at + len(clean.prompt.prefix_ids)
-    apart = suffix and can_be_kept_apart(model)
     inputs: dict[str, Any] = {}
     if suffix:
-        inputs["past_key_values"] = shared_cache(clean.layers, length=before_it, apart=apart)
-    before = attend_apart(model) if apart else None
-    try:
-        return _logits(
-            run(
-                model,
-                _suffix(clean.prompt, rows, at, prefix=not suffix),
-                patches=patches,
-                logits=clean.at.rows(rows).shifted(at, length),
-                start=(group.block, resid),
-                inputs=inputs,
-            )
+        before = [
+            (keys[:, :, :before_it], values[:, :, :before_it]) for keys, values in clean.layers
+        ]
+        inputs["past_key_values"] = shared_cache(model, before, n_rows=len(rows), growing=False)
+    return _logits(
+        run(
+            model,
+            _suffix(clean.prompt, rows, at, prefix=not suffix),
+            patches=patches,
+            logits=clean.at.rows(rows).shifted(at, length),
+            start=(group.block, resid),
+            inputs=inputs,
         )
-    finally:
-        if before is not None:
-            attend_as(model, before)
+    )
 
 
 def _folded(resid: torch.Tensor, patches: Sequence[Patch], clean: Clean, at: int) -> torch.Tensor:
