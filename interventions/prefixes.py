@@ -63,8 +63,8 @@ class PrefixCache:
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         cache = self._kept[key]
-        plain = all(type(one) is DynamicLayer for one in cache.layers)
+        layers = [(one.keys, one.values) for one in cache.layers if type(one) is DynamicLayer]
+        plain = len(layers) == len(cache.layers) and all(keys is not None for keys, _ in layers)
         if plain and can_be_kept_apart(model) and not weightless(model):
-            layers = [(one.keys, one.values) for one in cache.layers]
             return shared_cache(model, layers, n_rows=n_rows, growing=True)
         return _map_tensors(cache, lambda one: one.expand(n_rows, *one.shape[1:]))
