@@ -63,8 +63,12 @@ class PrefixCache:
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         cache = self._kept[key]
-        layers = [(one.keys, one.values) for one in cache.layers if type(one) is DynamicLayer]
-        plain = len(layers) == len(cache.layers) and all(keys is not None for keys, _ in layers)
+        layers = [
+            (one.keys, one.values)
+            for one in cache.layers
+            if type(one) is DynamicLayer and one.keys is not None and one.values is not None
+        ]
+        plain = len(layers) == len(cache.layers)
         if plain and can_be_kept_apart(model) and not weightless(model):
             return shared_cache(model, layers, n_rows=n_rows, growing=True)
         return _map_tensors(cache, lambda one: one.expand(n_rows, *one.shape[1:]))

@@ -11,7 +11,7 @@ from twohop.localize import MAP_COMPONENTS, window_edges
 from twohop.places import has_image_tokens
 from twohop.recall import same_decoder
 from twohop.recovery import MAX_KEPT, MAX_LOST, MAX_RANDOM, PATCH_ARMS
-from twohop.resolution import FIT_VIEWS
+from twohop.resolution import FIT_VIEWS, probed_relation
 from twohop.stages import in_circuit
 from twohop.swaps import MAP_ROLES, swapped_items
 from twohop.transplant import RANDOM_SEEDS
@@ -64,11 +64,10 @@ def blanks(study: Study) -> int:
 def resolution_rows(study: Study) -> int:
     """Rows of the probes' states: every picture, every name in every question, one relation's."""
     benchmark = study.benchmark
-    groups = dict(by_relation(benchmark.items))
-    probed = min(groups, key=lambda one: len(benchmark.answer_set(one)) / len(groups[one]))
+    probed = dict(by_relation(benchmark.items))[probed_relation(benchmark)]
     pictures = (1 + len(FIT_VIEWS)) * len(benchmark.entities)
     names = len(benchmark.items) + len(benchmark.entities)
-    return pictures + names + 2 * len(groups[probed])
+    return pictures + names + len(probed)
 
 
 def map_rows(stage: str, study: Study, done: Mapping[str, xr.Dataset]) -> int:

@@ -61,9 +61,9 @@ from twohop.transplant import (
 )
 from twohop.window import known_items
 
-MAX_LOST = 36
+MAX_LOST = 24
 MAX_KEPT = 18
-MAX_RANDOM = 18
+MAX_RANDOM = 12
 ARMS = (
     *PATCH_ARMS[:3],
     *WITHOUT_IMAGE_TOKENS.values(),

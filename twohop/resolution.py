@@ -31,11 +31,11 @@ from twohop.running import Task, Tick, on_each
 from twohop.statistics import cluster_sums
 
 ROLES = (*IMAGE_ROLES, "last")
-FIT_VIEWS = (1, 2, 3)
+FIT_VIEWS = (1, 2)
 TEST_VIEW = 0
 BATCH_TOKENS = 3072
 RAGGED_ROWS = 32  # of like length, so that little padding is run
-LENS_ROWS = 32
+LENS_ROWS = 24
 SHARE_OF_MAXIMUM = 0.9
 
 
@@ -91,10 +91,23 @@ def averaged(value: torch.Tensor, positions: Positions) -> torch.Tensor:
     return torch.where(mask > 0, value, 0).sum(2) / mask.sum(1)
 
 
+def probed_relation(benchmark: Benchmark) -> str:
+    """The relation whose answers are probed for: the one with the fewest different ones.
+
+    Only answers that recur can be probed for, on entities that the probe was not fitted on.
+    """
+    groups = dict(by_relation(benchmark.items))
+    return min(groups, key=lambda one: len(benchmark.answer_set(one)) / len(groups[one]))
+
+
 def own_relations(benchmark: Benchmark) -> dict[str, list[int]]:
-    """The relation by which each entity is asked about, its first: relation to entities' rows."""
+    """The relation by which each entity is asked about: relation to entities' rows.
+
+    The probed one where an entity has it, so that its states serve both probes; else its first.
+    """
+    probed = probed_relation(benchmark)
     first: dict[str, str] = {}
-    for relation, rows in by_relation(benchmark.items):
+    for relation, rows in sorted(by_relation(benchmark.items), key=lambda one: one[0] != probed):
         for i in rows:
             first.setdefault(benchmark.items[i].entity.code, relation)
     groups: dict[str, list[int]] = {}
@@ -222,7 +235,7 @@ def resolution(study: Study) -> xr.Dataset:
     )
 
     lens_entity, lens_answer = lens_curves(study, [test[role] for role in roles])
-    curves, chance, probed = answer_curves(study)
+    curves, chance, probed = answer_curves(study, test["last"])
     return xr.Dataset(
         {
             "probe": (("kind", "role", "layer", "entity"), table),
@@ -274,11 +287,14 @@ def lens_curves(study: Study, hidden: Sequence[torch.Tensor]) -> tuple[np.ndarra
     return curves[..., 0].cpu().numpy(), curves[..., 1].cpu().numpy()
 
 
-def answer_curves(study: Study) -> tuple[np.ndarray, float, str]:
+def answer_curves(study: Study, seen: torch.Tensor) -> tuple[np.ndarray, float, str]:
     """Probe the last token for the answer, on entities that the probe was not fitted on.
 
-    Only a relation whose answers recur can be probed so; the one with the fewest different
-    answers is taken.
+    Parameters
+    ----------
+    study : Study
+    seen : Tensor [layer, entity, d_model]
+        The VLM's states there, each entity asked about by :func:`own_relations`.
 
     Returns
     -------
@@ -289,19 +305,18 @@ def answer_curves(study: Study) -> tuple[np.ndarray, float, str]:
     relation : str
     """
     benchmark = study.benchmark
-    groups = dict(by_relation(benchmark.items))
-    relation = min(groups, key=lambda one: len(benchmark.answer_set(one)) / len(groups[one]))
-    items = [benchmark.items[i] for i in groups[relation]]
+    relation = probed_relation(benchmark)
+    items = [benchmark.items[i] for i in dict(by_relation(benchmark.items))[relation]]
     kinds = benchmark.answer_set(relation)
     labels = torch.tensor([kinds.index(item.answers[0]) for item in items])
     entities = [item.entity for item in items]
     template = benchmark.templates[relation]
-    shown = image_prompt(study, template, entities)
+    row_of = {entity.code: row for row, entity in enumerate(benchmark.entities)}
     named = text_prompt(study.backbone, template, entities)
     folds = torch.tensor(np.random.default_rng(study.seed).permutation(len(items)) % 2)
-    [seen] = on_each(study.vlm, states_at, [(shown, {"last": shown.at("last")})], tick=study.tick)
     curves = []
-    for last in (seen["last"], *text_states(study, [(named, named.at("last"))])):
+    mine = seen[:, [row_of[entity.code] for entity in entities]]
+    for last in (mine, *text_states(study, [(named, named.at("last"))])):
         right = torch.zeros(last.shape[:2])
         for fold in (0, 1):
             probe = fit_probe(

@@ -21,7 +21,7 @@ from twohop.running import Task, Tick, on_each
 
 KEEPS = 0.9
 FOLLOWS_NO_MORE = 0.1
-MAX_ITEMS = 36
+MAX_ITEMS = 24
 
 
 def known_items(
