@@ -230,8 +230,7 @@ class Model:
             arguments[key] = value.to(self.dtype) if value.is_floating_point() else value
         if arguments["position_ids"].ndim == 3:
             arguments["position_ids"] = arguments["position_ids"].transpose(0, 1)
-        if given is None:
-            given = {}
+        given = given or {}
         if len(prompt.prefix_ids) and "past_key_values" not in given:
             if self.remote:
                 raise RemoteError(

@@ -120,7 +120,8 @@ class Run:
         One per site, in the order asked: [layer, row, position, d_model], without the layer axis
         for an int layer and without the position axis for one position per row.
     cache : transformers Cache or None
-        Keys and values of the rows, the shared prefix included.
+        Keys and values of the rows. Those of a shared prefix may be kept once, in front of what
+        each row added: :class:`interventions.shared_prefix.SharedLayer`.
     prompt : Prompt
         What was run.
     """

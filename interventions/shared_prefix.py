@@ -98,7 +98,8 @@ def shared_cache(
 
 def is_shared(cache: Any) -> bool:
     """Whether a cache keeps a prefix once."""
-    return cache is not None and all(isinstance(one, SharedLayer) for one in cache.layers)
+    layers = [] if cache is None else cache.layers
+    return bool(layers) and all(isinstance(one, SharedLayer) for one in layers)
 
 
 def joined(prefix: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from floors import NAMES, noise, relative
+from floors import FLOOR32, NAMES, noise, relative
 from PIL import Image
 from raw_hooks import part, set_at
 
@@ -12,6 +12,7 @@ from interventions.answers import following
 from interventions.choosing import choose, tokens_of
 from interventions.decoding import greedy
 from interventions.errors import PromptError
+from interventions.shared_prefix import is_shared
 from twohop.micro.world import answers
 
 
@@ -45,6 +46,63 @@ def test_generate_from_a_shared_prefix(llm: iv.Model, named: iv.Prompt) -> None:
     with llm.generate(shared, max_new_tokens=5) as tracer:
         ids = tracer.result.save()
     assert llm.completions(ids, shared) == hf_text(llm, named, 5)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("which", ["llm", "vlm"])
+def test_answers_from_a_shared_prefix(
+    which: str,
+    apart: bool,
+    candidates: list[str],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows of several lengths that go on from one copy of their beginning, or from one each."""
+    if not apart:
+        monkeypatch.setattr("interventions.patching.SHORT", 0)
+    model: iv.Model = request.getfixturevalue(which)
+    ahead = "Question : What is the capital of"
+    texts = [f"{ahead} Avaria ?", f"{ahead} Belmora and of Avaria ? Question : Which ?"]
+    pictures = None
+    if which == "vlm":
+        texts = [f"{text} {model.image_token}" for text in texts]
+        pictures = [Image.new("RGB", (64, 64), shade) for shade in ("red", "blue")]
+    whole, shared = (
+        model.prompt(texts, images=pictures, share_prefix=share) for share in (False, True)
+    )
+    n = len(shared.prefix_ids)
+    assert n > 3
+    assert shared.lengths.unique().numel() == 2
+    one, two = (iv.run(model, prompt, keep_cache=True) for prompt in (whole, shared))
+    assert one.logits is not None
+    assert two.logits is not None
+    assert relative(two.logits, one.logits) < FLOOR32
+    assert is_shared(two.cache)
+    for layer, plain in zip(two.cache.layers, one.cache.layers, strict=True):
+        assert len(layer.before[0]) == 1, "the prefix is kept once"
+        assert layer.keys.shape[-2] == shared.length
+        own = shared.inputs["attention_mask"][:, n:].bool()
+        for mine, theirs in zip(layer.whole(), (plain.keys, plain.values), strict=True):
+            for row, used in enumerate(own):
+                k = int(used.sum())
+                assert relative(mine[row, :, -k:], theirs[row, :, -k:]) < FLOOR32
+                assert relative(mine[row, :, :n], theirs[row, :, -k - n : -k]) < FLOOR32
+    ours, theirs = (
+        iv.complete(model, prompt, candidates=candidates, max_new_tokens=5, stop=None)
+        for prompt in (shared, whole)
+    )
+    assert ours.texts == theirs.texts
+    assert ours.choices == theirs.choices
+    assert relative(torch.tensor(ours.logprobs), torch.tensor(theirs.logprobs)) < FLOOR32
+    assert model.module.config.get_text_config()._attn_implementation == "sdpa"
+
+
+def test_attention_is_as_it_was_after_a_run_that_failed(llm: iv.Model) -> None:
+    shared = llm.prompt(["Which country ?", "Which capital ?"], share_prefix=True)
+    broken = iv.Patch("resid_post", 1, shared.at("last"), torch.zeros(3, llm.d_model))
+    with pytest.raises(Exception, match="does not fit"):
+        iv.run(llm, shared, patches=[broken])
+    assert llm.module.config._attn_implementation == "sdpa"
 
 
 def test_edits_while_generating_act_in_prefill_only(vlm: iv.Model, shown: iv.Prompt) -> None:
