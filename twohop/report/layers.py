@@ -217,14 +217,21 @@ def windows_figure(tree: xr.DataTree) -> Figure:
         axes.hlines(KEEPS * kept[-1], 0, last, color=BLUE, lw=0.8, ls=":")
         axes.hlines(FOLLOWS_NO_MORE * followed.max(), 0, last, color=RED, lw=0.8, ls=":")
         end, out = int(data.attrs["enrichment_end"]), int(data.attrs["readout_end"])
-        for where, name, colour in ((end, "enrichment ends", BLUE), (out, "read-out ends", RED)):
+        ends = ((end, "enrichment ends", BLUE), (out, "read-out ends", RED))
+        # The first is named on its left, away from the other, where there is room.
+        first = min(ends) if min(ends)[0] > last / 3 else None
+        for one in ends:
+            where, name, colour = one
             said = (
                 f"{name}\nafter block {where}"
                 if where >= 0
                 else f"{name.split()[0]}:\nno block needed"
             )
             axes.axvline(max(where, 0) + 0.5, color=colour, lw=1, ls=(0, (4, 3)), ymax=0.84)
-            axes.text(max(where, 0) + 0.6, 1.16, said, color=colour, fontsize=8, va="center")
+            left = one == first
+            x = where + 0.4 if left else max(where, 0) + 0.6
+            side = "right" if left else "left"
+            axes.text(x, 1.16, said, color=colour, fontsize=8, ha=side, va="center")
         end_labels(
             axes,
             last,
