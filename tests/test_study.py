@@ -84,8 +84,8 @@ def test_naming_loses_facts_and_the_backbones_entity_gives_them_back(runs: Path)
     assert arms["transplant_all_image"]["low"] > arms["mean_entity"]["high"]
     assert arms["transplant_all_image"]["low"] > arms["norm_matched"]["high"]
     assert arms["transplant_all_image"]["low"] > arms["back_patching"]["high"]
-    assert arms["wrong_entity"]["high"] < 0.2
-    assert found["followed"]["wrong_entity"]["low"] > 0.8
+    assert arms["wrong_entity"]["high"] < 0.25
+    assert found["followed"]["wrong_entity"]["low"] > 0.75
     assert arms["cot_gold"]["low"] > 0.8 > arms["cot_wrong"]["high"]
 
 

@@ -19,7 +19,7 @@ from twohop.places import padded
 from twohop.running import Tick, on_each
 from twohop.swaps import MAP_ROLES, Swap, swapped_items, swaps
 
-MAX_WINDOWS = 8
+MAX_WINDOWS = 10
 MAP_COMPONENTS: tuple[Component, ...] = ("attn_out", "mlp_out", "resid_post")
 LEAST_SPAN = 0.1  # logits; below it a ratio says nothing
 
