@@ -86,7 +86,7 @@ def test_naming_loses_facts_and_the_backbones_entity_gives_them_back(runs: Path)
     assert arms["transplant_all_image"]["low"] > arms["back_patching"]["high"]
     assert arms["wrong_entity"]["high"] < 0.25
     assert found["followed"]["wrong_entity"]["low"] > 0.75
-    assert arms["cot_gold"]["low"] > 0.8 > arms["cot_wrong"]["high"]
+    assert arms["cot_gold"]["low"] > 0.75 > arms["cot_wrong"]["high"]
 
 
 def test_aligned_has_no_gap_and_is_not_late(runs: Path) -> None:
