@@ -52,13 +52,14 @@ def test_a_read_takes_as_long_as_nnsights_own() -> None:
         return found
 
     assert torch.equal(bare(), ours())
-    took: dict[str, list[float]] = {"bare": [], "ours": []}
-    for _ in range(25):
+    best = {"bare": float("inf"), "ours": float("inf")}  # what else runs only adds
+    for done in range(150):
         for name, read in (("bare", bare), ("ours", ours)):
             start = time.perf_counter()
             read()
-            took[name].append(time.perf_counter() - start)
-    best = {name: min(times) for name, times in took.items()}  # what else runs only adds
+            best[name] = min(best[name], time.perf_counter() - start)
+        if done >= 25 and best["ours"] < 1.2 * best["bare"]:
+            break  # on a busy machine it takes more of them until both had a quiet moment
     assert best["ours"] < 1.2 * best["bare"], best
 
 
