@@ -53,13 +53,11 @@ def test_a_read_takes_as_long_as_nnsights_own() -> None:
 
     assert torch.equal(bare(), ours())
     best = {"bare": float("inf"), "ours": float("inf")}  # what else runs only adds
-    for done in range(150):
+    for _ in range(100):
         for name, read in (("bare", bare), ("ours", ours)):
             start = time.perf_counter()
             read()
             best[name] = min(best[name], time.perf_counter() - start)
-        if done >= 25 and best["ours"] < 1.2 * best["bare"]:
-            break  # on a busy machine it takes more of them until both had a quiet moment
     assert best["ours"] < 1.2 * best["bare"], best
 
 
