@@ -9,6 +9,7 @@ from nnsight.modeling.transformers import TransformersModel
 from interventions.architectures.anatomy import Anatomy, find_anatomy
 from interventions.calling import normed_and_projected
 from interventions.errors import PromptError, RemoteError
+from interventions.fingerprints import fingerprint
 from interventions.prefixes import PrefixCache
 from interventions.prompting import make_prompt
 from interventions.prompts import Prompt
@@ -53,6 +54,9 @@ class Model:
         Rows of the prompt that was traced last.
     running_images : bool
         Whether it has images.
+    held : dict or None
+        Its fingerprint, while it is known not to change;
+        see :class:`interventions.fingerprints.Unchanged`.
 
     Examples
     --------
@@ -86,6 +90,7 @@ class Model:
         self.logits = LogitsStream(self)
         self.running_rows = 0
         self.running_images = False
+        self.held: dict[str, Any] | None = None
         self._prefixes = PrefixCache()
 
     def __repr__(self) -> str:
@@ -118,6 +123,10 @@ class Model:
     def dtype(self) -> torch.dtype:
         """Number format of the weights."""
         return next(self.module.parameters()).dtype
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the model is at this moment, by content; see :mod:`interventions.fingerprints`."""
+        return fingerprint(self)
 
     @property
     def end_ids(self) -> set[int]:
@@ -309,7 +318,13 @@ class Model:
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes to a server, where the model is a local one."""
-        return {**self.__dict__, "remote": False, "jobs": None, "_prefixes": PrefixCache()}
+        return {
+            **self.__dict__,
+            "remote": False,
+            "jobs": None,
+            "held": None,
+            "_prefixes": PrefixCache(),
+        }
 
     def completions(self, ids: torch.Tensor, prompt: Prompt) -> list[str]:
         """Text that was generated after each row of a prompt, special tokens left out.

@@ -1,6 +1,7 @@
 """Keys and values of text that many prompts begin with, computed once."""
 
 import copy
+import json
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from interventions.calling import call, weightless
+from interventions.fingerprints import fingerprint, hooks_of
 from interventions.shared_prefix import can_be_kept_apart, shared_cache
 
 if TYPE_CHECKING:
@@ -50,11 +52,10 @@ class PrefixCache:
     def expanded(self, model: "Model", ids: torch.Tensor, n_rows: int) -> Any:
         """Return a fresh cache of ``n_rows`` equal rows for the prefix ``ids`` [prefix].
 
-        Weights changed in place, or moved, are noticed; hooks put on the model by hand are not.
+        Whatever changes the numbers of a model is noticed: it is looked at anew for every cache.
         """
-        weights = next(model.module.parameters())
-        edits = sum(parameter._version for parameter in model.module.parameters())
-        key = (tuple(ids.tolist()), str(weights.device), str(weights.dtype), edits)
+        state = json.dumps([fingerprint(model), hooks_of(model)])
+        key = (tuple(ids.tolist()), str(ids.device), state)
         if key not in self._kept:
             inputs = {"input_ids": ids[None], "use_cache": True, "logits_to_keep": 1}
             output = call(model, inputs)

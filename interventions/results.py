@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 
 from interventions.errors import ResultsError
+from interventions.fingerprints import hooks_of
 from interventions.model import Model
 
 STORE = "results.nc"
@@ -54,7 +55,10 @@ def provenance(**models: Model) -> dict[str, Any]:
             "dtype": str(model.dtype),
             "device": str(model.device),
             "attention": getattr(config, "_attn_implementation", None),
+            "fingerprint": model.fingerprint(),
         }
+        if hooks := hooks_of(model):
+            found[role]["hooks"] = hooks
         if model.remote:  # `interventions remote` asks for these
             found[role] |= {"dtype": "as the server has it", "device": "the server's"}
             found[role] |= {"remote": model.remote, "requests": model.requests}
@@ -72,16 +76,22 @@ def origin(**models: Model) -> dict[str, Any]:
     found = provenance(**models)
     for role in models:
         found[role].pop("requests", None)
+        found[role].pop("hooks", None)  # one that counts passes is none the less another each time
     return found
 
 
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Lines that name every setting in which two runs differ."""
-    return [
-        f"{key}: stored {stored.get(key)!r}, asked {asked.get(key)!r}"
-        for key in sorted(set(stored) | set(asked))
-        if stored.get(key) != asked.get(key)
-    ]
+def differences(stored: Any, asked: Any, *, name: str = "") -> list[str]:
+    """Lines that name every setting in which two runs differ; of nested ones, ``outer.inner``."""
+    nested = isinstance(stored, Mapping) and isinstance(asked, Mapping)
+    if nested and (not name or {*stored} & {*asked}):
+        return [
+            line
+            for key in sorted({*stored, *asked})
+            for line in differences(
+                *(side.get(key) for side in (stored, asked)), name=f"{name}.{key}".lstrip(".")
+            )
+        ]
+    return [] if stored == asked else [f"{name}: stored {stored!r}, asked {asked!r}"]
 
 
 class Store:

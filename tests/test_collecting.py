@@ -273,11 +273,11 @@ def test_other_settings_rows_or_weights_are_refused_with_the_difference(
     with pytest.raises(ResultsError, match="batch_rows: stored 4, asked 2"):
         iv.collect(llm, rows, SITES, out=out, batch_rows=2)
     deeper = {"name": iv.RoleSite("resid_post", [1], "entity", -1)}
-    with pytest.raises(ResultsError, match="sites: stored"):
+    with pytest.raises(ResultsError, match="sites.name.layers: stored"):
         iv.collect(llm, rows, deeper, out=out, batch_rows=4)
     with pytest.raises(ResultsError, match="first_row: stored"):
         iv.collect(llm, rows[1:] + rows[:1], SITES, out=out, batch_rows=4)
-    with pytest.raises(ResultsError, match="other rows: 4 to 7 differ"):
+    with pytest.raises(ResultsError, match="other rows: some of 4 to 7 differ"):
         iv.collect(llm, [*rows[:7], rows[0]], SITES, out=out, batch_rows=4)
     head = llm.module.get_output_embeddings().weight
     with torch.no_grad():

@@ -15,6 +15,7 @@ import xarray as xr
 
 from interventions import Model, Positions, Prompt, Site, read
 from interventions.alignment import layer_map
+from interventions.digests import digest_of
 from interventions.lens import lens
 from interventions.probing.probes import fit_probe, fit_probes
 from twohop.asking import (
@@ -47,7 +48,11 @@ def text_states(study: Study, asked: Sequence[tuple[Prompt, Positions]]) -> list
 
     What the backbone makes of a text is the same for every pair on it, so it is kept.
     """
-    keys = [(study.backbone.name, at.role, *prompt.texts) for prompt, at in asked]
+    model = study.backbone.fingerprint()
+    keys = [
+        (len(prompt), digest_of(model, dict(prompt.inputs), prompt.prefix_ids, at))
+        for prompt, at in asked
+    ]
     tasks = {
         key: (prompt, {"it": at})
         for key, (prompt, at) in zip(keys, asked, strict=True)
@@ -55,7 +60,7 @@ def text_states(study: Study, asked: Sequence[tuple[Prompt, Positions]]) -> list
     }
     found = on_each(study.backbone, states_at, tasks.values(), tick=study.tick)
     study.kept.update((key, one["it"]) for key, one in zip(tasks, found, strict=True))
-    study.tick(sum(len(key) - 2 for key in keys if key not in tasks))
+    study.tick(sum(rows for rows, digest in keys if (rows, digest) not in tasks))
     return [study.kept[key] for key in keys]
 
 

@@ -23,6 +23,7 @@ from interventions.attribution.contrast import (
 from interventions.attribution.estimates import METHODS, Method, estimates
 from interventions.attribution.passes import Place
 from interventions.errors import PromptError, SiteError, did_you_mean
+from interventions.fingerprints import Unchanged
 from interventions.metrics import METRICS, UNITS, Metric, target
 from interventions.model import Model
 from interventions.places import check_same_tokens, role_labels
@@ -147,7 +148,8 @@ def attribute(
     n = len(contrast.items)
     size = batch_size or max(1, TOKENS_AT_ONCE // (clean.length * contrast.target.repeats))
     batches = [contrast.rows(range(n)[i : i + size]) for i in range(0, n, size)]
-    parts = estimates(model, batches, places, method, steps)
+    with Unchanged(model):
+        parts = estimates(model, batches, places, method, steps)
     dataset = xr.merge([_labels(model, contrast, clean, corrupt), xr.concat(parts, "item")])
     dataset = dataset.assign_coords(item=contrast.items)
     dataset.attrs = {

@@ -1,6 +1,5 @@
 """Rows as users write them become prompts, batch by batch; what cannot be read is set aside."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from interventions.digests import UnknownContent, digest_of
 from interventions.errors import PromptError, ResultsError, SiteError, did_you_mean
 from interventions.model import Model
 from interventions.patching import Site
@@ -19,6 +19,7 @@ from interventions.streams import Component, Heads, Layers
 
 MOST_TRIED = 100
 ROW_KEYS = ("text", "images", "spans")
+PICTURE_KEYS = ("images", "image", "path", "url")  # of a row, and of the parts of a message
 Maker = Callable[[list[int]], Prompt]
 
 
@@ -92,12 +93,10 @@ class Batch:
 
     @property
     def digest(self) -> str:
-        """Of what the model is given."""
+        """Of what the model is given, and where its roles are."""
         if self.made is None:
             return ""
-        inputs = sorted(self.made.inputs.items())
-        parts = [self.made.prefix_ids, *(value for _, value in inputs)]
-        return digest_of(*(part.cpu().contiguous().view(torch.uint8).numpy() for part in parts))
+        return digest_of(dict(self.made.inputs), self.made.prefix_ids, self.made.roles)
 
     def places(self, sites: Mapping[str, RoleSite]) -> dict[str, tuple[Site, torch.Tensor]]:
         """Sites of this prompt, each with the mask [row, n] of the tokens to count."""
@@ -114,6 +113,26 @@ class Batch:
             where = Site(site.component, layers, at, site.heads)
             found[name] = (where, mask)
         return found
+
+
+class Fetched(Sequence[Any]):
+    """Rows, each of which is asked for once while a batch of them is dealt with."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self.rows = rows
+        self._kept: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: Any) -> Any:
+        if number not in self._kept:
+            self._kept[number] = self.rows[number]
+        return self._kept[number]
+
+    def forget(self) -> None:
+        """Let go of what was fetched."""
+        self._kept.clear()
 
 
 def make_batch(
@@ -224,9 +243,29 @@ def _opened(picture: Any) -> Any:
         return opened.convert("RGB")
 
 
-def digest_of(*parts: Any) -> str:
-    """Short digest of bytes or arrays."""
-    found = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        found.update(part)
-    return found.hexdigest()
+def digest_rows(rows: Sequence[Any] | Maker, numbers: Sequence[int]) -> str | None:
+    """Digest of some rows as they were given; of pictures given as files, of what is in these.
+
+    None where rows are made by a function, or hold something that cannot be compared.
+    """
+    if callable(rows):
+        return None
+    found = []
+    for number in numbers:
+        try:
+            found.append(_with_files(rows[number]))
+        except Exception as error:  # a row that is made when asked for may raise what it likes
+            found.append(f"{type(error).__name__}: {error}")
+    try:
+        return digest_of(*found)
+    except UnknownContent:
+        return None
+
+
+def _with_files(value: Any, *, a_picture: bool = False) -> Any:
+    """A row with paths in the place of the names of picture files."""
+    if isinstance(value, Mapping):
+        return {key: _with_files(one, a_picture=key in PICTURE_KEYS) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_files(one, a_picture=a_picture) for one in value]
+    return Path(value) if a_picture and isinstance(value, str) else value

@@ -1,6 +1,5 @@
 """Activations of many rows, written to disk as they are computed."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,15 +11,18 @@ import xarray as xr
 
 from interventions.collecting.batches import (
     Batch,
+    Fetched,
     Maker,
     RoleSite,
-    digest_of,
+    digest_rows,
     first_batch,
     make_batch,
     maker_of,
 )
 from interventions.collecting.collection import Collection, as_stored, open_collection
+from interventions.digests import digest_of
 from interventions.errors import PromptError, ResultsError, SiteError
+from interventions.fingerprints import Unchanged
 from interventions.model import Model
 from interventions.patching import Site, check_heads, check_sites, read
 from interventions.progress import LateBar
@@ -30,7 +32,6 @@ from interventions.streams import check_component, index_list, layer_list
 StoredType = Literal["float32", "float16", "bfloat16"]
 Rows = Sequence[Any] | Maker
 BATCH_TOKENS = 4096
-SAMPLED = 64
 TAKEN = ("row", "reason", "set_aside", "layer", "position", "head", "d_model", "head_dim")
 
 
@@ -105,6 +106,7 @@ def collect(
     >>> found["name"].sel(layer=3).values                    # doctest: +SKIP
     """
     total = _count(rows, n_rows)
+    rows = rows if callable(rows) else Fetched(rows)
     make = rows if callable(rows) else maker_of(model, rows, sites)
     for name, site in sites.items():
         _check(model, name, site)
@@ -127,27 +129,32 @@ def collect(
         "batch_rows": size,
         "dtype": stored,
         "sites": _layout(model, sites, counts, total),
-        "coords": {name: digest_of(json.dumps(values).encode()) for name, values in kept.items()},
+        "coords": {name: digest_of(values) for name, values in kept.items()},
         "first_row": first.digest,
-        "weights": _weights_digest(model),
         **origin(model=model),
     }
     with ExitStack() as stack:
         collection = stack.enter_context(Collection(Path(out), settings, kept))
-        if collection.done:
-            before = range((collection.done - 1) // size * size, collection.done)
-            if make_batch(make, before, sites, counts).digest != collection.digest:
-                raise ResultsError(
-                    f"{out} was begun with other rows: {before.start} to {before.stop - 1} differ. "
-                    "Give another folder, or remove it to start afresh."
-                )
         bar = stack.enter_context(LateBar("collecting", total, shown=progress, transient=True))
-        for start in range(collection.done, total, size):
+        stack.enter_context(Unchanged(model))
+        for start in range(0, total, size):
             stop = min(start + size, total)
-            batch = make_batch(make, range(start, stop), sites, counts)
-            values, wrong = _read(model, batch, sites, stored) if batch.rows else ({}, [])
-            failed = sorted([*batch.failed, *wrong])
-            collection.add(start, stop, values, failed, batch.digest)
+            numbers = range(start, stop)
+            digest = digest_rows(rows, numbers)
+            if start < collection.done:
+                digest = digest or make_batch(make, numbers, sites, counts).digest
+                if digest != collection.digests[start // size]:
+                    raise ResultsError(
+                        f"{out} was begun with other rows: some of {start} to {stop - 1} differ. "
+                        "Give another folder, or remove it to start afresh."
+                    )
+            else:
+                batch = make_batch(make, numbers, sites, counts)
+                values, wrong = _read(model, batch, sites, stored) if batch.rows else ({}, [])
+                failed = sorted([*batch.failed, *wrong])
+                collection.add(start, stop, values, failed, digest or batch.digest)
+            if isinstance(rows, Fetched):
+                rows.forget()
             bar.update(stop)
     if len(collection.set_aside) == total:
         raise ResultsError(f"no row can be read. The first: {collection.set_aside[0][1]}")
@@ -249,14 +256,3 @@ def _layout(
         sizes = one.pop("sizes")
         one["dims"], one["shape"] = list(sizes), list(sizes.values())
     return parts
-
-
-def _weights_digest(model: Model) -> str:
-    """Of some numbers of every parameter: tells a model from one trained further."""
-    parts = []
-    for parameter in model.module.parameters():
-        if parameter.device.type != "meta":
-            flat = parameter.detach().flatten()
-            some = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
-            parts.append(some.double().cpu().numpy())
-    return digest_of(*parts)

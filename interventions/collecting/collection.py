@@ -44,8 +44,8 @@ class Collection:
     ----------
     done : int
         Rows that are dealt with.
-    digest : str
-        Of the inputs of the last batch among them.
+    digests : list of str
+        Of the rows of each batch among them.
     set_aside : list of (int, str)
         Rows that could not be read, and why.
     """
@@ -55,11 +55,12 @@ class Collection:
     ) -> None:
         self.settings = Store(folder, settings).settings
         self.folder = folder
-        self.done, self.digest = 0, ""
+        self.done = 0
+        self.digests: list[str] = []
         self.set_aside: list[tuple[int, str]] = []
         if (folder / PROGRESS).exists():
             found = _json(folder / PROGRESS)
-            self.done, self.digest = found["rows"], found["digest"]
+            self.done, self.digests = found["rows"], found["digests"]
             self.set_aside = [(row, reason) for row, reason in found["set_aside"]]
         self._saved_at = time.monotonic()
         sites = self.settings["sites"]
@@ -103,7 +104,8 @@ class Collection:
         try:
             for name, (rows, value) in values.items():
                 self._write(name, start, stop, rows, value)
-            self.done, self.digest = stop, digest
+            self.done = stop
+            self.digests.append(digest)
             self.set_aside += failed
             if time.monotonic() - self._saved_at >= SAVE_EVERY_S:
                 self.save()
@@ -133,7 +135,7 @@ class Collection:
         for name in self.settings["sites"]:
             with (self.folder / f"{name}.npy").open("r+b") as file:
                 os.fsync(file.fileno())
-        state = {"rows": self.done, "digest": self.digest, "set_aside": self.set_aside}
+        state = {"rows": self.done, "digests": self.digests, "set_aside": self.set_aside}
         write_atomically(self.folder / PROGRESS, json.dumps(state, indent=1).encode())
         self._saved_at = time.monotonic()
 

@@ -19,11 +19,11 @@ import torch
 from nnsight.schema.response import ResponseModel, Status
 
 from interventions.answers import Completion
+from interventions.digests import UnknownContent, digest_of
 from interventions.errors import JobError, JobTimeout, RemoteError
 from interventions.patching import Patch, Run
 from interventions.positions import Positions
 from interventions.remote.backend import Backend, Unanswered
-from interventions.remote.fingerprints import fingerprint
 from interventions.remote.sending import backend_of, send
 from interventions.results import write_atomically
 from interventions.sweeping.measuring import Piece
@@ -112,7 +112,10 @@ class Jobs:
     def submit(self, model: "Model", function: Any, *args: Any, **kwargs: Any) -> str:
         """Send a job unless it was sent before; return its name in the folder at once."""
         backend = backend_of(model, remote=model.remote)
-        key = fingerprint(backend.model_key, backend.host, function, args, kwargs)
+        try:
+            key = digest_of(backend.model_key, backend.host, function, args, kwargs)
+        except UnknownContent as error:
+            raise RemoteError(f"this cannot be part of a job that is kept: {error}") from error
         if not self._path(key, "json").exists():
             packing = backend_of(model, remote=model.remote, kind=Packing)
             send(model, packing, function, args, kwargs)

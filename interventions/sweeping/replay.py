@@ -16,6 +16,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from interventions.errors import PatchError
+from interventions.fingerprints import Unchanged
 from interventions.model import Model
 from interventions.patching import Patch, Site, check_patches, run
 from interventions.placing import written
@@ -322,11 +323,12 @@ def replay(
     length, before = prompt.length, len(prompt.prefix_ids)
     needed = len(prompt) * clean_bytes(model, length, before)
     allowed.fit(needed, len(prompt) * length, "the clean run")
-    clean = run_clean(model, prompt, at, made, path)
-    todo = groups(model, prompt, made, path, allowed)
     result: list[Any] = [None] * len(made)
-    for group, found in replayed(model, clean, made, path, todo):
-        kept = found if reduce is None else reduce(found)
-        for i, one in zip(group.cells, kept, strict=True):
-            result[i] = one
+    with Unchanged(model):
+        clean = run_clean(model, prompt, at, made, path)
+        todo = groups(model, prompt, made, path, allowed)
+        for group, found in replayed(model, clean, made, path, todo):
+            kept = found if reduce is None else reduce(found)
+            for i, one in zip(group.cells, kept, strict=True):
+                result[i] = one
     return torch.stack(result)

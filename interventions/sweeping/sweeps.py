@@ -1,6 +1,5 @@
 """Exact activation patching over grids: component x layer x tokens, for many prompts."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,9 @@ import numpy as np
 import torch
 import xarray as xr
 
+from interventions.digests import digest_of
 from interventions.errors import PatchError, PromptError, SweepInterrupted, did_you_mean
+from interventions.fingerprints import Unchanged
 from interventions.metrics import METRICS, UNITS, Metric, target
 from interventions.model import Model
 from interventions.places import check_same_tokens, columns_of, every_token, role_labels
@@ -134,7 +135,23 @@ def sweep(
         window=window,
         budget=budget,
     )
-    settings = _settings(model, job, answers, foils)
+    asked = [model, *([source.pair.backbone] if isinstance(source, FromModel) else [])]
+    with Unchanged(*asked):
+        return _swept(model, job, missing, asked, out=out, progress=progress)
+
+
+def _swept(
+    model: Model,
+    job: Job,
+    missing: dict[int, str],
+    asked: Sequence[Model],
+    *,
+    out: Path | str | None,
+    progress: bool,
+) -> xr.Dataset:
+    """Fill the table of a job whose models do not change meanwhile."""
+    prompt = job.prompt
+    settings = _settings(model, job)
     table = Table(
         len(job.metrics),
         len(prompt),
@@ -146,7 +163,6 @@ def sweep(
         return finished
     kept = [row for row in range(len(prompt)) if row not in missing]
     cost = _costs(model, job)
-    asked = [model, *([source.pair.backbone] if isinstance(source, FromModel) else [])]
     before = sum(one.requests for one in asked)
     try:
         spent, total = 0.0, float(cost.sum()) * len(kept)
@@ -298,7 +314,7 @@ def _costs(model: Model, job: Job) -> np.ndarray:
     )
 
 
-def _settings(model: Model, job: Job, answers: Any, foils: Any) -> dict[str, Any]:
+def _settings(model: Model, job: Job) -> dict[str, Any]:
     """What the numbers depend on, in JSON types."""
     source: Any = job.source
     if isinstance(source, Prompt):
@@ -306,32 +322,39 @@ def _settings(model: Model, job: Job, answers: Any, foils: Any) -> dict[str, Any
     elif isinstance(source, FromModel):
         source = {
             "prompt": _digest(source.prompt),
+            "layers": list(source.pair.layer_map),
             **origin(backbone=source.pair.backbone),
         }
     elif isinstance(source, torch.Tensor):
-        source = {"constant": hashlib.sha256(source.numpy().tobytes()).hexdigest()[:16]}
+        source = {"constant": digest_of(source)}
     else:
         source = repr(source)
     return {
         "prompt": _digest(job.prompt),
         "source": source,
-        "answers": answers if isinstance(answers, str) else list(answers),
-        "foils": foils if foils is None or isinstance(foils, str) else list(foils),
+        "answers": _as_text(model, job.target.answers),
+        "foils": None if job.target.foils is None else _as_text(model, job.target.foils),
         "metrics": list(job.metrics),
         "axes": {name: list(labels) for name, labels in job.grid.axes.items()},
         "window": job.grid.window,
         "read": job.read_columns.names,
+        "tokens": digest_of(
+            *(job.columns.tokens, job.read_columns.tokens),
+            *(job.target.answers, job.target.foils),
+        ),
         **origin(model=model),
     }
 
 
+def _as_text(model: Model, answers: list[list[int]]) -> str | list[str]:
+    """The answer of each row; one, where it is the same for all."""
+    texts = [model.tokenizer.decode(tokens) for tokens in answers]
+    return texts[0] if len(set(texts)) == 1 else texts
+
+
 def _digest(prompt: Prompt) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(prompt.inputs.items()):
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.cpu().float().numpy().tobytes())
-    digest.update(str(prompt.prefix_ids.tolist()).encode())
-    return digest.hexdigest()[:16]
+    """Of what a model is given; where roles lie in it is another matter."""
+    return digest_of(dict(prompt.inputs), prompt.prefix_ids)
 
 
 def _dataset(
