@@ -7,19 +7,12 @@ pass takes to read them.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interventions.digests import UnknownContent, digest_of
-
-try:
-    from xxhash import xxh3_128_hexdigest
-
-    xxh3_128_hexdigest(b"")  # where this runs on a server, a stand-in may have been imported
-except ImportError:
-    xxh3_128_hexdigest = None
 
 if TYPE_CHECKING:
     from interventions.model import Model
@@ -141,8 +134,9 @@ def _of_tensor(tensor: torch.Tensor) -> str:
     if tensor.device.type == "meta" or not tensor.numel():
         return "none"
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-    if flat.device.type == "cpu" and xxh3_128_hexdigest is not None:
-        return xxh3_128_hexdigest(flat.numpy().data)
+    digest = fast_digest() if flat.device.type == "cpu" else None
+    if digest is not None:
+        return digest(flat.numpy().data)
     whole = flat.numel() // (8 * WIDTH) * 8 * WIDTH
     lines = flat[:whole].view(torch.int64).view(-1, WIDTH)
     rest = torch.nn.functional.pad(flat[whole:], (0, 8 * WIDTH - (flat.numel() - whole)))
@@ -150,6 +144,17 @@ def _of_tensor(tensor: torch.Tensor) -> str:
     both = [rest.view(torch.int64).view(1, WIDTH).sum(0)]
     both += [lines.sum(0), lines.sum(1)] if whole else []
     return ".".join(f"{int((one * _weights(len(one), one.device)).sum()):x}" for one in both)
+
+
+def fast_digest() -> Callable[[Any], str] | None:
+    """A digest of bytes at the speed of memory; None on a server that has no such library."""
+    try:
+        from xxhash import xxh3_128_hexdigest
+
+        xxh3_128_hexdigest(b"")  # a stand-in may have been imported
+    except ImportError:
+        return None
+    return xxh3_128_hexdigest
 
 
 def _weights(n: int, device: torch.device) -> torch.Tensor:
