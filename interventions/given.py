@@ -247,7 +247,13 @@ def index_of(asked: Any, what: str, *, error: Refusal = SiteError) -> int | slic
         raise error(wrong)
     if not isinstance(found, Iterable) or getattr(found, "ndim", 1) != 1:
         raise error(wrong)
-    return [_number_of(one, wrong, error) for one in found]
+    return [_number_of(one, wrong, error) for one in _listed(found)]
+
+
+def _listed(given: Any) -> Any:
+    """An array of one axis as a list, which is many times faster to go through."""
+    array = isinstance(given, torch.Tensor | np.ndarray) and given.ndim == 1
+    return given.tolist() if array and str(given.dtype)[0] != "M" else given
 
 
 def _number_of(value: Any, wrong: str, error: Refusal) -> int:
@@ -273,7 +279,7 @@ def rows_of(given: Any, n: int, what: str = "row", *, error: Refusal = PromptErr
     error : type
         What to raise.
     """
-    found = [plain(one) for one in several(given, f"{what}s", error=error)]
+    found = [plain(one) for one in several(_listed(given), f"{what}s", error=error)]
     masks = [isinstance(one, bool) for one in found]
     if found and all(masks):
         if len(found) != n:

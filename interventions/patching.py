@@ -379,7 +379,8 @@ def run(
 def check_asked(model: Any, prompt: Any) -> None:
     """Refuse anything but a model and a prompt."""
     of_kind(model, Model, "the model", error=PromptError)
-    of_kind(prompt, Prompt, "the prompt", error=PromptError)
+    if not len(of_kind(prompt, Prompt, "the prompt", error=PromptError)):
+        raise PromptError("the prompt has no rows, so there is nothing to run.")
 
 
 def _start_of(model: Model, prompt: Prompt, start: Any) -> tuple[int, torch.Tensor]:

@@ -10,14 +10,23 @@ import numpy as np
 import torch
 import xarray as xr
 
-from interventions.errors import PatchError, PromptError, SweepInterrupted, did_you_mean
+from interventions.errors import (
+    InterventionsError,
+    PatchError,
+    PromptError,
+    RoleError,
+    SweepInterrupted,
+)
+from interventions.given import flag, folder_of, names, one_of, plain, several, whole
 from interventions.metrics import METRICS, UNITS, Metric, target
 from interventions.model import Model
+from interventions.patching import check_asked
 from interventions.places import check_same_tokens, columns_of, every_token, role_labels
 from interventions.progress import LateBar
 from interventions.prompts import Prompt
 from interventions.results import origin, storable
 from interventions.sources import (
+    NAMED,
     FromLayers,
     FromModel,
     Source,
@@ -118,6 +127,9 @@ def sweep(
     ...                  metrics=["logit_diff"], roles=["entity", "last"])
     >>> found["logit_diff"].mean("item").plot(col="component")                 # doctest: +SKIP
     """
+    check_asked(model, prompt)
+    progress = flag(progress, "progress")
+    answers, foils = _texts(answers, "answers"), None if foils is None else _texts(foils, "foils")
     job, missing = _job(
         model,
         prompt,
@@ -139,7 +151,7 @@ def sweep(
         len(job.metrics),
         len(prompt),
         len(job.grid),
-        folder=None if out is None else Path(out),
+        folder=None if out is None else folder_of(out),
         settings=settings,
     )
     if (finished := table.finished) is not None:
@@ -159,6 +171,9 @@ def sweep(
     except KeyboardInterrupt:
         table.save()
         raise SweepInterrupted(_dataset(model, job, table, settings, missing), out) from None
+    except InterventionsError:
+        table.give_up()
+        raise
     except BaseException:
         table.save()
         raise
@@ -187,10 +202,12 @@ def _job(
     budget: int | None,
 ) -> tuple[Job, dict[int, str]]:
     """Check everything that can be checked before a model runs; and find rows to leave out."""
-    wanted: Sequence[Any] = [metrics] if isinstance(metrics, str) else list(metrics)
-    for one in wanted:
-        if one not in METRICS:
-            raise PromptError(f"no metric {one!r}. {did_you_mean(one, METRICS)}")
+    asked = [metrics] if isinstance(plain(metrics), str) else several(metrics, "metrics=")
+    wanted: list[Metric] = [one_of(one, "metric", METRICS) for one in asked]
+    if len(set(wanted)) < len(wanted):
+        raise PromptError(f"metrics= names one twice: {', '.join(wanted)}.")
+    each = flag(each, "each")
+    budget = None if budget is None else whole(budget, "budget", least=1)
     if not wanted:
         raise PromptError(f"metrics= is empty. Known: {', '.join(METRICS)}.")
     if "logit_diff" in wanted and foils is None:
@@ -210,17 +227,19 @@ def _job(
         elif read_roles is not None or isinstance(source, FromModel):
             raise PromptError("values are read at roles, so name the roles written: roles=.")
     else:
-        roles = [roles] if isinstance(roles, str) else roles
+        roles = names(roles, "roles=", error=RoleError, once=True)
         columns, missing = columns_of(prompt, roles, each=each)
         read_columns = columns
         if from_prompt is not None or read_roles is not None:
-            read_roles = [read_roles] if isinstance(read_roles, str) else read_roles or roles
+            if read_roles is None:
+                read_roles = roles
+            read_roles = names(read_roles, "read_roles=", error=RoleError)
             if len(read_roles) != len(roles):
                 raise PromptError(f"{len(roles)} roles are written, {len(read_roles)} are read.")
             read_columns, more = columns_of(other, read_roles, each=each)
             missing = more | missing
     kept = [row for row in range(len(prompt)) if row not in missing]
-    if not isinstance(source, torch.Tensor | float | int):
+    if isinstance(source, NAMED):
         check_columns(columns.rows(kept), read_columns.rows(kept))
     grid = make_grid(
         model,
@@ -237,10 +256,16 @@ def _job(
         if source.pair.vlm is not model:
             raise PatchError("FromModel(pair, ...) needs the pair whose VLM is swept.")
         mapped_layers(source.pair, grid.read_layers())
-    if isinstance(source, torch.Tensor | float | int):
+    if not isinstance(source, NAMED):
         source = constant(model, source)
     found = target(model, prompt, answers, foils)
     return Job(prompt, source, columns, read_columns, grid, found, wanted, budget), missing
+
+
+def _texts(given: Any, what: str) -> str | list[Any]:
+    """One text, or a list, for what a generator gives is gone the second time."""
+    one = plain(given)
+    return one if isinstance(one, str) else [plain(each) for each in several(given, what)]
 
 
 def _default_layers(source: Source) -> Layers | None:
@@ -315,8 +340,8 @@ def _settings(model: Model, job: Job, answers: Any, foils: Any) -> dict[str, Any
     return {
         "prompt": _digest(job.prompt),
         "source": source,
-        "answers": answers if isinstance(answers, str) else list(answers),
-        "foils": foils if foils is None or isinstance(foils, str) else list(foils),
+        "answers": answers,
+        "foils": foils,
         "metrics": list(job.metrics),
         "axes": {name: list(labels) for name, labels in job.grid.axes.items()},
         "window": job.grid.window,
