@@ -118,7 +118,7 @@ def number(
 def _bounds(least: float | None, most: float | None) -> str:
     if least is None:
         return "" if most is None else f" up to {most}"
-    return f" from {least} up" if most is None else f" from {least} to {most}"
+    return f" of at least {least}" if most is None else f" from {least} to {most}"
 
 
 def seed_of(value: Any, what: str = "seed", *, error: Refusal = PromptError) -> int:
@@ -172,9 +172,13 @@ def several(
     return list(given)
 
 
-def names(
-    given: Any, what: str, *, error: Refusal = PromptError, once: bool = False
-) -> list[str]:
+def one_or_several(given: Any, what: str, *, error: Refusal = PromptError) -> Any:
+    """Return one text as a str, or several things as a list, whatever they are."""
+    one = plain(given)
+    return str(one) if isinstance(one, str) else [plain(each) for each in several(given, what)]
+
+
+def names(given: Any, what: str, *, error: Refusal = PromptError, once: bool = False) -> list[str]:
     """Return one text, or several, as a list of str.
 
     Parameters

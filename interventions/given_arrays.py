@@ -92,12 +92,18 @@ def check_range(
 
 
 def row_values(
-    given: Any, n_rows: int, what: str, *, error: type[InterventionsError]
+    given: Any,
+    n_rows: int,
+    what: str,
+    *,
+    error: type[InterventionsError],
+    missing: bool = False,
 ) -> np.ndarray:
     """Return one label per row, all of one kind: bool, int, float, text, bytes or times.
 
     Mixed kinds are refused, for 1, True and "1" would become the same label, or not, by accident;
-    and so are labels that are missing: None, NaN or NA.
+    and so are labels that are missing: None, NaN or NA. ``missing``: NaN and infinite numbers are
+    allowed among numbers.
 
     Returns
     -------
@@ -122,7 +128,9 @@ def row_values(
             raise error(
                 f"{what} have shape {made.shape}, but there are {n_rows} rows. Give one per row."
             )
-        if made.dtype.kind in "biu" or (made.dtype.kind == "f" and np.isfinite(made).all()):
+        if made.dtype.kind in "biu" or (
+            made.dtype.kind == "f" and (missing or np.isfinite(made).all())
+        ):
             return made.astype(made.dtype.newbyteorder("="))
         if made.dtype.kind in "mM" and not np.isnat(made).any():
             return made
@@ -132,7 +140,7 @@ def row_values(
             f"{what} have shape ({len(values)},), but there are {n_rows} rows. Give one per row."
         )
     found = [plain(one) for one in values]
-    kinds = {_kind(one, row, what, error) for row, one in enumerate(found)}
+    kinds = {_kind(one, row, what, error, missing) for row, one in enumerate(found)}
     if len(kinds) > 1:
         named = ", ".join(sorted(one.__name__ for one in kinds))
         raise error(f"{what} are of several types ({named}). Make them one type, such as str.")
@@ -143,7 +151,9 @@ def row_values(
     return np.array(found)
 
 
-def _kind(value: Any, row: int, what: str, error: type[InterventionsError]) -> type:
+def _kind(value: Any, row: int, what: str, error: type[InterventionsError], missing: bool) -> type:
+    if missing and isinstance(value, float):
+        return float
     if isinstance(value, torch.Tensor | np.ndarray | list | tuple):
         raise error(f"{what}: the one of row {row} is {shown(value)}. Give one value per row.")
     if value is None or type(value).__name__ in ("NAType", "NaTType") or value != value:
@@ -157,6 +167,8 @@ def _kind(value: Any, row: int, what: str, error: type[InterventionsError]) -> t
         )
     if kind is int and not SMALLEST_INT <= value <= LARGEST_INT:
         raise error(f"{what}: the one of row {row} is {value}, beyond 64 bits. Make it a text.")
+    if kind is str and any("\ud800" <= one <= "\udfff" for one in value):
+        raise error(f"{what}: the one of row {row} holds half a character. Write it in full.")
     if kind is float and not np.isfinite(value):
         raise error(f"{what}: the one of row {row} is {value}. Expected finite numbers.")
     return kind

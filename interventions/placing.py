@@ -97,7 +97,7 @@ def check_rows(hidden: torch.Tensor, positions: Positions) -> None:
         )
 
 
-def _fits(value: torch.Tensor, shape: Sequence[int]) -> bool:
+def fits(value: torch.Tensor, shape: Sequence[int]) -> bool:
     """Whether a value is a number, or one vector or as many as there are along every axis.
 
     A vector of one number would be spread over the width, which is nobody's wish.
@@ -155,7 +155,7 @@ def written(
             value = value[:, None]  # one value per row, spread over its positions
         if isinstance(place, list) and len(set(place)) < len(place):
             raise PatchError(f"positions {place} name one twice, so a value would be written over.")
-        if not _fits(value, old.shape):
+        if not fits(value, old.shape):
             raise PatchError(
                 f"the value does not fit where it is to go: its shape is {tuple(value.shape)}. "
                 f"Expected {list(old.shape)}."
@@ -167,7 +167,7 @@ def written(
     width = hidden.shape[-1]
     if value.ndim == 2:
         value = value[:, None]  # one value per row
-    if not _fits(value, (n_rows, n, width)):
+    if not fits(value, (n_rows, n, width)):
         raise PatchError(
             f"a value of shape {tuple(value.shape)} does not fit {n_rows} rows x {n} positions x "
             f"{width} at role {positions.role!r}. Expected [{n_rows}, {n}, {width}], or "

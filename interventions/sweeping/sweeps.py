@@ -17,18 +17,28 @@ from interventions.errors import (
     RoleError,
     SweepInterrupted,
 )
-from interventions.given import flag, folder_of, names, one_of, plain, several, whole
+from interventions.given import (
+    flag,
+    folder_of,
+    names,
+    one_of,
+    one_or_several,
+    plain,
+    several,
+    whole,
+)
 from interventions.metrics import METRICS, UNITS, Metric, target
 from interventions.model import Model
 from interventions.patching import check_asked
 from interventions.places import check_same_tokens, columns_of, every_token, role_labels
 from interventions.progress import LateBar
 from interventions.prompts import Prompt
-from interventions.results import origin, storable
+from interventions.results import origin, with_provenance
 from interventions.sources import (
     NAMED,
     FromLayers,
     FromModel,
+    Noise,
     Source,
     check_columns,
     constant,
@@ -109,8 +119,9 @@ def sweep(
         One variable per metric, with dims (item, component, layer, [head], [source_layer], role
         or position); NaN where a row has no such token. ``clean_<metric>`` and, where the source
         is a prompt of the model itself, ``source_<metric>`` (item): without any patch. Attributes
-        say the path that was taken and why, which rows were left out, and the provenance; of a
-        sweep on a server, ``requests``: how many it took.
+        say the path that was taken and why, which rows were left out, and the provenance
+        (:func:`interventions.results.read_provenance`); of a sweep on a server, ``requests``: how
+        many it took.
 
     Raises
     ------
@@ -129,7 +140,8 @@ def sweep(
     """
     check_asked(model, prompt)
     progress = flag(progress, "progress")
-    answers, foils = _texts(answers, "answers"), None if foils is None else _texts(foils, "foils")
+    answers = one_or_several(answers, "answers")
+    foils = None if foils is None else one_or_several(foils, "foils")
     job, missing = _job(
         model,
         prompt,
@@ -262,12 +274,6 @@ def _job(
     return Job(prompt, source, columns, read_columns, grid, found, wanted, budget), missing
 
 
-def _texts(given: Any, what: str) -> str | list[Any]:
-    """One text, or a list, for what a generator gives is gone the second time."""
-    one = plain(given)
-    return one if isinstance(one, str) else [plain(each) for each in several(given, what)]
-
-
 def _default_layers(source: Source) -> Layers | None:
     """Layers of the sweep where none are named: those that have a counterpart in the backbone."""
     return list(source.pair.layer_map) if isinstance(source, FromModel) else None
@@ -383,9 +389,19 @@ def _dataset(
         "path_reason": reason,
         "left_out": {str(row): why for row, why in sorted(missing.items())},
         "cells": len(grid),
-        "settings": settings,
     }
-    return with_text(storable(made))
+    models = {"model": model}
+    if isinstance(job.source, FromModel):
+        models["backbone"] = job.source.pair.backbone
+    about = origin(**models)
+    return with_text(
+        with_provenance(
+            made,
+            about,
+            settings={key: value for key, value in settings.items() if key not in about},
+            seed=job.source.seed if isinstance(job.source, Noise) else None,
+        )
+    )
 
 
 def _roles(job: Job) -> np.ndarray:
