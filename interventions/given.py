@@ -10,7 +10,7 @@ import operator
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from interventions.errors import (
 )
 
 LONGEST = 60
+MOST_TOKENS = 2**20
+"""More are not generated: no model has been made for as long a text."""
 HIGHEST_SEED = 2**62
 """Leaves room for the numbers that are counted up from a seed."""
 Refusal = type[InterventionsError]
@@ -70,12 +72,10 @@ def whole(
     error : type
         What to raise.
     """
-    found = plain(value)
-    array = isinstance(found, bool | torch.Tensor | np.ndarray)
-    if not array and isinstance(found, SupportsIndex):
-        found = operator.index(found)
-        if (least is None or found >= least) and (most is None or found <= most):
-            return found
+    found = _integer(plain(value))
+    above = found is not None and (least is None or found >= least)
+    if found is not None and above and (most is None or found <= most):
+        return found
     raise error(f"{what} is {shown(value)}. Expected a whole number{_bounds(least, most)}.")
 
 
@@ -113,6 +113,16 @@ def number(
     limits += "" if above is None else f" above {above}"
     limits += "" if below is None else f" and below {below}"
     raise error(f"{what} is {shown(value)}. Expected a finite number{limits}.")
+
+
+def _integer(value: Any) -> int | None:
+    """A plain whole number as an int, or None where it is none; True and arrays are none."""
+    if isinstance(value, bool | torch.Tensor | np.ndarray):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def _bounds(least: float | None, most: float | None) -> str:
@@ -167,9 +177,19 @@ def several(
         For the message.
     """
     unordered = isinstance(given, str | bytes | bytearray | Mapping | set | frozenset)
-    if unordered or not isinstance(given, Iterable) or getattr(given, "ndim", 1) != 1:
+    if unordered or not _in_a_row(given):
         raise error(f"{what}: got {shown(given)}. Expected {expected}, in order.")
     return list(given)
+
+
+def _in_a_row(given: Any) -> bool:
+    """Whether items can be taken one by one: no table, and no tensor without numbers of its own."""
+    if isinstance(given, type) or not isinstance(given, Iterable):
+        return False
+    if isinstance(given, torch.Tensor):
+        dense = given.layout == torch.strided and given.device.type != "meta"
+        return dense and given.ndim == 1
+    return getattr(given, "ndim", 1) == 1
 
 
 def one_or_several(given: Any, what: str, *, error: Refusal = PromptError) -> Any:
@@ -245,28 +265,31 @@ def index_of(asked: Any, what: str, *, error: Refusal = SiteError) -> int | slic
         if checked[2] == 0:
             raise error(f"{wrong} Its step is 0.")
         return slice(*checked)
-    if isinstance(found, bool | SupportsIndex) and not isinstance(found, torch.Tensor | np.ndarray):
+    if isinstance(found, bool) or _integer(found) is not None:
         return _number_of(found, wrong, error)
     if isinstance(found, str | bytes | bytearray | Mapping | set | frozenset):
         raise error(wrong)
-    if not isinstance(found, Iterable) or getattr(found, "ndim", 1) != 1:
+    if not _in_a_row(found):
         raise error(wrong)
     return [_number_of(one, wrong, error) for one in _listed(found)]
 
 
 def _listed(given: Any) -> Any:
     """An array of one axis as a list, which is many times faster to go through."""
-    array = isinstance(given, torch.Tensor | np.ndarray) and given.ndim == 1
-    return given.tolist() if array and str(given.dtype)[0] != "M" else given
+    if isinstance(given, np.ndarray) and given.dtype.kind in "mM":
+        return given  # whose list is one of numbers
+    array = isinstance(given, torch.Tensor | np.ndarray) and _in_a_row(given)
+    return given.tolist() if array else given
 
 
 def _number_of(value: Any, wrong: str, error: Refusal) -> int:
     found = plain(value)
     if isinstance(found, bool):
         raise error(f"{wrong} For a mask of bool, give the numbers where it is True.")
-    if isinstance(found, torch.Tensor | np.ndarray) or not isinstance(found, SupportsIndex):
+    number = _integer(found)
+    if number is None:
         raise error(wrong)
-    return operator.index(found)
+    return number
 
 
 def rows_of(given: Any, n: int, what: str = "row", *, error: Refusal = PromptError) -> list[int]:

@@ -3,7 +3,7 @@
 import torch
 
 from interventions.errors import PatchError, PromptError, SiteError
-from interventions.given import of_kind, text_of, whole
+from interventions.given import MOST_TOKENS, of_kind, text_of, whole
 from interventions.given_arrays import check_range, tensor_of, token_numbers
 from interventions.model import Model
 from interventions.patching import Patch, check_patches
@@ -108,7 +108,7 @@ def patchscope(
     values = tensor_of(values, "values")
     layer = whole(layer, "layer", error=SiteError)
     prompt, placeholder = text_of(prompt, "the prompt"), text_of(placeholder, "the placeholder")
-    max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=1)
+    max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=1, most=MOST_TOKENS)
     if values.ndim != 2 or values.shape[-1] != model.d_model:
         raise PatchError(
             f"values of shape {tuple(values.shape)} cannot be read out by {model.name}. Expected "

@@ -34,6 +34,7 @@ from interventions.streams import COMPONENTS, Component, Layers, check_component
 
 GRADIENT_METRICS: tuple[Metric, ...] = ("logprob", "logit_diff")
 TOKENS_AT_ONCE = 4096
+MOST_STEPS = 1000  # the points of the rule are eigenvalues of a matrix of that size
 SITES: tuple[Component, ...] = ("resid_post", "attn_out", "mlp_out", "head_out")
 
 
@@ -202,7 +203,7 @@ def check_settings(metric: str, method: str, steps: int) -> None:
     """Refuse what cannot be done, before anything runs."""
     one_of(method, "method", METHODS)
     one_of(metric, "metric", METRICS)
-    whole(steps, "steps", least=1)
+    whole(steps, "steps", least=1, most=MOST_STEPS)
     if metric not in GRADIENT_METRICS:
         raise PromptError(
             f"metric {metric!r} has no gradient that says anything here. Use one of "

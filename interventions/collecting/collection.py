@@ -175,6 +175,16 @@ def open_collection(folder: Path | str) -> xr.Dataset:
     if not all((folder / name).exists() for name in (SETTINGS, PROGRESS, COORDS)):
         raise ResultsError(f"{folder} holds no activations. Expected a folder made by collect().")
     settings, state = _json(folder / SETTINGS), _json(folder / PROGRESS)
+    try:
+        return _opened(folder, settings, state)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as error:
+        raise ResultsError(
+            f"{folder} cannot be read as activations: {type(error).__name__}: {error}. Remove the "
+            "folder to start afresh."
+        ) from error
+
+
+def _opened(folder: Path, settings: dict[str, Any], state: dict[str, Any]) -> xr.Dataset:
     failed = dict(state["set_aside"])
     rows = np.array([row for row in range(state["rows"]) if row not in failed], dtype=np.int64)
     found = xr.Dataset(coords={"row": rows})

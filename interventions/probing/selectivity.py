@@ -18,6 +18,7 @@ from interventions.results import provenance, read_provenance, with_provenance
 
 Method = Literal["logistic", "ridge"]
 METHODS: tuple[Method, ...] = ("logistic", "ridge")
+MOST_DRAWS = 10_000
 AXES = ("layer", "row", "d_model")
 XARRAY = (xr.Dataset, xr.DataArray)
 Activations = torch.Tensor | np.ndarray | xr.DataArray
@@ -108,7 +109,7 @@ def probe(
     """
     settings = _settings(method, C=C, ridge=ridge, tol=tol, max_iter=max_iter)
     seed = seed_of(seed, error=ProbeError)
-    n_controls = whole(n_controls, "n_controls", least=0, error=ProbeError)
+    n_controls = whole(n_controls, "n_controls", least=0, most=MOST_DRAWS, error=ProbeError)
     test_share = number(test_share, "test_share", above=0, below=1, error=ProbeError)
     device = None if device is None else _device(device)
     named, single = _named(activations)
@@ -119,7 +120,8 @@ def probe(
     own = np.arange(rows) if groups is None else _per_row(groups, activations, rows, "groups")
     group = classes_of(own)[1]
     if _is_number(splits):
-        n_splits = whole(splits, "splits (at least one split, or masks)", least=1, error=ProbeError)
+        what = "splits (at least one split, or masks)"
+        n_splits = whole(splits, what, least=1, most=MOST_DRAWS, error=ProbeError)
         draws = [seed + i for i in range(n_splits)]
         test = np.stack([held_out(label, group, names, share=test_share, seed=i) for i in draws])
     else:
