@@ -5,6 +5,7 @@ from typing import Any
 
 from interventions.architectures.anatomy import Anatomy
 from interventions.errors import AlignmentError
+from interventions.given import of_kind, text_of
 from interventions.model import Model
 
 SAMPLE = "The capital of France is Paris, and 1 + 1 = 2."
@@ -82,6 +83,9 @@ def pair(vlm: Model, backbone: Model, *, text: str = SAMPLE) -> ModelPair:
     >>> pair(vlm, llm).layer_map[:3]      # doctest: +SKIP
     (0, 1, 2)
     """
+    for model, what in ((vlm, "the VLM"), (backbone, "the backbone")):
+        of_kind(model, Model, what, error=AlignmentError)
+    text = text_of(text, "text", error=AlignmentError)
     return ModelPair(
         vlm=vlm,
         backbone=backbone,

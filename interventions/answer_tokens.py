@@ -1,8 +1,10 @@
 """Answers as tokens, as they follow a prompt: behind a space, or right behind it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from interventions.errors import PromptError
+from interventions.given import names
 from interventions.model import Model
 from interventions.prompts import Prompt
 
@@ -70,11 +72,28 @@ def token_ids(model: Model, texts: Sequence[str], *, space: bool = True) -> list
     anchor = ids(before)
     found = []
     for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise PromptError(f"{text!r} holds half a character, which no token is.") from None
         whole = ids(f"{before}{' ' if space else ''}{text.lstrip()}") if text.strip() else anchor
         if whole[: len(anchor)] != anchor:
             raise PromptError(f"{text!r} cannot be tokenised apart from what it follows.")
         found.append(whole[len(anchor) :])
     return found
+
+
+def candidate_texts(candidates: Any) -> list[str]:
+    """Return candidate answers as a list; a single text has nothing to be chosen from.
+
+    Raises
+    ------
+    PromptError
+        If it is one text, or some are no texts.
+    """
+    if isinstance(candidates, str):
+        raise PromptError(f"candidates= is one text, {candidates!r}. Give a list of texts.")
+    return names(candidates, "candidates=")
 
 
 def candidate_ids(
@@ -100,6 +119,7 @@ def candidate_ids(
         If there is none, one is empty, two have the same tokens, or one begins another and there
         is no stop.
     """
+    candidates = candidate_texts(candidates)
     if not candidates:
         raise PromptError("there are no candidate answers to choose among. Give at least one.")
     ids = token_ids(model, candidates, space=space)

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from interventions.answer_tokens import candidate_ids, spaced
+from interventions.answer_tokens import candidate_ids, candidate_texts, spaced
 from interventions.choosing import choose, tokens_of
 from interventions.decoding import extended, greedy
+from interventions.errors import PatchError
+from interventions.given import MOST_TOKENS, all_of_kind, text_of, whole
 from interventions.model import Model
-from interventions.patching import Patch, run
+from interventions.patching import Patch, check_asked, check_patches, run
 from interventions.prompts import Prompt
 from interventions.rows import SEQUENCE_KEYS
 
@@ -80,8 +82,16 @@ def complete(
     >>> complete(llm, prompt, candidates=["Paris", "Madrid"]).texts       # doctest: +SKIP
     ['Paris']
     """
+    check_asked(model, prompt)
+    patches = all_of_kind(patches, Patch, "patches", error=PatchError)
+    check_patches(model, prompt, patches)
+    max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=0, most=MOST_TOKENS)
+    batch_rows = whole(batch_rows, "batch_rows", least=1)
+    stop = None if stop is None else text_of(stop, "stop")
+    end = None if end is None else text_of(end, "end")
     ids = None
     if candidates is not None:
+        candidates = candidate_texts(candidates)
         ids = candidate_ids(model, candidates, stop=end or stop, space=spaced(model, prompt))
     if model.remote:
         answered = model.job(
@@ -101,11 +111,11 @@ def complete(
     choices: list[int] = []
     logprobs: list[float] = []
     for rows in torch.arange(len(prompt)).split(batch_rows):
-        whole = len(rows) == len(prompt)
+        all_of_them = len(rows) == len(prompt)
         prefill = run(
             model,
-            prompt if whole else prompt.select(rows),
-            patches=patches if whole else [patch.of_rows(rows) for patch in patches],
+            prompt if all_of_them else prompt.select(rows),
+            patches=patches if all_of_them else [patch.of_rows(rows) for patch in patches],
             keep_cache=True,
         )
         watch = () if ids is None else tokens_of(ids)

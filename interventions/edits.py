@@ -2,8 +2,11 @@
 
 import torch
 
+from interventions.errors import PatchError
+from interventions.given import index_of, number, of_kind, seed_of
+from interventions.given_arrays import tensor_of
 from interventions.model import Model
-from interventions.patching import Patch, Site, read
+from interventions.patching import Patch, Site, check_asked, check_place, read
 from interventions.placing import gather_padded
 from interventions.positions import Positions
 from interventions.prompts import Prompt
@@ -35,6 +38,9 @@ def embedding_noise(
     Patch
         Adds to ``resid_pre`` of block 0.
     """
+    sigmas = number(sigmas, "sigmas", least=0, error=PatchError)
+    seed = seed_of(seed, error=PatchError)
+    check_written_at(model, prompt, positions, 0)
     [embedded] = read(model, prompt, [Site("resid_pre", 0)])
     there = gather_padded(embedded, positions)
     spread = there[positions.mask.to(there.device)].float().std()
@@ -60,6 +66,8 @@ def frozen(
     >>> hold = frozen(llm, named, named.at("last"), slice(4, 8), component="mlp_out")
     ... # doctest: +SKIP
     """
+    layers = index_of(layers, "layer")
+    check_written_at(model, prompt, positions, layers)
     [everything] = read(model, prompt, [Site(component, layers)])
     value = gather_padded(everything, positions, layer_axis=not isinstance(layers, int))
     return [Patch(component, layers, positions, value)]
@@ -76,4 +84,15 @@ def steering(
     layers: Layers, positions: Positions, vector: torch.Tensor, *, scale: float = 1.0
 ) -> Patch:
     """Patch that adds a vector [d_model] to ``resid_post``."""
-    return Patch("resid_post", layers, positions, scale * vector, "add")
+    # Multiplied in a wide format: whole numbers wrap around, and short ones overflow.
+    wide = tensor_of(vector, "the vector")
+    wide = wide.to(torch.promote_types(wide.dtype, torch.float32))
+    scaled = number(scale, "scale", error=PatchError) * wide
+    return Patch("resid_post", layers, positions, scaled, "add")
+
+
+def check_written_at(model: Model, prompt: Prompt, positions: Positions, layers: Layers) -> None:
+    """Refuse positions that are not of the prompt that is read."""
+    check_asked(model, prompt)
+    of_kind(positions, Positions, "positions", error=PatchError)
+    check_place(model, prompt, "a patch", layers, positions)

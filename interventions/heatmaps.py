@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from interventions.errors import ResultsError, did_you_mean
+from interventions.given import of_kind, plain, shown, text_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,6 +16,8 @@ MAPS = ("score", "effect", "value")
 CHANGES = ("logprob", "logit_diff", "rank")  # drawn as the difference from the clean run
 MOST_LABELS = 40
 LONGEST_LABEL = 14
+LEAST, MOST, LOWEST_POWER = 1e-30, 1e30, -300
+"""Largest values that are drawn as they are; others are scaled by a power of ten."""
 
 
 def heatmap(
@@ -56,7 +59,12 @@ def heatmap(
     --------
     >>> iv.heatmap(scores, item=0).savefig("map.png")                           # doctest: +SKIP
     """
+    of_kind(dataset, xr.Dataset, "the dataset", error=ResultsError)
+    title = None if title is None else text_of(title, "title", error=ResultsError)
+    item = plain(item)
     data, column = _chosen(dataset, variable)
+    if item is not None:
+        _check_item(data, item)
     labels = _labels(dataset, column, item)
     note = ""
     if "item" in data.dims:
@@ -64,12 +72,8 @@ def heatmap(
         if item is None:
             note = f"mean of {len(items)} items" if len(items) > 1 else ""
             data = data.mean("item", skipna=True)
-        elif item in items:
-            data, note = data.sel(item=item), f"item {item}"
         else:
-            raise ResultsError(
-                f"no item {item} in this Dataset. {did_you_mean(str(item), map(str, items))}"
-            )
+            data, note = data.isel(item=items.index(item)), f"item {item}"
     if "component" not in data.dims:
         data = data.expand_dims(component=[str(data.name)])
     if extra := set(data.dims) - {"component", "layer", column}:
@@ -77,7 +81,7 @@ def heatmap(
             f"{data.name} also has {', '.join(sorted(map(str, extra)))}. Select one value of each "
             "first, such as dataset.sel(...), or take a mean."
         )
-    data = data.transpose("component", "layer", column)
+    data = _drawable(data.transpose("component", "layer", column))
     used = np.array(np.isfinite(data.values).any(axis=(0, 1)), ndmin=1)
     if not used.any():
         raise ResultsError(f"{data.name} is NaN everywhere, so there is nothing to draw.")
@@ -88,6 +92,28 @@ def heatmap(
         dataset,
         " · ".join(part for part in (title or _title(dataset), note) if part),
     )
+
+
+def _check_item(data: xr.DataArray, item: Any) -> None:
+    """Refuse an item that there is not; True is no item, and 1.0 is none."""
+    items = data["item"].values.tolist() if "item" in data.dims else []
+    if not any(type(one) is type(item) and one == item for one in items):
+        raise ResultsError(
+            f"no item {shown(item)} in this Dataset. {did_you_mean(str(item), map(str, items))}"
+        )
+
+
+def _drawable(data: xr.DataArray) -> xr.DataArray:
+    """Values as numbers with layers in order, or say why they cannot be drawn."""
+    if data.dtype.kind not in "biuf":
+        raise ResultsError(f"{data.name} is of type {data.dtype}. Expected numbers to draw.")
+    layers = data["layer"].values
+    if layers.dtype.kind not in "iuf" or len({*layers.tolist()}) < layers.size:
+        raise ResultsError(
+            f"the layers of {data.name} are {shown(layers.tolist())}. Expected numbers, each once."
+        )
+    data = data.astype(float).sortby("layer")
+    return data.where(np.isfinite(data))
 
 
 def _chosen(dataset: xr.Dataset, variable: str | None) -> tuple[xr.DataArray, str]:
@@ -103,6 +129,7 @@ def _chosen(dataset: xr.Dataset, variable: str | None) -> tuple[xr.DataArray, st
                 "this Dataset has no map: no variable has the dims layer and position or role."
             )
         variable = usual[0]
+    variable = text_of(variable, "variable", error=ResultsError)
     if variable not in known:
         raise ResultsError(f"no map {variable!r} in this Dataset. {did_you_mean(variable, known)}")
     data = dataset[variable]
@@ -116,16 +143,17 @@ def _labels(dataset: xr.Dataset, column: str, item: int | None) -> list[str]:
     """What the columns are called: tokens, where they are known for all that is drawn."""
     if column == "role":
         return [_short(str(name)) for name in dataset["role"].values]
-    plain = [str(position) for position in dataset["position"].values]
-    if not {"token", "role"} <= set(dataset.coords):
-        return plain
-    found = dataset["token"] if item is None else dataset["token"].sel(item=[item])
-    other = dataset.coords.get("corrupt_token")
-    other = found if other is None else other if item is None else other.sel(item=[item])
+    numbers = [str(position) for position in dataset["position"].values]
+    if not {"token", "role"} <= set(dataset.coords) or "position" not in dataset["token"].dims:
+        return numbers
+    found = _of_items(dataset["token"], item)
+    other = found
+    if "corrupt_token" in dataset.coords:
+        other = _of_items(dataset["corrupt_token"], item)
     labels = []
-    for i, position in enumerate(plain):
-        names = list(dict.fromkeys(found.values[:, i].tolist()))
-        changed = list(dict.fromkeys(other.values[:, i].tolist()))
+    for i, position in enumerate(numbers):
+        names = list(dict.fromkeys(found[:, i].tolist()))
+        changed = list(dict.fromkeys(other[:, i].tolist()))
         if len(names) > 1:
             roles = (
                 set(np.atleast_2d(dataset["role"].values)[:, i].tolist())
@@ -136,6 +164,13 @@ def _labels(dataset: xr.Dataset, column: str, item: int | None) -> list[str]:
         else:
             labels.append(" / ".join(dict.fromkeys(map(_short, [*names, *changed[:1]]))))
     return labels
+
+
+def _of_items(labels: xr.DataArray, item: Any) -> np.ndarray:
+    """Labels [item, position] of all items or one; of a Dataset of one item too."""
+    if "item" in labels.dims and item is not None:
+        labels = labels.isel(item=[labels["item"].values.tolist().index(item)])
+    return np.atleast_2d(labels.transpose(..., "position").values)
 
 
 def _short(text: str) -> str:
@@ -176,13 +211,16 @@ def _drawn(
     figure = Figure(figsize=(1.4 + width * len(names), 4.6), layout="constrained")
     panels: Any = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     most = float(np.nanmax(np.abs(data.values))) or 1.0
+    # Colour maps take differences, which numbers at the ends of their range do not have.
+    power = 0 if LEAST < most < MOST else max(int(np.floor(np.log10(most))), LOWEST_POWER)
+    values, most = data.values / 10.0**power, most / 10.0**power
     layers = data["layer"].values
     drawn: Any = None
-    for axes, name in zip(panels, names, strict=True):
+    for i, (axes, name) in enumerate(zip(panels, names, strict=True)):
         drawn = axes.pcolormesh(
             np.arange(len(labels) + 1) - 0.5,
             np.append(layers, layers[-1] + 1) - 0.5,
-            np.ma.masked_invalid(data.sel(component=name).values),
+            np.ma.masked_invalid(values[i]),
             cmap="RdBu_r",
             vmin=-most,
             vmax=most,
@@ -195,9 +233,9 @@ def _drawn(
         axes.set_xlabel(column)
     panels[0].set_ylabel("layer")
     unit = dataset.attrs.get("unit") or data.attrs.get("unit") or data.attrs.get("units")
-    figure.colorbar(
-        drawn, ax=list(panels), label=f"{data.name} ({unit})" if unit else str(data.name)
-    )
+    name = f"{data.name} ({unit})" if unit else str(data.name)
+    scaled = f", times 1e{power}" if power else ""
+    figure.colorbar(drawn, ax=list(panels), label=f"{name}{scaled}")
     figure.suptitle(title, fontsize=11)
     if footnote := _footnote(dataset, names):
         warned = "spearman" not in dataset

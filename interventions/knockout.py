@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from interventions.errors import SiteError
+from interventions.given import index_of, of_kind
 from interventions.model import Model
 from interventions.placing import check_rows
 from interventions.positions import Positions
@@ -34,6 +35,11 @@ class Knockout:
     layers: Layers
     queries: Positions
     keys: Positions
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", index_of(self.layers, "layer"))
+        for at, what in ((self.queries, "queries"), (self.keys, "keys")):
+            of_kind(at, Positions, f"{what} of a knockout", error=SiteError)
 
     def of_rows(self, rows: torch.Tensor | list[int]) -> "Knockout":
         """Return the knockout for some rows of its prompt."""
@@ -62,7 +68,8 @@ def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Position
     ...     knockout(vlm, slice(4, 12), queries=shown.at("last"), keys=shown.at("image"))
     ...     logits = vlm.logits[shown.at("last")].save()
     """
-    for layer in layer_list(layers, model.n_layers):
+    asked = Knockout(layers, queries, keys)
+    for layer in layer_list(asked.layers, model.n_layers):
         check_not_cross(model, layer)
         parts = model.anatomy.parts[layer]
         attention = model.blocks[layer].get(parts.attention)

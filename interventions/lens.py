@@ -2,7 +2,9 @@
 
 import torch
 
-from interventions.errors import PatchError
+from interventions.errors import PatchError, PromptError, SiteError
+from interventions.given import MOST_TOKENS, of_kind, text_of, whole
+from interventions.given_arrays import check_range, tensor_of, token_numbers
 from interventions.model import Model
 from interventions.patching import Patch, check_patches
 
@@ -41,12 +43,17 @@ def lens(
     --------
     >>> logprob, rank = lens(llm, hidden, ids)      # doctest: +SKIP
     """
-    if hidden.ndim != 3 or tokens.shape[:-1] != hidden.shape[1:2]:
+    of_kind(model, Model, "the model", error=PromptError)
+    hidden = tensor_of(hidden, "hidden")
+    tokens = token_numbers(tokens, model.anatomy.vocab, error=PatchError)
+    fits = hidden.ndim == 3 and hidden.shape[-1] == model.d_model
+    if not fits or tokens.ndim != 2 or len(tokens) != hidden.shape[1] or not len(hidden):
         raise PatchError(
             f"hidden states of shape {tuple(hidden.shape)} and tokens of shape "
             f"{tuple(tokens.shape)} do not fit. Expected [layer, row, {model.d_model}] and "
             "[row, token]; read one position per row, such as at(role, -1), in a list of layers."
         )
+    check_range(hidden, model.dtype, "hidden")
     if model.remote:
         return model.job(lens, hidden, tokens)
     logprobs, ranks = [], []
@@ -97,13 +104,18 @@ def patchscope(
     PatchError, SiteError
         Before anything runs, if values, prompt or layer do not fit.
     """
+    of_kind(model, Model, "the model", error=PromptError)
+    values = tensor_of(values, "values")
+    layer = whole(layer, "layer", error=SiteError)
+    prompt, placeholder = text_of(prompt, "the prompt"), text_of(placeholder, "the placeholder")
+    max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=1, most=MOST_TOKENS)
     if values.ndim != 2 or values.shape[-1] != model.d_model:
         raise PatchError(
             f"values of shape {tuple(values.shape)} cannot be read out by {model.name}. Expected "
             f"[value, {model.d_model}]."
         )
     start = prompt.rfind(placeholder)
-    if start < 0:
+    if start < 0 or not placeholder:
         raise PatchError(f"the prompt {prompt!r} has no placeholder {placeholder!r}.")
     span = (start, start + len(placeholder))
     asked = model.prompt([prompt] * len(values), spans={"value": [span] * len(values)})

@@ -9,6 +9,7 @@ import torch
 from interventions.answer_tokens import spaced, token_ids
 from interventions.answers import following
 from interventions.errors import PromptError
+from interventions.given import plain, several, shown
 from interventions.model import Model
 from interventions.positions import Positions
 from interventions.prompts import Prompt
@@ -185,11 +186,13 @@ def target(
 
 
 def _tokens(model: Model, prompt: Prompt, texts: str | Sequence[str], what: str) -> list[list[int]]:
-    given = [texts] * len(prompt) if isinstance(texts, str) else list(texts)
+    one = plain(texts)
+    given = [one] * len(prompt) if isinstance(one, str) else several(texts, f"{what}s")
+    given = [plain(text) for text in given]
     if len(given) != len(prompt):
         raise PromptError(f"{len(given)} {what}s for {len(prompt)} rows. Give one for each row.")
     if wrong := [row for row, text in enumerate(given) if not isinstance(text, str)]:
-        raise PromptError(f"the {what} of row {wrong[0]} is {given[wrong[0]]!r}, not a text.")
+        raise PromptError(f"the {what} of row {wrong[0]} is {shown(given[wrong[0]])}, not a text.")
     ids = token_ids(model, given, space=spaced(model, prompt))
     if empty := [row for row, tokens in enumerate(ids) if not tokens]:
         raise PromptError(

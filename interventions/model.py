@@ -8,8 +8,10 @@ from nnsight.modeling.transformers import TransformersModel
 
 from interventions.architectures.anatomy import Anatomy, find_anatomy
 from interventions.calling import normed_and_projected
-from interventions.errors import PromptError, RemoteError
+from interventions.errors import PatchError, PromptError, RemoteError
 from interventions.fingerprints import fingerprint
+from interventions.given import MOST_TOKENS, of_kind, whole
+from interventions.given_arrays import check_range, tensor_of
 from interventions.prefixes import PrefixCache
 from interventions.prompting import make_prompt
 from interventions.prompts import Prompt
@@ -174,6 +176,12 @@ class Model:
 
     def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [..., vocab] of hidden states [..., d_model]: final norm, head, cap and scale."""
+        hidden = tensor_of(hidden, "hidden")
+        if not hidden.ndim or hidden.shape[-1] != self.d_model:
+            raise PatchError(
+                f"hidden states of shape {tuple(hidden.shape)}. Expected [..., {self.d_model}]."
+            )
+        check_range(hidden, self.dtype, "hidden")
         if self.remote:
             return self.job(Model.unembed, hidden)
         anatomy = self.anatomy
@@ -225,6 +233,7 @@ class Model:
         return make_prompt(self, text, images=images, spans=spans, share_prefix=share_prefix)
 
     def _arguments(self, prompt: Prompt, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        of_kind(prompt, Prompt, "the prompt", error=PromptError)
         config = self.module.config
         padded = not bool(prompt.inputs["attention_mask"].all())
         if padded and self.dtype == torch.float64 and config._attn_implementation == "eager":
@@ -288,6 +297,7 @@ class Model:
         ...     vlm.resid_post[3, prompt.at("image", -1)] = value
         ...     ids = tracer.result.save()
         """
+        max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=1, most=MOST_TOKENS)
         arguments = self._arguments(prompt)
         del arguments["position_ids"]  # generate derives the same ones, step by step
         arguments["input_ids"] = prompt.full_ids.to(self.device)

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from interventions.calling import weightless
-from interventions.errors import PatchError, RemoteError, SiteError
+from interventions.errors import PatchError, PromptError, RemoteError, SiteError
+from interventions.given import all_of_kind, flag, index_of, of_kind, one_of, several, whole
+from interventions.given_arrays import check_range, tensor_of
 from interventions.knockout import Knockout, check_knockouts, knockout
 from interventions.model import Model
-from interventions.placing import Mode, gather
+from interventions.placing import MODES, Mode, gather
 from interventions.positions import Positions
 from interventions.prompts import Prompt
 from interventions.shared_prefix import SHORT, attending_apart
@@ -24,6 +26,7 @@ from interventions.streams import (
     index_list,
     layer_list,
     stacked,
+    written_once,
 )
 
 HEADS = COMPONENTS.index("head_out")
@@ -49,6 +52,11 @@ class Site:
     layers: Layers
     positions: Positions | None = None
     heads: Heads = None
+
+    def __post_init__(self) -> None:
+        _make_plain(self)
+        if self.positions is not None:
+            of_kind(self.positions, Positions, "the positions of a site", error=SiteError)
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,11 @@ class Patch:
     heads: Heads = None
 
     def __post_init__(self) -> None:
-        if not torch.is_tensor(self.value):
-            object.__setattr__(self, "value", torch.as_tensor(self.value))
+        _make_plain(self)
+        of_kind(self.positions, Positions, "the positions of a patch", error=SiteError)
+        value = tensor_of(self.value)
+        object.__setattr__(self, "value", value.detach() if value.requires_grad else value)
+        object.__setattr__(self, "mode", one_of(self.mode, "mode", MODES, error=PatchError))
 
     @property
     def _last_axes(self) -> int:
@@ -106,6 +117,13 @@ class Patch:
             return replace(self, positions=positions)  # the same for every row
         value = self.value[:, rows] if axis else self.value[rows]
         return replace(self, positions=positions, value=value)
+
+
+def _make_plain(place: Site | Patch) -> None:
+    """Hold layers and heads as Python's own numbers: an int of numpy is one layer too."""
+    object.__setattr__(place, "layers", index_of(place.layers, "layer"))
+    if place.heads is not None:
+        object.__setattr__(place, "heads", index_of(place.heads, "head"))
 
 
 @dataclass(frozen=True)
@@ -170,6 +188,9 @@ def check_patches(model: Model, prompt: Prompt, patches: Sequence[Patch]) -> Non
         check_component(patch.component)
         check_place(model, prompt, "a patch", patch.layers, patch.positions)
         check_heads(model, patch)
+        written_once(layer_list(patch.layers, model.n_layers), "layer")
+        if patch.heads is not None:
+            written_once(index_list(patch.heads, model.anatomy.n_heads, "head"), "head")
         check_value(model, patch)
 
 
@@ -186,8 +207,7 @@ def check_value(model: Model, patch: Patch) -> None:
             f"a value of width {value.shape[-1]} cannot be written into {patch.component} of "
             f"{model.name}, which is {last[-1]} wide."
         )
-    if bool(torch.isnan(value).any()):
-        raise PatchError("the value to be written holds NaN. Check the run it was read from.")
+    check_range(value, model.dtype)
     if patch.has_layer_axis and value.shape[0] != len(layers):
         raise PatchError(
             f"the patch names {len(layers)} layers but its value has {value.shape[0]} along "
@@ -255,13 +275,22 @@ def run(
     SiteError, PatchError
         Before anything runs, if a site or value does not fit.
     """
+    check_asked(model, prompt)
+    patches = all_of_kind(patches, Patch, "patches", error=PatchError)
+    knockouts = all_of_kind(knockouts, Knockout, "knockouts", error=SiteError)
+    reads = all_of_kind(reads, Site, "reads", error=SiteError)
     check_patches(model, prompt, patches)
     check_knockouts(model, prompt, knockouts)
     check_sites(model, prompt, reads)
+    keep_cache = flag(keep_cache, "keep_cache")
+    logits = logits if isinstance(logits, Positions) else flag(logits, "logits (or Positions)")
     if isinstance(logits, Positions):
         check_place(model, prompt, "logits", 0, logits)
     if start is not None:
+        start = _start_of(model, prompt, start)
         check_start(model, start[0], (*patches, *knockouts, *reads), keep_cache=keep_cache)
+    if inputs is not None:
+        of_kind(inputs, Mapping, "inputs", error=PromptError)
     if model.remote:
         return _run_remotely(
             model,
@@ -345,6 +374,26 @@ def run(
     elif last is not None:
         last = last[:, -1]
     return Run(last, values, kept, prompt)
+
+
+def check_asked(model: Any, prompt: Any) -> None:
+    """Refuse anything but a model and a prompt."""
+    of_kind(model, Model, "the model", error=PromptError)
+    if not len(of_kind(prompt, Prompt, "the prompt", error=PromptError)):
+        raise PromptError("the prompt has no rows, so there is nothing to run.")
+
+
+def _start_of(model: Model, prompt: Prompt, start: Any) -> tuple[int, torch.Tensor]:
+    given = several(start, "start", error=SiteError, expected="a block and its resid_pre")
+    if len(given) != 2:
+        raise SiteError(f"start has {len(given)} parts. Expected a block and its resid_pre.")
+    block = whole(given[0], "the block of start", least=0, most=model.n_layers, error=SiteError)
+    value = tensor_of(given[1], "the value of start")
+    shape = (len(prompt), prompt.length, model.d_model)
+    if tuple(value.shape) != shape:
+        raise PatchError(f"the value of start has shape {tuple(value.shape)}. Expected {shape}.")
+    check_range(value, model.dtype, "the value of start")
+    return block, value
 
 
 def _run_remotely(model: Model, prompt: Prompt, *, keep_cache: bool, **asked: Any) -> Run:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from interventions.errors import RoleError
+from interventions.given import rows_of, shown
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Positions:
 
     def rows(self, rows: torch.Tensor | list[int]) -> "Positions":
         """Return the positions of some rows, in the order given."""
+        rows = rows_of(rows, self.n_rows, error=RoleError)
         return Positions(self.index[rows], self.mask[rows], self.length, self.single, self.role)
 
     def only(self, rows: torch.Tensor) -> "Positions":
@@ -69,8 +71,15 @@ class Positions:
 
         Lets rows of one forward pass be patched in different layers.
         """
-        if rows.dtype != torch.bool or rows.shape != self.mask.shape[:1]:
-            raise RoleError(f"only() takes one bool per row ({self.n_rows}), not row numbers.")
+        if (
+            not isinstance(rows, torch.Tensor)
+            or rows.dtype != torch.bool
+            or rows.shape != self.mask.shape[:1]
+        ):
+            raise RoleError(
+                f"only() takes one bool per row ({self.n_rows}), not row numbers, as a tensor; "
+                f"got {shown(rows)}."
+            )
         mask = self.mask & rows.to(self.mask.device)[:, None]
         return Positions(self.index, mask, self.length, self.single, self.role)
 

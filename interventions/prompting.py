@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interventions.errors import PromptError
+from interventions.given import flag, of_kind, plain, several, text_of
 from interventions.prompts import Prompt, collate
 from interventions.rows import Span, build_row
 
@@ -26,6 +27,10 @@ def make_prompt(
     share_prefix: bool | str,
 ) -> Prompt:
     """Turn text and images into padded rows whose tokens have roles."""
+    if spans is not None:
+        spans = _spans(spans)
+    if not isinstance(share_prefix, str):
+        share_prefix = flag(share_prefix, "share_prefix (a bool, or a text)")
     if taken := sorted(name for name in spans or {} if RESERVED.fullmatch(name)):
         raise PromptError(f"a span cannot be called {taken[0]!r}: that role is given already.")
     anatomy = model.anatomy
@@ -135,8 +140,25 @@ def _images(model: "Model", images: Any | None, n_rows: int) -> list[list[Any]]:
     ]
 
 
+def _spans(spans: Any) -> dict[str, Any]:
+    """Spans by name: one for all rows, or a list of one per row."""
+    found = {}
+    for name, span in of_kind(spans, Mapping, "spans", error=PromptError).items():
+        one = plain(span)
+        if not isinstance(one, str):
+            one = [plain(each) for each in several(one, f"span {name!r}")]
+            if isinstance(span, tuple) and len(one) == 2 and not any(map(_several, one)):
+                one = tuple(one)
+        found[text_of(name, "the name of a span")] = one
+    return found
+
+
+def _several(span: Any) -> bool:
+    return isinstance(span, str | list | tuple)
+
+
 def _of_row(span: Any, row: int, n_rows: int, name: str) -> Span:
-    if isinstance(span, str) or (isinstance(span, tuple) and isinstance(span[0], int)):
+    if isinstance(span, str | tuple):
         return span
     if len(span) != n_rows:
         raise PromptError(f"span {name!r} has {len(span)} entries for {n_rows} rows.")

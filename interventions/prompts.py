@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from interventions.errors import RoleError, did_you_mean
+from interventions.errors import PromptError, RoleError, did_you_mean
+from interventions.given import index_of, rows_of, text_of
 from interventions.positions import Positions, from_lists
 from interventions.rows import SEQUENCE_KEYS, Row
 
@@ -74,7 +75,7 @@ class Prompt:
         prefix = self.prefix_ids.expand(len(self), -1)
         return torch.cat([prefix, self.inputs["input_ids"]], dim=1)
 
-    def at(self, role: str, index: int | slice | None = None) -> Positions:
+    def at(self, role: str, index: int | slice | Sequence[int] | None = None) -> Positions:
         """Positions of a token role in every row.
 
         Parameters
@@ -82,8 +83,9 @@ class Prompt:
         role : str
             ``"image"``, ``"image_0"``, ``"last_image"``, ``"question"``, ``"last"``, or the name
             of a span.
-        index : int or slice, optional
-            Which of the role's tokens: ``-1`` is the last one. Default: all of them.
+        index : int, slice or list of int, optional
+            Which of the role's tokens: ``-1`` is the last one. Default: all of them. A slice takes
+            what there is, as a list's does.
 
         Returns
         -------
@@ -100,6 +102,8 @@ class Prompt:
         >>> prompt.at("entity", -1)        # doctest: +SKIP
         """
         known = sorted({name for roles in self.roles for name in roles})
+        role = text_of(role, "a role", error=RoleError)
+        index = None if index is None else index_of(index, "index", error=RoleError)
         if role not in known:
             hint = ""
             if "image" in role:
@@ -110,15 +114,19 @@ class Prompt:
         lists: list[list[int]] = []
         for row, roles in enumerate(self.roles):
             found = roles.get(role, [])
-            if isinstance(index, int):
-                if found and not -len(found) <= index < len(found):
-                    raise RoleError(
-                        f"role {role!r} has {len(found)} token(s) in row {row}, so there is no "
-                        f"index {index}. Use -1 for its last token."
-                    )
-                found = [found[index]] if found else []
-            elif index is not None:
+            if isinstance(index, slice):
                 found = found[index]
+            elif index is not None and found:
+                wanted = [index] if isinstance(index, int) else index
+                for one in wanted:
+                    if not -len(found) <= one < len(found):
+                        raise RoleError(
+                            f"role {role!r} has {len(found)} token(s) in row {row}, so there is no "
+                            f"index {one}. Use -1 for its last token."
+                        )
+                if len({one % len(found) for one in wanted}) < len(wanted):
+                    raise RoleError(f"index {wanted} of role {role!r} names one token twice.")
+                found = [found[one] for one in wanted]
             lists.append(found)
         single = isinstance(index, int) or role in SINGLE
         return from_lists(lists, length=self.length, single=single, role=role)
@@ -166,13 +174,10 @@ class Prompt:
 
         Parameters
         ----------
-        rows : sequence of int, or Tensor [row] of bool
+        rows : sequence of int, or of bool [row]
             In the order given, repeats allowed; negative rows count from the end.
         """
-        if isinstance(rows, torch.Tensor) and rows.dtype == torch.bool:
-            rows = rows.nonzero().flatten()
-        everything = range(len(self))
-        picked = [everything[int(row)] for row in rows]
+        picked = rows_of(rows, len(self), error=PromptError)
         inputs: dict[str, torch.Tensor] = {}
         entries: dict[str, list[int]] = {}
         for key, value in self.inputs.items():

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import h5netcdf
-import numpy as np
 import torch
 import xarray as xr
 
 from interventions.errors import ResultsError
 from interventions.fingerprints import hooks_of
+from interventions.given import of_kind
 from interventions.model import Model
+from interventions.storable import storable
 
 STORE = "results.nc"
 SETTINGS = "settings.json"
+PROVENANCE = "provenance"
 PACKAGES = ("torch", "transformers", "nnsight", "numpy", "xarray")
 
 
@@ -80,6 +82,59 @@ def origin(**models: Model) -> dict[str, Any]:
     return found
 
 
+def with_provenance(
+    dataset: xr.Dataset,
+    made: Mapping[str, Any],
+    *,
+    settings: Mapping[str, Any],
+    seed: int | None = None,
+) -> xr.Dataset:
+    """Return the Dataset as netCDF can hold it, with how it was made in one attribute.
+
+    The attribute ``provenance`` is JSON text, the same for every result: what ``made`` says of
+    each model under its role, ``versions`` and ``threads``; ``settings``: what was asked; and
+    ``seed``: what was drawn by chance hangs on it, null where nothing was.
+    :func:`read_provenance` reads it.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    made : mapping
+        As :func:`provenance` or :func:`origin` gives it.
+    settings : mapping
+        JSON types.
+    seed : int, optional
+    """
+    whole = {**made, "settings": dict(settings), "seed": seed}
+    return storable(dataset.assign_attrs({PROVENANCE: whole}))
+
+
+def read_provenance(result: xr.Dataset | xr.DataArray | xr.DataTree) -> dict[str, Any]:
+    """How a result was made, as :func:`with_provenance` laid it down; empty if it does not say.
+
+    Parameters
+    ----------
+    result : Dataset, DataArray or DataTree
+        In memory, or back from disk.
+
+    Raises
+    ------
+    ResultsError
+        If it is no result, or what it says cannot be read.
+
+    Examples
+    --------
+    >>> read_provenance(iv.sweep(...))["model"]["id"]                    # doctest: +SKIP
+    """
+    kinds = (xr.Dataset, xr.DataArray, xr.DataTree)
+    stored = of_kind(result, kinds, "the result", error=ResultsError).attrs.get(PROVENANCE, {})
+    try:
+        found = json.loads(stored) if isinstance(stored, str) else stored
+        return dict(found)
+    except (TypeError, ValueError) as error:
+        raise ResultsError(f"the provenance of this result cannot be read: {error}.") from None
+
+
 def differences(stored: Any, asked: Any, *, name: str = "") -> list[str]:
     """Lines that name every setting in which two runs differ; of nested ones, ``outer.inner``."""
     nested = isinstance(stored, Mapping) and isinstance(asked, Mapping)
@@ -114,6 +169,8 @@ class Store:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         self.settings = json.loads(json.dumps(settings))
+        self.made = [one for one in (folder, *folder.parents) if not one.exists()]
+        self.begun = not (folder / SETTINGS).exists()
         path = folder / SETTINGS
         if path.exists():
             try:
@@ -136,7 +193,19 @@ class Store:
                 f"{folder} is not empty and is not the folder of a run (no {SETTINGS}). "
                 "Give another --out."
             )
-        write_atomically(path, json.dumps(self.settings, indent=2).encode())
+        try:
+            write_atomically(path, json.dumps(self.settings, indent=2).encode())
+        except OSError as error:
+            self.leave()
+            raise ResultsError(f"{folder} cannot be written: {error.strerror}.") from error
+
+    def leave(self) -> None:
+        """Take away the folder, if this made it and nothing but its settings is there."""
+        if self.begun:
+            (self.folder / SETTINGS).unlink(missing_ok=True)
+        for folder in self.made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     def stages(self) -> list[str]:
         """Names of the stages that are done."""
@@ -199,23 +268,3 @@ def read_tree(folder: Path) -> xr.DataTree:
         raise ResultsError(f"{folder} holds no {STORE}. Expected the folder of a finished run.")
     with _readable(path), xr.open_datatree(path, engine="h5netcdf") as tree:
         return tree.load()
-
-
-def storable(dataset: xr.Dataset) -> xr.Dataset:
-    """Return the Dataset with dtypes and attributes that netCDF can hold."""
-    made = dataset.copy()
-    for name in list(made.variables):
-        if made[name].dtype.kind == "U":
-            made[name] = made[name].astype(object)
-    for where in (made, *made.variables.values()):
-        where.attrs = {
-            key: (
-                json.dumps(value)
-                if isinstance(value, dict)
-                else int(value)
-                if isinstance(value, bool | np.bool_)
-                else value
-            )
-            for key, value in where.attrs.items()
-        }
-    return made

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from interventions.errors import PromptError
+from interventions.given import several, shown, whole
 
 Span = str | tuple[int, int]
 SEQUENCE_KEYS = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")
@@ -59,7 +60,11 @@ def span_bounds(text: str, span: Span, *, name: str) -> tuple[int, int]:
         If the text of the span is absent or ambiguous.
     """
     if not isinstance(span, str):
-        start, stop = span
+        expected = "a text of the row, or (start, stop) characters"
+        ends = several(span, f"span {name!r}", expected=expected)
+        if len(ends) != 2:
+            raise PromptError(f"span {name!r} is {shown(span)}. Expected {expected}.")
+        start, stop = (whole(one, f"an offset of span {name!r}") for one in ends)
         if not 0 <= start < stop <= len(text):
             raise PromptError(
                 f"span {name!r}: offsets {span} are outside the text of {len(text)} characters, "

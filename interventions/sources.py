@@ -9,6 +9,8 @@ import torch
 
 from interventions.alignment import ModelPair
 from interventions.errors import PatchError, RoleError, SiteError
+from interventions.given import index_of, number, of_kind, seed_of
+from interventions.given_arrays import check_range, tensor_of
 from interventions.metrics import Target
 from interventions.model import Model
 from interventions.patching import Site, run
@@ -34,6 +36,11 @@ class Noise:
     scale: float = 3.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        scale = number(self.scale, "scale of Noise", least=0, error=PatchError)
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "seed", seed_of(self.seed, "seed of Noise", error=PatchError))
+
 
 @dataclass(frozen=True)
 class FromModel:
@@ -50,6 +57,10 @@ class FromModel:
     pair: ModelPair
     prompt: Prompt
 
+    def __post_init__(self) -> None:
+        of_kind(self.pair, ModelPair, "the pair of FromModel", error=PatchError)
+        of_kind(self.prompt, Prompt, "the prompt of FromModel", error=PatchError)
+
 
 @dataclass(frozen=True)
 class FromLayers:
@@ -64,8 +75,14 @@ class FromLayers:
 
     layers: Layers | None = None
 
+    def __post_init__(self) -> None:
+        if self.layers is not None:
+            object.__setattr__(self, "layers", index_of(self.layers, "layer"))
+
 
 Source = Prompt | FromModel | FromLayers | Noise | torch.Tensor | float
+NAMED = (Prompt, FromModel, FromLayers, Noise)
+"""The sources that are no numbers."""
 
 
 @dataclass(frozen=True)
@@ -230,15 +247,14 @@ def constant(model: Model, source: torch.Tensor | float) -> torch.Tensor:
     Raises
     ------
     PatchError
-        If it is neither, or holds NaN.
+        If it is neither, or holds what the model's format cannot.
     """
-    value = torch.as_tensor(source).detach().cpu()
-    value = value if value.is_floating_point() else value.float()
+    value = tensor_of(source, "the source").detach().cpu()
+    value = value.to(torch.promote_types(model.dtype, torch.float32))
     if value.ndim > 1 or (value.ndim and len(value) != model.d_model):
         raise PatchError(
             f"a source of shape {tuple(value.shape)} is no value for every cell. Give a number, a "
             f"vector of {model.d_model}, a Prompt, Noise, FromModel or FromLayers."
         )
-    if bool(torch.isnan(value).any()):
-        raise PatchError("the source holds NaN, which cannot be written. Check how it was made.")
+    check_range(value, model.dtype, "the source")
     return value

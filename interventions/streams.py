@@ -25,16 +25,17 @@ component           what it is
 ==================  ======================================================================
 """
 
-import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from nnsight.intervention.interleaver import OutOfOrderError
 
-from interventions.errors import PatchError, SiteError, did_you_mean
-from interventions.placing import Mode, Where, gather, written
+from interventions.errors import PatchError, SiteError
+from interventions.given import index_of, one_of
+from interventions.given_arrays import tensor_of
+from interventions.placing import Mode, Where, gather, index_list, written
 from interventions.positions import Positions
 
 if TYPE_CHECKING:
@@ -50,44 +51,19 @@ RESIDUAL: tuple[Component, ...] = ("resid_pre", "attn_out", "mlp_out", "resid_po
 
 def check_component(component: str) -> Component:
     """Return ``component`` if it names a stream with layers, else raise SiteError."""
-    for known in COMPONENTS:
-        if component == known:
-            return known
-    raise SiteError(f"no component {component!r}. {did_you_mean(component, COMPONENTS)}")
-
-
-def index_list(asked: Layers, n: int, what: str = "layer") -> list[int]:
-    """Indices named by an int, slice or list, counted from the end where negative.
-
-    Raises
-    ------
-    SiteError
-        If one does not exist, or none is named.
-    """
-    wrong = SiteError(f"{what}s are an int, a slice or a list of int, not {asked!r}.")
-    if isinstance(asked, slice):
-        found = list(range(n))[asked]
-        ends = list(range(asked.start or 0, asked.stop if asked.stop is not None else n))
-        if ends and not -n <= min(ends) <= max(ends) < n:
-            raise SiteError(f"{what}s {asked.start}:{asked.stop} reach outside 0:{n}.")
-    elif isinstance(asked, SupportsIndex):
-        found = [operator.index(asked)]
-    else:
-        try:
-            found = [operator.index(one) for one in asked]
-        except TypeError:
-            raise wrong from None
-    if not found:
-        raise SiteError(f"no {what} is named by {asked!r}; there are {what}s 0 to {n - 1}.")
-    for one in found:
-        if not -n <= one < n:
-            raise SiteError(f"no {what} {one}: the model has {what}s 0 to {n - 1}.")
-    return [one % n for one in found]
+    return one_of(component, "component", COMPONENTS, error=SiteError)
 
 
 def layer_list(layers: Layers, n_layers: int) -> list[int]:
     """Block indices named by an int, slice or list; see :func:`index_list`."""
-    return index_list(layers, n_layers)
+    return index_list(layers, n_layers, "layer")
+
+
+def written_once(chosen: list[int], what: str) -> list[int]:
+    """Refuse to write into the same layer or head twice: only one of the values could stay."""
+    if len(set(chosen)) < len(chosen):
+        raise PatchError(f"{what}s {chosen} name one twice, so a value would be written over.")
+    return chosen
 
 
 def split_index(key: Any, most: int = 2) -> tuple[Any, ...]:
@@ -179,6 +155,7 @@ class Stream:
 
     def __getitem__(self, key: Any) -> Any:  # a tensor, to which nnsight adds .save()
         layers, positions = split_index(key)
+        layers = index_of(layers, "layer")
         found = [
             gather(self.live(layer), positions)
             for layer in layer_list(layers, self._model.n_layers)
@@ -201,7 +178,8 @@ class Stream:
             [layer, row, position, d_model], without the layer axis for an int layer.
         mode : {"set", "add", "scale"}
         """
-        chosen = layer_list(layers, self._model.n_layers)
+        layers, value = index_of(layers, "layer"), tensor_of(value)
+        chosen = written_once(layer_list(layers, self._model.n_layers), "layer")
         for layer, one in zip(chosen, per_layer(layers, value, len(chosen)), strict=True):
             self.replace(layer, written(self.live(layer), positions, one, mode))
 
@@ -211,9 +189,9 @@ def stacked(found: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack([one.to(found[0].device) for one in found])
 
 
-def per_layer(layers: Layers, value: Any, n: int) -> list[Any]:
+def per_layer(layers: Layers, value: torch.Tensor, n: int) -> list[torch.Tensor]:
     """Split a value along its layer axis, or repeat one that has none."""
-    if isinstance(layers, int) or not torch.is_tensor(value) or value.ndim < 2:
+    if isinstance(layers, int) or value.ndim < 2:
         return [value] * n
     if value.shape[0] != n:
         raise PatchError(
@@ -221,6 +199,10 @@ def per_layer(layers: Layers, value: Any, n: int) -> list[Any]:
             f"its shape is {tuple(value.shape)}."
         )
     return list(value)
+
+
+def _heads_of(heads: Any) -> Heads:
+    return None if heads is None else index_of(heads, "head")
 
 
 class HeadStream(Stream):
@@ -258,6 +240,7 @@ class HeadStream(Stream):
 
     def __getitem__(self, key: Any) -> Any:
         layers, positions, heads = split_index(key, 3)
+        layers, heads = index_of(layers, "layer"), _heads_of(heads)
         dim = self._model.anatomy.head_dim
         chosen = self._heads(heads)
         found = []
@@ -283,15 +266,16 @@ class HeadStream(Stream):
     ) -> None:
         """Write into some heads of some layers; see :meth:`Stream.write`."""
         dim = self._model.anatomy.head_dim
-        chosen = self._heads(heads)
-        if torch.is_tensor(value) and value.ndim >= 2 and not isinstance(heads, int):
+        layers, heads, value = index_of(layers, "layer"), _heads_of(heads), tensor_of(value)
+        chosen = written_once(self._heads(heads), "head")
+        if value.ndim >= 2 and not isinstance(heads, int):
             if tuple(value.shape[-2:]) != (len(chosen), dim):
                 raise PatchError(
                     f"a value for {len(chosen)} heads must end in [{len(chosen)}, {dim}]; its "
                     f"shape is {tuple(value.shape)}."
                 )
             value = value.flatten(-2)
-        indices = layer_list(layers, self._model.n_layers)
+        indices = written_once(layer_list(layers, self._model.n_layers), "layer")
         for layer, one in zip(indices, per_layer(layers, value, len(indices)), strict=True):
             hidden = self.live(layer)
             split = hidden.unflatten(-1, (-1, dim)).clone()
@@ -396,5 +380,6 @@ class LogitsStream:
     def __setitem__(self, positions: Any, value: Any) -> None:
         model: Any = self._model.nn
         output = model.output
-        output.logits = written(output.logits, self._shifted(output.logits, positions), value)
+        shifted = self._shifted(output.logits, positions)
+        output.logits = written(output.logits, shifted, value, infinite=True)  # -inf forbids
         model.output = output

@@ -7,14 +7,16 @@ import torch
 
 from interventions.alignment import ModelPair
 from interventions.errors import PatchError
+from interventions.given import of_kind, one_of
 from interventions.model import Model
-from interventions.patching import Patch, Site, read
-from interventions.placing import Mode, gather_padded
+from interventions.patching import Patch, Site, check_asked, check_place, read
+from interventions.placing import MODES, Mode, gather_padded
 from interventions.positions import Positions
 from interventions.prompts import Prompt
-from interventions.streams import Component, Layers, layer_list
+from interventions.streams import RESIDUAL, Component, Layers, layer_list, written_once
 
 How = Literal["one-to-one", "last-to-all", "mean-to-all"]
+HOWS: tuple[How, ...] = ("one-to-one", "last-to-all", "mean-to-all")
 
 
 def transplant(
@@ -70,7 +72,15 @@ def transplant(
     ...     read_at=named.at("entity"), write_at=shown.at("image"))
     >>> iv.complete(vlm, shown, patches=patches).texts                 # doctest: +SKIP
     """
-    chosen = layer_list(layers, pair.backbone.n_layers)
+    of_kind(pair, ModelPair, "the pair", error=PatchError)
+    check_asked(pair.backbone, source)
+    component = one_of(component, "component", RESIDUAL, error=PatchError)
+    how = one_of(how, "how", HOWS, error=PatchError)
+    mode = one_of(mode, "mode", MODES, error=PatchError)
+    for at, what in ((read_at, "read_at"), (write_at, "write_at")):
+        of_kind(at, Positions, what, error=PatchError)
+    chosen = written_once(layer_list(layers, pair.backbone.n_layers), "layer")
+    check_place(pair.backbone, source, "a transplant", chosen, read_at)
     blocks = pair.backbone.anatomy.self_blocks
     if crossing := sorted({*chosen} - {*blocks}):
         raise PatchError(
@@ -80,7 +90,7 @@ def transplant(
         )
     there = [pair.layer_map[blocks.index(layer)] for layer in chosen]
     if to_layers is not None:
-        there = layer_list(to_layers, pair.vlm.n_layers)
+        there = written_once(layer_list(to_layers, pair.vlm.n_layers), "layer")
     if len(there) != len(chosen):
         raise PatchError(
             f"{len(chosen)} layers are read, but {len(there)} are written. Name as many."

@@ -273,7 +273,7 @@ def test_other_settings_rows_or_weights_are_refused_with_the_difference(
     with pytest.raises(ResultsError, match="batch_rows: stored 4, asked 2"):
         iv.collect(llm, rows, SITES, out=out, batch_rows=2)
     deeper = {"name": iv.RoleSite("resid_post", [1], "entity", -1)}
-    with pytest.raises(ResultsError, match="sites.name.layers: stored"):
+    with pytest.raises(ResultsError, match=r"sites\.name\.layers: stored"):
         iv.collect(llm, rows, deeper, out=out, batch_rows=4)
     with pytest.raises(ResultsError, match="first_row: stored"):
         iv.collect(llm, rows[1:] + rows[:1], SITES, out=out, batch_rows=4)

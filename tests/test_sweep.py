@@ -34,6 +34,7 @@ from interventions.errors import (
 from interventions.metrics import METRICS, target
 from interventions.patching import Patch
 from interventions.places import columns_of
+from interventions.results import read_provenance
 from interventions.sources import FromLayers, FromModel, Noise
 from interventions.sweeping.sweeps import sweep
 
@@ -123,7 +124,7 @@ def test_each_cell_and_metric_is_one_plain_run(case: Case, other: iv.Prompt) -> 
     assert found.item.values.tolist() == [0, 1]
     assert found.logprob.attrs["units"] == "nats"
     assert found.attrs["path"] == "suffix"
-    assert '"dtype": "torch.float64"' in found.attrs["settings"]
+    assert read_provenance(found)["model"]["dtype"] == "torch.float64"
     for component in components:
         for layer in (0, 3):
             for role in ROLES:

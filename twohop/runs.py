@@ -12,7 +12,7 @@ import xarray as xr
 
 from interventions import Model, load
 from interventions.errors import InterventionsError, ResultsError
-from interventions.results import STORE, Store, provenance, write_atomically
+from interventions.results import STORE, Store, provenance, with_provenance, write_atomically
 from twohop.asking import Study, Tick, image_prompt, longest_answer, no_tick, text_prompt
 from twohop.entities.items import Benchmark, Template, check_items
 from twohop.expected import expected_rows
@@ -175,8 +175,8 @@ class PairRun:
         for role, earlier in before.items():
             if "requests" in made[role]:  # of this stage alone
                 made[role]["requests"] -= earlier
-        found.attrs["provenance"] = {**made, "settings": self.store(stage).settings}
-        return found
+        seed = self.settings.seed
+        return with_provenance(found, made, settings=self.store(stage).settings, seed=seed)
 
     def check(self, study: Study, models: Models) -> None:
         """Refuse models that compute NaN: each answers one question before it is measured."""

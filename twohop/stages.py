@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from interventions.errors import InterventionsError, did_you_mean
+from interventions.results import storable
 from twohop.asking import Study
 from twohop.attribution_map import attribution_map
 from twohop.diagnosis import diagnosis
@@ -164,6 +165,10 @@ def run_stage(stage: str, study: Study, done: Mapping[str, xr.Dataset] | None = 
             f"{stage} is given the results of {', '.join(NEEDS[stage])}; without "
             f"{', '.join(lacking)} it cannot run. run_stages([{stage!r}], study) runs them all."
         )
+    return storable(_result(stage, study, done))
+
+
+def _result(stage: str, study: Study, done: Mapping[str, xr.Dataset]) -> xr.Dataset:
     if stage == "backbone_text":
         found = text_gate(study, study.backbone, gate="backbone_text")
         found.attrs["n_layers"] = study.backbone.n_layers

@@ -1,11 +1,11 @@
 """The numbers of the verdict, under names that stay: ``summary.json``."""
 
-import json
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from interventions.results import read_provenance
 from twohop.agreement import agreement_of_run, refusals
 from twohop.asking import SEPARATOR
 from twohop.diagnosis import VERDICTS, beats_its_null
@@ -55,8 +55,7 @@ def not_available(resolution: xr.Dataset) -> dict[str, str]:
 
 def architecture(resolution: xr.Dataset) -> Class:
     """Class of the run's pair, from its provenance."""
-    stored = resolution.attrs.get("provenance", {})
-    provenance = json.loads(stored) if isinstance(stored, str) else stored
+    provenance = read_provenance(resolution)
     settings = provenance.get("settings", {})
     return architecture_of(
         settings.get("vlm", "unknown VLM"),

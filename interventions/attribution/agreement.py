@@ -11,12 +11,14 @@ import xarray as xr
 
 from interventions.attribution.contrast import Contrast, Scored, make_contrast
 from interventions.attribution.passes import Pass, forward
-from interventions.errors import PromptError, ResultsError
+from interventions.errors import ResultsError
+from interventions.given import of_kind, seed_of, whole
 from interventions.metrics import target
 from interventions.model import Model
-from interventions.patching import Patch, run
+from interventions.patching import Patch, check_asked, run
 from interventions.positions import Positions
 from interventions.prompts import Prompt
+from interventions.results import read_provenance, with_provenance
 from interventions.sweeping.replay import replay
 
 RESAMPLES = 1000
@@ -79,7 +81,13 @@ def verify(
     ResultsError
         If the Dataset is no attribution, or one of other prompts.
     """
-    if "score" not in scores or "direction" not in scores.attrs:
+    check_asked(model, clean)
+    k, seed = whole(k, "k", least=1), seed_of(seed)
+    of_kind(scores, xr.Dataset, "scores", error=ResultsError)
+    asked = ("metric", "direction", "roles", "by_role")
+    if not {"score", "item", "component", "layer"} <= {*scores.variables} or any(
+        one not in scores.attrs for one in asked
+    ):
         raise ResultsError("this Dataset is no attribution. Give what iv.attribute returned.")
     contrast = make_contrast(
         model,
@@ -104,8 +112,6 @@ def add_agreement(
     model: Model, contrast: Contrast, scores: xr.Dataset, *, k: int, seed: int
 ) -> xr.Dataset:
     """Patch places of a contrast exactly; see :func:`verify`."""
-    if k < 1:
-        raise PromptError(f"verify={k}: at least one place must be patched, or pass verify=False.")
     rng = np.random.default_rng(seed)
     picked: dict[Cell, tuple[float, set[Sample]]] = {}
     for name in scores["component"].values.tolist():
@@ -140,9 +146,10 @@ def add_agreement(
     made.attrs = {
         **scores.attrs,
         "verified": f"up to {k} top and {k} random places per component, patched exactly",
-        "verify_seed": seed,
     }
-    return made
+    about = read_provenance(scores)
+    settings = {**about.pop("settings", {}), "verify": k}
+    return with_provenance(made, about, settings=settings, seed=seed)
 
 
 def _picked(

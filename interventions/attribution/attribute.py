@@ -7,7 +7,7 @@ its agreement with exact patching (:mod:`interventions.attribution.agreement`).
 
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,17 +22,20 @@ from interventions.attribution.contrast import (
 )
 from interventions.attribution.estimates import METHODS, Method, estimates
 from interventions.attribution.passes import Place
-from interventions.errors import PromptError, SiteError, did_you_mean
+from interventions.errors import PromptError, RoleError, SiteError
 from interventions.fingerprints import Unchanged
+from interventions.given import flag, names, one_of, one_or_several, plain, seed_of, whole
 from interventions.metrics import METRICS, UNITS, Metric, target
 from interventions.model import Model
+from interventions.patching import check_asked
 from interventions.places import check_same_tokens, role_labels
 from interventions.prompts import Prompt
-from interventions.results import provenance
+from interventions.results import provenance, with_provenance
 from interventions.streams import COMPONENTS, Component, Layers, check_component, layer_list
 
 GRADIENT_METRICS: tuple[Metric, ...] = ("logprob", "logit_diff")
 TOKENS_AT_ONCE = 4096
+MOST_STEPS = 1000  # the points of the rule are eigenvalues of a matrix of that size
 SITES: tuple[Component, ...] = ("resid_post", "attn_out", "mlp_out", "head_out")
 
 
@@ -131,7 +134,15 @@ def attribute(
     ...                       method="relp")                                    # doctest: +SKIP
     >>> iv.heatmap(scores)                                                      # doctest: +SKIP
     """
-    check_settings(model, metric, method, steps)
+    check_asked(model, clean)
+    check_settings(metric, method, steps)
+    answers = one_or_several(answers, "answers")
+    foils = None if foils is None else one_or_several(foils, "foils")
+    k = None if _no(verify) else whole(verify, "verify", least=1)
+    seed = seed_of(seed)
+    by_role = flag(by_role, "by_role")
+    batch_size = None if batch_size is None else whole(batch_size, "batch_size", least=1)
+    roles = None if roles is None else names(roles, "roles=", error=RoleError, once=True)
     contrast = make_contrast(
         model,
         clean,
@@ -152,7 +163,7 @@ def attribute(
         parts = estimates(model, batches, places, method, steps)
     dataset = xr.merge([_labels(model, contrast, clean, corrupt), xr.concat(parts, "item")])
     dataset = dataset.assign_coords(item=contrast.items)
-    dataset.attrs = {
+    dataset.attrs |= {
         "method": method,
         "method_name": METHODS[method],
         "metric": metric,
@@ -165,26 +176,41 @@ def attribute(
         "precision": str(model.dtype).removeprefix("torch."),
         "left_out": json.dumps({row: f"has no {why}" for row, why in contrast.missing.items()}),
         "verified": "not verified",
-        **provenance(model=model),
     }
-    if verify is False:
+    settings = {
+        "answers": answers,
+        "foils": foils,
+        "metric": metric,
+        "components": dataset["component"].values.tolist(),
+        "layers": dataset["layer"].values.tolist(),
+        "roles": roles,
+        "by_role": by_role,
+        "method": method,
+        "direction": direction,
+        "steps": steps,
+        "verify": k,
+    }
+    dataset = with_provenance(dataset, provenance(model=model), settings=settings)
+    if k is None:
         return dataset
-    return add_agreement(model, contrast, dataset, k=verify, seed=seed)
+    return add_agreement(model, contrast, dataset, k=k, seed=seed)
 
 
-def check_settings(model: Model, metric: str, method: str, steps: int) -> None:
+def _no(verify: Any) -> bool:
+    """Whether nothing is to be checked; True says no number, and is refused as one."""
+    return isinstance(plain(verify), bool) and not plain(verify)
+
+
+def check_settings(metric: str, method: str, steps: int) -> None:
     """Refuse what cannot be done, before anything runs."""
-    if method not in METHODS:
-        raise PromptError(f"no method {method!r}. {did_you_mean(method, METHODS)}")
-    if metric not in METRICS:
-        raise PromptError(f"no metric {metric!r}. {did_you_mean(metric, METRICS)}")
+    one_of(method, "method", METHODS)
+    one_of(metric, "metric", METRICS)
+    whole(steps, "steps", least=1, most=MOST_STEPS)
     if metric not in GRADIENT_METRICS:
         raise PromptError(
             f"metric {metric!r} has no gradient that says anything here. Use one of "
             f"{', '.join(GRADIENT_METRICS)}, or an exact sweep."
         )
-    if steps < 1:
-        raise PromptError(f"steps={steps}: integrated gradients need at least 1.")
 
 
 def check_input_line(model: Model, contrast: Contrast) -> None:
@@ -208,6 +234,7 @@ def which_places(
     model: Model, components: Sequence[Component], layers: Layers | None, contrast: Contrast
 ) -> list[Place]:
     """Every component of every layer, in the order of computation."""
+    components = names(components, "components=", error=SiteError)  # pyright: ignore
     if not components:
         raise SiteError(f"components= is empty. Known: {', '.join(COMPONENTS)}.")
     chosen = {check_component(one) for one in components}

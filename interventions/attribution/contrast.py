@@ -7,10 +7,13 @@ from typing import Literal
 import torch
 
 from interventions.errors import PatchError, PromptError, RoleError
+from interventions.given import one_of
+from interventions.given_arrays import check_range, tensor_of
 from interventions.metrics import Metric, Target
 from interventions.model import Model
 from interventions.patching import Patch
 from interventions.places import check_same_tokens, role_labels, role_tokens
+from interventions.placing import fits
 from interventions.positions import Positions
 from interventions.prompts import Prompt
 
@@ -182,8 +185,7 @@ def make_contrast(
     RoleError
         If their tokens do not correspond, or no row has the roles asked for.
     """
-    if direction not in DIRECTIONS:
-        raise PromptError(f"no direction {direction!r}. Known: {', '.join(DIRECTIONS)}.")
+    direction = one_of(direction, "direction", DIRECTIONS)
     other = corrupt if isinstance(corrupt, Prompt) else clean
     if len(clean) != len(other):
         raise PromptError(
@@ -226,15 +228,16 @@ def make_contrast(
 
 
 def _baseline(model: Model, prompt: Prompt, value: torch.Tensor | float) -> torch.Tensor:
-    value = torch.as_tensor(value)
+    value = tensor_of(value, "the baseline").detach()
+    check_range(value, model.dtype, "the baseline")
+    value = value.to(torch.promote_types(model.dtype, torch.float32))
     shape = (len(prompt), prompt.length, model.d_model)
-    try:
-        return value.expand(shape)
-    except RuntimeError:
+    if not fits(value, shape):
         raise PatchError(
             f"a baseline of shape {tuple(value.shape)} cannot stand for embeddings {list(shape)}. "
             "Give that shape, one vector [d_model], or a number."
-        ) from None
+        )
+    return value.expand(shape)
 
 
 def _every(prompt: Prompt) -> tuple[None, list[list[list[int]]]]:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from interventions.digests import UnknownContent, digest_of
 from interventions.errors import PromptError, ResultsError, SiteError, did_you_mean
+from interventions.given import flag, index_of, of_kind, text_of
 from interventions.model import Model
 from interventions.patching import Site
 from interventions.positions import from_lists
@@ -50,6 +51,17 @@ class RoleSite:
     index: int | slice | None = None
     mean: bool = False
     heads: Heads = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", index_of(self.layers, "layer"))
+        if self.heads is not None:
+            object.__setattr__(self, "heads", index_of(self.heads, "head"))
+        index = None if self.index is None else index_of(self.index, "index")
+        if isinstance(index, list):
+            raise SiteError(f"index={index}: expected an int, a slice or None.")
+        object.__setattr__(self, "index", index)
+        object.__setattr__(self, "role", text_of(self.role, "a role", error=SiteError))
+        object.__setattr__(self, "mean", flag(self.mean, "mean", error=SiteError))
 
     @property
     def single(self) -> bool:
@@ -147,19 +159,19 @@ def make_batch(
     """
     good, failed = list(rows), []
     try:
-        prompt = make(good)
+        prompt = _made(make, good)
     except Exception:  # of any kind: a picture that cannot be decoded raises what it likes
         good = []
         for row in rows:
             try:
-                make([row])
+                _made(make, [row])
             except Exception as error:
                 failed.append((row, f"{type(error).__name__}: {error}"))
             else:
                 good.append(row)
         if not good:
             return Batch([], None, failed)
-        prompt = make(good)
+        prompt = _made(make, good)
     if len(prompt) != len(good):
         raise PromptError(f"a prompt of {len(prompt)} rows was made of {len(good)} rows.")
     readable = []
@@ -185,6 +197,10 @@ def make_batch(
     if len(readable) < len(good):
         prompt = prompt.select(readable).trimmed()[0]
     return Batch([good[i] for i in readable], prompt, sorted(failed))
+
+
+def _made(make: Maker, rows: list[int]) -> Prompt:
+    return of_kind(make(rows), Prompt, "what the function of row numbers made", error=PromptError)
 
 
 def first_batch(

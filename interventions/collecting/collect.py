@@ -23,6 +23,8 @@ from interventions.collecting.collection import Collection, as_stored, open_coll
 from interventions.digests import digest_of
 from interventions.errors import PromptError, ResultsError, SiteError
 from interventions.fingerprints import Unchanged
+from interventions.given import flag, folder_of, of_kind, shown, whole
+from interventions.given_arrays import row_values
 from interventions.model import Model
 from interventions.patching import Site, check_heads, check_sites, read
 from interventions.progress import LateBar
@@ -105,19 +107,15 @@ def collect(
     >>> found = collect(llm, rows, sites, out="runs/names")  # doctest: +SKIP
     >>> found["name"].sel(layer=3).values                    # doctest: +SKIP
     """
+    of_kind(model, Model, "the model", error=PromptError)
+    progress, out = flag(progress, "progress"), folder_of(out)
+    batch_rows = None if batch_rows is None else whole(batch_rows, "batch_rows", least=1)
     total = _count(rows, n_rows)
     rows = rows if callable(rows) else Fetched(rows)
+    sites = _checked(model, sites)
     make = rows if callable(rows) else maker_of(model, rows, sites)
-    for name, site in sites.items():
-        _check(model, name, site)
-    kept = {name: np.asarray(values).tolist() for name, values in (coords or {}).items()}
-    for name, values in kept.items():
-        if len(values) != total or name in (*sites, *TAKEN):
-            raise PromptError(
-                f"coordinate {name!r} with {len(values)} values for {total} rows. Give one per "
-                "row, and a name that no site or dimension has."
-            )
-    stored = dtype or str(model.dtype).removeprefix("torch.")
+    kept = _labels({} if coords is None else coords, sites, total)
+    stored = str(model.dtype if dtype is None else dtype).removeprefix("torch.")
     if stored not in get_args(StoredType):
         raise ResultsError(f"{stored} cannot be stored. Choose dtype from {get_args(StoredType)}.")
     counts: dict[str, int] = {}
@@ -134,7 +132,7 @@ def collect(
         **origin(model=model),
     }
     with ExitStack() as stack:
-        collection = stack.enter_context(Collection(Path(out), settings, kept))
+        collection = stack.enter_context(Collection(out, settings, kept))
         bar = stack.enter_context(LateBar("collecting", total, shown=progress, transient=True))
         stack.enter_context(Unchanged(model))
         for start in range(0, total, size):
@@ -192,6 +190,9 @@ def _read(
 
 
 def _count(rows: Rows, n_rows: int | None) -> int:
+    n_rows = None if n_rows is None else whole(n_rows, "n_rows", least=1)
+    if isinstance(rows, str | bytes | Mapping):
+        raise PromptError(f"rows are {shown(rows)}. Expected a sequence of rows, or a function.")
     if callable(rows):
         total = n_rows
     elif isinstance(rows, Sequence | np.ndarray) or hasattr(rows, "__len__"):
@@ -206,13 +207,36 @@ def _count(rows: Rows, n_rows: int | None) -> int:
     return total
 
 
-def _check(model: Model, name: str, site: RoleSite) -> None:
+def _checked(model: Model, sites: Any) -> dict[str, RoleSite]:
     """Refuse names and places that cannot be, before any row is made."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name in TAKEN:
-        raise SiteError(f"{name!r} cannot name a site: it becomes a file and a variable.")
-    check_component(site.component)
-    layer_list(site.layers, model.n_layers)
-    check_heads(model, Site(site.component, site.layers, None, site.heads))
+    of_kind(sites, Mapping, "sites", error=SiteError)
+    for name, site in sites.items():
+        fit = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_.-]+", name)
+        if not fit or name in TAKEN or not name.strip("."):
+            raise SiteError(f"{name!r} cannot name a site: it becomes a file and a variable.")
+        of_kind(site, RoleSite, f"site {name!r}", error=SiteError)
+        check_component(site.component)
+        layer_list(site.layers, model.n_layers)
+        check_heads(model, Site(site.component, site.layers, None, site.heads))
+    if not sites:
+        raise SiteError("sites= is empty, so there is nothing to read. Name at least one.")
+    return dict(sites)
+
+
+def _labels(coords: Any, sites: Mapping[str, RoleSite], total: int) -> dict[str, list[Any]]:
+    """Labels of the rows, each of one kind that JSON has."""
+    kept = {}
+    for name, values in of_kind(coords, Mapping, "coords", error=PromptError).items():
+        if not isinstance(name, str) or not name.strip() or set(name) & {"/", "\0"}:
+            raise PromptError(f"{shown(name)} cannot name a coordinate: it becomes a variable.")
+        what = f"coordinate {name!r}"
+        made = row_values(values, total, what, error=PromptError, missing=True)
+        if name in (*sites, *TAKEN):
+            raise PromptError(f"{what}: give it a name that no site or dimension has.")
+        if made.dtype.kind in "SmM" or any(isinstance(one, bytes) for one in made.tolist()):
+            raise PromptError(f"{what} holds {made.dtype}. Give numbers, texts or bools.")
+        kept[name] = made.tolist()
+    return kept
 
 
 def _layout(

@@ -17,11 +17,14 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from interventions.errors import ResultsError
-from interventions.results import SETTINGS, Store, write_atomically
+from interventions.given import folder_of
+from interventions.results import SETTINGS, Store, with_provenance, write_atomically
 
 PROGRESS = "progress.json"
 COORDS = "coords.json"
 SAVE_EVERY_S = 5.0
+ABOUT = ("model", "versions", "threads")
+"""What of the settings says what was run with."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -53,7 +56,8 @@ class Collection:
     def __init__(
         self, folder: Path, settings: Mapping[str, Any], coords: Mapping[str, list[Any]]
     ) -> None:
-        self.settings = Store(folder, settings).settings
+        store = Store(folder, settings)
+        self.settings = store.settings
         self.folder = folder
         self.done = 0
         self.digests: list[str] = []
@@ -64,7 +68,11 @@ class Collection:
             self.set_aside = [(row, reason) for row, reason in found["set_aside"]]
         self._saved_at = time.monotonic()
         sites = self.settings["sites"]
-        self._check_space(sites)
+        try:
+            self._check_space(sites)
+        except ResultsError:
+            store.leave()
+            raise
         for name, site in sites.items():
             path, dtype = folder / f"{name}.npy", _number_type(self.settings["dtype"])
             if self.done and not _whole(path, site["shape"]):
@@ -165,15 +173,26 @@ def open_collection(folder: Path | str) -> xr.Dataset:
     --------
     >>> open_collection("runs/names")["name"].sel(layer=3)  # doctest: +SKIP
     """
-    folder = Path(folder)
+    folder = folder_of(folder, "the folder")
     if not all((folder / name).exists() for name in (SETTINGS, PROGRESS, COORDS)):
         raise ResultsError(f"{folder} holds no activations. Expected a folder made by collect().")
     settings, state = _json(folder / SETTINGS), _json(folder / PROGRESS)
+    try:
+        return _opened(folder, settings, state)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as error:
+        raise ResultsError(
+            f"{folder} cannot be read as activations: {type(error).__name__}: {error}. Remove the "
+            "folder to start afresh."
+        ) from error
+
+
+def _opened(folder: Path, settings: dict[str, Any], state: dict[str, Any]) -> xr.Dataset:
     failed = dict(state["set_aside"])
     rows = np.array([row for row in range(state["rows"]) if row not in failed], dtype=np.int64)
     found = xr.Dataset(coords={"row": rows})
     for name, values in _json(folder / COORDS).items():
-        found = found.assign_coords({name: ("row", np.array(values)[rows])})
+        kept = np.array([values[row] for row in rows], dtype=object)
+        found = found.assign_coords({name: ("row", kept)})
     for name, site in settings["sites"].items():
         stored = _Stored(folder / f"{name}.npy", rows, bfloat16=settings["dtype"] == "bfloat16")
         found[name] = xr.Variable(site["dims"], indexing.LazilyIndexedArray(stored))
@@ -186,8 +205,10 @@ def open_collection(folder: Path | str) -> xr.Dataset:
         set_aside=np.array(list(failed), dtype=np.int64),
         reason=("set_aside", np.array(list(failed.values()), dtype=object)),
     )
-    found.attrs = {**settings, "complete": state["rows"] == settings["rows"]}
-    return found
+    found.attrs = {"complete": state["rows"] == settings["rows"]}
+    about = {key: settings[key] for key in ABOUT if key in settings}
+    asked = {key: value for key, value in settings.items() if key not in ABOUT}
+    return with_provenance(found, about, settings=asked)
 
 
 class _Stored(BackendArray):

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from interventions.probing.probes import Probe, scaling
+from interventions.errors import ProbeError
+from interventions.given import number, whole
+from interventions.probing.probes import Probe, checked_rows, scaling
 
 HISTORY = 10
 LINE_STEPS = 8
@@ -53,6 +55,10 @@ def fit_logistic(
     >>> bool((probe.gradient < 1e-5).all())
     True
     """
+    C = number(C, "C", above=0, error=ProbeError)
+    tol = number(tol, "tol", above=0, error=ProbeError)
+    max_iter = whole(max_iter, "max_iter", least=1, error=ProbeError)
+    hidden, label_sets = checked_rows(hidden, label_sets, n_classes)
     labels = torch.stack([one.to(hidden.device) for one in label_sets])
     mean, scale = scaling(hidden.double())
     fits = []

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from interventions.errors import ProbeError
+from interventions.given import number, several, whole
+from interventions.given_arrays import class_indices, tensor_of
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -50,6 +54,28 @@ def scaling(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, scale.clamp(min=1e-6).maximum(1e-3 * scale.mean(-1, keepdim=True))
 
 
+def checked_rows(
+    hidden: torch.Tensor, label_sets: Sequence[torch.Tensor], n_classes: int
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return activations [layer, row, d_model] and class numbers that fit them, as int64.
+
+    Raises
+    ------
+    ProbeError
+        If shapes do not fit, numbers are not finite, or a label is no class.
+    """
+    rows = tensor_of(hidden, "activations", error=ProbeError).detach()
+    if rows.ndim != 3 or 0 in rows.shape or not bool(torch.isfinite(rows).all()):
+        raise ProbeError(
+            f"activations of shape {tuple(rows.shape)}. Expected finite [layer, row, d_model]."
+        )
+    n_classes = whole(n_classes, "n_classes", least=2, error=ProbeError)
+    sets = several(label_sets, "label_sets", error=ProbeError)
+    if not sets:
+        raise ProbeError("label_sets is empty. Give one set of labels, or more.")
+    return rows, [class_indices(one, rows.shape[1], n_classes, error=ProbeError) for one in sets]
+
+
 def fit_probe(
     hidden: torch.Tensor, labels: torch.Tensor, *, n_classes: int, ridge: float = 1e-2
 ) -> Probe:
@@ -89,6 +115,8 @@ def fit_probes(
     >>> bool((probe.predict(rows)[0] == labels).all())
     True
     """
+    ridge = number(ridge, "ridge", above=0, error=ProbeError)
+    hidden, label_sets = checked_rows(hidden, label_sets, n_classes)
     rows = hidden.double()
     mean, scale = scaling(rows)
     x = (rows - mean) / scale

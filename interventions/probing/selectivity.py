@@ -9,12 +9,18 @@ import torch
 import xarray as xr
 
 from interventions.errors import ProbeError, did_you_mean
+from interventions.given import number, one_of, seed_of, shown, whole
+from interventions.given_arrays import classes_of, row_values, tensor_of
 from interventions.probing.logistic import fit_logistic
 from interventions.probing.probes import fit_probes
 from interventions.probing.splits import control_labels, held_out
+from interventions.results import provenance, read_provenance, with_provenance
 
 Method = Literal["logistic", "ridge"]
+METHODS: tuple[Method, ...] = ("logistic", "ridge")
+MOST_DRAWS = 10_000
 AXES = ("layer", "row", "d_model")
+XARRAY = (xr.Dataset, xr.DataArray)
 Activations = torch.Tensor | np.ndarray | xr.DataArray
 
 
@@ -101,24 +107,25 @@ def probe(
     >>> found.accuracy.mean("seed").sel(layer=1).item()
     1.0
     """
+    settings = _settings(method, C=C, ridge=ridge, tol=tol, max_iter=max_iter)
+    seed = seed_of(seed, error=ProbeError)
+    n_controls = whole(n_controls, "n_controls", least=0, most=MOST_DRAWS, error=ProbeError)
+    test_share = number(test_share, "test_share", above=0, below=1, error=ProbeError)
+    device = None if device is None else _device(device)
     named, single = _named(activations)
     rows, layers = _common(named)
-    names, label = np.unique(_per_row(labels, activations, rows, "labels"), return_inverse=True)
+    names, label = classes_of(_per_row(labels, activations, rows, "labels"))
     if len(names) < 2:
         raise ProbeError(f"all {rows} rows are of the class {names[0]!s}. A probe needs two.")
     own = np.arange(rows) if groups is None else _per_row(groups, activations, rows, "groups")
-    group = np.unique(own, return_inverse=True)[1]
-    if isinstance(splits, int):
-        if splits < 1 or not 0 < test_share < 1:
-            raise ProbeError(
-                f"splits={splits}, test_share={test_share}: expected at least one split and a "
-                "share between 0 and 1."
-            )
-        test = np.stack(
-            [held_out(label, group, names, share=test_share, seed=seed + i) for i in range(splits)]
-        )
+    group = classes_of(own)[1]
+    if _is_number(splits):
+        what = "splits (at least one split, or masks)"
+        n_splits = whole(splits, what, least=1, most=MOST_DRAWS, error=ProbeError)
+        draws = [seed + i for i in range(n_splits)]
+        test = np.stack([held_out(label, group, names, share=test_share, seed=i) for i in draws])
     else:
-        test = _given(np.atleast_2d(np.asarray(splits)), label, group, names)
+        test = _given(_masks(splits), label, group, names)
     controls = [
         [
             control_labels(label, group, one, seed=seed + 1_000_003 * (k + 1) + i)
@@ -127,11 +134,6 @@ def probe(
         for i, one in enumerate(test)
     ]
     _check_finite(named, layers)
-    settings = {"C": C, "tol": tol, "max_iter": max_iter} if method == "logistic" else {}
-    if method == "ridge":
-        settings = {"ridge": ridge}
-    elif method != "logistic":
-        raise ProbeError(f"no method {method!r}. {did_you_mean(method, ('logistic', 'ridge'))}")
     found = xr.concat(
         [
             xr.concat(
@@ -158,15 +160,58 @@ def probe(
     for one in named.values():
         if isinstance(one, xr.DataArray) and "row" in one.coords:
             found = found.assign_coords(row=one.coords["row"].values)
-    found.attrs = {
+    found.attrs = {"method": method, "n_classes": len(names)}
+    _warn(found, max_iter)
+    about = read_provenance(activations) if isinstance(activations, XARRAY) else {}
+    asked = {
         "method": method,
         **settings,
-        "n_classes": len(names),
         "n_controls": n_controls,
-        "seed": seed,
+        "splits": len(test),
+        "test_share": test_share,
+        "activations": about.pop("settings", None),
     }
-    _warn(found)
-    return found.isel(role=0, drop=True) if single else found
+    about.pop("seed", None)
+    found = found.isel(role=0, drop=True) if single else found
+    return with_provenance(found, {**about, **provenance()}, settings=asked, seed=seed)
+
+
+def _settings(method: Any, *, C: Any, ridge: Any, tol: Any, max_iter: Any) -> dict[str, Any]:
+    """Check what a fit is asked for; what is not used is no part of it."""
+    if one_of(method, "method", METHODS, error=ProbeError) == "ridge":
+        return {"ridge": number(ridge, "ridge", above=0, error=ProbeError)}
+    return {
+        "C": number(C, "C", above=0, error=ProbeError),
+        "tol": number(tol, "tol", above=0, error=ProbeError),
+        "max_iter": whole(max_iter, "max_iter", least=1, error=ProbeError),
+    }
+
+
+def _device(device: Any) -> torch.device:
+    """A device that is there."""
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found).cpu()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ProbeError(f"device {shown(device)} cannot be used: {reason}") from None
+    return found
+
+
+def _is_number(splits: Any) -> bool:
+    """Whether splits are a number, if a wrong one, and not masks."""
+    return (not isinstance(splits, str | bytes) and not hasattr(splits, "__len__")) or (
+        isinstance(splits, np.ndarray | torch.Tensor) and not splits.ndim
+    )
+
+
+def _masks(splits: Any) -> np.ndarray:
+    """Rows to hold out as an array [seed, row], of whatever type it is."""
+    try:
+        given = splits.cpu().numpy() if isinstance(splits, torch.Tensor) else np.asarray(splits)
+    except (TypeError, ValueError) as error:
+        raise ProbeError(f"splits are {shown(splits)}, no number and no masks: {error}") from None
+    return np.atleast_2d(given)
 
 
 def _of_layer(
@@ -214,7 +259,14 @@ def _named(activations: Any) -> tuple[dict[str, torch.Tensor | xr.DataArray], bo
     given = {"activations": activations} if single else dict(activations.items())
     named: dict[str, torch.Tensor | xr.DataArray] = {}
     for name, one in given.items():
-        array = torch.from_numpy(one) if isinstance(one, np.ndarray) else one
+        what = f"activations {name!r}"
+        if str(name) in named:
+            raise ProbeError(f"two activations are called {str(name)!r}. Name each its own way.")
+        array = one
+        if not isinstance(array, xr.DataArray):
+            array = tensor_of(array, what, error=ProbeError)
+        elif array.dtype.kind not in "iuf":
+            raise ProbeError(f"{what} are of type {array.dtype}. Expected real numbers.")
         if isinstance(array, xr.DataArray):
             array = array.rename({dim: str(dim).split(":")[0] for dim in array.dims})
             array = array.transpose(*AXES) if set(array.dims) == set(AXES) else array
@@ -259,14 +311,10 @@ def _per_row(given: Any, activations: Any, rows: int, what: str) -> np.ndarray:
     if isinstance(given, str):
         known = getattr(activations, "coords", {})
         if given not in known:
-            raise ProbeError(f"no coordinate {given!r} for {what}. {did_you_mean(given, known)}")
+            names = [str(name) for name in known]
+            raise ProbeError(f"no coordinate {given!r} for {what}. {did_you_mean(given, names)}")
         given = known[given].values
-    values = given.cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
-    if values.shape != (rows,):
-        raise ProbeError(
-            f"{what} have shape {values.shape}, but there are {rows} rows. Give one per row."
-        )
-    return values
+    return row_values(given, rows, what, error=ProbeError)
 
 
 def _given(
@@ -297,7 +345,7 @@ def _given(
 def _rows(array: torch.Tensor | xr.DataArray, layer: int, device: Any) -> torch.Tensor:
     """One layer of activations, [row, d_model]."""
     rows = array[layer]
-    found = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(np.array(rows.values))
+    found = rows if isinstance(rows, torch.Tensor) else tensor_of(rows.values, error=ProbeError)
     return found.detach().to(device) if device is not None else found.detach()
 
 
@@ -316,13 +364,13 @@ def _check_finite(named: Mapping[str, torch.Tensor | xr.DataArray], layers: list
             )
 
 
-def _warn(found: xr.Dataset) -> None:
+def _warn(found: xr.Dataset, max_iter: int) -> None:
     """Say in which layers fits did not converge."""
     layers = found.layer.values[~found.converged.all(["role", "seed"]).values]
     if len(layers):
         warnings.warn(
             f"logistic probes did not converge in layers {layers.tolist()} within "
-            f"{found.attrs['max_iter']} iterations. Raise max_iter or tol, or lower C.",
+            f"{max_iter} iterations. Raise max_iter or tol, or lower C.",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from interventions.errors import SiteError
+from interventions.given import names, whole
 from interventions.model import Model
 from interventions.places import Columns
 from interventions.streams import (
@@ -132,8 +133,7 @@ def make_grid(
     SiteError
         If the grid would have no cells, or names what the model does not have.
     """
-    if isinstance(components, str):
-        components = [components]
+    components = names(components, "components=", error=SiteError)
     if not components:
         raise SiteError(f"components= is empty, so there are no cells. Known: {RESIDUAL}.")
     chosen: list[Component] = [check_component(one) for one in components]
@@ -141,8 +141,7 @@ def make_grid(
         raise SiteError(f"components= names one twice: {', '.join(chosen)}.")
     running = range(model.n_layers) if images else model.anatomy.self_blocks
     asked = list(running) if layers is None else layer_list(layers, model.n_layers)
-    if window < 1 or window > model.n_layers:
-        raise SiteError(f"window={window}, but the model has {model.n_layers} layers. Give 1 up.")
+    window = whole(window, "window", least=1, most=model.n_layers, error=SiteError)
     read = None
     if source_layers is not None:
         every = isinstance(source_layers, slice) and source_layers == slice(None)
@@ -150,11 +149,15 @@ def make_grid(
     if heads is not None and chosen != ["head_out"]:
         raise SiteError('heads= divides "head_out" alone. Give components=["head_out"].')
     n_heads = model.anatomy.n_heads
+    chosen_heads = None if heads is None else index_list(heads, n_heads, "head")
+    for labels, what in ((chosen_heads, "heads"), (read, "layers of FromLayers")):
+        if labels is not None and len(set(labels)) < len(labels):
+            raise SiteError(f"{what} name one twice: {labels}.")
     grid = Grid(
         components=chosen,
         layers=sorted(set(asked)),
         window=window,
-        heads=None if heads is None else index_list(heads, n_heads, "head"),
+        heads=chosen_heads,
         source_layers=read,
         columns=columns,
         each=each,

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from interventions.errors import PatchError
+from interventions.errors import PatchError, SiteError
 from interventions.fingerprints import Unchanged
+from interventions.given import all_of_kind, of_kind, several, whole
 from interventions.model import Model
-from interventions.patching import Patch, Site, check_patches, run
+from interventions.patching import Patch, Site, check_asked, check_patches, check_place, run
 from interventions.placing import written
 from interventions.positions import Positions
 from interventions.prompts import Prompt
@@ -244,6 +245,8 @@ def _merged(model: Model, chosen: Sequence[Cell], n: int, at: int, length: int) 
         index = torch.zeros(n, len(chosen), width, dtype=torch.long)
         mask = torch.zeros(n, len(chosen), width, dtype=torch.bool)
         wide = reduce(torch.promote_types, (patch.value.dtype for _, patch in some))
+        if wide == torch.float64:  # numbers of Python and numpy
+            wide = torch.promote_types(model.dtype, torch.float32)
         value = torch.zeros(n, len(chosen), width, *last, dtype=wide, device=like.value.device)
         for which, patch in some:
             k = patch.positions.index.shape[1]
@@ -310,7 +313,17 @@ def replay(
     >>> cells = [[iv.ablated("mlp_out", layer, place)] for layer in range(12)]  # doctest: +SKIP
     >>> iv.replay(llm, prompt, cells)[:, 0, -1]                                 # doctest: +SKIP
     """
+    check_asked(model, prompt)
     at = prompt.at("last") if logits is None else logits
+    check_place(model, prompt, "logits", 0, of_kind(at, Positions, "logits", error=SiteError))
+    budget = None if budget is None else whole(budget, "budget", least=1)
+    if reduce is not None and not callable(reduce):
+        raise PatchError(f"reduce= is a {type(reduce).__name__}. Expected a function, or None.")
+    expected = "a list of lists of Patch"
+    cells = [
+        all_of_kind(patches, Patch, f"cell {i}", error=PatchError)
+        for i, patches in enumerate(several(cells, "cells", error=PatchError, expected=expected))
+    ]
     if not cells:
         raise PatchError("cells is empty, so there is nothing to run. Give at least one.")
     for patches in cells:

@@ -10,17 +10,36 @@ import torch
 import xarray as xr
 
 from interventions.digests import digest_of
-from interventions.errors import PatchError, PromptError, SweepInterrupted, did_you_mean
+from interventions.errors import (
+    InterventionsError,
+    PatchError,
+    PromptError,
+    RoleError,
+    SweepInterrupted,
+)
 from interventions.fingerprints import Unchanged
+from interventions.given import (
+    flag,
+    folder_of,
+    names,
+    one_of,
+    one_or_several,
+    plain,
+    several,
+    whole,
+)
 from interventions.metrics import METRICS, UNITS, Metric, target
 from interventions.model import Model
+from interventions.patching import check_asked
 from interventions.places import check_same_tokens, columns_of, every_token, role_labels
 from interventions.progress import LateBar
 from interventions.prompts import Prompt
-from interventions.results import origin, storable
+from interventions.results import origin, with_provenance
 from interventions.sources import (
+    NAMED,
     FromLayers,
     FromModel,
+    Noise,
     Source,
     check_columns,
     constant,
@@ -101,8 +120,9 @@ def sweep(
         One variable per metric, with dims (item, component, layer, [head], [source_layer], role
         or position); NaN where a row has no such token. ``clean_<metric>`` and, where the source
         is a prompt of the model itself, ``source_<metric>`` (item): without any patch. Attributes
-        say the path that was taken and why, which rows were left out, and the provenance; of a
-        sweep on a server, ``requests``: how many it took.
+        say the path that was taken and why, which rows were left out, and the provenance
+        (:func:`interventions.results.read_provenance`); of a sweep on a server, ``requests``: how
+        many it took.
 
     Raises
     ------
@@ -119,6 +139,10 @@ def sweep(
     ...                  metrics=["logit_diff"], roles=["entity", "last"])
     >>> found["logit_diff"].mean("item").plot(col="component")                 # doctest: +SKIP
     """
+    check_asked(model, prompt)
+    progress = flag(progress, "progress")
+    answers = one_or_several(answers, "answers")
+    foils = None if foils is None else one_or_several(foils, "foils")
     job, missing = _job(
         model,
         prompt,
@@ -156,7 +180,7 @@ def _swept(
         len(job.metrics),
         len(prompt),
         len(job.grid),
-        folder=None if out is None else Path(out),
+        folder=None if out is None else folder_of(out),
         settings=settings,
     )
     if (finished := table.finished) is not None:
@@ -175,6 +199,9 @@ def _swept(
     except KeyboardInterrupt:
         table.save()
         raise SweepInterrupted(_dataset(model, job, table, settings, missing), out) from None
+    except InterventionsError:
+        table.give_up()
+        raise
     except BaseException:
         table.save()
         raise
@@ -203,10 +230,12 @@ def _job(
     budget: int | None,
 ) -> tuple[Job, dict[int, str]]:
     """Check everything that can be checked before a model runs; and find rows to leave out."""
-    wanted: Sequence[Any] = [metrics] if isinstance(metrics, str) else list(metrics)
-    for one in wanted:
-        if one not in METRICS:
-            raise PromptError(f"no metric {one!r}. {did_you_mean(one, METRICS)}")
+    asked = [metrics] if isinstance(plain(metrics), str) else several(metrics, "metrics=")
+    wanted: list[Metric] = [one_of(one, "metric", METRICS) for one in asked]
+    if len(set(wanted)) < len(wanted):
+        raise PromptError(f"metrics= names one twice: {', '.join(wanted)}.")
+    each = flag(each, "each")
+    budget = None if budget is None else whole(budget, "budget", least=1)
     if not wanted:
         raise PromptError(f"metrics= is empty. Known: {', '.join(METRICS)}.")
     if "logit_diff" in wanted and foils is None:
@@ -226,17 +255,19 @@ def _job(
         elif read_roles is not None or isinstance(source, FromModel):
             raise PromptError("values are read at roles, so name the roles written: roles=.")
     else:
-        roles = [roles] if isinstance(roles, str) else roles
+        roles = names(roles, "roles=", error=RoleError, once=True)
         columns, missing = columns_of(prompt, roles, each=each)
         read_columns = columns
         if from_prompt is not None or read_roles is not None:
-            read_roles = [read_roles] if isinstance(read_roles, str) else read_roles or roles
+            if read_roles is None:
+                read_roles = roles
+            read_roles = names(read_roles, "read_roles=", error=RoleError)
             if len(read_roles) != len(roles):
                 raise PromptError(f"{len(roles)} roles are written, {len(read_roles)} are read.")
             read_columns, more = columns_of(other, read_roles, each=each)
             missing = more | missing
     kept = [row for row in range(len(prompt)) if row not in missing]
-    if not isinstance(source, torch.Tensor | float | int):
+    if isinstance(source, NAMED):
         check_columns(columns.rows(kept), read_columns.rows(kept))
     grid = make_grid(
         model,
@@ -253,7 +284,7 @@ def _job(
         if source.pair.vlm is not model:
             raise PatchError("FromModel(pair, ...) needs the pair whose VLM is swept.")
         mapped_layers(source.pair, grid.read_layers())
-    if isinstance(source, torch.Tensor | float | int):
+    if not isinstance(source, NAMED):
         source = constant(model, source)
     found = target(model, prompt, answers, foils)
     return Job(prompt, source, columns, read_columns, grid, found, wanted, budget), missing
@@ -381,9 +412,19 @@ def _dataset(
         "path_reason": reason,
         "left_out": {str(row): why for row, why in sorted(missing.items())},
         "cells": len(grid),
-        "settings": settings,
     }
-    return with_text(storable(made))
+    models = {"model": model}
+    if isinstance(job.source, FromModel):
+        models["backbone"] = job.source.pair.backbone
+    about = origin(**models)
+    return with_text(
+        with_provenance(
+            made,
+            about,
+            settings={key: value for key, value in settings.items() if key not in about},
+            seed=job.source.seed if isinstance(job.source, Noise) else None,
+        )
+    )
 
 
 def _roles(job: Job) -> np.ndarray:

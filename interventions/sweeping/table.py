@@ -91,6 +91,13 @@ class Table:
             write_atomically(self._store.folder / PART, data.getvalue())
         self._saved_at = time.monotonic()
 
+    def give_up(self) -> None:
+        """Keep what is done, after a refusal; where nothing is, leave no folder behind."""
+        if self.done.any() or self._store is None:
+            self.save()
+        else:
+            self._store.leave()
+
     def finish(self, dataset: xr.Dataset) -> None:
         """Keep the Dataset in the place of the numbers."""
         if self._store is not None:

@@ -1,6 +1,5 @@
 """What a run was made with, as rows to be shown: models, versions, seeds, the command."""
 
-import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -8,24 +7,19 @@ from typing import Any
 
 import xarray as xr
 
+from interventions.results import PROVENANCE, read_provenance
 from twohop.pairs import PAIRS
 from twohop.published import PUBLISHED
 
 MODEL_FACTS = ("revision", "dtype", "device", "attention")
-HIDDEN = ("provenance",)
-
-
-def stored(node: xr.DataTree) -> dict[str, Any]:
-    """Provenance of a stage; empty if it carries none."""
-    found = node.attrs.get("provenance") or {}
-    return json.loads(found) if isinstance(found, str) else dict(found)
+HIDDEN = (PROVENANCE,)
 
 
 def provenances(tree: xr.DataTree) -> dict[str, dict[str, Any]]:
     """Provenance of every stage that carries one, with its settings beside the rest."""
     found = {}
     for stage, node in tree.children.items():
-        if one := stored(node):
+        if one := read_provenance(node):
             settings = one.pop("settings", {})
             found[stage] = {**settings, **one}
             if settings and "vlm" not in settings:
@@ -35,7 +29,7 @@ def provenances(tree: xr.DataTree) -> dict[str, dict[str, Any]]:
 
 def settings_of(tree: xr.DataTree) -> dict[str, Any]:
     """The run's own settings, as in ``settings.json``."""
-    several = (stored(node).get("settings", {}) for node in tree.children.values())
+    several = (read_provenance(node).get("settings", {}) for node in tree.children.values())
     return next((one for one in several if "vlm" in one), {})
 
 

@@ -1,0 +1,339 @@
+"""What users hand over, turned into what is used: numbers, indices, names and things.
+
+Python is lenient where a result must not be: True is 1, a text is a sequence of letters, a mask is
+a list of numbers, and a generator is empty the second time. Every public call passes what it is
+given through here before anything runs; what comes out is plain, and what cannot be meant is
+refused with what was got and what was expected.
+"""
+
+import operator
+import os
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from interventions.errors import (
+    InterventionsError,
+    PromptError,
+    ResultsError,
+    SiteError,
+    did_you_mean,
+)
+
+LONGEST = 60
+MOST_TOKENS = 2**20
+"""More are not generated: no model has been made for as long a text."""
+HIGHEST_SEED = 2**62
+"""Leaves room for the numbers that are counted up from a seed."""
+Refusal = type[InterventionsError]
+
+
+def shown(value: Any) -> str:
+    """Write a value for a message: short, whatever it is."""
+    if isinstance(value, torch.Tensor | np.ndarray) and value.ndim:
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and type {dtype}"
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of a user's own class
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def plain(value: Any) -> Any:
+    """Return a number or text of numpy or torch as Python's own; anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value if value.ndim or value.device.type == "meta" else value.item()
+    if isinstance(value, np.generic | np.ndarray) and not value.ndim:
+        return value.item() if value.dtype.kind in "biufcSU" else value
+    return value
+
+
+def whole(
+    value: Any,
+    what: str,
+    *,
+    least: int | None = None,
+    most: int | None = None,
+    error: Refusal = PromptError,
+) -> int:
+    """Return a whole number; no bool, and no 3.0.
+
+    Parameters
+    ----------
+    value : int, or one of numpy or torch
+    what : str
+        What it is, for the message.
+    least, most : int, optional
+        Bounds, included.
+    error : type
+        What to raise.
+    """
+    found = _integer(plain(value))
+    above = found is not None and (least is None or found >= least)
+    if found is not None and above and (most is None or found <= most):
+        return found
+    raise error(f"{what} is {shown(value)}. Expected a whole number{_bounds(least, most)}.")
+
+
+def number(
+    value: Any,
+    what: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    error: Refusal = PromptError,
+) -> float:
+    """Return a finite number as a float; no bool, text or complex number.
+
+    Parameters
+    ----------
+    value : float or int, or one of numpy or torch
+    what : str
+        What it is, for the message.
+    least, above, below : float, optional
+        The smallest allowed, or bounds that are not.
+    error : type
+        What to raise.
+    """
+    found = plain(value)
+    if isinstance(found, int | float | np.floating) and not isinstance(found, bool):
+        try:
+            made = float(found)
+        except OverflowError:
+            made = float("inf")
+        inside = (least is None or made >= least) and (above is None or made > above)
+        if np.isfinite(made) and inside and (below is None or made < below):
+            return made
+    limits = _bounds(least, None)
+    limits += "" if above is None else f" above {above}"
+    limits += "" if below is None else f" and below {below}"
+    raise error(f"{what} is {shown(value)}. Expected a finite number{limits}.")
+
+
+def _integer(value: Any) -> int | None:
+    """A plain whole number as an int, or None where it is none; True and arrays are none."""
+    if isinstance(value, bool | torch.Tensor | np.ndarray):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _bounds(least: float | None, most: float | None) -> str:
+    if least is None:
+        return "" if most is None else f" up to {most}"
+    return f" of at least {least}" if most is None else f" from {least} to {most}"
+
+
+def seed_of(value: Any, what: str = "seed", *, error: Refusal = PromptError) -> int:
+    """Return a seed: a whole number from 0 to 2**62."""
+    return whole(value, what, least=0, most=HIGHEST_SEED, error=error)
+
+
+def flag(value: Any, what: str, *, error: Refusal = PromptError) -> bool:
+    """Return True or False, given as such: "no" and [0] count as true elsewhere."""
+    found = plain(value)
+    if isinstance(found, bool):
+        return found
+    raise error(f"{what} is {shown(value)}. Expected True or False.")
+
+
+def one_of(value: Any, what: str, known: Collection[str], *, error: Refusal = PromptError) -> Any:
+    """Return a name that is known; the nearest ones are named where it is not."""
+    found = plain(value)
+    if isinstance(found, str) and found in known:
+        return str(found)
+    raise error(f"no {what} {shown(value)}. {did_you_mean(str(found), known)}")
+
+
+def text_of(value: Any, what: str, *, error: Refusal = PromptError) -> str:
+    """Return a text; no bytes, and nothing else."""
+    found = plain(value)
+    if isinstance(found, str):
+        return str(found)
+    raise error(f"{what} is {shown(value)}. Expected a text (str).")
+
+
+def several(
+    given: Any, what: str, *, error: Refusal = PromptError, expected: str = "a list of them"
+) -> list[Any]:
+    """Return the items of something that has an order; what a generator gives is kept.
+
+    Parameters
+    ----------
+    given : list, tuple, array, Series, range or generator
+        No text, bytes, mapping or set, and no table.
+    what : str
+        What they are, for the message.
+    error : type
+        What to raise.
+    expected : str
+        For the message.
+    """
+    unordered = isinstance(given, str | bytes | bytearray | Mapping | set | frozenset)
+    if unordered or not _in_a_row(given):
+        raise error(f"{what}: got {shown(given)}. Expected {expected}, in order.")
+    return list(given)
+
+
+def _in_a_row(given: Any) -> bool:
+    """Whether items can be taken one by one: no table, and no tensor without numbers of its own."""
+    if isinstance(given, type) or not isinstance(given, Iterable):
+        return False
+    if isinstance(given, torch.Tensor):
+        dense = given.layout == torch.strided and given.device.type != "meta"
+        return dense and given.ndim == 1
+    return getattr(given, "ndim", 1) == 1
+
+
+def one_or_several(given: Any, what: str, *, error: Refusal = PromptError) -> Any:
+    """Return one text as a str, or several things as a list, whatever they are."""
+    one = plain(given)
+    return str(one) if isinstance(one, str) else [plain(each) for each in several(given, what)]
+
+
+def names(given: Any, what: str, *, error: Refusal = PromptError, once: bool = False) -> list[str]:
+    """Return one text, or several, as a list of str.
+
+    Parameters
+    ----------
+    given : str, or several as in :func:`several`
+    what : str
+        The parameter, for the message.
+    error : type
+        What to raise.
+    once : bool
+        Refuse a name that is given twice.
+    """
+    one = plain(given)
+    if isinstance(one, str):
+        return [str(one)]
+    found = [plain(each) for each in several(given, what, error=error, expected="texts")]
+    for i, each in enumerate(found):
+        if not isinstance(each, str):
+            raise error(f"{what}: entry {i} is {shown(each)}, not a text.")
+        if once and each in found[:i]:
+            raise error(f"{what} names {each!r} twice.")
+    return [str(each) for each in found]
+
+
+def of_kind(value: Any, kind: type | tuple[type, ...], what: str, *, error: Refusal) -> Any:
+    """Return a thing of a class of ours, or say which was expected."""
+    if isinstance(value, kind):
+        return value
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    expected = " or ".join(one.__name__ for one in kinds)
+    raise error(f"{what} is {shown(value)}. Expected a {expected}.")
+
+
+def all_of_kind(given: Any, kind: type, what: str, *, error: Refusal) -> list[Any]:
+    """Return things of a class of ours as a list; one that stands alone is refused."""
+    found = several(given, what, error=error, expected=f"a list of {kind.__name__}")
+    return [of_kind(one, kind, f"{what}: entry {i}", error=error) for i, one in enumerate(found)]
+
+
+def index_of(asked: Any, what: str, *, error: Refusal = SiteError) -> int | slice | list[int]:
+    """Return an int, a slice or a list of int, of Python's own.
+
+    Parameters
+    ----------
+    asked : int, slice, or several int as in :func:`several`
+        No mask of bool, which is a list of 0 and 1 elsewhere.
+    what : str
+        One of them, for the message: "layer".
+    error : type
+        What to raise.
+
+    Examples
+    --------
+    >>> index_of(np.arange(3), "layer")
+    [0, 1, 2]
+    """
+    if type(asked) is int:
+        return asked
+    wrong = f"{what}s are an int, a slice or a list of int, not {shown(asked)}."
+    found = plain(asked)
+    if isinstance(found, slice):
+        ends = (found.start, found.stop, found.step)
+        checked = [None if one is None else _number_of(one, wrong, error) for one in ends]
+        if checked[2] == 0:
+            raise error(f"{wrong} Its step is 0.")
+        return slice(*checked)
+    if isinstance(found, bool) or _integer(found) is not None:
+        return _number_of(found, wrong, error)
+    if isinstance(found, str | bytes | bytearray | Mapping | set | frozenset):
+        raise error(wrong)
+    if not _in_a_row(found):
+        raise error(wrong)
+    return [_number_of(one, wrong, error) for one in _listed(found)]
+
+
+def _listed(given: Any) -> Any:
+    """An array of one axis as a list, which is many times faster to go through."""
+    if isinstance(given, np.ndarray) and given.dtype.kind in "mM":
+        return given  # whose list is one of numbers
+    array = isinstance(given, torch.Tensor | np.ndarray) and _in_a_row(given)
+    return given.tolist() if array else given
+
+
+def _number_of(value: Any, wrong: str, error: Refusal) -> int:
+    found = plain(value)
+    if isinstance(found, bool):
+        raise error(f"{wrong} For a mask of bool, give the numbers where it is True.")
+    number = _integer(found)
+    if number is None:
+        raise error(wrong)
+    return number
+
+
+def rows_of(given: Any, n: int, what: str = "row", *, error: Refusal = PromptError) -> list[int]:
+    """Return row numbers from 0 on, given as numbers (negative ones from the end) or as a mask.
+
+    Parameters
+    ----------
+    given : several int, or several bool
+        In the order given, repeats allowed; or True for each row that is meant.
+    n : int
+        Rows there are.
+    what : str
+        One of them, for the message.
+    error : type
+        What to raise.
+    """
+    found = [plain(one) for one in several(_listed(given), f"{what}s", error=error)]
+    masks = [isinstance(one, bool) for one in found]
+    if found and all(masks):
+        if len(found) != n:
+            raise error(f"a mask of {len(found)} {what}s; there are {n}. Give one bool for each.")
+        return [row for row, chosen in enumerate(found) if chosen]
+    numbers = [whole(one, f"a {what}", error=error) for one in found]
+    for one in numbers:
+        if not -n <= one < n:
+            raise error(f"no {what} {one}: there are {what}s 0 to {n - 1}.")
+    return [one % n for one in numbers]
+
+
+def folder_of(given: Any, what: str = "out") -> Path:
+    """Return the path of a folder that is there, or can be made.
+
+    Raises
+    ------
+    ResultsError
+        If it is no path, or something else is there.
+    """
+    if not isinstance(given, str | os.PathLike) or not str(given) or "\0" in str(given):
+        raise ResultsError(f"{what} is {shown(given)}. Expected the path of a folder.")
+    try:
+        folder = Path(given)
+        nearest = next(one for one in (folder, *folder.parents) if one.exists())
+    except (TypeError, ValueError, OSError) as error:
+        raise ResultsError(f"{what} is {shown(given)}, which is no path: {error}.") from None
+    if not nearest.is_dir():
+        raise ResultsError(f"{nearest} is a file. Expected {what} to be a folder.")
+    return folder

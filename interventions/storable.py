@@ -1,0 +1,157 @@
+"""Datasets as netCDF can hold them: what comes back from the file is what went in."""
+
+import json
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+MISSING = "null"
+UNNAMED = "unnamed"
+SLASH = "\u2215"  # looks like the one that netCDF keeps for groups
+ZERO = "\u2400"  # the sign for a zero byte, which ends a text in HDF5
+HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
+TAKEN = ("_FillValue", "add_offset", "calendar", "coordinates", "missing_value", "scale_factor")
+"""Attributes of a variable by which netCDF says how its numbers are stored."""
+
+
+def storable(dataset: xr.Dataset) -> xr.Dataset:
+    """Return the Dataset with names, values and attributes that netCDF can hold.
+
+    What it gives comes back equal from ``to_netcdf`` and ``xarray.open_dataset``, and given to it
+    again stays as it is. Values that netCDF has no type for become text: labels of mixed kinds as
+    they are written, missing ones as "", attributes in JSON. A bool attribute becomes 0 or 1, the
+    levels of a MultiIndex become coordinates, and zero bytes and halves of characters in texts
+    are replaced.
+    """
+    many = [
+        name
+        for name, index in dataset.indexes.items()
+        if isinstance(index, pd.MultiIndex) and name in dataset.dims
+    ]
+    made = dataset.reset_index(many) if many else dataset.copy()
+    made = made.rename(_new_names([*made.variables, *made.dims], made))
+    for name in list(made.variables):
+        one = made[name]
+        if one.dtype.kind in "OU":
+            column = _column(one.values)
+            if one.dtype.kind == "O" or not np.array_equal(column, one.values):
+                made[name] = (one.dims, column, one.attrs)
+    made.attrs = _attributes(made.attrs)
+    for variable in made.variables.values():
+        variable.attrs = _attributes(variable.attrs, taken=TAKEN)
+    return made
+
+
+def _new_names(given: Iterable[Hashable], dataset: xr.Dataset) -> dict[Hashable, str]:
+    """Names that must change, and into what: text without slashes, each still its own."""
+    used = {name for name in given if isinstance(name, str) and name == _name(name)}
+    changed: dict[Hashable, str] = {}
+    for name in dict.fromkeys(given):
+        if name in used or name in changed:
+            continue
+        new, count = _name(name), 2
+        while new in used:
+            new, count = f"{_name(name)} {count}", count + 1
+        used.add(new)
+        changed[name] = new
+    return changed
+
+
+def _name(name: Hashable) -> str:
+    return _text(str(name)).replace("/", SLASH).strip() or UNNAMED
+
+
+def _text(value: str) -> str:
+    return HALF_CHARACTERS.sub("\ufffd", value).replace("\0", ZERO)
+
+
+def _written(value: Any) -> str:
+    """One value as text."""
+    if isinstance(value, bytes):
+        return _text(value.decode("utf-8", "backslashreplace"))
+    return "" if _missing(value) else _text(str(value))
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+
+
+def _column(values: np.ndarray) -> np.ndarray:
+    """Texts and objects as what they all are: bools, whole numbers, numbers, or else text."""
+    flat = values.ravel().tolist()
+    there = [one for one in flat if not _missing(one)]
+    kinds = {bool if isinstance(one, bool | np.bool_) else type(one) for one in there}
+    whole = bool(kinds) and all(issubclass(kind, int | np.integer) for kind in kinds)
+    if kinds == {bool} and len(there) == len(flat):
+        return np.array(flat, dtype=bool).reshape(values.shape)
+    if whole and bool not in kinds and len(there) == len(flat):
+        lowest, highest = min(there), max(there)
+        if lowest >= -(2**63) and highest < 2**63:
+            return np.array(flat, dtype=np.int64).reshape(values.shape)
+    elif kinds and all(issubclass(kind, int | float | np.number) for kind in kinds - {bool}):
+        exact = all(abs(one) <= 2**53 for one in there if isinstance(one, int | np.integer))
+        if bool not in kinds and exact and not any(issubclass(kind, complex) for kind in kinds):
+            numbers = [float("nan") if _missing(one) else float(one) for one in flat]
+            return np.array(numbers).reshape(values.shape)
+    made = np.empty(len(flat), dtype=object)
+    made[:] = [_written(one) for one in flat]
+    return made.reshape(values.shape)
+
+
+def _attributes(given: Mapping[Any, Any], *, taken: tuple[str, ...] = ()) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        name = _text(str(key)) or UNNAMED
+        name = f"{name} of the values" if name in taken else name
+        found[name] = _attribute(value)
+    return found
+
+
+def _attribute(value: Any) -> Any:
+    """An attribute as a number, numbers, a text or texts; anything else in JSON."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().double().numpy() if value.is_floating_point() else value.cpu()
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic | set | frozenset | range):
+        array = isinstance(value, np.ndarray) and value.dtype.kind in "iuf"
+        if array and value.size != 1 and value.dtype.itemsize <= 8:
+            return value
+        value = list(value) if isinstance(value, set | frozenset | range) else value.tolist()
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, bytes | PathLike):
+        return _written(value)
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else str(value)
+    if isinstance(value, float):
+        return value
+    if isinstance(value, list | tuple) and value:
+        parts = [_attribute(one) for one in value]
+        kinds = {type(one) for one in parts}
+        alike = kinds == {str} or kinds <= {int, float}
+        if alike and not any(isinstance(one, Mapping) or one is None for one in value):
+            if kinds == {str} and all(isinstance(one, str | bytes | PathLike) for one in value):
+                return parts
+            if kinds <= {int, float}:
+                return parts[0] if len(parts) == 1 else parts
+    return _text(json.dumps(_json(value), ensure_ascii=False)) if value is not None else MISSING
+
+
+def _json(value: Any) -> Any:
+    """The nearest thing that JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset | range):
+        return [_json(one) for one in value]
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        return _json(value.tolist())
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return _written(value)
