@@ -13,6 +13,7 @@ from twohop.scoring.vocabulary import (
     CORRECTIONS,
     FINAL,
     NOT_NEGATING,
+    OPENING_QUESTIONS,
     TURNS,
 )
 from twohop.scoring.words import Words
@@ -41,8 +42,11 @@ class _Reading:
         return {form for form in forms.values() if form not in ANSWERING and len(form) > 1}
 
     def content_of(self, mention: Mention) -> set[str]:
-        """What else is said in the part of a mention."""
-        return self.content(*self.clauses.spans[self.clauses.of[mention.start]])
+        """What else is said in the part of a mention, and in the label before it ("Capital:")."""
+        start, stop = self.clauses.spans[self.clauses.of[mention.start]]
+        while start and ":" in self.words.gap(start):
+            start = self.clauses.first(start - 1)
+        return self.content(start, stop)
 
     def names_entity(self, mention: Mention) -> bool:
         """Whether the part of a mention names what was asked about."""
@@ -62,13 +66,14 @@ class _Reading:
     def _turns(self) -> list[int]:
         """Where another question begins, on a line of its own."""
         words = self.words
-        return [
-            place
-            for place in range(1, len(words.words))
-            if words.words[place].form in TURNS
-            and "\n" in words.gap(place)
-            and words.gap(place + 1).lstrip("*_ ").startswith(":")
-        ]
+        found = []
+        for place in range(1, len(words.words)):
+            form = words.words[place].form
+            label = form in TURNS and words.gap(place + 1).lstrip("*_ ").startswith(":")
+            asks = self.clauses.sentence[place] in self.clauses.asking
+            if "\n" in words.gap(place) and (label or (asks and form in OPENING_QUESTIONS)):
+                found.append(place)
+        return found
 
     def _corrections(self) -> list[int]:
         found = []

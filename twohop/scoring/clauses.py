@@ -74,7 +74,8 @@ def clauses_of(words: Words) -> Clauses:
         form = words.words[place].form
         if ends(words, place, _SENTENCE_ENDS):
             sentences.append(place)
-        hard = ends(words, place) or form in CLAUSES
+        wholly = form == "but" and words.words[place - 1].form in ("anything", "nothing")
+        hard = ends(words, place) or (form in CLAUSES and not wholly)
         soft = is_soft(words, place) or form == "and"
         if hard or (soft and _divides(words, starts[-1], place)):
             starts.append(place)

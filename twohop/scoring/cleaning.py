@@ -21,6 +21,7 @@ _MARKS = str.maketrans(
 _HIDDEN = re.compile(r"[\ufe00-\ufe0f\u20e3]")
 _EN_DASH = re.compile(r"(?<=\w)–(?=\w)")
 _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_STRUCK = re.compile(r"~~[^~\n]+~~|<(del|strike)>.*?</\1>", re.DOTALL | re.IGNORECASE)
 _TURN_ENDS = re.compile(
     r"<\|(?:im_end|im_start|eot_id|eom_id|end|endoftext|end_of_text|eos|return|user)\|>"
     r"|</s>|<eos>|<end_of_turn>|<start_of_turn>|<｜end▁of▁sentence｜>|\[/?INST\]",
@@ -77,7 +78,7 @@ def undressed(text: str) -> str:
     >>> undressed("<answer>Paris</answer><|im_end|>\n<|im_start|>user").split()
     ['Paris']
     """
-    text = _THOUGHT.sub(" ", text)
+    text = _STRUCK.sub(" ", _THOUGHT.sub(" ", text))
     for end in _TURN_ENDS.finditer(text):
         if re.search(r"[^\W_]", _TAG.sub("", text[: end.start()])):
             text = text[: end.start()]

@@ -216,6 +216,10 @@ def _with_unit(words: Sequence[Word], place: int) -> tuple[int, Word] | None:
     unit = None
     if place + 1 < len(words) and _near(words[place + 1]):
         unit = unit_of(words[place + 1].form)
+        if unit == UNITS["degree"] and place + 2 < len(words):
+            unit = (
+                UNITS.get(f"°{words[place + 2].form[:1]}") if _is_scale(words[place + 2]) else unit
+            )
         if unit is None and _form(words, place + 1) == "per" and _form(words, place + 2) == "cent":
             unit = UNITS["percent"]
     if unit is None and place and words[place].gap == "" and _form(words, place - 1) in "$€£¥":
@@ -223,6 +227,11 @@ def _with_unit(words: Sequence[Word], place: int) -> tuple[int, Word] | None:
     if unit is None:
         return None
     return 1, replace(word, quantity=replace(word.quantity, kind=unit[0], size=unit[1]))
+
+
+def _is_scale(word: Word) -> bool:
+    """Whether a word behind "degrees" is Celsius or Fahrenheit."""
+    return _near(word) and word.form in ("c", "celsius", "centigrade", "f", "fahrenheit")
 
 
 def _ranging(words: Sequence[Word], place: int) -> tuple[int, Word] | None:

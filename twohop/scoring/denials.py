@@ -156,6 +156,7 @@ def beside(
         listed = previous in found and previous is not None and previous.stop == one.start
         if (
             clauses.sentence[one.start] in clauses.questions
+            or _supposed(words, clauses, one.start)
             or _remarked(words, clauses, one.start)
             or (located and _is_place(words, clauses.first(one.start), one.start))
             or (located and listed and is_soft(words, one.start))
@@ -164,6 +165,13 @@ def beside(
             found.add(one)
         previous = one
     return found
+
+
+def _supposed(words: Words, clauses: Clauses, start: int) -> bool:
+    """Whether a sentence says what would be so if something else were."""
+    sentence = clauses.sentence[start]
+    forms = {one.form for i, one in enumerate(words.words) if clauses.sentence[i] == sentence}
+    return {"if", "were"} <= forms
 
 
 def _remarked(words: Words, clauses: Clauses, start: int) -> bool:

@@ -59,7 +59,8 @@ ANSWERING = _set(
     "their our me mine him them us yes yeah ok okay hmm um uh well oh ah please note city town "
     "country place thing person year number no possible another alternatively best least has have "
     "had do does did if not actually wait sorry again still 1st 2nd 3rd together namely "
-    "les la le el il der die das est ist es et und y e o ou oder 或 和 与 與 及 と か や 是"
+    "les la le el il der die das est ist es et und y e o ou oder "
+    "或 者 还 還 和 与 與 及 と か や 是"
 )
 VERBS = _set(
     "is are was were be has have had lies lie flows does do did can could may might will would "
@@ -91,11 +92,12 @@ ON_THE_WAY = _set(
 # What is said of the names behind these is denied, to the end of the clause.
 NEGATORS = _set(
     "not isnt wasnt arent werent doesnt didnt dont cant cannot couldnt wouldnt wont aint never "
-    "neither unsure uncertain unlikely doubt doubtful excluding except non without wrongly falsely "
+    "neither unsure uncertain unlikely doubt doubtful excluding except non without whether wrongly falsely "
     "nicht kein keine keinen pas nao nie ne nest не δεν ليس ليست"
 )
 NEGATING_PHRASES = _phrases(
     "rather than | instead of | other than | as opposed to | no longer | contrary to | "
+    "anything but | idea if | say if | tell if | sure if | know if | wonder if | clear if | "
     "ruled out | rule out | rules out | no es | no era | non e | no way"
 )
 NOT_NEGATING = _phrases(
@@ -128,6 +130,7 @@ FINAL = _phrases(
     "correct answer | correct option | my answer | ill go with | i will go with | id go with | "
     "ill say | my guess | best guess | i go with | lets go with | i choose | i pick"
 )
+OPENING_QUESTIONS = _set("what which who where when how whose")
 TURNS = _set("q question user human instruction")
 
 # A sentence that begins so and ends with a question mark asks.
@@ -149,5 +152,7 @@ CHOOSING = _set("or oder ou 或 か")
 # Letters next to a short name in a script without spaces: there the name ends.
 BOUNDS = frozenset(
     "是在于於為为叫即有的和与與或及非不从到对對市省县縣国國语語人城位名称稱答案都州区區府道，。"
+    "得能选選择擇认說说做作号就也只还還又定该該应應概许許者座个個这這那其它他她我们們想觉猜了吧吗呢"
+    "啊而但却卻才则由被给給等所之以因如像去来來住生产產建写寫画畫"
     "はがをにでとのもやへだよねかも"
 )
