@@ -34,7 +34,7 @@ class _Reading:
         self.taken = {i for one in every for i in range(one.start, one.stop)}
         self.turns = self._turns()
         self.resets = self._corrections()
-        self.finals = self._finals()
+        self.finals = (self._finals(), self._labels())
 
     def content(self, start: int, stop: int) -> set[str]:
         """Words that say something of their own."""
@@ -99,12 +99,15 @@ class _Reading:
 
     def _finals(self) -> list[int]:
         words = self.words
-        found = []
-        for place in range(len(words.words)):
-            label = words.words[place].form == "answer" and ":" in words.gap(place + 1)
-            if label or said_at(words, place, FINAL):
-                found.append(place)
-        return found
+        return [place for place in range(len(words.words)) if said_at(words, place, FINAL)]
+
+    def _labels(self) -> list[int]:
+        words = self.words
+        return [
+            place
+            for place, word in enumerate(words.words)
+            if word.form == "answer" and ":" in words.gap(place + 1)
+        ]
 
     def between(self, marks: Sequence[int], first: Mention, second: Mention) -> bool:
         """Whether a mark stands between two mentions."""
@@ -188,9 +191,10 @@ def _replaces(reading: _Reading, head: Sequence[Mention], mention: Mention) -> b
     """Whether a mention is what is meant in place of those before it."""
     if reading.between(reading.resets, head[-1], mention):
         return True
-    earlier = any(mark < head[0].start for mark in reading.finals)
-    if not earlier and reading.between(reading.finals, head[-1], mention):
-        return True
+    for marks in reading.finals:
+        earlier = any(mark < head[0].start for mark in marks)
+        if (len(head) > 1 or not earlier) and reading.between(marks, head[-1], mention):
+            return True
     return reading.contrasts(head, mention) or reading.answers_instead(head, mention)
 
 

@@ -37,12 +37,11 @@ _POWER = re.compile(rf"(?<=\d)(⁻?[{_RAISED}]+)")
 _FOOTNOTE = re.compile(rf"(?<![\s\d])(?<!\b[kcm]m)(?<!\bm)(?<!\bft)[{_RAISED}]+")
 
 
-def _seen(letter: str) -> str:
-    """A character as it is read: digits of any script as 0 to 9, nothing where none is seen."""
-    kind = "" if letter.isascii() else unicodedata.category(letter)
-    if kind == "Nd":
-        return str(unicodedata.decimal(letter))
-    return "" if kind == "Cf" else letter
+def _digit(letter: str) -> str:
+    """A character; if it is a digit of any script, as one of 0 to 9."""
+    if letter.isascii() or unicodedata.category(letter) != "Nd":
+        return letter
+    return str(unicodedata.decimal(letter))
 
 
 def plain(text: str) -> str:
@@ -57,14 +56,15 @@ def plain(text: str) -> str:
     >>> plain("Ｎ’Ｄｊａｍｅｎａ"), plain("Port‑au‑Prince"), plain("Par\\u200bis")
     ("N'Djamena", 'Port-au-Prince', 'Paris')
     """
-    text = html.unescape(text) if "&" in text else text
+    text = (html.unescape(text) if "&" in text else text).replace("_", " ")
     if text.isascii():
         return re.sub(r"-{2,}", BREAK, text.replace("`", "'"))
+    text = "".join(one for one in text if one.isascii() or unicodedata.category(one) != "Cf")
     text = _POWER.sub(r"^\1", text)
     text = _FOOTNOTE.sub("", text)
     text = _EN_DASH.sub("-", text.translate(_MARKS)).replace("–", BREAK)
     text = unicodedata.normalize("NFKC", _HIDDEN.sub("", text))
-    text = "".join(_seen(one) for one in text)
+    text = "".join(_digit(one) for one in text)
     return re.sub(r"-{2,}", BREAK, text)
 
 

@@ -198,12 +198,14 @@ def _part(word: Word, known: set[str]) -> tuple[str, int] | None:
     if word.form in MONTHS and "month" not in known:
         return "month", MONTHS[word.form]
     number = word.quantity
+    if "day" not in known and len(word.form) == 2 and word.form[0] == "0" and word.form.isdigit():
+        return ("day", int(word.form)) if word.form != "00" else None
     if not isinstance(number, Number) or number.value != int(number.value):
         return None
     value = int(number.value)
     if "day" not in known and 1 <= value <= 31:
         return "day", value
-    if "month" in known and "year" not in known and not number.ordinal and 100 <= value <= 2999:
+    if "month" in known and "year" not in known and not number.ordinal and 100 <= value <= 9999:
         return "year", value
     return None
 
@@ -216,10 +218,8 @@ def _with_unit(words: Sequence[Word], place: int) -> tuple[int, Word] | None:
     unit = None
     if place + 1 < len(words) and _near(words[place + 1]):
         unit = unit_of(words[place + 1].form)
-        if unit == UNITS["degree"] and place + 2 < len(words):
-            unit = (
-                UNITS.get(f"°{words[place + 2].form[:1]}") if _is_scale(words[place + 2]) else unit
-            )
+        if unit == UNITS["degree"] and place + 2 < len(words) and _is_scale(words[place + 2]):
+            unit = UNITS[f"°{words[place + 2].form[0]}"]
         if unit is None and _form(words, place + 1) == "per" and _form(words, place + 2) == "cent":
             unit = UNITS["percent"]
     if unit is None and place and words[place].gap == "" and _form(words, place - 1) in "$€£¥":

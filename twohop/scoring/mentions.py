@@ -111,6 +111,8 @@ class Names:
         said = ""
         for place in range(start, len(words)):
             said += words[place].form
+            if place > start and words[place].gap.strip(" -"):
+                break
             if len(said) > self._longest:
                 break
             if (name := self._joined.get(said)) is not None:

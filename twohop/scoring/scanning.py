@@ -30,11 +30,13 @@ _WORD = re.compile(
     r"(?P<initials>(?<!\w)(?:(?:[^\W\d_]\.\s?){1,8}[^\W\d_]\.(?!\w)"
     r"|(?:[^\W\d_]\.){1,8}[^\W\d_](?![\w'])))"
     rf"|(?P<kana>[{KATAKANA}]+)"
-    rf"|(?P<letter>[{HAN}{HIRAGANA}]|[{SPACELESS}][{_MARK}]*)"
-    rf"|(?P<word>{_LETTER}+(?:'{_LETTER}+)*(?:[+#]+(?!\w))?)"
+    rf"|(?P<letter>(?=[^\W_])(?:[{HAN}{HIRAGANA}]|[{SPACELESS}][{_MARK}]*))"
+    rf"|(?P<word>(?=[^\W_]){_LETTER}+(?:'{_LETTER}+)*(?:[+#]+(?!\w))?)"
     r"|(?P<and>&)"
 )
-_UNIT = re.compile(r"(?:km2|m2|bn|mn|mm|cm|km|kg|mg|ft|[mg])(?![\w'])|[°%](?:\s?[CcFf]\b)?|[$€£¥]")
+_UNIT = re.compile(
+    r"(?:(?i:km2|m2|bn|mn|mm|cm|km|kg|mg|ft)|[mg])(?![\w'])|[°%](?:\s?[CcFf]\b)?|[$€£¥]"
+)
 _BEHIND_NUMBER = re.compile(r"(st|nd|rd|th)(?!\w)", re.IGNORECASE)
 _ELIDED = re.compile(r"(?:l|d|qu|dell|nell|all|un)'(?=\w\w)")
 _HANGUL_ENDINGS = "입니다 이다 다 예요 이에요 이야 야 이라고 라고 은 는 이 가 을 를 의 에 에서 로"

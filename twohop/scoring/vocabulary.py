@@ -92,7 +92,8 @@ ON_THE_WAY = _set(
 # What is said of the names behind these is denied, to the end of the clause.
 NEGATORS = _set(
     "not isnt wasnt arent werent doesnt didnt dont cant cannot couldnt wouldnt wont aint never "
-    "neither unsure uncertain unlikely doubt doubtful excluding except non without whether wrongly falsely "
+    "neither unsure uncertain unlikely doubt doubtful excluding except non without "
+    "whether wrongly falsely "
     "nicht kein keine keinen pas nao nie ne nest не δεν ليس ليست"
 )
 NEGATING_PHRASES = _phrases(
