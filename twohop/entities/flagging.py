@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from twohop.entities.gathering import Gathered
 from twohop.entities.items import PLACE, Item
-from twohop.scoring import normalise
+from twohop.scoring import first_mention, normalise
 
 ALIKE = 3  # letters that begin both an answer and a name, where it may be copied
 SHOWN = 3  # examples named in a flag
@@ -30,8 +30,8 @@ def flags_of(gathered: Gathered) -> Iterator[Flag]:
             said = f"{answers.pop()!r} is the answer to all of {len(items)} items"
             yield Flag("constant_answer", label, said)
         yield from _some("surface", label, [one for one in items if begins_alike(one)], items)
-        text = normalise((wording.image or wording.text).replace(PLACE, " "))
-        told = [item for item in items if any(_within(one, text) for one in item.answers)]
+        text = (wording.image or wording.text).replace(PLACE, " ")
+        told = [item for item in items if first_mention(text, [("told", item.answers)])]
         yield from _some("answer_in_question", label, told, items)
     wordings: dict[str, list[str]] = defaultdict(list)
     for label, relation in gathered.base.items():
@@ -62,11 +62,6 @@ def begins_alike(item: Item) -> bool:
     """
     names = {normalise(name)[0][:ALIKE] for name in item.entity.names}
     return any(normalise(one)[0][:ALIKE] in names for one in item.answers)
-
-
-def _within(answer: str, text: Sequence[str]) -> bool:
-    words = normalise(answer)
-    return any(text[i : i + len(words)] == words for i in range(len(text) - len(words) + 1))
 
 
 def _shared_names(items: Sequence[Item]) -> Iterator[Flag]:

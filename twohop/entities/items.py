@@ -203,7 +203,7 @@ def check_items(items: Sequence[Item]) -> None:
         for text in (*item.entity.names, *item.answers):
             if not normalise(text):
                 raise InterventionsError(
-                    f"item {item.id!r}: {text!r} has no Latin letter or digit, and answers are "
-                    "compared by these. Give a transliteration."
+                    f"item {item.id!r}: {text!r} has no letter and no digit, and names and "
+                    "answers are compared by these. Write it out."
                 )
         seen.add(item.id)

@@ -11,7 +11,7 @@ REASONS: dict[str, str] = {
     "no_question": "there is no question, in the row or for its relation",
     "no_answer": "there is no accepted answer",
     "no_image": "there is no image",
-    "not_latin": "answers are compared by Latin letters and digits, and there are none",
+    "no_letters": "names and answers are compared by letters and digits, and there are none",
     "entity_not_in_question": "the question about the named entity does not name it",
     "entity_repeated": "the question names the entity more than once",
     "entity_in_image_question": "the question about the picture gives the name away",
@@ -36,7 +36,7 @@ FLAGS: dict[str, str] = {
     "several_wordings": "a relation is asked in several wordings, each studied by itself",
     "shared_name": "two entities share a name, so naming one cannot be told from the other",
     "dropped_answer": "an accepted answer that cannot be used was left out",
-    "dropped_alias": "an alias without Latin letters or digits was left out",
+    "dropped_alias": "an alias without letters or digits was left out",
     "dropped_image": "one of several images cannot be used and was left out",
     "unused_column": "a column is not used",
 }

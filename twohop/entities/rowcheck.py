@@ -96,7 +96,7 @@ class RowCheck:
             raise Unusable("no_entity", f"column {self.columns['entity']!r} is empty")
         name = unicodedata.normalize("NFC", name)
         if not normalise(name):
-            raise Unusable("not_latin", f"the name {name!r}; give a transliteration")
+            raise Unusable("no_letters", f"the name {name!r}; write it out")
         given = [unicodedata.normalize("NFC", one) for one in self._cell(row, "aliases", texts_of)]
         aliases = tuple(one for one in given if normalise(one) and one != name)
         dropped += [("dropped_alias", repr(one)) for one in given if not normalise(one)]
@@ -131,7 +131,7 @@ class RowCheck:
             raise Unusable("no_answer", f"column {self.columns['answers']!r} is empty")
         legible = [one for one in given if normalise(one)]
         if not legible:
-            raise Unusable("not_latin", f"the answers {', '.join(given)}; give a transliteration")
+            raise Unusable("no_letters", f"the answers {', '.join(given)}; write them out")
         kept = [one for one in legible if normalise(one) != normalise(name)]
         if not kept:
             raise Unusable("answer_is_entity", f"{legible[0]!r} is the name of the entity")

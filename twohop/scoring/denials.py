@@ -1,0 +1,226 @@
+"""Which names in an answer are denied, only asked about, or said of something else."""
+
+from collections.abc import Sequence
+
+from twohop.scoring.clauses import Clauses, ends, is_soft
+from twohop.scoring.mentions import Mention
+from twohop.scoring.vocabulary import (
+    AFFIRMING,
+    BESIDE,
+    BESIDE_PHRASES,
+    BOUNDING,
+    CONCEDING,
+    DENIED,
+    DENIED_BEFORE,
+    DENIED_BEHIND,
+    DIRECTION_OF,
+    JOINING,
+    LOCATING,
+    NEGATING_PHRASES,
+    NEGATORS,
+    NOT_NEGATING,
+    ON_THE_WAY,
+    RELATIVE,
+    REPORTING,
+    Phrases,
+)
+from twohop.scoring.words import Words
+
+_REACH = 14  # words over which a denial reaches
+_ARTICLES = frozenset(("the", "a", "an", "that", "of", "or", "nor", "and", "either"))
+
+
+def said_at(words: Words, place: int, phrases: Phrases) -> int:
+    """Return how many words the longest of some phrases takes at a place; 0 where none stands."""
+    if not 0 <= place < len(words.words):
+        return 0
+    longest = 0
+    for rest in phrases.get(words.words[place].form, ()):
+        forms = tuple(one.form for one in words.words[place + 1 : place + 1 + len(rest)])
+        if forms == rest:
+            longest = max(longest, 1 + len(rest))
+    return longest
+
+
+def _negates(words: Words, place: int, taken: frozenset[int]) -> int:
+    """Number of words of the denial that begins at a word; 0 where none does."""
+    if place in taken or any(said_at(words, one, NOT_NEGATING) for one in (place, place - 1)):
+        return 0
+    phrase = said_at(words, place, NEGATING_PHRASES)
+    return phrase or int(words.words[place].form in NEGATORS)
+
+
+def denied(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Mention]:
+    """Mentions that are denied: "not Paris", "rather than Paris", "Paris is not the capital"."""
+    taken = frozenset(i for one in known for i in range(one.start, one.stop))
+    found: set[Mention] = set()
+    for place in range(len(words.words)):
+        width = _negates(words, place, taken)
+        if width:
+            part = clauses.of[place]
+            reached = [
+                one
+                for one in known
+                if place < one.start <= place + _REACH and clauses.of[one.start] == part
+            ]
+            found.update(_reached(words, place + width, reached))
+    for one in known:
+        behind = one.stop
+        goes_on = not is_soft(words, behind) and not ends(words, behind)
+        after = words.text[words.words[one.stop - 1].end :].lstrip()
+        before = words.text[: words.words[one.start].start].rstrip(' "')
+        if (
+            (goes_on and said_at(words, behind, DENIED))
+            or after.startswith(DENIED_BEHIND)
+            or before.endswith(DENIED_BEFORE)
+            or (one.start and words.words[one.start].gap == "-" and _is_non(words, one.start))
+        ):
+            found.add(one)
+    return found
+
+
+def _is_non(words: Words, start: int) -> bool:
+    return words.words[start - 1].form == "non"
+
+
+def _reached(words: Words, place: int, reached: Sequence[Mention]) -> list[Mention]:
+    """Of the mentions behind a denial in its part: the first, and those joined to it.
+
+    A comma ends it, unless it opens a remark ("not, as many think, Paris") or what it divides is
+    joined further on by "or" ("not Paris, Lyon or Rome").
+    """
+    if not reached:
+        return []
+    first = reached[0]
+    commas = sum(is_soft(words, one) for one in range(place, first.start + 1))
+    if commas and not (commas >= 2 and is_soft(words, place)):
+        return []
+    chain = [first]
+    chosen = words.words[place - 1].form == "neither"
+    for one in reached[1:]:
+        between = [word.form for word in words.words[chain[-1].stop : one.start]]
+        if not _ARTICLES.issuperset(between) or not (between or is_soft(words, one.start)):
+            break
+        chosen = chosen or bool({"or", "nor", "and"} & {*between})
+        chain.append(one)
+    following = words.words[chain[-1].stop : chain[-1].stop + 1]
+    chosen = chosen or bool(following and following[0].form in ("or", "nor"))
+    return chain if chosen else chain[:1]
+
+
+def asked(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Mention]:
+    """Mentions in a question ("Is it Paris?") that is not affirmed."""
+    found = set()
+    for one in known:
+        sentence = clauses.sentence[one.start]
+        if sentence not in clauses.asking:
+            continue
+        following = next(
+            (i for i in range(one.stop, len(words.words)) if clauses.sentence[i] != sentence), None
+        )
+        if following is None or words.words[following].form not in AFFIRMING:
+            found.add(one)
+    return found
+
+
+def bounding(words: Words, known: Sequence[Mention]) -> set[Mention]:
+    """Numbers and dates that bound what is meant: "before 1889", "more than 300"."""
+    found = set()
+    for one in known:
+        before = one.start - 1
+        while before >= 0 and words.words[before].form in ("the", "year"):
+            before -= 1
+        if words.words[one.start].quantity is not None and before >= 0:
+            near = not any(ends(words, i) for i in range(before + 1, one.start + 1))
+            if near and words.words[before].form in BOUNDING:
+                found.add(one)
+    return found
+
+
+def beside(
+    words: Words, clauses: Clauses, known: Sequence[Mention], *, located: bool
+) -> set[Mention]:
+    """Mentions that something else is said of, and that count where nothing else is said.
+
+    Parameters
+    ----------
+    words : Words
+    clauses : Clauses
+    known : sequence of Mention
+    located : bool
+        Whether a place where something is ("in Paris") is such a mention.
+    """
+    found: set[Mention] = set()
+    previous: Mention | None = None
+    for one in known:
+        listed = previous in found and previous is not None and previous.stop == one.start
+        if (
+            clauses.sentence[one.start] in clauses.questions
+            or _supposed(words, clauses, one.start)
+            or _remarked(words, clauses, one.start)
+            or (located and _is_place(words, clauses.first(one.start), one.start))
+            or (located and listed and is_soft(words, one.start))
+            or (located and _owns(words, one))
+        ):
+            found.add(one)
+        previous = one
+    return found
+
+
+def _supposed(words: Words, clauses: Clauses, start: int) -> bool:
+    """Whether a sentence says what would be so if something else were."""
+    sentence = clauses.sentence[start]
+    forms = {one.form for i, one in enumerate(words.words) if clauses.sentence[i] == sentence}
+    return {"if", "were"} <= forms
+
+
+def _remarked(words: Words, clauses: Clauses, start: int) -> bool:
+    """Whether what stands before a mention, or in its part, says that it is beside the point."""
+    first = clauses.first(start)
+    part = clauses.words_in(words, clauses.of[start])
+    if _concedes(words, first, start) or (bool({*part} & REPORTING) and "i" not in part):
+        return True
+    if first and words.words[first].form in RELATIVE and not ends(words, first):
+        earlier = clauses.first(first - 1)
+        if _concedes(words, earlier, first):
+            return True
+    before = start - 1
+    while before >= first and words.words[before].form in ("the", "a", "an", "from", "to"):
+        before -= 1
+    ahead = [word.form for word in words.words[max(first, before - 1) : before + 1]]
+    return (
+        (bool(ahead) and ahead[-1] in BESIDE)
+        or (ahead[-1:] == ["of"] and bool({*ahead[:-1]} & DIRECTION_OF))
+        or any(said_at(words, start - width, BESIDE_PHRASES) == width for width in (2, 3))
+    )
+
+
+def _concedes(words: Words, first: int, start: int) -> bool:
+    """Whether the part of a mention, or "and" in it, opens with "although" or the like."""
+    opening = [word.form for word in words.words[first : min(start, first + 2)]]
+    if opening[:1] and opening[0] in ("and", "but"):
+        opening = opening[1:]
+    return bool(opening) and opening[0] in CONCEDING
+
+
+def _owns(words: Words, mention: Mention) -> bool:
+    """Whether a mention is the owner of what follows: "Paris's", "パリの"."""
+    glued = mention.stop < len(words.words) and words.gap(mention.stop) == ""
+    if glued and words.words[mention.stop].form in ("の", "的"):
+        return True
+    return words.words[mention.stop - 1].surface.endswith("'s")
+
+
+def _is_place(words: Words, first: int, start: int) -> bool:
+    """Whether "in", or "in the capital city of", leads to a mention."""
+    before = start - 1
+    while before >= first and words.words[before].form in ON_THE_WAY:
+        before -= 1
+    return before >= first and words.words[before].form in LOCATING
+
+
+def joined_by(words: Words, first: Mention, second: Mention) -> bool:
+    """Whether "or", "and" or a slash stands between two mentions, or each has a line."""
+    between = {word.form for word in words.words[first.stop : second.start]}
+    gaps = [words.gap(i) for i in range(first.stop, second.start + 1)]
+    return bool(between & JOINING) or any("/" in gap or "\n" in gap for gap in gaps)
