@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from interventions.cache_names import given_cache
 from interventions.errors import SiteError
 from interventions.model import Model
 from interventions.placing import check_rows
@@ -76,7 +77,7 @@ def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Position
                 f"the attention of {model.name} is not given a mask by name, so edges cannot be "
                 "cut. Load it with attn_implementation='eager'."
             )
-        mask = whole_mask(kwargs[name], hidden, kwargs.get("past_key_values"), layer)
+        mask = whole_mask(kwargs[name], hidden, given_cache(kwargs), layer)
         attention.inputs = (args, {**kwargs, name: cut(mask, queries, keys)})
 
 
