@@ -7,6 +7,7 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 
 from interventions.architectures.anatomy import Anatomy, find_anatomy
+from interventions.architectures.faults import check_unbroken
 from interventions.cache_names import (
     cache_argument,
     installed_name,
@@ -222,6 +223,8 @@ class Model:
         return make_prompt(self, text, images=images, spans=spans, share_prefix=share_prefix)
 
     def _arguments(self, prompt: Prompt, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        if not self.remote:
+            check_unbroken(self)
         config = self.module.config
         padded = not bool(prompt.inputs["attention_mask"].all())
         if padded and self.dtype == torch.float64 and config._attn_implementation == "eager":
