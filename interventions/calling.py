@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interventions.architectures.faults import check_unbroken
+
 if TYPE_CHECKING:
     from interventions.model import Model
 
@@ -30,6 +32,7 @@ def about_weights(model: "Model") -> tuple[str, bool]:
 
 def call(model: "Model", inputs: dict[str, Any]) -> Any:
     """Run the model on ``inputs`` without interventions; return its output."""
+    check_unbroken(model)
     with torch.no_grad():
         if not weightless(model):
             return model.module(**inputs)

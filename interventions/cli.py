@@ -141,6 +141,8 @@ def print_report(report: "Report", console: "Console") -> None:
     facts = _grid()
     facts.add_row("what it is", f"{report.architecture} ({report.model_type})")
     facts.add_row("tested", _understood(report))
+    if report.broken:
+        facts.add_row("[red]broken[/]", escape(report.broken))
     facts.add_row(
         "sizes",
         f"{sizes['n_layers']} blocks, d_model {sizes['d_model']}, {sizes['n_heads']} heads of "

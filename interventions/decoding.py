@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from interventions.cache_names import cache_argument, returned_cache
 from interventions.calling import call
 from interventions.errors import PromptError
 from interventions.model import Model
@@ -32,7 +33,7 @@ def step(model: Model, prefill: Run, rows: torch.Tensor, cache: Any, ids: torch.
         "input_ids": ids,
         "attention_mask": torch.cat([mask, ones], dim=1),
         "position_ids": position.transpose(0, 1) if position.ndim == 3 else position,
-        "past_key_values": cache,
+        cache_argument(model.module): cache,
         "use_cache": True,
         **extra,
         # A slice with gaps is slow to project.
@@ -40,7 +41,7 @@ def step(model: Model, prefill: Run, rows: torch.Tensor, cache: Any, ids: torch.
     }
     with attending_apart(model, cache):
         output = call(model, inputs)
-    return output.logits[:, -1].float(), output.past_key_values
+    return output.logits[:, -1].float(), returned_cache(output)
 
 
 @dataclass(frozen=True)

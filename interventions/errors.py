@@ -17,6 +17,10 @@ class LoadError(InterventionsError):
     """A model, processor or folder cannot be loaded, or is not of a kind that is supported."""
 
 
+class UpstreamError(InterventionsError):
+    """A model that cannot run, for a fault in the version of transformers that is installed."""
+
+
 class PromptError(InterventionsError):
     """Text, images or spans that do not fit together."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from interventions.cache_names import given_cache
 from interventions.errors import SiteError
 from interventions.given import index_of, of_kind
 from interventions.model import Model
@@ -83,7 +84,7 @@ def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Position
                 f"the attention of {model.name} is not given a mask by name, so edges cannot be "
                 "cut. Load it with attn_implementation='eager'."
             )
-        mask = whole_mask(kwargs[name], hidden, kwargs.get("past_key_values"), layer)
+        mask = whole_mask(kwargs[name], hidden, given_cache(kwargs), layer)
         attention.inputs = (args, {**kwargs, name: cut(mask, queries, keys)})
 
 

@@ -7,6 +7,13 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 
 from interventions.architectures.anatomy import Anatomy, find_anatomy
+from interventions.architectures.faults import check_unbroken
+from interventions.cache_names import (
+    cache_argument,
+    installed_name,
+    names_a_cache,
+    with_cache_named,
+)
 from interventions.calling import normed_and_projected
 from interventions.errors import PatchError, PromptError, RemoteError
 from interventions.fingerprints import fingerprint
@@ -234,6 +241,8 @@ class Model:
 
     def _arguments(self, prompt: Prompt, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         of_kind(prompt, Prompt, "the prompt", error=PromptError)
+        if not self.remote:
+            check_unbroken(self)
         config = self.module.config
         padded = not bool(prompt.inputs["attention_mask"].all())
         if padded and self.dtype == torch.float64 and config._attn_implementation == "eager":
@@ -248,15 +257,15 @@ class Model:
             arguments[key] = value.to(self.dtype) if value.is_floating_point() else value
         if arguments["position_ids"].ndim == 3:
             arguments["position_ids"] = arguments["position_ids"].transpose(0, 1)
-        given = given or {}
-        if len(prompt.prefix_ids) and "past_key_values" not in given:
+        given = self._named(cache_argument(self.module), given or {})
+        if len(prompt.prefix_ids) and not names_a_cache(given):
             if self.remote:
                 raise RemoteError(
                     "a prompt made with share_prefix cannot be traced by hand on a server: the "
                     "keys and values of its prefix are there. Leave share_prefix out, or use "
                     "iv.run, or model.job."
                 )
-            arguments["past_key_values"] = self.prefix_cache(prompt)
+            arguments[cache_argument(self.module)] = self.prefix_cache(prompt)
         self.running_rows, self.running_images = len(prompt), prompt.has_images
         return {**arguments, **given}
 
@@ -282,6 +291,7 @@ class Model:
             Use as ``with model.trace(prompt):``.
         """
         arguments = self._arguments(prompt, kwargs.pop("inputs", {}))
+        kwargs = self._named(cache_argument(self.module), kwargs)
         return self.nn.trace(arguments, **self._place(kwargs))
 
     def generate(self, prompt: Prompt, *, max_new_tokens: int = 20, **kwargs: Any) -> Any:
@@ -306,7 +316,12 @@ class Model:
             before = arguments[key].new_zeros(shape)
             arguments[key] = torch.cat([before, arguments[key]], dim=1)
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | kwargs
+        arguments, settings = (self._named(installed_name(), one) for one in (arguments, settings))
         return self.nn.trace(arguments, fn="generate", **self._place(settings))
+
+    def _named(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments in which a cache has this name; on a server, the one that the user chose."""
+        return dict(given) if self.remote else with_cache_named(name, given)
 
     def _place(self, settings: dict[str, Any]) -> dict[str, Any]:
         if self.remote is False:

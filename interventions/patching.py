@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from interventions.cache_names import cache_argument, returned_cache, with_cache_named
 from interventions.calling import weightless
 from interventions.errors import PatchError, PromptError, RemoteError, SiteError
 from interventions.given import all_of_kind, flag, index_of, of_kind, one_of, several, whole
@@ -264,7 +265,8 @@ def run(
         where something else is added between blocks, which skipping would add twice; the numbers
         are the same.
     inputs : mapping, optional
-        More arguments for the model's forward, such as ``past_key_values``.
+        More arguments for the model's forward. A cache may have the name that any version of
+        transformers has for it: ``cache``, or ``past_key_values``.
 
     Returns
     -------
@@ -324,10 +326,11 @@ def run(
     keep = 1
     if isinstance(logits, Positions):
         keep = prompt.length - int(logits.index[logits.mask].min())
-    given = dict(inputs or {})
-    shared = given.get("past_key_values")
+    cache_name = cache_argument(model.module)
+    given = with_cache_named(cache_name, inputs or {})
+    shared = given.get(cache_name)
     if shared is None and (before := model.prefix_cache(prompt)) is not None:
-        given["past_key_values"] = before
+        given[cache_name] = before
         shared = before if prompt.length <= SHORT and not knockouts else None
     # A server's sandbox answers a stop twice, and takes the second answer for the next trace's.
     sandboxed = weightless(model)
@@ -361,7 +364,7 @@ def run(
                 wide = torch.promote_types(output.logits.dtype, torch.float32)
                 last = output.logits.to(wide).save()
                 if keep_cache:
-                    kept = output.past_key_values.save()
+                    kept = returned_cache(output).save()
             elif not sandboxed:
                 tracer.stop()
     values = [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
+from interventions.cache_names import returned_cache
 from interventions.calling import call, weightless
 from interventions.fingerprints import fingerprint, hooks_of
 from interventions.shared_prefix import can_be_kept_apart, shared_cache
@@ -59,7 +60,7 @@ class PrefixCache:
         if key not in self._kept:
             inputs = {"input_ids": ids[None], "use_cache": True, "logits_to_keep": 1}
             output = call(model, inputs)
-            self._kept[key] = output.past_key_values
+            self._kept[key] = returned_cache(output)
         self._kept.move_to_end(key)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)

@@ -9,6 +9,7 @@ from families import arguments_of, case_of
 from floors import FLOOR32, FLOOR64, NAMES, relative
 
 import interventions as iv
+from interventions.cache_names import cache_argument, returned_cache
 from interventions.errors import PromptError
 from interventions.metrics import METRICS, UNITS, Target, target
 
@@ -111,7 +112,7 @@ def test_answers_of_several_tokens_on_families_that_read_in_both_directions(name
         }
         with torch.no_grad():
             output = model.module(**inputs, use_cache=True)
-        total, cache = 0.0, output.past_key_values
+        total, cache = 0.0, returned_cache(output)
         for i, token in enumerate(tokens):
             total += float(output.logits[0, -1].log_softmax(-1)[token])
             step: dict[str, Any] = {"input_ids": torch.tensor([[token]])}
@@ -119,7 +120,8 @@ def test_answers_of_several_tokens_on_families_that_read_in_both_directions(name
             if "cross_attention_mask" in inputs:
                 step["cross_attention_mask"] = inputs["cross_attention_mask"][:, -1:]
             with torch.no_grad():
-                output = model.module(**step, past_key_values=cache, use_cache=True)
+                step[cache_argument(model.module)] = cache
+                output = model.module(**step, use_cache=True)
         assert math.isclose(float(found[row]), total, rel_tol=FLOOR64)
 
 

@@ -12,6 +12,7 @@ import torch
 from interventions.architectures.abilities import Ability, abilities
 from interventions.architectures.anatomy import Anatomy, Block, find_anatomy
 from interventions.architectures.families import tested
+from interventions.architectures.faults import fault_of
 from interventions.errors import InterventionsError, LoadError
 from interventions.rows import placeholder_of
 
@@ -86,6 +87,8 @@ class Report:
     tested : bool
         Whether the conformance suite covers it; otherwise it is understood through structure, and
         its components are checked to add up when its weights are loaded.
+    broken : str or None
+        Why it cannot run with the transformers installed here, and what to do; None if it can.
     sizes : dict of str to int
         ``n_layers``, ``d_model``, ``n_heads``, ``n_kv_heads``, ``head_dim``, ``vocab``,
         ``parameters``.
@@ -112,6 +115,7 @@ class Report:
     architecture: str
     model_type: str
     tested: bool
+    broken: str | None
     sizes: dict[str, int]
     images: str | None
     placeholder: str | None
@@ -192,11 +196,15 @@ def report(
         token = tokenizer.convert_ids_to_tokens(anatomy.image_token_id)
     sizes = ("n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "vocab")
     images = "cross-attention" if anatomy.cross_blocks else "tokens"
+    can = abilities(anatomy)
+    if broken := fault_of(module, anatomy.model_type):
+        can = tuple(replace(one, state="no", note="the model does not run here") for one in can)
     return Report(
         source=source,
         architecture=type(module).__name__,
         model_type=anatomy.model_type,
         tested=tested(anatomy.model_type),
+        broken=broken,
         sizes={
             **{name: getattr(anatomy, name) for name in sizes},
             "parameters": _count(module),
@@ -210,7 +218,7 @@ def report(
         parts=tuple(_parts(module, anatomy)),
         special=tuple(_special(module, anatomy)),
         notes=anatomy.notes,
-        abilities=abilities(anatomy),
+        abilities=can,
     )
 
 

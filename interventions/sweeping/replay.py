@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
+from interventions.cache_names import cache_argument
 from interventions.errors import PatchError, SiteError
 from interventions.fingerprints import Unchanged
 from interventions.given import all_of_kind, of_kind, several, whole
@@ -104,7 +105,8 @@ def run_clean(
     suffix = path == "suffix"
     inputs: dict[str, Any] = {}
     if suffix and not len(prompt.prefix_ids):
-        inputs = {"past_key_values": DynamicCache()}  # keeps all, in blocks with windows too
+        # This one keeps all, in blocks with windows too.
+        inputs = {cache_argument(model.module): DynamicCache()}
     found = run(model, prompt, reads=reads, logits=at, keep_cache=suffix, inputs=inputs)
     resid = dict(zip(blocks, found.reads, strict=False))
     mlp_out = dict(zip(folded, found.reads[-1], strict=True)) if folded else {}
@@ -186,7 +188,8 @@ def _continued(
         before = [
             (keys[:, :, :before_it], values[:, :, :before_it]) for keys, values in clean.layers
         ]
-        inputs["past_key_values"] = shared_cache(model, before, n_rows=len(rows), growing=False)
+        cache = shared_cache(model, before, n_rows=len(rows), growing=False)
+        inputs[cache_argument(model.module)] = cache
     return _logits(
         run(
             model,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from interventions.cache_names import cache_argument, returned_cache
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
@@ -30,7 +32,7 @@ class PromptedLM:
         self.tokenizer = tokenizer
         ids = torch.tensor([self.token_ids(prefix)])
         with torch.no_grad():
-            read = model.model(input_ids=ids, use_cache=True).past_key_values
+            read = returned_cache(model.model(input_ids=ids, use_cache=True))
         self._past = [(layer.keys, layer.values) for layer in read.layers]
         self._length = ids.shape[1]
 
@@ -59,8 +61,13 @@ class PromptedLM:
             cache.update(
                 keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer_idx=layer
             )
-        out = self.model.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
-        return out.last_hidden_state, cache
+        return self._continue(cache, inputs_embeds=embeds), cache
+
+    def _continue(self, cache: Any, **tokens: torch.Tensor) -> torch.Tensor:
+        """Final normed states of tokens that go on from ``cache``, which grows by them."""
+        model = self.model.model
+        given = {cache_argument(model): cache, **tokens}
+        return model(**given, use_cache=True).last_hidden_state
 
     @torch.no_grad()
     def greedy(self, embeds: torch.Tensor, *, tokens: int) -> list[list[int]]:
@@ -70,9 +77,7 @@ class PromptedLM:
         for step in range(tokens):
             said.append(self.model.lm_head(state[:, -1]).argmax(-1))
             if step + 1 < tokens:
-                state = self.model.model(
-                    input_ids=said[-1][:, None], past_key_values=cache, use_cache=True
-                ).last_hidden_state
+                state = self._continue(cache, input_ids=said[-1][:, None])
         return torch.stack(said, dim=1).tolist()
 
     def first_lines(
