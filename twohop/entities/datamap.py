@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from interventions.errors import did_you_mean
 from twohop.entities.items import PICTURE, PLACE
-from twohop.entities.sources import DataError
+from twohop.entities.rows import DataError
 
 FIELDS = (
     "id",
@@ -27,7 +27,7 @@ NEEDED = ("entity", "image", "answers")
 ALSO = {"answer": "answers", "alias": "aliases", "images": "image"}
 """Other spellings of a field that a column may have as its name."""
 
-TOP = ("format", "stop", "columns", "questions", "naming")
+TOP = ("format", "stop", "columns", "questions", "naming", "missing")
 EXAMPLE = "Expected, for example, entity=name,image=file,answers=capital, or a TOML file."
 
 
@@ -71,6 +71,10 @@ class DataMap:
         ``"chat"``, ``"qa"`` or ``"completion"``, see :mod:`twohop.entities.formats`.
     stop : str, optional
         Text that ends an answer.
+    missing : tuple of str, optional
+        Texts of whole cells that mean nothing. Default: :data:`twohop.entities.cells.MISSING`
+        where the format has no types, as CSV; none where it has, as JSON and Parquet: there a text
+        is a text.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -78,6 +82,7 @@ class DataMap:
     naming: Wording = NAMING
     format: Kind | None = None
     stop: str | None = None
+    missing: tuple[str, ...] | None = None
 
     def column_of(self, columns: Iterable[str]) -> dict[str, str]:
         """Field to column, for the columns that there are.
@@ -172,12 +177,16 @@ def _from_toml(content: dict[str, Any]) -> DataMap:
     stop = _of_type(content, "stop", str)
     if stop == "":
         raise DataError("'stop', the text that ends an answer, is empty.")
+    missing = _of_type(content, "missing", list)
+    if missing is not None and not all(isinstance(one, str) for one in missing):
+        raise DataError(f"'missing' is {missing!r}, expected texts that mean nothing.")
     return DataMap(
         columns=columns,
         questions={relation: _wording(relation, one) for relation, one in asked.items()},
         naming=NAMING if named is None else _wording("naming", named),
         format=None if written is None else _kind(written),
         stop=stop,
+        missing=None if missing is None else tuple(one.strip() for one in missing),
     )
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from twohop.entities.formats import Writer
 from twohop.entities.items import Benchmark
 from twohop.entities.pictures import Picture, altered
-from twohop.entities.sources import DataError
+from twohop.entities.rows import DataError
 from twohop.entities.validation import Checked
 
 ALTERED = (
