@@ -58,6 +58,9 @@ class Report:
     read_as_missing : dict of str to dict of str to int
         By column, the texts of cells that were read as nothing, and how often each stands there.
         A format without types, as CSV, cannot tell them from texts.
+    brief : str or None
+        What every question ends with where it is asked in a chat; None if nothing does, or the map
+        says that it is asked otherwise.
     """
 
     source: str
@@ -70,6 +73,7 @@ class Report:
     flags: tuple[Flag, ...]
     relations: tuple[RelationCount, ...]
     read_as_missing: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    brief: str | None = None
 
     def reasons(self) -> dict[str, int]:
         """Rows set aside for each reason, most frequent first."""
@@ -180,6 +184,7 @@ def check(source: Any, mapping: DataMap | None = None) -> Checked:
         flags=(*_unused(table.columns, columns), *_dropped(kept), *flags_of(gathered)),
         relations=tuple(_counts(gathered)),
         read_as_missing=nothing,
+        brief=mapping.brief_in(mapping.format),
     )
     return Checked(
         items=items,
