@@ -5,14 +5,15 @@ answer go on from its keys and values.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from interventions.answer_tokens import candidate_ids, candidate_texts, spaced
-from interventions.choosing import choose, tokens_of
+from interventions.choosing import RULES, Rule, choose_by, tokens_of
 from interventions.decoding import extended, greedy
-from interventions.errors import PatchError
+from interventions.errors import PatchError, PromptError
 from interventions.given import MOST_TOKENS, all_of_kind, text_of, whole
 from interventions.model import Model
 from interventions.patching import Patch, check_asked, check_patches, run
@@ -29,14 +30,27 @@ class Completion:
     texts : list of str
         Greedy continuation up to the stop string, stripped.
     choices : list of int
-        Index of the likeliest candidate of each row; empty without candidates.
+        Index of the best candidate of each row, under the first of the rules that were asked for;
+        empty without candidates. Of equal ones, the first.
     logprobs : list of float
         Its log-probability in nats, summed over its tokens.
+    choices_by : dict of str to list of int
+        The same under each rule.
+    scores : list of list of float
+        Where every candidate was to be scored, [row][candidate]: log-probability in nats, summed.
+    lengths : list of int
+        Tokens of each candidate as it was scored, the stop included where it has one.
+    cut : list of bool
+        Whether the text of each row was at ``max_new_tokens`` before it ended.
     """
 
     texts: list[str]
     choices: list[int]
     logprobs: list[float]
+    choices_by: dict[str, list[int]] = field(default_factory=dict)
+    scores: list[list[float]] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    cut: list[bool] = field(default_factory=list)
 
 
 def complete(
@@ -45,6 +59,9 @@ def complete(
     *,
     patches: Sequence[Patch] = (),
     candidates: Sequence[str] | None = None,
+    rules: Sequence[Rule] = RULES[:1],
+    prior: torch.Tensor | Sequence[Any] | None = None,
+    every_score: bool = False,
     max_new_tokens: int = 8,
     stop: str | None = "\n",
     end: str | None = None,
@@ -62,6 +79,15 @@ def complete(
     candidates : sequence of str, optional
         The answers to choose among, the same for all rows; read as they follow the prompt, see
         :func:`interventions.answer_tokens.spaced`.
+    rules : sequence of {"sum", "per_token", "prior_corrected"}
+        What makes a candidate the best: its log-probability, summed over its tokens; its mean over
+        them, which takes nothing from long answers; or the sum less ``prior``, which takes nothing
+        from rare ones.
+    prior : [candidate] or [row][candidate], optional
+        Log-probability of each candidate, nats, where nothing tells which is right: ``scores`` of
+        the same candidates behind another prompt.
+    every_score : bool
+        Return ``scores``. Else candidates that cannot win are left out, which is faster.
     max_new_tokens : int
     stop : str, optional
         Text that ends an answer.
@@ -77,10 +103,23 @@ def complete(
     -------
     Completion
 
+    Raises
+    ------
+    PromptError
+        If the candidates cannot be told apart, there is no such rule, or the prior does not fit.
+
     Examples
     --------
     >>> complete(llm, prompt, candidates=["Paris", "Madrid"]).texts       # doctest: +SKIP
     ['Paris']
+
+    What the name adds, whatever is likely anyway:
+
+    >>> anyway = complete(llm, unnamed, candidates=cities, every_score=True)  # doctest: +SKIP
+    >>> complete(
+    ...     llm, prompt, candidates=cities, rules=["prior_corrected"], prior=anyway.scores[0]
+    ... ).choices                                                         # doctest: +SKIP
+    [0]
     """
     check_asked(model, prompt)
     patches = all_of_kind(patches, Patch, "patches", error=PatchError)
@@ -90,6 +129,11 @@ def complete(
     stop = None if stop is None else text_of(stop, "stop")
     end = None if end is None else text_of(end, "end")
     ids = None
+    given = None if prior is None else _prior(prior, len(prompt))
+    if candidates is None and (given is not None or every_score):
+        raise PromptError("a prior, or scores, are of candidates: give candidates=.")
+    if not rules:
+        raise PromptError(f"no rule to choose by was given. Give some of {', '.join(RULES)}.")
     if candidates is not None:
         candidates = candidate_texts(candidates)
         ids = candidate_ids(model, candidates, stop=end or stop, space=spaced(model, prompt))
@@ -99,6 +143,9 @@ def complete(
             prompt,
             patches=patches,
             candidates=candidates,
+            rules=tuple(rules),
+            prior=given,
+            every_score=every_score,
             max_new_tokens=max_new_tokens,
             stop=stop,
             end=end,
@@ -108,8 +155,10 @@ def complete(
             on_rows(len(prompt))
         return answered
     texts: list[str] = []
-    choices: list[int] = []
+    cut: list[bool] = []
+    choices: dict[str, list[int]] = {} if ids is None else {rule: [] for rule in rules}
     logprobs: list[float] = []
+    scores: list[list[float]] = []
     for rows in torch.arange(len(prompt)).split(batch_rows):
         all_of_them = len(rows) == len(prompt)
         prefill = run(
@@ -121,13 +170,46 @@ def complete(
         watch = () if ids is None else tokens_of(ids)
         decoded = greedy(model, prefill, max_new_tokens=max_new_tokens, stop=stop, watch=watch)
         texts += decoded.texts
+        cut += decoded.cut
         if ids is not None:
-            chosen, logprob = choose(model, prefill, ids, decoded=decoded)
-            choices += chosen
-            logprobs += logprob
+            found = choose_by(
+                model,
+                prefill,
+                ids,
+                rules=rules,
+                prior=given if given is None or given.ndim == 1 else given[rows],
+                every=every_score,
+                decoded=decoded,
+            )
+            for rule, chosen in found.choices.items():
+                choices[rule] += chosen
+            first = torch.tensor(found.choices[rules[0]], device=found.scores.device)
+            logprobs += found.scores.gather(-1, first[:, None])[:, 0].tolist()
+            scores += found.scores.tolist() if every_score else []
         if on_rows is not None:
             on_rows(len(rows))
-    return Completion(texts, choices, logprobs)
+    return Completion(
+        texts=texts,
+        choices=choices.get(rules[0], []),
+        logprobs=logprobs,
+        choices_by=choices,
+        scores=scores,
+        lengths=[len(tokens) for tokens in ids or ()],
+        cut=cut,
+    )
+
+
+def _prior(given: torch.Tensor | Sequence[Any], n_rows: int) -> torch.Tensor:
+    try:
+        found = torch.as_tensor(given, dtype=torch.float32)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise PromptError(f"the prior is no table of numbers: {error}") from error
+    if found.ndim not in (1, 2) or (found.ndim == 2 and len(found) != n_rows):
+        raise PromptError(
+            f"the prior has shape {list(found.shape)}, and the prompt {n_rows} rows. Expected a "
+            "log-probability of each candidate, for all rows or for each."
+        )
+    return found
 
 
 def following(

@@ -59,12 +59,15 @@ class Decoded:
     watched : Tensor [row, step, token]
         Log-probability, at each step, of every token that was to be watched, nats; NaN after a
         row's last step.
+    cut : list of bool
+        Whether a row's answer was at the limit of tokens before it ended.
     """
 
     texts: list[str]
     ids: list[list[int]]
     logprobs: list[list[float]]
     watched: torch.Tensor
+    cut: list[bool]
 
 
 def greedy(
@@ -101,6 +104,7 @@ def greedy(
     likely: list[list[float]] = [[] for _ in range(n_rows)]
     watching = torch.tensor(list(watch), dtype=torch.long, device=model.device)
     watched = torch.full((n_rows, max_new_tokens, len(watching)), torch.nan, device=model.device)
+    cut = [False] * n_rows
     active = torch.arange(n_rows, device=model.device)
     cache: Any = take_rows(prefill.cache, active)
     logits = prefill.logits
@@ -118,6 +122,9 @@ def greedy(
             texts[row] = text.split(stop)[0] if stop else text
             if not (stop and stop in text):
                 going.append(i)
+        if done == max_new_tokens - 1:
+            for row in active[going].tolist():
+                cut[row] = True
         if not going or done == max_new_tokens - 1:
             break
         keep = torch.tensor(going, device=model.device)
@@ -125,7 +132,7 @@ def greedy(
             active, chosen = active[keep], chosen[keep]
             cache = take_rows(cache, keep)
         logits, cache = step(model, prefill, active, cache, chosen[:, None])
-    return Decoded([text.strip() for text in texts], made, likely, watched)
+    return Decoded([text.strip() for text in texts], made, likely, watched, cut)
 
 
 def extended(key: str, given: torch.Tensor, n: int, *, token_type: int = 0) -> torch.Tensor:

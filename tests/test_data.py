@@ -246,7 +246,7 @@ def test_numbers_and_what_tables_write_for_nothing(tmp_path: Path, rows: list[Ro
     path = jsonl(tmp_path / "items.jsonl", rows)
     assert "NaN" in path.read_text()
     found = check(path)
-    assert [item.answers for item in found.items] == [("1889",), ("42",), ("3.5",)]
+    assert [item.answers for item in found.items] == [("1889",), ("42",), ("3.5", "nan")]
     assert found.items[0].entity.aliases == ()
 
 

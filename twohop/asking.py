@@ -1,43 +1,23 @@
 """From items to prompts, and from prompts to scored answers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from interventions import Model, Prompt, complete
+from interventions import Model, Prompt
 from interventions.answer_tokens import candidate_ids, spaced, token_ids
+from interventions.choosing import RULES
+from twohop.answering import ASKED_ROWS, DEFAULT_RULE, WITHOUT_PRIOR, Decoding, answers
 from twohop.entities.items import Benchmark, Entity, Item, Template
-from twohop.memory import Batches
 from twohop.places import has_image_tokens
 from twohop.running import Tick, no_tick, on_each
 from twohop.scoring import Outcome, names_it, normalise, outcome
 
 SEPARATOR = " | "  # between accepted answers, where they are stored as one text
-ASKED_ROWS = 64  # rows of like length, so that little padding is run
-ALIKE_ROWS = 192  # where all are of one length
 SPARE_TOKENS = 1  # after the longest answer: room for the stop
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are written down.
-
-    Attributes
-    ----------
-    max_new_tokens : int
-        How long one may be, see :func:`longest_answer`.
-    stop : str
-        Text that ends one.
-    end : str or None
-        Text that ends a candidate that begins another one, where that is not ``stop``.
-    """
-
-    max_new_tokens: int
-    stop: str
-    end: str | None
 
 
 @dataclass(frozen=True)
@@ -152,12 +132,16 @@ def chain_prompt(study: Study, items: Sequence[Item], names: Sequence[str]) -> P
 
 
 def longest_answer(model: Model, benchmark: Benchmark) -> int:
-    """Tokens to generate: the longest name or accepted answer, and the stop."""
-    texts = {name for entity in benchmark.entities for name in entity.names}
-    texts |= {answer for item in benchmark.items for answer in item.answers}
+    """Tokens to generate: the longest name or accepted answer, and the stop.
+
+    Of the whole benchmark, also where only some of its items are asked about. In a chat, room for
+    a sentence at least.
+    """
+    texts = {*benchmark.every_name}
+    texts |= {answer for item in benchmark.universe or benchmark.items for answer in item.answers}
     asked = text_prompt(model, benchmark.naming, benchmark.entities[:1])
     found = token_ids(model, sorted(texts), space=spaced(model, asked))
-    return max(len(ids) for ids in found) + SPARE_TOKENS
+    return max(max(len(ids) for ids in found) + SPARE_TOKENS, benchmark.least_tokens)
 
 
 @dataclass(frozen=True)
@@ -173,12 +157,21 @@ class Scored:
     choices : list of str
         Answers of the forced choice.
     choice_right : ndarray of bool [item]
+    by_rule : dict of str to list of str
+        Answers of the forced choice under every rule of it that could be had.
+    scores : list of list of float
+        Of each item, the log-probabilities of its candidates, if all were asked for.
+    cut : list of bool
+        Whether a free answer was at the limit of tokens before it ended.
     """
 
     texts: list[str]
     outcomes: list[Outcome]
     choices: list[str]
     choice_right: np.ndarray
+    by_rule: dict[str, list[str]] = field(default_factory=dict)
+    scores: list[list[float]] = field(default_factory=list)
+    cut: list[bool] = field(default_factory=list)
 
     @property
     def right(self) -> np.ndarray:
@@ -192,6 +185,7 @@ def ask(
     items: Sequence[Item],
     *,
     prompt_of: Callable[[str, list[Item]], Prompt],
+    prior: Sequence[Sequence[float]] | None = None,
 ) -> Scored:
     """Ask about items, relation by relation, and score the answers.
 
@@ -203,9 +197,15 @@ def ask(
     items : sequence of Item
     prompt_of : callable
         ``prompt_of(relation, items)`` gives the prompt of one relation's items.
+    prior : sequence of sequence of float, optional
+        Of each item, the log-probabilities of its candidates where nothing is told of it, as
+        ``scores`` gives them. Without it, all candidates are scored: it is what these may become.
     """
+    rules = RULES if prior is not None else WITHOUT_PRIOR
     texts: list[str] = [""] * len(items)
-    choices: list[str] = [""] * len(items)
+    by_rule = {rule: [""] * len(items) for rule in rules}
+    scores: list[list[float]] = [[]] * len(items)
+    cut = [False] * len(items)
     asked = [
         (relation, part) for relation, rows in by_relation(items) for part in sendable(model, rows)
     ]
@@ -214,59 +214,27 @@ def ask(
             prompt_of(relation, [items[i] for i in rows]),
             study.benchmark.answer_set(relation),
             study.decoding,
+            rules,
+            None if prior is None else torch.tensor([prior[i] for i in rows]),
         )
         for relation, rows in asked
     )
     found = on_each(model, answers, tasks, tick=study.tick)
-    for (relation, rows), (said, chosen) in zip(asked, found, strict=True):
+    for (relation, rows), said in zip(asked, found, strict=True):
         answer_set = study.benchmark.answer_set(relation)
         for i, row in enumerate(rows):
-            texts[row] = said[i]
-            choices[row] = answer_set[chosen[i]]
-    return score(study, items, texts, choices)
+            texts[row], cut[row] = said["texts"][i], said["cut"][i]
+            for rule in rules:
+                by_rule[rule][row] = answer_set[said["choices"][rule][i]]
+            scores[row] = said["scores"][i]
+    scored = score(study, items, texts, by_rule[DEFAULT_RULE])
+    return replace(scored, by_rule=by_rule, scores=scores, cut=cut)
 
 
 def sendable(model: Model, rows: list[int]) -> list[list[int]]:
     """Rows in parts: the pictures of thousands would make a request too large to send."""
     most = ASKED_ROWS if model.remote else len(rows)
     return [rows[i : i + most] for i in range(0, len(rows), most)]
-
-
-def answers(
-    model: Model,
-    prompt: Prompt,
-    candidates: Sequence[str] | None,
-    decoding: Decoding,
-    *,
-    tick: Tick = no_tick,
-) -> tuple[list[str], list[int]]:
-    """Ask a prompt: the free answer of every row and, given candidates, the likeliest of them.
-
-    Rows of like length run together.
-    """
-    texts = [""] * len(prompt)
-    choices = [-1] * len(prompt)
-    ragged = len(prompt.lengths.unique()) > 1
-    order = prompt.lengths.argsort(stable=True)
-    batches = Batches(order, ASKED_ROWS if ragged else ALIKE_ROWS)
-    for rows in batches:
-        some, _ = prompt.select(rows).trimmed()
-        with batches.attempt(rows):
-            found = complete(
-                model,
-                some,
-                candidates=candidates,
-                max_new_tokens=decoding.max_new_tokens,
-                stop=decoding.stop,
-                end=decoding.end,
-                batch_rows=len(rows),
-            )
-            for i, row in enumerate(rows.tolist()):
-                texts[row] = found.texts[i]
-                if candidates is not None:
-                    choices[row] = found.choices[i]
-            tick(len(rows))
-    return texts, choices
 
 
 def score(
@@ -283,23 +251,39 @@ def score(
         )
         for item, text in zip(items, texts, strict=True)
     ]
+    return Scored(list(texts), outcomes, list(choices), chosen_right(items, choices))
+
+
+def chosen_right(items: Sequence[Item], choices: Sequence[str]) -> np.ndarray:
+    """Whether forced choices are accepted answers, [item]."""
     right = [
         normalise(choice) in {normalise(answer) for answer in item.answers}
         for item, choice in zip(items, choices, strict=True)
     ]
-    return Scored(list(texts), outcomes, list(choices), np.array(right, dtype=bool))
+    return np.array(right, dtype=bool)
 
 
-def name_entities(study: Study, entities: Sequence[Entity]) -> tuple[list[str], np.ndarray]:
-    """Ask the VLM which entity each picture shows; return its words and whether they are right."""
+def name_entities(
+    study: Study, entities: Sequence[Entity]
+) -> tuple[list[str], np.ndarray, list[bool]]:
+    """Ask the VLM which entity each picture shows.
+
+    Returns
+    -------
+    texts : list of str
+        Its words.
+    right : ndarray of bool [entity]
+    cut : list of bool
+        Whether they were at the limit of tokens before they ended.
+    """
     prompt = image_prompt(study, study.benchmark.naming, entities)
-    [(texts, _)] = on_each(study.vlm, answers, [(prompt, None, study.decoding)], tick=study.tick)
+    [said] = on_each(study.vlm, answers, [(prompt, None, study.decoding)], tick=study.tick)
     everyone = study.benchmark.every_name
     right = [
         names_it(text, names=entity.names, others=everyone)
-        for entity, text in zip(entities, texts, strict=True)
+        for entity, text in zip(entities, said["texts"], strict=True)
     ]
-    return texts, np.array(right, dtype=bool)
+    return said["texts"], np.array(right, dtype=bool), said["cut"]
 
 
 def first_token(model: Model, prompt: Prompt, text: str) -> int:

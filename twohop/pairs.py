@@ -222,8 +222,13 @@ def with_data(
     def benchmark() -> Benchmark:
         wordings = [*checked.wordings.values(), checked.map.naming]
         writer = writer_for(chosen, pair.vlm(), wordings)
-        if checked.map.stop:
-            writer = replace(writer, format=replace(writer.format, stop=checked.map.stop))
+        written = writer.format
+        written = replace(
+            written,
+            stop=checked.map.stop or written.stop,
+            brief=checked.map.brief_in(written.kind),
+        )
+        writer = replace(writer, format=written)
         return data_benchmark(checked, writer, alter_views=alter_views)
 
     key = f"{pair.key}-{checked.report.source}"

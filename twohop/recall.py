@@ -12,17 +12,21 @@ gate                    who is asked, and how
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 import xarray as xr
 
 from interventions import Model
+from interventions.choosing import RULES
+from twohop.answering import DEFAULT_RULE, answers
 from twohop.asking import (
     Scored,
     Study,
     ask,
     by_relation,
+    chosen_right,
     first_token,
     image_prompt,
     item_coords,
@@ -32,20 +36,30 @@ from twohop.asking import (
     text_prompt,
 )
 from twohop.entities.items import Item
+from twohop.running import on_each
 
 GATES = ("recognised", "backbone_text", "vlm_text", "vlm_image", "vlm_blank")
 
 
 def gate_dataset(items: Sequence[Item], scored: Scored, *, gate: str) -> xr.Dataset:
-    """One gate's answers as a Dataset with dim ``item`` and a ``gate`` of length one."""
+    """One gate's answers as a Dataset with dims ``item``, ``rule`` and a ``gate`` of length one."""
+    by_rule = {rule: scored.by_rule.get(rule, [""] * len(items)) for rule in RULES}
+
+    def right_of(choices: Sequence[str]) -> np.ndarray:
+        return chosen_right(items, choices)
+
     data = {
         "text": (("gate", "item"), text_array([scored.texts])),
         "choice": (("gate", "item"), text_array([scored.choices])),
         "outcome": (("gate", "item"), text_array([scored.outcomes])),
         "right": (("gate", "item"), scored.right[None]),
         "choice_right": (("gate", "item"), scored.choice_right[None]),
+        "cut": (("gate", "item"), np.array([scored.cut], dtype=bool)),
+        "forced_choice": (("gate", "rule", "item"), text_array([list(by_rule.values())])),
+        "forced_right": (("gate", "rule", "item"), np.array([[*map(right_of, by_rule.values())]])),
     }
-    return xr.Dataset(data, coords={"gate": [gate], **item_coords(items)})
+    coords = {"gate": [gate], "rule": list(by_rule), **item_coords(items)}
+    return xr.Dataset(data, coords=coords)
 
 
 def text_gate(study: Study, model: Model, *, gate: str) -> xr.Dataset:
@@ -62,11 +76,15 @@ def text_gate(study: Study, model: Model, *, gate: str) -> xr.Dataset:
     Returns
     -------
     Dataset
-        Dims ``gate`` (1) and ``item``: ``text``, ``choice``, ``outcome``, ``right`` (free answer)
-        and ``choice_right`` (forced choice).
+        Dims ``gate`` (1), ``item`` and ``rule``: ``text``, ``choice``, ``outcome``, ``right`` (free
+        answer), ``choice_right`` (forced choice), ``cut`` (the free answer was at the limit of
+        tokens before it ended); and the forced choice under each rule
+        (:data:`interventions.choosing.RULES`), ``forced_choice`` and ``forced_right``, of which
+        ``choice`` is the first. ``forced_choice`` is empty where a rule gives none.
     """
     items = study.benchmark.items
     templates = study.benchmark.templates
+    prior = unnamed(study, model)
     scored = ask(
         study,
         model,
@@ -74,8 +92,31 @@ def text_gate(study: Study, model: Model, *, gate: str) -> xr.Dataset:
         prompt_of=lambda relation, some: text_prompt(
             model, templates[relation], [item.entity for item in some]
         ),
+        prior=[prior[item.relation] for item in items],
     )
     return gate_dataset(items, scored, gate=gate)
+
+
+def unnamed(study: Study, model: Model) -> dict[str, list[float]]:
+    """Log-probabilities of each relation's candidates where the entity is not named, nats.
+
+    It is asked about in the words of the question about a picture, if that has its own, else as
+    "it": :meth:`twohop.entities.items.Template.fill_with_nothing`.
+    """
+    benchmark = study.benchmark
+    tasks = (
+        (
+            model.prompt(benchmark.templates[relation].fill_with_nothing()),
+            benchmark.answer_set(relation),
+            study.decoding,
+        )
+        for relation in benchmark.relations
+    )
+    found = on_each(model, answers, tasks)
+    return {
+        relation: said["scores"][0]
+        for relation, said in zip(benchmark.relations, found, strict=True)
+    }
 
 
 def same_decoder(vlm: Model, backbone: Model) -> bool:
@@ -128,13 +169,13 @@ def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:
     items = benchmark.items
     templates = benchmark.templates
 
-    texts, named = name_entities(study, benchmark.entities)
+    texts, named, cut = name_entities(study, benchmark.entities)
     row = {entity.code: i for i, entity in enumerate(benchmark.entities)}
     rows = [row[item.entity.code] for item in items]
     said = [texts[i] for i in rows]
-    recognised = gate_dataset(
-        items, score(study, items, said, [""] * len(items)), gate="recognised"
-    )
+    scored = score(study, items, said, [""] * len(items))
+    scored = replace(scored, cut=[cut[i] for i in rows])
+    recognised = gate_dataset(items, scored, gate="recognised")
     recognised["right"] = (("gate", "item"), named[rows][None])
     recognised["choice_right"] = recognised["right"]
     recognised["outcome"] = (
@@ -148,6 +189,7 @@ def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:
     else:
         vlm_text = text_gate(study, vlm, gate="vlm_text")
 
+    blank = _blank(study)
     shown = ask(
         study,
         vlm,
@@ -155,16 +197,18 @@ def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:
         prompt_of=lambda relation, some: image_prompt(
             study, templates[relation], [item.entity for item in some]
         ),
+        prior=blank.scores,
     )
     gates = [
         recognised,
         backbone_text,
         vlm_text,
         gate_dataset(items, shown, gate="vlm_image"),
-        gate_dataset(items, _blank(study), gate="vlm_blank"),
+        gate_dataset(items, blank, gate="vlm_blank"),
     ]
     joined = xr.concat(gates, dim="gate", coords="minimal", compat="override", join="exact")
     joined["surface"] = ("item", _surface(study))
+    joined.attrs["forced_default"] = DEFAULT_RULE
     joined.attrs["vlm_text"] = (
         "the VLM's decoder is bit-equal to the backbone's, so its text answers are the backbone's"
         if same
@@ -189,7 +233,8 @@ def _surface(study: Study) -> np.ndarray:
 def _blank(study: Study) -> Scored:
     """Answers to a blank image of the size of the item's own.
 
-    One question per relation and size, as nothing in it names an entity.
+    One question per relation and size, as nothing in it names an entity. Its forced choice is what
+    the pictures' is corrected by, so it has none that is corrected.
     """
     items = study.benchmark.items
     vlm, templates = study.vlm, study.benchmark.templates
@@ -207,4 +252,10 @@ def _blank(study: Study) -> Scored:
     )
     place = {kind: i for i, kind in enumerate(first)}
     which = [place[kind] for kind in kinds]
-    return score(study, items, [asked.texts[i] for i in which], [asked.choices[i] for i in which])
+    scored = score(study, items, [asked.texts[i] for i in which], [asked.choices[i] for i in which])
+    return replace(
+        scored,
+        by_rule={rule: [some[i] for i in which] for rule, some in asked.by_rule.items()},
+        scores=[asked.scores[i] for i in which],
+        cut=[asked.cut[i] for i in which],
+    )

@@ -90,6 +90,8 @@ def fingerprint(benchmark: Benchmark) -> str:
     }
     if benchmark.end:
         content["end"] = benchmark.end
+    if benchmark.least_tokens:
+        content["least_tokens"] = benchmark.least_tokens
     if benchmark.pictures:
         content["pictures"] = benchmark.pictures
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]

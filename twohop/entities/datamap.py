@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from interventions.errors import did_you_mean
 from twohop.entities.items import PICTURE, PLACE
-from twohop.entities.sources import DataError
+from twohop.entities.rows import DataError
 
 FIELDS = (
     "id",
@@ -27,7 +27,9 @@ NEEDED = ("entity", "image", "answers")
 ALSO = {"answer": "answers", "alias": "aliases", "images": "image"}
 """Other spellings of a field that a column may have as its name."""
 
-TOP = ("format", "stop", "columns", "questions", "naming")
+TOP = ("format", "stop", "brief", "columns", "questions", "naming", "missing")
+BRIEF = "Answer the question using a single word or phrase."
+"""What every question of a chat ends with, unless the map says otherwise."""
 EXAMPLE = "Expected, for example, entity=name,image=file,answers=capital, or a TOML file."
 
 
@@ -71,6 +73,13 @@ class DataMap:
         ``"chat"``, ``"qa"`` or ``"completion"``, see :mod:`twohop.entities.formats`.
     stop : str, optional
         Text that ends an answer.
+    brief : str or bool
+        Of a chat, what every question ends with, asked about a name or a picture: a text; True for
+        :data:`BRIEF`; False for nothing. Other formats have no such text.
+    missing : tuple of str, optional
+        Texts of whole cells that mean nothing. Default: :data:`twohop.entities.cells.MISSING`
+        where the format has no types, as CSV; none where it has, as JSON and Parquet: there a text
+        is a text.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -78,6 +87,25 @@ class DataMap:
     naming: Wording = NAMING
     format: Kind | None = None
     stop: str | None = None
+    brief: str | bool = True
+    missing: tuple[str, ...] | None = None
+
+    def brief_in(self, kind: Kind | None) -> str | None:
+        """Return what every question ends with in a format; None if nothing does.
+
+        Raises
+        ------
+        DataError
+            If there is a text for it, and the format is none that has one.
+        """
+        if isinstance(self.brief, str) and kind not in ("chat", None):
+            raise DataError(
+                f"'brief' is written behind the questions of a chat, and the format is {kind!r}. "
+                "Leave it out, or write it into the questions."
+            )
+        if kind not in ("chat", None) or self.brief is False:
+            return None
+        return BRIEF if self.brief is True else self.brief
 
     def column_of(self, columns: Iterable[str]) -> dict[str, str]:
         """Field to column, for the columns that there are.
@@ -172,12 +200,22 @@ def _from_toml(content: dict[str, Any]) -> DataMap:
     stop = _of_type(content, "stop", str)
     if stop == "":
         raise DataError("'stop', the text that ends an answer, is empty.")
+    brief = content.get("brief", True)
+    if not isinstance(brief, bool) and not (isinstance(brief, str) and brief.strip()):
+        raise DataError(f"'brief' is {brief!r}, expected a text behind every question, or false.")
+    if isinstance(brief, str) and (PLACE in brief or PICTURE in brief):
+        raise DataError(f"'brief' is {brief!r}; it has no {PLACE} or {PICTURE}.")
+    missing = _of_type(content, "missing", list)
+    if missing is not None and not all(isinstance(one, str) for one in missing):
+        raise DataError(f"'missing' is {missing!r}, expected texts that mean nothing.")
     return DataMap(
         columns=columns,
         questions={relation: _wording(relation, one) for relation, one in asked.items()},
         naming=NAMING if named is None else _wording("naming", named),
         format=None if written is None else _kind(written),
         stop=stop,
+        brief=brief.strip() if isinstance(brief, str) else brief,
+        missing=None if missing is None else tuple(one.strip() for one in missing),
     )
 
 

@@ -9,8 +9,11 @@ from PIL import Image
 from twohop.entities.formats import Writer
 from twohop.entities.items import Benchmark
 from twohop.entities.pictures import Picture, altered
-from twohop.entities.sources import DataError
+from twohop.entities.rows import DataError
 from twohop.entities.validation import Checked
+
+SENTENCE_TOKENS = 32
+"""Room for an answer of a chat, which may be a sentence."""
 
 ALTERED = (
     "Of entities with fewer pictures than the probes need, altered copies (cropped, turned, lit "
@@ -101,19 +104,23 @@ def data_benchmark(checked: Checked, writer: Writer, *, alter_views: bool = Fals
     report = checked.needed().report
     wordings, naming = checked.wordings, checked.map.naming
     views = Views(checked.pictures, alter=alter_views)
-    notes = f"Items from {report.source}: {report.usable} of {report.rows} rows are used."
+    format = writer.format
+    notes = [f"Items from {report.source}: {report.usable} of {report.rows} rows are used."]
+    notes += [f"Every question ends with: “{format.brief}”"] if format.brief else []
+    notes += [ALTERED] if alter_views else []
     size = next(iter(checked.pictures.values()))[0].open().size
     return Benchmark(
         name=report.source,
         items=checked.items,
         templates={relation: writer.template(one) for relation, one in wordings.items()},
         naming=writer.template(naming),
-        stop=writer.format.stop,
+        stop=format.stop,
         end=writer.end,
         chain=lambda relation, name: writer.chain(naming, wordings[relation], name),
         view=views,
         blank=lambda: Image.new("RGB", size, "white"),
-        notes=f"{notes} {ALTERED}" if alter_views else notes,
+        notes=" ".join(notes),
+        least_tokens=SENTENCE_TOKENS if format.kind == "chat" else 0,
         answer_sets={**checked.answer_sets},
         pictures=_digest(checked.pictures, alter=alter_views),
     )

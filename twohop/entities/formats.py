@@ -5,13 +5,13 @@ picture differ in nothing else. A chat is written by the VLM's own template, als
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from interventions.errors import LoadError, PromptError
 from twohop.entities.datamap import Kind, Wording
-from twohop.entities.items import PICTURE, PLACE, Template
+from twohop.entities.items import IT, PICTURE, PLACE, Template
 
 FRAME = "Question: {question}\nAnswer:"
 ASKED = "{question}"
@@ -34,10 +34,14 @@ class PromptFormat:
         the text of the question as it is.
     stop : str
         Text that ends an answer.
+    brief : str, optional
+        Of a chat, what is written behind every question, about a name or a picture alike, so that
+        the answer is not a sentence.
     """
 
     kind: Kind
     stop: str = "\n"
+    brief: str | None = None
 
 
 COMPLETION, QA, CHAT = PromptFormat("completion"), PromptFormat("qa"), PromptFormat("chat")
@@ -74,7 +78,11 @@ class Writer:
         Answer:
         """
         shots = [[(_about(wording, name), answer)] for name, answer in wording.examples]
-        return self._written(shots, [(wording.text, None)], [(_shown(wording), None)])
+        made = self._written(shots, [(wording.text, None)], [(_shown(wording), None)])
+        unnamed = self._render([*shots, [(_of_nothing(wording), None)]])
+        if not unnamed.startswith(made.prefix):
+            return made
+        return replace(made, unnamed=unnamed.removeprefix(made.prefix))
 
     def chain(self, naming: Wording, wording: Wording, name: str) -> Template:
         """Return the prompt that asks for the name, is given one, and asks about it.
@@ -109,7 +117,8 @@ class Writer:
 
     def _render(self, dialogues: Sequence[Sequence[Turn]]) -> str:
         if self.format.kind == "chat":
-            return self._chat([turn for dialogue in dialogues for turn in dialogue])
+            asked = [turn for dialogue in dialogues for turn in dialogue]
+            return self._chat([(self._briefly(question), answer) for question, answer in asked])
         stop = self.format.stop
         after = stop if stop[-1].isspace() else f"{stop} "
         between = "\n" if stop.isspace() else ""
@@ -121,6 +130,10 @@ class Writer:
                     parts.append(f" {answer}{after}")
             parts.append(between)
         return "".join(parts).removesuffix(between)
+
+    def _briefly(self, question: str) -> str:
+        brief = self.format.brief
+        return f"{question.rstrip()}\n{brief}" if brief else question
 
     def _framed(self, question: str) -> str:
         lead = LEAD if question.startswith(LEAD) else ""
@@ -151,6 +164,13 @@ def _shown(wording: Wording) -> str:
     if wording.image is None:
         return wording.text.replace(PLACE, PICTURE)
     return wording.image if PICTURE in wording.image else LEAD + wording.image
+
+
+def _of_nothing(wording: Wording) -> str:
+    """The question about a picture without one; if it has no words of its own, about "it"."""
+    if wording.image is None:
+        return wording.text.replace(PLACE, IT)
+    return wording.image.replace(PICTURE, IT)
 
 
 def processor_of(place: str | Path) -> Any:

@@ -10,6 +10,7 @@ from twohop.scoring import normalise
 
 PLACE = "{entity}"
 PICTURE = "{image}"
+IT = "it"  # stands for what is not named
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,15 @@ class Template:
         The rest where it is asked about a picture, with ``{image}`` where the picture goes, if
         that is worded differently. Without ``{image}`` the picture is placed by the model's own
         marks, which the text then holds.
+    unnamed : str, optional
+        The rest where it is asked about nothing in particular, in the words of the question about
+        a picture, if it has its own. Default: "it" takes the name's place.
     """
 
     prefix: str
     question: str
     image_question: str | None = None
+    unnamed: str | None = field(default=None, compare=False)
 
     def fill(self, entity: str) -> str:
         """Return the whole prompt about ``entity``: a name, or an image placeholder.
@@ -53,6 +58,16 @@ class Template:
         if self.image_question is None:
             return self.fill(image)
         return self.prefix + self.image_question.replace(PICTURE, image)
+
+    def fill_with_nothing(self) -> str:
+        """Return the whole prompt about nothing in particular.
+
+        Examples
+        --------
+        >>> Template("", "The capital of {entity} is").fill_with_nothing()
+        'The capital of it is'
+        """
+        return self.fill(IT) if self.unnamed is None else self.prefix + self.unnamed
 
     def span(self, entity: str) -> tuple[int, int]:
         """Where the entity stands in :meth:`fill`, as (start, stop) characters."""
@@ -136,6 +151,8 @@ class Benchmark:
     answer_sets : dict of str to tuple of str
         The candidates of relations that are asked in several wordings, each a relation of its
         own here. Others' candidates are the canonical answers of their items.
+    least_tokens : int
+        Room that an answer is given at least, in tokens: in a chat, it may be a sentence.
     pictures : str
         Tells one set of pictures from another; results belong to theirs.
     """
@@ -153,6 +170,7 @@ class Benchmark:
     universe: tuple[Item, ...] = ()
     answer_sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     pictures: str = ""
+    least_tokens: int = 0
 
     @property
     def entities(self) -> tuple[Entity, ...]:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
+from twohop.entities.cells import Unread
+
 LEAST_SIDE = 4  # pixels
 LONGEST_TO_SHORTEST = 200  # more is refused by processors that keep the shape
 WEB = ("http://", "https://", "s3://", "gs://")
@@ -35,10 +37,13 @@ class Picture:
     source : Path, bytes or PIL.Image.Image
     digest : str
         Of its content: the same picture given twice counts once.
+    mode : str, optional
+        PIL's name of the colours it is to be seen in, such as ``"L"`` for grey.
     """
 
     source: Path | bytes | Image.Image = field(repr=False)
     digest: str
+    mode: str | None = None
 
     def open(self) -> Image.Image:
         """Return it in RGB, upright, transparent parts on white.
@@ -49,7 +54,7 @@ class Picture:
             If it cannot be opened.
         """
         if isinstance(self.source, Image.Image):
-            return _upright(self.source)
+            return _upright(self.source, self.mode)
         data = self.source if isinstance(self.source, bytes) else _read(self.source)
         try:
             # A file may be larger than it says; what PIL only warns of is refused.
@@ -58,7 +63,7 @@ class Picture:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(io.BytesIO(data)) as opened:
                     opened.load()
-                    return _upright(opened)
+                    return _upright(opened, self.mode)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise PictureError("image_too_large", str(error)) from error
         except UnidentifiedImageError as error:
@@ -68,8 +73,10 @@ class Picture:
             raise PictureError(reason, str(error) or type(error).__name__) from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, mode: str | None) -> Image.Image:
     turned = ImageOps.exif_transpose(image)
+    if mode is not None and mode != turned.mode:
+        turned = turned.convert(mode)
     if turned.mode.startswith("I;16"):  # PIL would clip, not scale
         turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
     if turned.has_transparency_data:
@@ -94,9 +101,11 @@ def picture_of(cell: Any, folder: Path) -> Picture:
 
     Parameters
     ----------
-    cell : str, bytes, dict or PIL.Image.Image
+    cell : str, bytes, dict, ndarray or PIL.Image.Image
         A path, relative to ``folder``; bytes of an image file, in base64 if as text, with or
-        without ``data:image/png;base64,`` in front; ``{"bytes": ..., "path": ...}``; or an image.
+        without ``data:image/png;base64,`` in front; ``{"bytes": ..., "path": ...}``, and perhaps
+        the ``mode`` to see it in; an image; or its pixels, [row, column] or [row, column, colour],
+        as whole numbers of 8 bits.
     folder : Path
 
     Raises
@@ -112,7 +121,10 @@ def picture_of(cell: Any, folder: Path) -> Picture:
         if not data:
             raise PictureError("image_empty", "there are no bytes in it")
         digest = hashlib.sha256(data).hexdigest()
-    found = Picture(source, digest[:16])
+    mode = cell.get("mode") if isinstance(cell, Mapping) else None
+    if mode is not None:
+        digest = hashlib.sha256(f"{digest} {mode}".encode()).hexdigest()
+    found = Picture(source, digest[:16], mode)
     width, height = found.open().size
     if min(width, height) < LEAST_SIDE or max(width, height) > LONGEST_TO_SHORTEST * min(
         width, height
@@ -126,6 +138,10 @@ def _source(cell: Any, folder: Path) -> Path | bytes | Image.Image:
         return cell
     if isinstance(cell, bytearray | memoryview):
         return bytes(cell)
+    if isinstance(cell, np.ndarray):
+        return _painted(cell)
+    if isinstance(cell, Unread):
+        raise PictureError("wrong_type", f"an image cannot be {cell.said}")
     if isinstance(cell, Path):
         return folder / cell
     if isinstance(cell, str):
@@ -140,6 +156,20 @@ def _source(cell: Any, folder: Path) -> Path | bytes | Image.Image:
             return _written(path.strip(), folder)
         raise PictureError("no_image", "neither bytes nor a path")
     raise PictureError("wrong_type", f"an image cannot be of type {type(cell).__name__}")
+
+
+def _painted(pixels: np.ndarray) -> Image.Image:
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    colours = pixels.shape[2:]
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or colours not in ((), (3,), (4,)):
+        shape = " x ".join(map(str, pixels.shape))
+        raise PictureError(
+            "wrong_type",
+            f"an array of {shape} {pixels.dtype} is no image; expected rows x columns, or rows x "
+            "columns x 1, 3 or 4 colours, of uint8",
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def _written(text: str, folder: Path) -> Path | bytes:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from interventions.errors import did_you_mean
-from twohop.entities.cells import texts_of
-from twohop.entities.sources import DataError, Row, Table, csv_rows
+from twohop.entities.cells import CellError, texts_of
+from twohop.entities.rows import DataError, Row, Table
+from twohop.entities.text_files import csv_rows
 
 ENTITIES, QUESTIONS = "entities.csv", "questions.csv"
 IMAGES = ("resized_path", "path", "image")
@@ -49,7 +50,11 @@ def table(folder: Path) -> Table:
         asked = row.values
         place, who = f"{QUESTIONS} {row.place}", known.get(asked["s_uri"])
         key = (asked["s_uri"], asked["question"], asked["question_for_image"])
-        answers = texts_of(asked["possible_answers"])
+        try:
+            answers = texts_of(asked["possible_answers"])
+        except CellError as error:
+            broken.append(Row(place, problem=("wrong_type", f"'possible_answers': {error}")))
+            continue
         if key in made:
             made[key].values["answers"].extend(answers)
             continue
@@ -67,7 +72,7 @@ def table(folder: Path) -> Table:
         made[key] = Row(place, values, None if who else gone)
     rows = (*broken, *unread, *made.values())
     columns = tuple(dict.fromkeys(name for row in rows for name in row.values))
-    return Table("popvqa", rows, columns, folder)
+    return Table("popvqa", rows, columns, folder, typed=False)
 
 
 def _first(values: dict[str, Any], columns: tuple[str, ...]) -> Any:

@@ -7,11 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twohop.entities.cells import CellError, is_missing, question_of, text_of, texts_of
+from twohop.entities.cells import (
+    CellError,
+    Nothing,
+    is_missing,
+    question_of,
+    text_of,
+    texts_of,
+)
 from twohop.entities.datamap import DataMap
 from twohop.entities.items import PICTURE, PLACE
 from twohop.entities.pictures import Picture, PictureError, picture_of
-from twohop.entities.sources import Row
+from twohop.entities.rows import Row
 from twohop.scoring import normalise
 
 
@@ -93,7 +100,7 @@ class RowCheck:
         dropped: list[tuple[str, str]] = []
         name = self._cell(row, "entity", text_of)
         if name is None:
-            raise Unusable("no_entity", f"column {self.columns['entity']!r} is empty")
+            raise Unusable("no_entity", self._empty(row, "entity"))
         name = unicodedata.normalize("NFC", name)
         if not normalise(name):
             raise Unusable("no_letters", f"the name {name!r}; write it out")
@@ -125,10 +132,17 @@ class RowCheck:
         except CellError as error:
             raise Unusable("wrong_type", f"column {self.columns[name]!r}: {error}") from error
 
+    def _empty(self, row: Row, name: str) -> str:
+        column = self.columns[name]
+        value = row.values.get(column)
+        if isinstance(value, Nothing):
+            return f"column {column!r} says {value.text!r}, which was read as nothing"
+        return f"column {column!r} is empty"
+
     def _answers(self, row: Row, name: str, dropped: list[tuple[str, str]]) -> tuple[str, ...]:
         given = self._cell(row, "answers", texts_of)
         if not given:
-            raise Unusable("no_answer", f"column {self.columns['answers']!r} is empty")
+            raise Unusable("no_answer", self._empty(row, "answers"))
         legible = [one for one in given if normalise(one)]
         if not legible:
             raise Unusable("no_letters", f"the answers {', '.join(given)}; write them out")
@@ -173,12 +187,11 @@ class RowCheck:
         return " ".join(question.replace(PLACE, "_").strip(" ?.:").split())
 
     def _pictures(self, row: Row, dropped: list[tuple[str, str]]) -> tuple[Picture, ...]:
-        column = self.columns["image"]
-        cell = row.values.get(column)
+        cell = row.values.get(self.columns["image"])
         several = cell if isinstance(cell, list | tuple) else [cell]
         given = [one for one in several if not is_missing(one)]
         if not given:
-            raise Unusable("no_image", f"column {column!r} is empty")
+            raise Unusable("no_image", self._empty(row, "image"))
         found: list[Picture] = []
         wrong: list[PictureError] = []
         for one in given:

@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
+from twohop.entities.cells import MISSING, Nothing
 from twohop.entities.datamap import FIELDS, DataMap, Wording
 from twohop.entities.flagging import Flag, flags_of
 from twohop.entities.gathering import Gathered, gather
@@ -13,7 +14,8 @@ from twohop.entities.items import Item
 from twohop.entities.pictures import Picture
 from twohop.entities.reasons import REASONS
 from twohop.entities.rowcheck import Record, RowCheck, Unusable
-from twohop.entities.sources import DataError, open_table
+from twohop.entities.rows import DataError, Row, Table
+from twohop.entities.sources import open_table
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,12 @@ class Report:
         Every row that is not used.
     flags : tuple of Flag
     relations : tuple of RelationCount
+    read_as_missing : dict of str to dict of str to int
+        By column, the texts of cells that were read as nothing, and how often each stands there.
+        A format without types, as CSV, cannot tell them from texts.
+    brief : str or None
+        What every question ends with where it is asked in a chat; None if nothing does, or the map
+        says that it is asked otherwise.
     """
 
     source: str
@@ -64,6 +72,8 @@ class Report:
     set_aside: tuple[SetAside, ...]
     flags: tuple[Flag, ...]
     relations: tuple[RelationCount, ...]
+    read_as_missing: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    brief: str | None = None
 
     def reasons(self) -> dict[str, int]:
         """Rows set aside for each reason, most frequent first."""
@@ -150,8 +160,9 @@ def check(source: Any, mapping: DataMap | None = None) -> Checked:
     kept: list[Record] = []
     legible = any(row.problem is None for row in table.rows)
     columns = mapping.column_of(table.columns) if legible else {}
+    rows, nothing = _blanked(table, columns, mapping)
     one_row = RowCheck(columns, mapping, table.folder)
-    for row in table.rows:
+    for row in rows:
         try:
             kept.append(one_row.record(row))
         except Unusable as error:
@@ -172,6 +183,8 @@ def check(source: Any, mapping: DataMap | None = None) -> Checked:
         set_aside=tuple(aside),
         flags=(*_unused(table.columns, columns), *_dropped(kept), *flags_of(gathered)),
         relations=tuple(_counts(gathered)),
+        read_as_missing=nothing,
+        brief=mapping.brief_in(mapping.format),
     )
     return Checked(
         items=items,
@@ -184,6 +197,24 @@ def check(source: Any, mapping: DataMap | None = None) -> Checked:
         map=mapping,
         report=report,
     )
+
+
+def _blanked(
+    table: Table, columns: Mapping[str, str], mapping: DataMap
+) -> tuple[list[Row], dict[str, dict[str, int]]]:
+    """Rows in which the marks for nothing are read as such, and how often, by column."""
+    marks = (() if table.typed else MISSING) if mapping.missing is None else mapping.missing
+    found: dict[str, Counter[str]] = {}
+    rows = []
+    for row in table.rows:
+        values = dict(row.values)
+        for column in columns.values():
+            value = values.get(column)
+            if isinstance(value, str) and (text := value.strip()) and text in marks:
+                found.setdefault(column, Counter())[text] += 1
+                values[column] = Nothing(text)
+        rows.append(replace(row, values=values))
+    return rows, {column: dict(said.most_common()) for column, said in found.items()}
 
 
 def _examples(mapping: DataMap, relation: str) -> tuple[tuple[str, str], ...]:

@@ -34,6 +34,19 @@ def print_data(report: Report, console: Console, *, everything: bool = False) ->
         console.print(_set_aside(report, limit))
     if report.flags:
         console.print(_flags(report, limit))
+    if report.brief is not None:
+        console.print(
+            f"in a chat, every question ends with: {escape(report.brief)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for column, said in report.read_as_missing.items():
+        each = ", ".join(f"{text!r} x {n}" for text, n in said.items())
+        console.print(
+            f"column {escape(column)}: {sum(said.values())} cells were read as nothing: "
+            f"{escape(each)}. If these are texts, write missing = \\[] in the map",
+            highlight=False,
+        )
 
 
 def _relations(report: Report) -> Table:
