@@ -9,6 +9,7 @@ from nnsight.modeling.transformers import TransformersModel
 from interventions.architectures.anatomy import Anatomy, find_anatomy
 from interventions.calling import normed_and_projected
 from interventions.errors import PromptError, RemoteError
+from interventions.generating import settings_of
 from interventions.prefixes import PrefixCache
 from interventions.prompting import make_prompt
 from interventions.prompts import Prompt
@@ -266,12 +267,35 @@ class Model:
         arguments = self._arguments(prompt, kwargs.pop("inputs", {}))
         return self.nn.trace(arguments, **self._place(kwargs))
 
-    def generate(self, prompt: Prompt, *, max_new_tokens: int = 20, **kwargs: Any) -> Any:
-        """Open an nnsight trace of greedy generation.
+    def generate(self, prompt: Prompt, *, max_new_tokens: int | None = None, **kwargs: Any) -> Any:
+        """Open an nnsight trace of generation: greedy, whatever the checkpoint's settings say.
 
-        What the block reads and writes acts on the prefill step only, unless it asks for others
-        with nnsight's ``tracer.iter``. The ids are ``tracer.result``; :meth:`completions` turns
-        them into text.
+        Of the checkpoint's generation config the end tokens count, and nothing else: penalties,
+        beams, sampling and forbidden tokens act where they are passed here, so that by default
+        the tokens are those of :func:`interventions.complete`. What the block reads and writes
+        acts on the prefill step only, unless it asks for others with nnsight's ``tracer.iter``.
+        The ids are ``tracer.result``; :meth:`completions` turns them into text.
+
+        Parameters
+        ----------
+        prompt : Prompt
+            What to go on from.
+        max_new_tokens : int, optional
+            Default: 20, unless ``kwargs`` say how long.
+        **kwargs
+            For transformers' ``generate`` (``num_beams=2``, ``repetition_penalty=1.2``,
+            ``generation_config=``), or nnsight. ``generation_config=model.module.generation_config``
+            generates as the checkpoint says.
+
+        Returns
+        -------
+        nnsight tracer
+            Use as ``with model.generate(prompt) as tracer:``.
+
+        Raises
+        ------
+        PromptError
+            If settings of generation were written into the model's config.
 
         Examples
         --------
@@ -286,7 +310,7 @@ class Model:
             shape = (len(prompt), len(prompt.prefix_ids), *arguments[key].shape[2:])
             before = arguments[key].new_zeros(shape)
             arguments[key] = torch.cat([before, arguments[key]], dim=1)
-        settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | kwargs
+        settings = settings_of(self, kwargs, max_new_tokens=max_new_tokens)
         return self.nn.trace(arguments, fn="generate", **self._place(settings))
 
     def _place(self, settings: dict[str, Any]) -> dict[str, Any]:
