@@ -7,7 +7,7 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 
 from interventions.architectures.anatomy import Anatomy, find_anatomy
-from interventions.calling import normed_and_projected
+from interventions.calling import check_evaluating, normed_and_projected
 from interventions.errors import PromptError, RemoteError
 from interventions.generating import settings_of
 from interventions.prefixes import PrefixCache
@@ -30,7 +30,8 @@ class Model:
     """A language model or VLM whose parts have the same names whatever its architecture.
 
     Made by :func:`interventions.load`. ``trace`` and ``generate`` return nnsight's own contexts;
-    inside them the streams are read and written.
+    inside them the streams are read and written. Every call wants the module in eval mode, as it
+    is loaded: one of which a part was put in train mode is refused with a ModeError, and left so.
 
     Attributes
     ----------
@@ -217,6 +218,7 @@ class Model:
         return make_prompt(self, text, images=images, spans=spans, share_prefix=share_prefix)
 
     def _arguments(self, prompt: Prompt, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        check_evaluating(self)
         config = self.module.config
         padded = not bool(prompt.inputs["attention_mask"].all())
         if padded and self.dtype == torch.float64 and config._attn_implementation == "eager":
@@ -284,8 +286,8 @@ class Model:
             Default: 20, unless ``kwargs`` say how long.
         **kwargs
             For transformers' ``generate`` (``num_beams=2``, ``repetition_penalty=1.2``,
-            ``generation_config=``), or nnsight. ``generation_config=model.module.generation_config``
-            generates as the checkpoint says.
+            ``generation_config=``), or nnsight. To generate as the checkpoint says, pass
+            ``generation_config=model.module.generation_config``.
 
         Returns
         -------
