@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from interventions.architectures.abilities import Ability, abilities
-from interventions.architectures.anatomy import Anatomy, Block, find_anatomy
+from interventions.architectures.anatomy import Anatomy, find_anatomy
+from interventions.architectures.blocks import Block
 from interventions.architectures.families import tested
 from interventions.errors import InterventionsError, LoadError
 from interventions.rows import placeholder_of
