@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interventions.architectures.faults import check_unbroken
+from interventions.errors import ModeError
 
 if TYPE_CHECKING:
     from interventions.model import Model
@@ -30,9 +31,35 @@ def about_weights(model: "Model") -> tuple[str, bool]:
     return str(model.dtype).removeprefix("torch."), not weightless(model)
 
 
+def check_evaluating(model: "Model") -> None:
+    """Refuse a model of which a part is in train mode; that of a server is the server's concern.
+
+    Raises
+    ------
+    ModeError
+        Names the first such part. Nothing is changed: the mode is the user's.
+    """
+    if model.remote or weightless(model):
+        return
+    pending: list[Any] = [model.module]
+    while pending:  # ten times as fast as modules(), and it is done before every pass
+        part = pending.pop()
+        if part.training:
+            path = next(path for path, one in model.module.named_modules() if one is part)
+            where = f"its {path} ({type(part).__name__})" if path else "it"
+            raise ModeError(
+                f"{model.name} cannot be run: {where} is in train mode, where dropout and the "
+                "like make numbers a matter of chance. Call model.module.eval() first, and "
+                ".train() again when you go on training. For dropout on purpose, trace with "
+                "nnsight: model.nn.trace(...)."
+            )
+        pending += [one for one in part._modules.values() if one is not None]
+
+
 def call(model: "Model", inputs: dict[str, Any]) -> Any:
     """Run the model on ``inputs`` without interventions; return its output."""
     check_unbroken(model)
+    check_evaluating(model)
     with torch.no_grad():
         if not weightless(model):
             return model.module(**inputs)
@@ -43,6 +70,7 @@ def call(model: "Model", inputs: dict[str, Any]) -> Any:
 
 def normed_and_projected(model: "Model", hidden: torch.Tensor) -> torch.Tensor:
     """Apply the final norm and the head to hidden states [..., d_model]."""
+    check_evaluating(model)
     if weightless(model):
         one_token = {"input_ids": torch.zeros(1, 1, dtype=torch.long)}
         with model.nn.trace(one_token):  # run for the sake of the two calls inside it

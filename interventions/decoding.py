@@ -111,7 +111,8 @@ def greedy(
     for done in range(max_new_tokens):
         logprobs = logits.log_softmax(-1)
         watched[active, done] = logprobs[:, watching]
-        top, chosen = logprobs.max(-1)
+        chosen = logits.argmax(-1)  # two log-probabilities may round to one number
+        top = logprobs.gather(-1, chosen[:, None])[:, 0]
         going = []
         for i, (row, token) in enumerate(zip(active.tolist(), chosen.tolist(), strict=True)):
             made[row].append(token)

@@ -37,6 +37,10 @@ class PatchError(InterventionsError):
     """A value that cannot be written where it was asked to go."""
 
 
+class ModeError(InterventionsError):
+    """A model in train mode, in which dropout makes its numbers a matter of chance."""
+
+
 class AlignmentError(InterventionsError):
     """Two models between which nothing can be patched."""
 

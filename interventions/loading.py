@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 from nnsight.modeling.transformers import TransformersModel
-from safetensors import SafetensorError
 
+from interventions.architectures.blocks import OTHERWISE
+from interventions.architectures.blueprints import default_device, sees
 from interventions.architectures.families import tested
+from interventions.architectures.opening import place_of, reading
+from interventions.architectures.quantisation import check_opens
 from interventions.architectures.verification import check_components
+from interventions.architectures.wrapping import unwrapped
 from interventions.errors import LoadError
 from interventions.model import Model
 
@@ -35,9 +39,11 @@ def load(
     ----------
     source : str, Path or torch.nn.Module
         Hub repo id, local folder, or a ready transformers model (then give its processor or
-        tokenizer). A ready model is put in eval mode, its parameters need no gradients afterwards,
-        and a tokenizer without a pad token gets one. Checkpoints in LLaVA's original layout are
-        converted while they are read.
+        tokenizer), also inside a wrapper of PEFT (LoRA and its like), torch.compile or
+        DataParallel, which is seen through and left as it is. A ready model is put in eval mode,
+        its parameters need no gradients afterwards, and a tokenizer without a pad token gets one.
+        It stays on its device. Checkpoints in LLaVA's original layout are converted while they
+        are read.
     processor, tokenizer : optional
         Used instead of those that belong to ``source``.
     dtype : torch.dtype or str, optional
@@ -77,7 +83,6 @@ def load(
         AutoModelForImageTextToText,
         AutoTokenizer,
     )
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     from interventions.architectures.llava_layout import is_original_llava, load_original_llava
     from interventions.architectures.processors import open_processor
@@ -89,12 +94,13 @@ def load(
         return _wrap(source, given, name=_name_of(source), revision=revision)
     if device is not None and device_map is not None:
         raise LoadError("device and device_map were both given. Give one of them.")
-    place = str(source)
+    place = place_of(source)
     if remote:
         _check_remote(place, remote, device=device, device_map=device_map, dtype=dtype)
     name = Path(place).name if Path(place).is_dir() else place
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with _reading(place):
+    opened = reading(place, doing="loaded", weights=not remote, revision=revision)
+    with opened, _without_bars(place):
         if is_original_llava(place, revision=revision):
             if remote:
                 raise LoadError(
@@ -112,10 +118,10 @@ def load(
                 module, Preprocessors(processor or made, None), name=name, revision=revision
             )
         config = AutoConfig.from_pretrained(place, **common)
-        sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        if sees and processor is None:
+        visual = sees(config)
+        if visual and processor is None:
             given = Preprocessors(open_processor(place, config, **common), None)
-        elif not sees and tokenizer is None:
+        elif not visual and tokenizer is None:
             given = Preprocessors(None, AutoTokenizer.from_pretrained(place, **common))
         if remote:
             return _wrap_remote(
@@ -126,11 +132,13 @@ def load(
                 revision=revision,
                 attn_implementation=attn_implementation,
             )
-        auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        placement = _placement(device, device_map, dtype, attn_implementation)
+        check_opens(config, place, device_map=placement["device_map"])
+        auto = AutoModelForImageTextToText if visual else AutoModelForCausalLM
         loaded: Any = auto.from_pretrained(
             place,
             output_loading_info=True,
-            **_placement(device, device_map, dtype, attn_implementation),
+            **placement,
             **common,
         )
         module, report = loaded
@@ -202,7 +210,7 @@ def _placement(
 ) -> dict[str, Any]:
     """Where the weights go and what they are there, as transformers wants to be told."""
     if device is None and device_map is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
     where = device_map if device_map is not None else device
     if dtype is None:
         on_cpu = str(where) == "cpu" or not torch.cuda.is_available()
@@ -211,24 +219,15 @@ def _placement(
 
 
 @contextmanager
-def _reading(place: str) -> Iterator[None]:
-    """Say what was expected where a checkpoint cannot be read."""
-    from huggingface_hub.errors import StrictDataclassError
+def _without_bars(place: str) -> Iterator[None]:
+    """Show no progress of a local folder, which opens in a blink."""
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
     if Path(place).is_dir():
-        logging.disable_progress_bar()  # a local folder opens in a blink; its bar is only noise
+        logging.disable_progress_bar()
     try:
         yield
-    except (
-        *(OSError, ValueError, ImportError, KeyError, RuntimeError),
-        *(SafetensorError, StrictDataclassError),
-    ) as error:
-        raise LoadError(
-            f"{place!r} cannot be loaded: {error}\nExpected a Hugging Face repo id, or a folder "
-            "with config.json, safetensors weights and the tokenizer or processor files."
-        ) from error
     finally:
         if bars:
             logging.enable_progress_bar()
@@ -243,14 +242,17 @@ def _wrap(
 ) -> Model:
     given.checked(name)
     module.eval().requires_grad_(False)
-    nn = TransformersModel(module, task=given.task, **given.arguments)
+    module = unwrapped(module, name)
+    # Else the pipeline that nnsight makes moves the module to the first GPU.
+    stay = {} if getattr(module, "hf_device_map", None) is not None else {"device": -1}
+    nn = TransformersModel(module, task=given.task, **stay, **given.arguments)
     model = Model(nn, name=name, revision=revision)
     anatomy = model.anatomy
     _check_image_token(model)
     if not tested(anatomy.model_type) and (wrong := check_components(module, anatomy)):
         raise LoadError(
             f"{name}: {wrong}, so the parts of this architecture ({anatomy.model_type}) were not "
-            "understood. Add its layout to interventions/architectures/anatomy.py."
+            f"understood. {OTHERWISE}"
         )
     return model
 

@@ -14,9 +14,10 @@ from interventions.cache_names import (
     names_a_cache,
     with_cache_named,
 )
-from interventions.calling import normed_and_projected
+from interventions.calling import check_evaluating, normed_and_projected
 from interventions.errors import PatchError, PromptError, RemoteError
 from interventions.fingerprints import fingerprint
+from interventions.generating import settings_of
 from interventions.given import MOST_TOKENS, of_kind, whole
 from interventions.given_arrays import check_range, tensor_of
 from interventions.prefixes import PrefixCache
@@ -39,7 +40,8 @@ class Model:
     """A language model or VLM whose parts have the same names whatever its architecture.
 
     Made by :func:`interventions.load`. ``trace`` and ``generate`` return nnsight's own contexts;
-    inside them the streams are read and written.
+    inside them the streams are read and written. Every call wants the module in eval mode, as it
+    is loaded: one of which a part was put in train mode is refused with a ModeError, and left so.
 
     Attributes
     ----------
@@ -241,6 +243,7 @@ class Model:
 
     def _arguments(self, prompt: Prompt, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         of_kind(prompt, Prompt, "the prompt", error=PromptError)
+        check_evaluating(self)
         if not self.remote:
             check_unbroken(self)
         config = self.module.config
@@ -294,12 +297,35 @@ class Model:
         kwargs = self._named(cache_argument(self.module), kwargs)
         return self.nn.trace(arguments, **self._place(kwargs))
 
-    def generate(self, prompt: Prompt, *, max_new_tokens: int = 20, **kwargs: Any) -> Any:
-        """Open an nnsight trace of greedy generation.
+    def generate(self, prompt: Prompt, *, max_new_tokens: int | None = None, **kwargs: Any) -> Any:
+        """Open an nnsight trace of generation: greedy, whatever the checkpoint's settings say.
 
-        What the block reads and writes acts on the prefill step only, unless it asks for others
-        with nnsight's ``tracer.iter``. The ids are ``tracer.result``; :meth:`completions` turns
-        them into text.
+        Of the checkpoint's generation config the end tokens count, and nothing else: penalties,
+        beams, sampling and forbidden tokens act where they are passed here, so that by default
+        the tokens are those of :func:`interventions.complete`. What the block reads and writes
+        acts on the prefill step only, unless it asks for others with nnsight's ``tracer.iter``.
+        The ids are ``tracer.result``; :meth:`completions` turns them into text.
+
+        Parameters
+        ----------
+        prompt : Prompt
+            What to go on from.
+        max_new_tokens : int, optional
+            Default: 20, unless ``kwargs`` say how long.
+        **kwargs
+            For transformers' ``generate`` (``num_beams=2``, ``repetition_penalty=1.2``,
+            ``generation_config=``), or nnsight. To generate as the checkpoint says, pass
+            ``generation_config=model.module.generation_config``.
+
+        Returns
+        -------
+        nnsight tracer
+            Use as ``with model.generate(prompt) as tracer:``.
+
+        Raises
+        ------
+        PromptError
+            If settings of generation were written into the model's config.
 
         Examples
         --------
@@ -307,7 +333,8 @@ class Model:
         ...     vlm.resid_post[3, prompt.at("image", -1)] = value
         ...     ids = tracer.result.save()
         """
-        max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=1, most=MOST_TOKENS)
+        if max_new_tokens is not None:
+            max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=1, most=MOST_TOKENS)
         arguments = self._arguments(prompt)
         del arguments["position_ids"]  # generate derives the same ones, step by step
         arguments["input_ids"] = prompt.full_ids.to(self.device)
@@ -315,7 +342,7 @@ class Model:
             shape = (len(prompt), len(prompt.prefix_ids), *arguments[key].shape[2:])
             before = arguments[key].new_zeros(shape)
             arguments[key] = torch.cat([before, arguments[key]], dim=1)
-        settings = {"do_sample": False, "max_new_tokens": max_new_tokens} | kwargs
+        settings = settings_of(self, kwargs, max_new_tokens=max_new_tokens)
         arguments, settings = (self._named(installed_name(), one) for one in (arguments, settings))
         return self.nn.trace(arguments, fn="generate", **self._place(settings))
 

@@ -115,7 +115,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "Granite": (
         {**SIZES, "residual_multiplier": 0.5},
         "ForCausalLM",
-        r"scale what they add .*residual_multiplier=0\.5.* Add its factor to",
+        r"scale what they add .*residual_multiplier=0\.5.* with nnsight alone",
     ),
     "OPT": (
         {
@@ -123,12 +123,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
             **{"num_attention_heads": HEADS, "word_embed_proj_dim": WIDTH},
         },
         "ForCausalLM",
-        r"block 0 is not one attention and one MLP.*'fc1', 'fc2'.* Add its layout to",
+        r"block 0 is not one attention and one MLP.*'fc1', 'fc2'.* with nnsight alone",
     ),
     "Mamba": (
         {"hidden_size": WIDTH, "num_hidden_layers": LAYERS},
         "ForCausalLM",
-        r"got attention none and \['mixer'\].* Add its layout to",
+        r"got attention none and \['mixer'\].* with nnsight alone",
     ),
     "T5": (
         {"d_model": WIDTH, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": HEADS},
@@ -144,7 +144,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
             "layer_types": ["sliding_attention", "full_attention"] * 3,
         },
         "ForCausalLM",
-        r"block 0 is not one attention and one MLP.*'altup', 'laurel'.* Add its layout to",
+        r"block 0 is not one attention and one MLP.*'altup', 'laurel'.* with nnsight alone",
     ),
 }
 

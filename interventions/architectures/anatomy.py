@@ -10,50 +10,12 @@ from typing import Any
 
 from torch import nn
 
+from interventions.architectures.blocks import OTHERWISE, Block, block_of, head_dim, is_norm
 from interventions.architectures.families import Family, family
+from interventions.architectures.quantisation import dependent_rows
 from interventions.errors import LoadError
 
-OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
-SANDWICHES = (
-    # norms in a block -> the two whose outputs are added to the residual stream
-    ({"pre_feedforward_layernorm"}, "post_attention_layernorm", "post_feedforward_layernorm"),
-    ({"post_self_attn_layernorm"}, "post_self_attn_layernorm", "post_mlp_layernorm"),
-)
 SCALED_RESIDUALS = ("residual_multiplier", "hidden_dropout_residual", "scale_depth")
-
-
-@dataclass(frozen=True)
-class Block:
-    """Names, inside one decoder block, of its parts.
-
-    Attributes
-    ----------
-    attention, mlp : str
-        The two sublayers.
-    attn_out, mlp_out : str
-        The modules whose outputs are added to the residual stream: the sublayers themselves, or
-        the norms behind them.
-    projection : str or None
-        The attention's output projection, whose input is the heads' results.
-    cross : bool
-        A cross-attention block: it reads the image, and does not run without one.
-    attn_gate, mlp_gate : str or None
-        Parameters whose tanh scales what the sublayer adds.
-    """
-
-    attention: str
-    mlp: str
-    attn_out: str
-    mlp_out: str
-    projection: str | None
-    cross: bool = False
-    attn_gate: str | None = None
-    mlp_gate: str | None = None
-
-    @property
-    def behind_norm(self) -> bool:
-        """Whether ``attn_out`` and ``mlp_out`` are behind a norm of their own."""
-        return self.attn_out != self.attention
 
 
 @dataclass(frozen=True)
@@ -88,6 +50,9 @@ class Anatomy:
         Factor on what the head gives.
     family : Family
         What structure does not tell.
+    dependent_rows : str or None
+        Why the numbers of a row depend on the rows and padding that it is run with; None if they
+        do not.
     notes : tuple of str
         What a user should know about the streams of this architecture.
     """
@@ -114,6 +79,7 @@ class Anatomy:
     softcap: float | None
     logit_scale: float
     family: Family
+    dependent_rows: str | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -159,8 +125,7 @@ def find_anatomy(module: Any) -> Anatomy:
         return _find(module, type(module).__name__)
     except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
         raise LoadError(
-            f"{type(module).__name__} is of an unknown build: {error}. Add its layout to "
-            "interventions/architectures/anatomy.py."
+            f"{type(module).__name__} is of an unknown build: {error}. {OTHERWISE}"
         ) from error
 
 
@@ -168,7 +133,7 @@ def _find(module: Any, name: str) -> Anatomy:
     paths = {id(part): path for path, part in module.named_modules()}
     config: Any = getattr(module, "config", None)
     if not hasattr(config, "get_text_config"):
-        raise LoadError(f"{name} is not a transformers model: it has no config of theirs.")
+        raise LoadError(f"{name} is not a transformers model: {_what_it_holds(module)}.")
     if getattr(config, "is_encoder_decoder", False):
         raise LoadError(f"{name} is an encoder-decoder; only decoders of one stack are supported.")
     decoder, layers = _decoder(module, name)
@@ -177,12 +142,11 @@ def _find(module: Any, name: str) -> Anatomy:
         if (factor := getattr(text, key, None)) not in (None, 1.0):
             raise LoadError(
                 f"{name}: its blocks scale what they add to the residual stream ({key}={factor}), "
-                "so components would not add up. Add its factor to "
-                "interventions/architectures/anatomy.py."
+                f"so components would not add up. {OTHERWISE}"
             )
-    parts = tuple(_block(block, name, layer) for layer, block in enumerate(layers))
+    parts = tuple(block_of(block, name, layer) for layer, block in enumerate(layers))
     head = module.get_output_embeddings()
-    norms = [child for child in decoder.children() if _is_norm(child)]
+    norms = [child for child in decoder.children() if is_norm(child)]
     if head is None or not norms:
         missing = "output head" if head is None else "final norm"
         raise LoadError(f"{name}: no {missing} was found, so logits cannot be read.")
@@ -194,13 +158,12 @@ def _find(module: Any, name: str) -> Anatomy:
         raise LoadError(
             f"{name} takes images, but no vision tower was found among "
             f"{', '.join(key for key, _ in getattr(module, 'model', module).named_children())}. "
-            "Add its name to interventions/architectures/anatomy.py."
+            f"{OTHERWISE}"
         )
     if tower is not None and image_token_id is None and not crosses:
         raise LoadError(
             f"{name}: how its images enter is unknown; its config has no image_token_id, and no "
-            "block is a cross-attention block. Add its layout to "
-            "interventions/architectures/anatomy.py."
+            f"block is a cross-attention block. {OTHERWISE}"
         )
     if crosses:
         image_token_id = None  # the image token is an ordinary one: no feature takes its place
@@ -220,7 +183,7 @@ def _find(module: Any, name: str) -> Anatomy:
         d_model=text.hidden_size,
         n_heads=heads,
         n_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=_head_dim(layers, parts, heads) or text.hidden_size // heads,
+        head_dim=head_dim(layers, parts, text),
         vocab=text.vocab_size,
         added_between=hasattr(decoder, "_deepstack_process"),
         windowed=_windowed(text),
@@ -228,8 +191,17 @@ def _find(module: Any, name: str) -> Anatomy:
         logit_scale=_logit_scale(text),
         three_axis_positions=_method(module, "get_rope_index") is not None,
         family=family(config.model_type),
+        dependent_rows=dependent_rows(module),
         notes=_notes(decoder, parts),
     )
+
+
+def _what_it_holds(module: nn.Module) -> str:
+    """What a module that is none itself has of transformers, and how to hand that over."""
+    for path, part in module.named_modules():
+        if hasattr(getattr(part, "config", None), "get_text_config"):
+            return f"it is a wrapper around one ({type(part).__name__}). Pass its .{path}"
+    return "it has no config of theirs"
 
 
 def _decoder(module: Any, name: str) -> tuple[Any, nn.ModuleList]:
@@ -252,61 +224,6 @@ def _decoder(module: Any, name: str) -> tuple[Any, nn.ModuleList]:
 
 def _lists(module: nn.Module) -> list[nn.ModuleList]:
     return [child for child in module.children() if isinstance(child, nn.ModuleList)]
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower()
-
-
-def _block(block: nn.Module, name: str, layer: int) -> Block:
-    """Understand one decoder block from its children."""
-    children = dict(block.named_children())
-    norms = {key for key, child in children.items() if _is_norm(child)}
-    attention = [key for key, child in children.items() if "ttention" in type(child).__name__]
-    rest = [
-        key
-        for key, child in children.items()
-        if key not in norms | {*attention} and not isinstance(child, nn.Dropout | nn.Identity)
-    ]
-    mlp = [key for key in rest if any(True for _ in children[key].parameters())]
-    if len(attention) != 1 or len(mlp) != 1:
-        raise LoadError(
-            f"{name}: block {layer} is not one attention and one MLP that add to the residual "
-            f"stream. Expected one of each; got attention {attention or 'none'} and "
-            f"{mlp or 'no other part'} beside {', '.join(sorted(norms)) or 'no norms'}. "
-            "Add its layout to interventions/architectures/anatomy.py."
-        )
-    attn_out, mlp_out = attention[0], mlp[0]
-    for marks, behind_attention, behind_mlp in SANDWICHES:
-        if marks <= norms:
-            attn_out, mlp_out = behind_attention, behind_mlp
-    if norms == {"post_attention_layernorm", "post_feedforward_layernorm"}:
-        attn_out, mlp_out = "post_attention_layernorm", "post_feedforward_layernorm"
-    gates = [key for key, _ in block.named_parameters(recurse=False) if "gate" in key]
-    return Block(
-        attention=attention[0],
-        mlp=mlp[0],
-        attn_out=attn_out,
-        mlp_out=mlp_out,
-        projection=_projection(children[attention[0]], attention[0]),
-        cross="cross" in attention[0],
-        attn_gate=next((key for key in gates if "attn_gate" in key), None),
-        mlp_gate=next((key for key in gates if "mlp_gate" in key), None),
-    )
-
-
-def _projection(attention: nn.Module, name: str) -> str | None:
-    for key, child in attention.named_children():
-        if key in OUTPUT_PROJECTIONS and hasattr(child, "weight"):
-            return f"{name}.{key}"
-    return None
-
-
-def _head_dim(layers: nn.ModuleList, parts: tuple[Block, ...], n_heads: int) -> int | None:
-    if parts[0].projection is None:
-        return None
-    weight: Any = layers[0].get_submodule(parts[0].projection).weight
-    return weight.numel() // weight.shape[0] // n_heads
 
 
 def _vision(module: Any) -> tuple[nn.Module | None, nn.Module | None]:

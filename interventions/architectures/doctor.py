@@ -1,19 +1,19 @@
 """What the engine understands of a model, found without its weights: ``interventions doctor``."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from interventions.architectures.abilities import Ability, abilities
-from interventions.architectures.anatomy import Anatomy, Block, find_anatomy
+from interventions.architectures.anatomy import Anatomy, find_anatomy
+from interventions.architectures.blocks import Block
+from interventions.architectures.blueprints import blueprint
 from interventions.architectures.families import tested
 from interventions.architectures.faults import fault_of
-from interventions.errors import InterventionsError, LoadError
+from interventions.architectures.wrapping import original
 from interventions.rows import placeholder_of
 
 EXPERTS = ("expert", "moe", "router")
@@ -153,20 +153,16 @@ def examine(source: str | Path, *, revision: str | None = None) -> Report:
     >>> examine("llava-hf/llava-1.5-7b-hf").placeholder      # doctest: +SKIP
     '<image>'
     """
-    from interventions.architectures.llava_layout import is_original_llava
-
-    place = str(source)
-    with _reading(place):
-        original = is_original_llava(place, revision=revision)
-        if original:
-            config, opened = _original_llava(place, revision)
-        else:
-            config, opened = _transformers(place, revision)
-        module = _weightless(config)
-    found = report(module, source=place, processor=opened[0], prompts_missing=opened[1])
-    if original and opened[0] is None:
-        return replace(found, image_token_id=None)  # which one it will be, its tokenizer says
-    return found
+    found = blueprint(source, revision=revision)
+    made = report(
+        found.module,
+        source=str(source),
+        processor=found.processor,
+        prompts_missing=found.prompts_missing,
+    )
+    if found.original_layout and found.processor is None:
+        return replace(made, image_token_id=None)  # which one it will be, its tokenizer says
+    return made
 
 
 def report(
@@ -222,115 +218,27 @@ def report(
     )
 
 
-@contextmanager
-def _reading(place: str) -> Iterator[None]:
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        yield
-    except (
-        *(OSError, ValueError, ImportError, KeyError, AttributeError, TypeError),
-        *(RuntimeError, ArithmeticError, StrictDataclassError),  # sizes that do not go together
-    ) as error:
-        raise LoadError(
-            f"{place!r} cannot be examined: {error}\nExpected a Hugging Face repo id, or a folder "
-            "with config.json and the tokenizer or processor files; weights are not needed."
-        ) from error
-
-
-Opened = tuple[Any | None, str | None]
-
-
-def _transformers(place: str, revision: str | None) -> tuple[Any, Opened]:
-    from transformers import AutoConfig, AutoTokenizer
-
-    from interventions.architectures.processors import open_processor
-
-    common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    config = AutoConfig.from_pretrained(place, **common)
-    try:
-        if _sees(config):
-            processor = open_processor(place, config, **common)
-        else:
-            processor = AutoTokenizer.from_pretrained(place, **common)
-    except InterventionsError as error:
-        return config, (None, str(error))
-    except Exception as error:  # transformers raises all sorts; the anatomy does not need it
-        return config, (None, f"its processor or tokenizer cannot be opened: {error}")
-    if not getattr(getattr(processor, "tokenizer", processor), "is_fast", False):
-        return config, (processor, "its tokenizer is not a fast one (it has no tokenizer.json)")
-    return config, (processor, None)
-
-
-def _original_llava(place: str, revision: str | None) -> tuple[Any, Opened]:
-    """The config of a checkpoint in LLaVA's original layout, as transformers' LLaVA has it."""
-    from transformers import AutoConfig, AutoTokenizer, LlavaConfig
-
-    from interventions.architectures.llava_layout import LAYOUTS, _config_of, _image_token
-
-    original = _config_of(place, revision)
-    if (kind := original.get("mm_projector_type", "linear")) != "mlp2x_gelu":
-        raise LoadError(
-            f"{place}: its projector is {kind!r}; transformers' LLaVA has only 'mlp2x_gelu', two "
-            "linear layers with a GELU between them."
-        )
-    tower = original["mm_vision_tower"]
-    inside = Path(place) / tower
-    vision = AutoConfig.from_pretrained(str(inside) if inside.is_dir() else tower)
-    text = AutoConfig.for_model(
-        LAYOUTS[original["model_type"]],
-        **{k: v for k, v in original.items() if not k.startswith("mm_") and k != "model_type"},
-    )
-    opened: Opened
-    image_token_id: int | None = None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
-    except Exception as error:  # as above
-        opened = None, f"its tokenizer cannot be opened: {error}"
-    else:
-        token, _ = _image_token(tokenizer)  # load() makes the processor around it
-        image_token_id = tokenizer.convert_tokens_to_ids(token)
-        opened = SimpleNamespace(tokenizer=tokenizer, image_token=token), None
-    config: Any = LlavaConfig(
-        vision_config=getattr(vision, "vision_config", vision),
-        text_config=text,
-        projector_hidden_act="gelu",
-        tie_word_embeddings=bool(original.get("tie_word_embeddings", False)),
-    )
-    if image_token_id is not None:
-        config.image_token_id = image_token_id
-    return config, opened
-
-
-def _sees(config: Any) -> bool:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-
-def _weightless(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    if getattr(config, "is_encoder_decoder", False):
-        raise LoadError(
-            f"{config.model_type} is an encoder-decoder; only decoders of one stack are supported."
-        )
-    auto = AutoModelForImageTextToText if _sees(config) else AutoModelForCausalLM
-    with torch.device("meta"):
-        return auto.from_config(config)
-
-
 def _count(module: Any) -> int:
-    return sum(one.numel() for one in module.parameters())  # a tied weight once
+    return sum(_unpacked(one).numel() for one in module.parameters())  # a tied weight once
+
+
+def _unpacked(weight: Any) -> Any:
+    """A tensor of the shape that a weight has where it is not packed (bitsandbytes)."""
+    packing = getattr(weight, "quant_state", None)
+    return weight if packing is None else torch.empty(packing.shape, device="meta")
+
+
+def _weight_shape(module: Any) -> tuple[int, ...] | None:
+    weight = getattr(original(module), "weight", None)
+    return tuple(_unpacked(weight).shape) if torch.is_tensor(weight) else None
 
 
 def _part(name: str, path: str, module: Any, output: str, layers: tuple[int, ...] = ()) -> Part:
-    weight = getattr(module, "weight", None)
     return Part(
         name=name,
         path=path,
         kind=type(module).__name__,
-        weight=tuple(weight.shape) if torch.is_tensor(weight) else None,
+        weight=_weight_shape(module),
         parameters=_count(module),
         output=output,
         layers=layers,

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from interventions.architectures.anatomy import Anatomy, Block
+from interventions.architectures.anatomy import Anatomy
+from interventions.architectures.blocks import Block
 
 
 def check_components(module: Any, anatomy: Anatomy) -> str | None:
@@ -27,7 +28,7 @@ def check_components(module: Any, anatomy: Anatomy) -> str | None:
     with ExitStack() as stack, torch.no_grad():
         for layer in anatomy.self_blocks:
             _watch(layers[layer], anatomy.parts[layer], layer, seen, stack)
-        device = module.get_submodule(anatomy.embeddings).weight.device
+        device = next(module.get_submodule(anatomy.embeddings).parameters()).device
         where = "cpu" if device.type == "meta" else device  # weights that are brought when needed
         ids = torch.arange(1, 5, device=where)[None] % anatomy.vocab
         logits = module(input_ids=ids, use_cache=False).logits

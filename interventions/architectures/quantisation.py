@@ -1,0 +1,189 @@
+"""How the weights of a model are quantised, and whether its rows are still their own.
+
+Most formats pack weights, and compute each token by itself. Some choose how to round a layer's
+input by everything that goes through it at once: then the numbers of a row depend on the rows (and
+the padding) that it is run with.
+"""
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from interventions.errors import LoadError
+
+EACH_ITS_OWN = (
+    *("gptq", "awq", "hqq", "quanto", "aqlm", "eetq", "higgs", "vptq", "spqr", "bitnet", "sinq"),
+    *("auto-round", "fbgemm_fp8", "gguf", "mxfp4"),
+)
+"""Formats that keep inputs as they are, or round each token's by itself."""
+PACKAGES = {
+    "gptq": "optimum gptqmodel",
+    "awq": "gptqmodel",
+    "auto-round": "auto-round",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors",
+    "torchao": "torchao",
+    "quanto": "optimum-quanto",
+    "hqq": "hqq",
+    "aqlm": "aqlm[gpu,cpu]",
+    "eetq": "eetq",
+    "fbgemm_fp8": "fbgemm-gpu",
+    "quark": "amd-quark",
+    "vptq": "vptq",
+    "spqr": "spqr_quant[gpu]",
+}
+"""What each needs beside transformers, as pip is told."""
+
+
+def quantisation_of(module: nn.Module) -> str | None:
+    """Return how the weights of a model are quantised, such as "bitsandbytes int8"; None if not.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A transformers model, loaded or on meta.
+    """
+    found = sorted({kind for part in module.modules() if (kind := _bitsandbytes(part))})
+    if found:
+        return " and ".join(found)
+    settings = settings_in(getattr(module, "config", None))
+    return described(settings) if settings else None
+
+
+def dependent_rows(module: nn.Module) -> str | None:
+    """Return why the numbers of a row depend on those it is run with; None if they do not."""
+    for part in module.modules():
+        if _bitsandbytes(part) == "bitsandbytes int8":
+            state: Any = getattr(part, "state", None)
+            if float(getattr(state, "threshold", 0.0) or 0.0) > 0:
+                return _why("bitsandbytes int8")
+    settings = settings_in(getattr(module, "config", None))
+    if not settings:
+        return None
+    method, kind = _method(settings), described(settings)
+    if method == "bitsandbytes":
+        loaded = any(_bitsandbytes(part) for part in module.modules())
+        coming = settings.get("load_in_8bit") and settings.get("llm_int8_threshold", 6.0) > 0
+        return _why(kind) if coming and not loaded else None
+    if method in EACH_ITS_OWN:
+        return None
+    if method == "fp8" and (
+        settings.get("weight_block_size") or settings.get("activation_scheme") == "static"
+    ):
+        return None
+    if method == "torchao" and "Dynamic" not in str(settings):
+        return None
+    if method == "compressed-tensors" and not _by_tensor(settings):
+        return None
+    return _why(kind)
+
+
+def settings_in(config: Any) -> dict[str, Any]:
+    """Return what a model's config says of quantisation, as a dict; empty if it says nothing."""
+    found = getattr(config, "quantization_config", None)
+    if found is None and hasattr(config, "get_text_config"):
+        found = getattr(config.get_text_config(decoder=True), "quantization_config", None)
+    if found is None:
+        return {}
+    return dict(found) if isinstance(found, dict) else dict(found.to_dict())
+
+
+def described(settings: dict[str, Any]) -> str:
+    """Return a short name of a format: its method, and how many bits.
+
+    Examples
+    --------
+    >>> described({"quant_method": "gptq", "bits": 4})
+    'gptq 4 bit'
+    >>> described({"load_in_8bit": True})
+    'bitsandbytes int8'
+    """
+    method = _method(settings)
+    if method == "bitsandbytes":
+        if settings.get("load_in_8bit"):
+            return "bitsandbytes int8"
+        return f"bitsandbytes {settings.get('bnb_4bit_quant_type', 'fp4')}"
+    bits = next((settings[key] for key in ("bits", "w_bit", "nbits") if settings.get(key)), None)
+    return method if bits is None else f"{method} {bits} bit"
+
+
+def check_opens(config: Any, place: str, *, device_map: Any) -> None:
+    """Refuse a quantised checkpoint that transformers cannot open here.
+
+    Parameters
+    ----------
+    config : PretrainedConfig
+    place : str
+        For messages.
+    device_map : str, dict or device
+        Where the weights are to go.
+
+    Raises
+    ------
+    LoadError
+        Says what the format is, what is missing, and what to install.
+    """
+    settings = settings_in(config)
+    if not settings:
+        return
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
+
+    method, kind = _method(settings), described(settings)
+    other = "or use the checkpoint that it was made from, which is not quantised"
+    known = {name.split("_4bit")[0].split("_8bit")[0] for name in AUTO_QUANTIZER_MAPPING}
+    if method not in known:
+        raise LoadError(
+            f"{place!r} is quantised ({kind}), a format that transformers does not open: its "
+            f"packed weights would be taken for missing ones. Use one of {', '.join(sorted(known))}"
+            f"; {other}."
+        )
+    try:
+        # Copies: a quantiser that finds no GPU writes into the settings that it will unpack.
+        quantiser = AutoHfQuantizer.from_config(copy.deepcopy(settings), pre_quantized=True)
+        quantiser.validate_environment(
+            device_map=_as_dict(device_map), dtype=None, weights_only=True
+        )
+    except Exception as error:  # each format raises what it likes
+        needs = PACKAGES.get(method)
+        how = f"Install what it needs (pip install {needs})" if needs else "See to that"
+        raise LoadError(
+            f"{place!r} is quantised ({kind}), and cannot be opened here: {error}\n{how}, {other}."
+        ) from error
+
+
+def _as_dict(device_map: Any) -> Any:
+    if isinstance(device_map, dict) or str(device_map) in ("auto", "balanced", "sequential"):
+        return device_map
+    return {"": device_map}
+
+
+def _bitsandbytes(part: nn.Module) -> str | None:
+    """The format of one of bitsandbytes' layers."""
+    kind = {base.__name__ for base in type(part).__mro__ if "bitsandbytes" in base.__module__}
+    if "Linear8bitLt" in kind:
+        return "bitsandbytes int8"
+    if "Linear4bit" in kind:
+        return f"bitsandbytes {getattr(part.weight, 'quant_type', '4 bit')}"
+    return None
+
+
+def _method(settings: dict[str, Any]) -> str:
+    method = settings.get("quant_method")
+    if method is None:  # as it was in checkpoints of old
+        return "bitsandbytes" if any(key.startswith("load_in_") for key in settings) else "unknown"
+    return str(getattr(method, "value", method))
+
+
+def _by_tensor(settings: dict[str, Any]) -> bool:
+    """Whether a layer's whole input is scaled by one number that is found while it runs."""
+    groups = (settings.get("config_groups") or {}).values()
+    inputs = [one.get("input_activations") for one in groups if isinstance(one, dict)]
+    return any(one.get("dynamic") and one.get("strategy") != "token" for one in inputs if one)
+
+
+def _why(kind: str) -> str:
+    return (
+        f"{kind} rounds a layer's input by all the tokens of a pass, so a row's numbers depend on "
+        "what is run with it"
+    )
