@@ -152,9 +152,12 @@ class ChatTemplate:
                     role = message.role
                     return f"leaves out the text of message {i} ({role!r}), {part[:60]!r}"
         n_images = sum(len(message.pictures) for message in messages)
-        if self.placeholder and text.count(self.placeholder) != n_images:
+        if self.placeholder:
             shown = text.count(self.placeholder)
-            return f"writes {shown} image(s), and the messages have {n_images}"
+            if self.mark and self.placeholder not in self.mark:
+                shown += text.count(self.mark)
+            if shown != n_images:
+                return f"writes {shown} image(s), and the messages have {n_images}"
         return None
 
     def _order(self, messages: Sequence[Message], probe: str) -> list[Any]:

@@ -135,8 +135,8 @@ def _message(given: Any, i: int) -> Message:
     if content is None:
         if "content" not in given and not set(more) & {*SILENT}:
             raise PromptError(
-                f"{where} ({role!r}) has no content, but {sorted(more) or 'nothing else'}; "
-                f"expected a content, {ROLES}."
+                f"{where} ({role!r}) has no content; beside its role it holds "
+                f"{sorted(more) or 'nothing'}. Expected a content, {ROLES}."
             )
         calls = bool(set(more) & {*SILENT})
         return Message(role, () if calls else ("",), silent=calls, more=more)

@@ -58,11 +58,12 @@ def said_from(text: str) -> int | None:
     Examples
     --------
     >>> said_from("<think>France, so</think> Paris"), said_from("Paris"), said_from("<think>Hm")
-    (25, 0, None)
+    (26, 0, None)
     """
     ends = [text.find(end) + len(end) for _, end in THOUGHTS if end in text]
     if ends:
-        return max(ends)
+        behind = text[max(ends) :]
+        return len(text) - len(behind.lstrip())
     begun = any(text.lstrip().startswith(opening) for opening, _ in THOUGHTS)
     return None if begun else 0
 
@@ -76,4 +77,4 @@ def behind_thoughts(text: str) -> str:
     'Paris'
     """
     start = said_from(text)
-    return "" if start is None else text[start:].strip() if start else text
+    return "" if start is None else text[start:]

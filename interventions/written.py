@@ -134,17 +134,18 @@ def _text(model: "Model", text: str, images: list[Any]) -> Written:
         starts = [len(PLACE.join(pieces[: i + 1])) for i in range(len(pieces) - 1)]
         edits = [(start, len(PLACE), len(mark)) for start in starts]
         text = mark.join(pieces)
-    elif images and placeholder and placeholder not in text:
-        front = mark * len(images) + "\n"
-        edits = [(0, 0, len(front))]
-        text = front + text
+    placed = bool(placeholder) and placeholder in text
     if begin and model.anatomy.family.processor_begins:
         if not images and not text.startswith(begin):
             edits.append((0, 0, len(begin)))
             text = begin + text
-        elif images and text.startswith(begin):
+        elif images and text.startswith(begin if not placed else begin + mark):
             edits.append((0, len(begin), 0))
             text = text.removeprefix(begin)
+    if images and placeholder and not placed:
+        front = mark * len(images) + "\n"
+        edits.append((0, 0, len(front)))
+        text = front + text
     return Written(text, images, tuple(edits))
 
 

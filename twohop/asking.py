@@ -9,6 +9,7 @@ import torch
 
 from interventions import Model, Prompt, complete
 from interventions.answer_tokens import candidate_ids, spaced, token_ids
+from interventions.thoughts import behind_thoughts
 from twohop.entities.items import Benchmark, Entity, Item, Template
 from twohop.memory import Batches
 from twohop.places import has_image_tokens
@@ -242,7 +243,7 @@ def answers(
 ) -> tuple[list[str], list[int]]:
     """Ask a prompt: the free answer of every row and, given candidates, the likeliest of them.
 
-    Rows of like length run together.
+    Of an answer with a think block, what stands behind it. Rows of like length run together.
     """
     texts = [""] * len(prompt)
     choices = [-1] * len(prompt)
@@ -262,7 +263,7 @@ def answers(
                 batch_rows=len(rows),
             )
             for i, row in enumerate(rows.tolist()):
-                texts[row] = found.texts[i]
+                texts[row] = behind_thoughts(found.texts[i])
                 if candidates is not None:
                     choices[row] = found.choices[i]
             tick(len(rows))
