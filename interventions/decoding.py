@@ -13,6 +13,7 @@ from interventions.model import Model
 from interventions.patching import Run
 from interventions.prefixes import take_rows
 from interventions.shared_prefix import attending_apart
+from interventions.thoughts import said_from
 
 CROSS = "cross_attention_mask"
 
@@ -87,7 +88,8 @@ def greedy(
         Its cache is left as it was.
     max_new_tokens : int
     stop : str, optional
-        Text that ends an answer; it and all after it are cut off.
+        Text that ends an answer; it and all after it are cut off. Inside a think block, and right
+        behind it, it ends nothing.
     watch : sequence of int
         Tokens whose log-probabilities are kept, whether generated or not.
 
@@ -120,8 +122,10 @@ def greedy(
             if token in ends:
                 continue
             text = model.tokenizer.decode(made[row], skip_special_tokens=True)
-            texts[row] = text.split(stop)[0] if stop else text
-            if not (stop and stop in text):
+            start = said_from(text)
+            end = text.find(stop, start) if stop and start is not None else -1
+            texts[row] = text if end < 0 else text[:end]
+            if end < 0:
                 going.append(i)
         if done == max_new_tokens - 1:
             for row in active[going].tolist():

@@ -25,6 +25,10 @@ class PromptError(InterventionsError):
     """Text, images or spans that do not fit together."""
 
 
+class PromptWarning(UserWarning):
+    """A prompt that does not begin as the model was trained to see one."""
+
+
 class RoleError(InterventionsError):
     """A token role that a prompt, or some of its rows, does not have."""
 

@@ -68,6 +68,8 @@ class Model:
     held : dict or None
         Its fingerprint, while it is known not to change;
         see :class:`interventions.fingerprints.Unchanged`.
+    feature_counts : dict
+        How many image features were measured, by kind of input.
 
     Examples
     --------
@@ -103,6 +105,7 @@ class Model:
         self.running_images = False
         self.held: dict[str, Any] | None = None
         self._prefixes = PrefixCache()
+        self.feature_counts: dict[Any, int | None] = {}
 
     def __repr__(self) -> str:
         kind = "VLM" if self.anatomy.is_vlm else "language model"
@@ -206,16 +209,27 @@ class Model:
         images: Any | None = None,
         spans: Mapping[str, Span | Sequence[Span]] | None = None,
         share_prefix: bool | str = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
     ) -> Prompt:
         """Turn text and images into padded rows whose tokens have roles.
 
         Parameters
         ----------
         text : str, chat messages, or a list of either
-            One row each. Where a text with images has no image placeholder, one line of them is
-            put in front, as LLaVA does.
+            One row each. A text has an image's place as ``<image>``, in every family, or as
+            :attr:`image_token`; where it has none, one line of them is put in front, as LLaVA
+            does. Messages are written by the chat template: contents may be texts, lists of
+            parts, or both; parts may hold their pictures (``{"type": "image", "image": picture}``,
+            or ``"path"``, ``"base64"``, ``"image_url"`` with a ``data:`` address); a last message
+            by the assistant is gone on with. A think block that the template opens for the answer
+            is ended empty, unless ``enable_thinking=True``. Every row has one begin token, where
+            the tokenizer, template or processor knows one, and no end token behind it; where it
+            begins otherwise a :class:`~interventions.errors.PromptWarning` says so.
         images : image, or list, optional
             One image per row, or a list of images per row. A single row takes an image as it is.
+            In a chat they take the places that hold no picture, or stand in front of what the
+            user says first.
         spans : dict, optional
             Name to the text of a span that occurs once in the row, or to (start, stop) characters;
             or to one of these per row.
@@ -224,6 +238,14 @@ class Model:
             them out of the rows. The numbers stay the same; images and named spans stay in
             the rows, while the ``question`` role loses the tokens of the prefix. A string limits
             this to the tokens of that text.
+        template_kwargs : dict, optional
+            For the chat template: what it can be told (``enable_thinking``, ``date_string``,
+            ``tools`` ...), ``chat_template`` (the name of one of several, or one of your own),
+            and ``add_generation_prompt`` and ``continue_final_message``. What it does not use is
+            refused.
+        processor_kwargs : dict, optional
+            For the image processor (``min_pixels``, ``max_pixels``, ``size``,
+            ``do_image_splitting`` ...). What it does not use is refused.
 
         Returns
         -------
@@ -232,14 +254,28 @@ class Model:
         Raises
         ------
         PromptError
-            If images, placeholders, spans and rows do not fit together.
+            If images, placeholders, spans and rows do not fit together, or the chat template
+            refuses the messages or would leave some of them out.
 
         Examples
         --------
         >>> named = llm.prompt("The capital of France is", spans={"entity": "France"})
         ... # doctest: +SKIP
+        >>> looked = {"type": "image", "image": "flags/fr.png"}
+        >>> asked = {"role": "user", "content": [looked, "Which country is this?"]}
+        >>> begun = {"role": "assistant", "content": "This is the flag of"}
+        >>> vlm.prompt([asked, begun], processor_kwargs={"max_pixels": 50_000})
+        ... # doctest: +SKIP
         """
-        return make_prompt(self, text, images=images, spans=spans, share_prefix=share_prefix)
+        return make_prompt(
+            self,
+            text,
+            images=images,
+            spans=spans,
+            share_prefix=share_prefix,
+            template_kwargs=template_kwargs,
+            processor_kwargs=processor_kwargs,
+        )
 
     def _arguments(self, prompt: Prompt, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         of_kind(prompt, Prompt, "the prompt", error=PromptError)
@@ -370,13 +406,8 @@ class Model:
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes to a server, where the model is a local one."""
-        return {
-            **self.__dict__,
-            "remote": False,
-            "jobs": None,
-            "held": None,
-            "_prefixes": PrefixCache(),
-        }
+        here = {"remote": False, "jobs": None, "held": None}
+        return {**self.__dict__, **here, "_prefixes": PrefixCache(), "feature_counts": {}}
 
     def completions(self, ids: torch.Tensor, prompt: Prompt) -> list[str]:
         """Text that was generated after each row of a prompt, special tokens left out.

@@ -1,16 +1,21 @@
 """Text and images become the prompt of a model; see :meth:`interventions.Model.prompt`."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interventions.errors import PromptError
+from interventions.architectures.counting import feature_count
+from interventions.architectures.processor_settings import image_settings
+from interventions.errors import PromptError, PromptWarning
 from interventions.given import flag, of_kind, plain, several, text_of
 from interventions.prompts import Prompt, collate
 from interventions.rows import Span, build_row
+from interventions.tokenizing import ends_of
+from interventions.written import Written, read_rows, written_rows
 
 if TYPE_CHECKING:
     from interventions.model import Model
@@ -25,6 +30,8 @@ def make_prompt(
     images: Any | None,
     spans: Mapping[str, Span | Sequence[Span]] | None,
     share_prefix: bool | str,
+    template_kwargs: Mapping[str, Any] | None,
+    processor_kwargs: Mapping[str, Any] | None,
 ) -> Prompt:
     """Turn text and images into padded rows whose tokens have roles."""
     if spans is not None:
@@ -34,22 +41,39 @@ def make_prompt(
     if taken := sorted(name for name in spans or {} if RESERVED.fullmatch(name)):
         raise PromptError(f"a span cannot be called {taken[0]!r}: that role is given already.")
     anatomy = model.anatomy
-    texts = _texts(model, text)
-    per_row = _images(model, images, len(texts))
+    given = read_rows(text)
+    written = written_rows(model, given, _images(model, images, len(given)), template_kwargs)
+    _check_begin(model, written)
+    per_row = [one.images for one in written]
+    if any(per_row):
+        per_row = _images(model, per_row, len(given))  # those that messages hold, too
+    elif processor_kwargs:
+        raise PromptError(
+            f"processor_kwargs {sorted(processor_kwargs)} were given, but no row has an image, so "
+            "they would change nothing. Give images, or leave them out."
+        )
+    settings = image_settings(model.processor, processor_kwargs) if processor_kwargs else {}
+
+    def count(tensors: dict[str, torch.Tensor], tokens: int) -> int | None:
+        known = model.feature_counts
+        return feature_count(model.module, anatomy, tensors, tokens=tokens, known=known)
+
     rows = []
-    for i, (one, pictures) in enumerate(zip(texts, per_row, strict=True)):
-        if pictures and model.placeholder and model.placeholder not in one:
-            one = (model.image_token or "") * len(pictures) + "\n" + one
-        chosen = {name: _of_row(span, i, len(texts), name) for name, span in (spans or {}).items()}
+    for i, (one, pictures) in enumerate(zip(written, per_row, strict=True)):
+        chosen = {
+            name: one.moved(_of_row(span, i, len(given), name))
+            for name, span in (spans or {}).items()
+        }
         rows.append(
             build_row(
-                one,
+                one.text,
                 pictures,
                 chosen,
                 tokenizer=model.tokenizer,
                 processor=model.processor,
                 image_token_id=anatomy.image_token_id,
-                count=lambda tensors: anatomy.family.count(model.module, tensors),
+                count=count,
+                settings=settings,
             )
         )
     if not rows or any(not row.ids for row in rows):
@@ -103,21 +127,35 @@ def _in_a_plane(model: "Model", prompt: Prompt) -> Prompt:
     return replace(prompt, inputs=inputs)
 
 
-def _texts(model: "Model", text: str | Sequence[Any]) -> list[str]:
-    if isinstance(text, str):
-        return [text]
-    if text and isinstance(text[0], Mapping):
-        text = [text]
-    return [one if isinstance(one, str) else _templated(model, one) for one in text]
+def _check_begin(model: "Model", rows: Sequence[Written]) -> None:
+    """Say where a row does not begin as the model is used to."""
+    begin, adds = model.tokenizer.bos_token, bool(ends_of(model.tokenizer).begin)
+    if not begin:
+        return
+    for i, row in enumerate(rows):
+        if row.text.startswith(begin * 2):
+            warnings.warn(
+                f"row {i} begins with {begin!r} twice, as it is written. {model.name} was trained "
+                "with one: write it once, or leave it to the tokenizer.",
+                PromptWarning,
+                stacklevel=4,
+            )
+        elif not adds and not row.text.startswith(begin) and _begins(model, row):
+            warnings.warn(
+                f"row {i} does not begin with {begin!r}: the tokenizer of {model.name} adds none, "
+                "and its chat template begins with one, so the model may be used to it. Write it "
+                "in front of the text, or set tokenizer.add_bos_token.",
+                PromptWarning,
+                stacklevel=4,
+            )
 
 
-def _templated(model: "Model", messages: Any) -> str:
-    source: Any = model.processor if model.processor is not None else model.tokenizer
-    text = source.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    start = model.tokenizer.bos_token
-    if start and model.tokenizer("")["input_ids"][:1] == [model.tokenizer.bos_token_id]:
-        return text.removeprefix(start)  # the tokenizer puts its own in front
-    return text
+def _begins(model: "Model", row: Written) -> bool:
+    """Whether a chat template begins its prompts with the token that the tokenizer leaves out."""
+    if row.images and model.anatomy.family.processor_begins:
+        return False
+    sources = (getattr(one, "chat_template", None) for one in (model.processor, model.tokenizer))
+    return any("bos_token" in str(source) for source in sources if source)
 
 
 def _images(model: "Model", images: Any | None, n_rows: int) -> list[list[Any]]:

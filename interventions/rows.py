@@ -16,6 +16,7 @@ import torch
 
 from interventions.errors import PromptError
 from interventions.given import several, shown, whole
+from interventions.tokenizing import Listener
 
 Span = str | tuple[int, int]
 SEQUENCE_KEYS = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")
@@ -81,45 +82,19 @@ def span_bounds(text: str, span: Span, *, name: str) -> tuple[int, int]:
     return start, start + len(span)
 
 
-class _Listener:
-    """Stands in for a tokenizer; keeps the last text it was given and the offsets of its tokens.
-
-    Where the processor writes a begin token in front (Mllama's), the tokenizer adds no second one.
-    """
-
-    def __init__(self, tokenizer: Any, written: str) -> None:
-        self._tokenizer = tokenizer
-        self._written = written
-        self.text = ""
-        self.offsets: list[tuple[int, int]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-    def __call__(self, text: Any, **kwargs: Any) -> Any:
-        settings = {**kwargs, "return_offsets_mapping": True}
-        self.text = text if isinstance(text, str) else text[0]
-        bos = self._tokenizer.bos_token
-        if bos and self.text.startswith(bos) and not self._written.startswith(bos):
-            adds = self._tokenizer("")["input_ids"] == [self._tokenizer.bos_token_id]
-            settings["add_special_tokens"] = settings.get("add_special_tokens", True) and not adds
-        encoded = self._tokenizer(text, **settings)
-        offsets = encoded.pop("offset_mapping")
-        first = offsets if isinstance(text, str) else offsets[0]
-        self.offsets = [(int(a), int(b)) for a, b in first]
-        return encoded
-
-
-def _process(processor: Any, text: str, images: Sequence[Any]) -> tuple[Any, _Listener]:
-    listener = _Listener(processor.tokenizer, text)
+def _process(
+    processor: Any, text: str, images: Sequence[Any], settings: Mapping[str, Any]
+) -> tuple[Any, Listener]:
+    listener = Listener(processor.tokenizer, text)
     own = copy.copy(processor)
     own.tokenizer = listener
     try:
         with warnings.catch_warnings():
             # PaliGemma's processor turns tensors into arrays in a way that numpy complains about.
             warnings.filterwarnings("ignore", "__array__", DeprecationWarning)
-            return own(text=[text], images=[list(images)], return_tensors="pt"), listener
-    except (ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+            made = own(text=[text], images=[list(images)], return_tensors="pt", **settings)
+            return made, listener
+    except Exception as error:  # processors check what they are given each in its own way
         raise PromptError(
             f"{type(processor).__name__} cannot process {text!r} with {len(images)} image(s): "
             f"{error}. Check that the processor belongs to the model and takes such images."
@@ -127,7 +102,12 @@ def _process(processor: Any, text: str, images: Sequence[Any]) -> tuple[Any, _Li
 
 
 def _expansions(
-    processor: Any, literals: Sequence[str], images: Sequence[Any], seen: str, placeholder: str
+    processor: Any,
+    literals: Sequence[str],
+    images: Sequence[Any],
+    seen: str,
+    placeholder: str,
+    settings: Mapping[str, Any],
 ) -> list[str] | None:
     """What stands in ``seen`` in the place of each image placeholder between the literals."""
     if len(images) == 1:
@@ -138,7 +118,7 @@ def _expansions(
             return [seen[len(first) : stop]]
         return None
     marked = SENTINEL.join([placeholder] * len(images))
-    _, listener = _process(processor, marked, images)
+    _, listener = _process(processor, marked, images, settings)
     parts = listener.text.split(SENTINEL)
     for end in ("", "\n"):  # what the processor may put behind a whole text
         expansions = [*parts[:-1], parts[-1].removesuffix(end)]
@@ -203,7 +183,8 @@ def build_row(
     tokenizer: Any,
     processor: Any | None,
     image_token_id: int | None,
-    count: Callable[[dict[str, torch.Tensor]], int | None] = lambda _images: None,
+    count: Callable[[dict[str, torch.Tensor], int], int | None] = lambda _images, _tokens: None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Row:
     """Process one text with its images and find the role of every token.
 
@@ -217,7 +198,10 @@ def build_row(
     image_token_id : int or None
         Tokens whose place image features take.
     count : callable
-        Number of image features that the model will make of the image tensors, where known.
+        ``count(tensors, tokens)``: number of image features that the model will make of the image
+        tensors, where known, for so many image tokens.
+    settings : dict, optional
+        For the processor's call.
     """
     placeholder = placeholder_of(processor, tokenizer, image_token_id)
     written = text.count(placeholder) if placeholder else 0
@@ -233,7 +217,7 @@ def build_row(
     expansions: list[str] | None = []
     begin = 0
     if images and placeholder:
-        encoded, listener = _process(processor, text, images)
+        encoded, listener = _process(processor, text, images, settings or {})
         offsets, seen = listener.offsets, listener.text
         bos = tokenizer.bos_token
         if bos and seen.startswith(bos) and not text.startswith(bos):
@@ -241,7 +225,9 @@ def build_row(
         if image_token_id is None:
             expansions = _gaps(literals, seen[begin:])
         else:
-            expansions = _expansions(processor, literals, images, seen[begin:], placeholder)
+            expansions = _expansions(
+                processor, literals, images, seen[begin:], placeholder, settings or {}
+            )
         if expansions is None:
             raise PromptError(
                 f"the processor changed the text beyond writing images out: {text!r} became "
@@ -249,8 +235,9 @@ def build_row(
                 f"{type(processor).__name__}."
             )
     else:
-        encoded = tokenizer(text, return_offsets_mapping=True)
-        offsets = encoded["offset_mapping"]
+        listener = Listener(tokenizer, text)
+        encoded = listener(text)
+        offsets = listener.offsets
     ids = [int(token) for token in (encoded["input_ids"][0] if images else encoded["input_ids"])]
     places = _Places(literals, expansions, placeholder or "", begin)
     roles = _image_roles(ids, offsets, places, image_token_id) if images else {}
@@ -274,7 +261,15 @@ def build_row(
         if torch.is_tensor(value) and key not in LEFT_OUT
     }
     aligned = {key: tensors.pop(key)[0] for key in SEQUENCE_KEYS if key in tensors}
-    _check_count(len(roles.get("image", ())), count(tensors) if images else None, processor)
+    shown = len(roles.get("image", ()))
+    unfilled = 0 if image_token_id is None else ids.count(image_token_id) - shown
+    if unfilled:
+        raise PromptError(
+            f"the text has {unfilled} image token(s) that no image fills, "
+            f"{tokenizer.convert_ids_to_tokens(image_token_id)!r}: {text!r}. Write one placeholder "
+            f"per image, {placeholder!r}."
+        )
+    _check_count(shown, count(tensors, shown) if images else None, processor)
     end = begin + len(literals[0])
     first = next((i for i, (_, b) in enumerate(offsets) if b > end), len(ids))
     ends = [max(b - begin, 0) for _, b in offsets[:first]]

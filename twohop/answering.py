@@ -15,6 +15,7 @@ import torch
 
 from interventions import Model, Prompt, complete
 from interventions.choosing import Rule
+from interventions.thoughts import behind_thoughts
 from twohop.memory import Batches
 from twohop.running import Tick, no_tick
 
@@ -77,7 +78,7 @@ def answers(
 ) -> Answers:
     """Ask a prompt: the free answer of every row and, given candidates, the best of them.
 
-    Rows of like length run together.
+    Of an answer with a think block, what stands behind it. Rows of like length run together.
 
     Parameters
     ----------
@@ -115,7 +116,7 @@ def answers(
                 batch_rows=len(rows),
             )
             for i, row in enumerate(rows.tolist()):
-                texts[row], cut[row] = found.texts[i], found.cut[i]
+                texts[row], cut[row] = behind_thoughts(found.texts[i]), found.cut[i]
                 scores[row] = found.scores[i] if every else []
                 for rule, chosen in found.choices_by.items():
                     choices[rule][row] = chosen[i]

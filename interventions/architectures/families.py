@@ -35,15 +35,18 @@ class Family:
         of a prompt that has an image. None: the decoder is causal.
     first_position : int
         Position id of a prompt's first token.
+    processor_begins : bool
+        The begin token is written by the processor, behind the images, and not by the tokenizer.
     count : callable
-        ``count(module, tensors)``: number of image features made of one row's image tensors; None
-        where it is left to the model's own check.
+        ``count(module, tensors)``: number of image features that the family's usual parts make of
+        one row's image tensors; None where there is no formula for it.
     """
 
     placeholder: str = "{image_token}"
     per_row: bool = False
     two_way: Literal["image", "prompt"] | None = None
     first_position: int = 0
+    processor_begins: bool = False
     count: Callable[[Any, Tensors], int | None] = _no_count
 
 
@@ -124,7 +127,9 @@ FAMILIES: dict[str, Family] = {
     "llava_next": Family(count=_packed_patches),
     "llava_onevision": Family(),
     "gemma3": Family(two_way="image", count=_gemma3_patches),
-    "paligemma": Family(two_way="prompt", first_position=1, count=_paligemma_patches),
+    "paligemma": Family(
+        two_way="prompt", first_position=1, processor_begins=True, count=_paligemma_patches
+    ),
     "qwen2_vl": _QWEN,
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN,

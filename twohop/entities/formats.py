@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from interventions import chats
 from interventions.errors import LoadError, PromptError
+from interventions.messages import read_messages
+from interventions.tokenizing import ends_of
 from twohop.entities.datamap import Kind, Wording
 from twohop.entities.items import IT, PICTURE, PLACE, Template
 
@@ -191,8 +194,10 @@ def processor_of(place: str | Path) -> Any:
 def chat_template_of(processor: Any, *, name: str) -> ChatTemplate:
     """Return what writes chat messages as a processor's template does, for text that follows.
 
-    A begin token is left to the tokenizer, and a template that says today's date says a fixed one,
-    so that prompts are the same tomorrow.
+    A begin token is left to the tokenizer; a template that says today's date says a fixed one, so
+    that prompts are the same tomorrow; one that lets a model think first is told not to, so that
+    what follows the prompt is the answer. Where a template takes no pictures, ``{image}`` is
+    written in a picture's place.
 
     Raises
     ------
@@ -204,27 +209,36 @@ def chat_template_of(processor: Any, *, name: str) -> ChatTemplate:
             f"the processor of {name} has no chat template. Choose another format: "
             'format = "qa" or "completion".'
         )
-    tokenizer = processor.tokenizer
-    adds = tokenizer.bos_token and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    template = _template(processor, name)
+    fixed = {"date_string": DATE, "enable_thinking": False}
+    told = {key: value for key, value in fixed.items() if key in template.arguments}
+    template = replace(template, settings=told)
+    begin = ends_of(processor.tokenizer).begin
 
     def written(messages: list[dict[str, Any]]) -> str:
-        text = processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, date_string=DATE
-        )
-        return text.removeprefix(tokenizer.bos_token) if adds else text
+        return template.write(read_messages(messages)).text.removeprefix(begin)
 
     return written
+
+
+def _template(processor: Any, name: str, **settings: Any) -> chats.ChatTemplate:
+    return chats.find_chat_template(
+        processor,
+        processor.tokenizer,
+        name=name,
+        placeholder=getattr(processor, "image_token", None),
+        mark=PICTURE,
+        settings=settings,
+    )
 
 
 def end_of_turn(processor: Any) -> str | None:
     """What a processor's chat template writes behind an answer; None for nothing but space."""
     said = "\ue000"  # a private-use character, which no template has
-    messages = [
-        {"role": role, "content": [{"type": "text", "text": text}]}
-        for role, text in (("user", "Who?"), ("assistant", said))
-    ]
-    text = processor.apply_chat_template(messages, tokenize=False)
-    return text.partition(said)[2].strip() or None
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": said}]
+    closed = {"add_generation_prompt": False, "continue_final_message": False}
+    template = _template(processor, type(processor).__name__, **closed)
+    return template.write(read_messages(turns)).text.partition(said)[2].strip() or None
 
 
 def has_chat_template(processor: Any) -> bool:
