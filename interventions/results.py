@@ -75,13 +75,33 @@ def origin(**models: Model) -> dict[str, Any]:
     return found
 
 
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Lines that name every setting in which two runs differ."""
-    return [
-        f"{key}: stored {stored.get(key)!r}, asked {asked.get(key)!r}"
-        for key in sorted(set(stored) | set(asked))
-        if stored.get(key) != asked.get(key)
-    ]
+def differences(
+    stored: Mapping[str, Any], asked: Mapping[str, Any], *, verb: str = "asked"
+) -> list[str]:
+    """Lines that name every setting in which two runs differ, in mappings within them too.
+
+    Parameters
+    ----------
+    stored, asked : mapping
+        JSON types.
+    verb : str
+        What is said of the values that are not the stored ones.
+
+    Examples
+    --------
+    >>> differences({"seed": 0, "n": {"lost": 24}}, {"seed": 0, "n": {"lost": 48}})
+    ['n.lost: stored 24, asked 48']
+    """
+    lines = []
+    for key in sorted({*stored} | {*asked}):
+        one, other = stored.get(key), asked.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            lines += [f"{key}.{line}" for line in differences(one, other, verb=verb)]
+        elif one is None and isinstance(other, Mapping):
+            lines.append(f"{key}: not recorded with what is stored")
+        elif one != other:
+            lines.append(f"{key}: stored {one!r}, {verb} {other!r}")
+    return lines
 
 
 class Store:
@@ -148,6 +168,14 @@ class Store:
         path = self.folder / STORE
         with _readable(path), xr.open_dataset(path, group=stage, engine="h5netcdf") as dataset:
             return dataset.load()
+
+    def attributes(self) -> dict[str, dict[str, Any]]:
+        """Attributes of every stage that is done, without its data."""
+        path = self.folder / STORE
+        if not path.exists():
+            return {}
+        with _readable(path), h5netcdf.File(path, "r") as file:
+            return {name: dict(group.attrs) for name, group in file.groups.items()}
 
     def put(self, stage: str, dataset: xr.Dataset, *, drop: Iterable[str] = ()) -> None:
         """Add or replace a stage, and take others out; a kill leaves the store old or complete."""

@@ -251,7 +251,7 @@ def test_a_study_of_a_file_is_that_of_the_same_items_built_in(
             one, other = (x.drop_sel(arm=chosen).drop_dims("heuristic_place") for x in (one, other))
         xr.testing.assert_equal(one, other)
     about = json.loads((out / f"{vlm.name}-world" / "settings.json").read_text())
-    assert about["vlm"].split()[0] == str(vlm.resolve())
+    assert about["vlm"] == str(vlm.resolve())
     page = (out / f"{vlm.name}-world" / "report.html").read_text()
     assert "Items from world: 72 of 72 rows are used" in page
 
