@@ -213,7 +213,7 @@ def summarise(
         "not_available": {**not_available(resolution), **refusals(tree)},
         "attribution_agreement": agreement_of_run(tree),
         "mcnemar": {"only_text": only_text, "only_image": only_image, "p": p},
-        "by_relation": by_relation(gates, seed=seed, protocol=protocol),
+        "by_relation": accuracy_by_relation(gates, seed=seed, protocol=protocol),
         **{
             name: (
                 {key: one.as_dict() for key, one in value.items()}
@@ -255,7 +255,7 @@ def recovered(recovery: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[st
     return found
 
 
-def by_relation(gates: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[str, Any]:
+def accuracy_by_relation(gates: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[str, Any]:
     """Text and image accuracy of each relation, beside its best constant answer."""
     table: dict[str, Any] = {}
     for relation in dict.fromkeys(gates["relation"].values):

@@ -156,8 +156,8 @@ def run_tasks(
                 stage = worker.task[1]
                 again = {other for _, other in tasks}
                 for i, run in enumerate(tasks[worker.task]):
-                    left = {other for _, other in missing}
-                    gone = run.keep(stage, what, made=i == 0, again=left)
+                    coming = {other for _, other in missing}
+                    gone = run.keep(stage, what, made=i == 0, again=coming)
                     gone = [label(run, one) for one in gone if one not in again]
                     reporter.gave_up(gone, label(run, stage))
                 bars.remove_task(worker.bar)

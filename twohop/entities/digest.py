@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
-from twohop.entities.items import Benchmark, Item, Template
+from interventions.errors import InterventionsError
+from twohop.entities.items import Benchmark, Entity, Item, Template
 from twohop.protocol import DEFAULT, Protocol
 
 ANY_NAME = "Any Name"  # where a chain of questions is written about no entity in particular
@@ -38,13 +39,16 @@ def asked_parts(benchmark: Benchmark, *, protocol: Protocol = DEFAULT) -> dict[s
         JSON types. ``items`` and ``universe``: ids, entities with all their names, relations and
         accepted answers, in order; ``answer_sets``; ``templates`` of every relation, ``naming``
         and ``chain`` of every relation: all that they write, about names and about pictures;
-        ``stop`` and ``end``; ``pictures``: their contents, by what the benchmark says of them or
-        else pixel by pixel; ``blank``: the pixels of the blank one.
+        ``stop`` and ``end``; ``pictures``: pixel by pixel, of one entity only where the benchmark
+        says which pictures it has; ``blank``: the pixels of the blank one.
     """
     relations = benchmark.relations
     names = (ANY_NAME, *(entity.name for entity in benchmark.entities[:1]))
     chains = {one: [_texts(benchmark.chain(one, name)) for name in names] for one in relations}
-    pictures: Any = benchmark.pictures or _pixels(_shown(benchmark, protocol))
+    everyone = benchmark.entities
+    # What a benchmark says of its pictures is trusted but for those of one entity.
+    shown = everyone[:1] if benchmark.pictures else everyone
+    pictures = [benchmark.pictures, _pixels(_shown(benchmark, shown, protocol))]
     return {
         "items": _short([_facts(item) for item in benchmark.items]),
         "universe": _short([_facts(item) for item in benchmark.universe]),
@@ -55,7 +59,7 @@ def asked_parts(benchmark: Benchmark, *, protocol: Protocol = DEFAULT) -> dict[s
         "stop": benchmark.stop,
         "end": benchmark.end,
         "pictures": _short(pictures),
-        "blank": _short(_pixels([benchmark.blank])),
+        "blank": _short(_pixels([benchmark.blank()])),
     }
 
 
@@ -70,21 +74,27 @@ def _texts(template: Template) -> Sequence[str | None]:
     return [template.prefix, template.question, template.image_question]
 
 
-def _shown(benchmark: Benchmark, protocol: Protocol) -> Iterable[Callable[[], Image.Image]]:
-    """Every picture that may be shown: the one asked about, and those of the probes."""
-    views = sorted({0, protocol.test_view, *protocol.fit_views})
-    for entity in benchmark.entities:
-        for view in views:
-            yield lambda code=entity.code, view=view: benchmark.view(code, view)
+def _shown(
+    benchmark: Benchmark, entities: Iterable[Entity], protocol: Protocol
+) -> Iterator[Image.Image | None]:
+    """Pictures that may be shown: those asked about, and those of the probes, if there are any."""
+    for entity in entities:
+        yield benchmark.view(entity.code, 0)
+        for view in (protocol.test_view, *protocol.fit_views):
+            try:
+                yield benchmark.view(entity.code, view)
+            except InterventionsError:  # the stage that shows it will say what to do
+                yield None
 
 
-def _pixels(pictures: Iterable[Callable[[], Image.Image]]) -> str:
+def _pixels(pictures: Iterable[Image.Image | None]) -> str:
     found = hashlib.sha256()
     for picture in pictures:
-        made = picture()
-        found.update(f"{made.mode} {made.size}".encode())
-        found.update(made.tobytes())
-        found.update(bytes(str(made.getpalette()), "ascii") if made.mode == "P" else b"")
+        if picture is None:
+            found.update(b"none")
+            continue
+        found.update(f"{picture.mode} {picture.size} {picture.getpalette()}".encode())
+        found.update(picture.tobytes())
     return found.hexdigest()
 
 
