@@ -135,18 +135,33 @@ def read_provenance(result: xr.Dataset | xr.DataArray | xr.DataTree) -> dict[str
         raise ResultsError(f"the provenance of this result cannot be read: {error}.") from None
 
 
-def differences(stored: Any, asked: Any, *, name: str = "") -> list[str]:
-    """Lines that name every setting in which two runs differ; of nested ones, ``outer.inner``."""
-    nested = isinstance(stored, Mapping) and isinstance(asked, Mapping)
-    if nested and (not name or {*stored} & {*asked}):
-        return [
-            line
-            for key in sorted({*stored, *asked})
-            for line in differences(
-                *(side.get(key) for side in (stored, asked)), name=f"{name}.{key}".lstrip(".")
-            )
-        ]
-    return [] if stored == asked else [f"{name}: stored {stored!r}, asked {asked!r}"]
+def differences(
+    stored: Mapping[str, Any], asked: Mapping[str, Any], *, verb: str = "asked"
+) -> list[str]:
+    """Lines that name every setting in which two runs differ, in mappings within them too.
+
+    Parameters
+    ----------
+    stored, asked : mapping
+        JSON types.
+    verb : str
+        What is said of the values that are not the stored ones.
+
+    Examples
+    --------
+    >>> differences({"seed": 0, "n": {"lost": 24}}, {"seed": 0, "n": {"lost": 48}})
+    ['n.lost: stored 24, asked 48']
+    """
+    lines = []
+    for key in sorted({*stored} | {*asked}):
+        one, other = stored.get(key), asked.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            lines += [f"{key}.{line}" for line in differences(one, other, verb=verb)]
+        elif one is None and isinstance(other, Mapping):
+            lines.append(f"{key}: not recorded with what is stored")
+        elif one != other:
+            lines.append(f"{key}: stored {one!r}, {verb} {other!r}")
+    return lines
 
 
 class Store:
@@ -227,6 +242,14 @@ class Store:
         path = self.folder / STORE
         with _readable(path), xr.open_dataset(path, group=stage, engine="h5netcdf") as dataset:
             return dataset.load()
+
+    def attributes(self) -> dict[str, dict[str, Any]]:
+        """Attributes of every stage that is done, without its data."""
+        path = self.folder / STORE
+        if not path.exists():
+            return {}
+        with _readable(path), h5netcdf.File(path, "r") as file:
+            return {name: dict(group.attrs) for name, group in file.groups.items()}
 
     def put(self, stage: str, dataset: xr.Dataset, *, drop: Iterable[str] = ()) -> None:
         """Add or replace a stage, and take others out; a kill leaves the store old or complete."""

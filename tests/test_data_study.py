@@ -251,12 +251,12 @@ def test_a_study_of_a_file_is_that_of_the_same_items_built_in(
             one, other = (x.drop_sel(arm=chosen).drop_dims("heuristic_place") for x in (one, other))
         xr.testing.assert_equal(one, other)
     about = json.loads((out / f"{vlm.name}-world" / "settings.json").read_text())
-    assert about["vlm"].split()[0] == str(vlm.resolve())
+    assert about["vlm"] == str(vlm.resolve())
     page = (out / f"{vlm.name}-world" / "report.html").read_text()
     assert "Items from world: 72 of 72 rows are used" in page
 
 
-def test_results_belong_to_the_weights_they_were_made_with(tmp_path: Path) -> None:
+def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
     made = {}
     for name in ("one", "two"):
         folder = shutil.copytree(micro_folder("micro-naming"), tmp_path / name / "model")
@@ -264,11 +264,6 @@ def test_results_belong_to_the_weights_they_were_made_with(tmp_path: Path) -> No
     one, two = (made[name].vlm() for name in ("one", "two"))
     assert made["one"].key == made["two"].key == "model"
     assert model_name(one) != model_name(two)
-    before = model_name(one)
-    assert model_name(one) == before
-    (weights,) = Path(one).glob("*.safetensors")
-    weights.write_bytes(weights.read_bytes())
-    assert model_name(one) != before
     assert model_name(made["one"].backbone()) == "someone/backbone"
 
 

@@ -1,5 +1,6 @@
 """Where the fact is carried: the maps of the micro pairs, exact and by attribution."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,9 @@ import twins
 import xarray as xr
 
 import interventions as iv
-from twohop import attribution_map as by_attribution
-from twohop.agreement import TOP, agreement, doubtful, in_windows
+from twohop.agreement import agreement, doubtful, in_windows
 from twohop.asking import Study
-from twohop.attribution_map import METHODS, attribution_map
+from twohop.attribution_map import attribution_map
 from twohop.entities.files import data_benchmark
 from twohop.entities.formats import CHAT, Writer, chat_template_of
 from twohop.entities.items import Item
@@ -21,6 +21,7 @@ from twohop.micro.folders import micro_folder
 from twohop.micro.layout import GATHER_BLOCKS, READ_BLOCKS, RECALL_BLOCKS, has_attention, has_mlp
 from twohop.micro.world import facts
 from twohop.pairs import find_pair
+from twohop.protocol import Protocol
 from twohop.swaps import MAP_ROLES, swapped_items, swaps
 
 COMPONENTS = ("attn_out", "mlp_out", "resid_post")
@@ -87,7 +88,9 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("which", ["text", "image"])
-def test_agreement_is_with_the_exact_cells(which: str, request: pytest.FixtureRequest) -> None:
+def test_agreement_is_with_the_exact_cells(
+    which: str, aligned: Study, request: pytest.FixtureRequest
+) -> None:
     exact, found = request.getfixturevalue(which)
     # Eight blocks make eight windows, so that cells compare one by one.
     one = found["score"].mean("map_item").transpose("component", "layer", "role").values
@@ -98,14 +101,15 @@ def test_agreement_is_with_the_exact_cells(which: str, request: pytest.FixtureRe
     }
     for i, component in enumerate(COMPONENTS):
         expected[component] = np.corrcoef(one[i].ravel(), other[i].ravel())[0, 1]
-    a, b = (set(np.argsort(-np.abs(cells.ravel()))[:TOP].tolist()) for cells in (one, other))
-    expected["top"] = len(a & b) / TOP
+    top = aligned.protocol.top_cells
+    a, b = (set(np.argsort(-np.abs(cells.ravel()))[:top].tolist()) for cells in (one, other))
+    expected["top"] = len(a & b) / top
     for measure, value in expected.items():
         stored = found.sel(measure=measure)
         assert float(stored["agreement"]) == pytest.approx(value, abs=1e-9), measure
         assert float(stored["agreement_low"]) <= value + 1e-9
         assert float(stored["agreement_high"]) >= value - 1e-9
-    assert found.attrs["method"] == METHODS[0]
+    assert found.attrs["method"] == aligned.protocol.attribution_methods[0]
     assert float(found["agreement"].sel(measure="all")) > 0.9
     assert not any(doubtful(float(found["agreement_low"].sel(measure=c))) for c in COMPONENTS)
 
@@ -120,9 +124,7 @@ def test_attribution_that_does_not_agree_is_doubtful(llm: iv.Model, taught: np.n
     assert not doubtful(float(low.sel(measure="resid_post")))
 
 
-def test_runs_of_other_lengths_are_attributed_by_another_method(
-    aligned: Study, text: Maps, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_of_other_lengths_are_attributed_by_another_method(aligned: Study, text: Maps) -> None:
     exact, _ = text
     by_id = {item.id: item for item in aligned.benchmark.items}
     longer = [item for item in aligned.benchmark.items if " " in item.entity.name]
@@ -139,8 +141,8 @@ def test_runs_of_other_lengths_are_attributed_by_another_method(
     assert found.attrs["refused"] == ""
     assert np.isfinite(found["effect"]).all()
 
-    monkeypatch.setattr(by_attribution, "METHODS", ("ig",))
-    refused = attribution_map(aligned, aligned.backbone, swapped, shown=False)
+    alone = replace(aligned, protocol=Protocol(attribution_methods=("ig",)))
+    refused = attribution_map(alone, aligned.backbone, swapped, shown=False)
     assert "differ in length" in refused.attrs["refused"]
     assert (refused.attrs["method"], refused.attrs["method_name"]) == ("", "none")
     for name in ("effect", "score", "agreement", "agreement_low", "agreement_high"):

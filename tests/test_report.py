@@ -424,14 +424,14 @@ def test_settings_are_shown_with_the_command(tree: xr.DataTree, summary: dict) -
 @pytest.mark.parametrize(
     ("pair", "vlm", "expected"),
     [
-        ("vlm-items", "/m/my vlm 0123456789ab", "--vlm '/m/my vlm' --backbone /m/llm --data FILE"),
+        ("vlm-items", "/m/my vlm", "--vlm '/m/my vlm' --backbone /m/llm --data FILE"),
         ("llava-1.5-7b-items", "llava-hf/llava-1.5-7b-hf", "llava-1.5-7b --data FILE"),
     ],
 )
 def test_the_command_of_a_pair_with_items_of_a_file(
     pair: str, vlm: str, expected: str, tree: xr.DataTree
 ) -> None:
-    settings = {"pair": pair, "vlm": vlm, "backbone": "/m/llm ba9876543210", "seed": 3}
+    settings = {"pair": pair, "vlm": vlm, "backbone": "/m/llm", "seed": 3}
     stage = tree["recall"].to_dataset()
     stage.attrs["provenance"] = {"settings": {**settings, "benchmark": "items 0123", "limit": 9}}
     run = xr.DataTree.from_dict({"recall": stage})

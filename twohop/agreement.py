@@ -8,13 +8,11 @@ import xarray as xr
 
 from interventions.attribution.agreement import correlation, spearman
 from twohop.localize import MAP_COMPONENTS
-from twohop.statistics import MIN_CLUSTERS, Estimate, cluster_sums
+from twohop.protocol import DEFAULT, Protocol
+from twohop.statistics import Estimate, cluster_sums, interval
 
-TOP = 10
 MEASURES = ("all", *MAP_COMPONENTS, "rank", "top")
-LEAST_AGREEMENT = 0.5
 ATTRIBUTION_STAGES = {"text": "attribution_text", "image": "attribution_image"}
-RESAMPLES_USED = 500  # of those drawn: a rank correlation of each takes time
 
 
 def in_windows(score: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
@@ -44,7 +42,12 @@ def in_windows(score: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.nda
 
 
 def agreement(
-    estimate: np.ndarray, exact: np.ndarray, entities: Sequence[str], *, seed: int
+    estimate: np.ndarray,
+    exact: np.ndarray,
+    entities: Sequence[str],
+    *,
+    seed: int,
+    protocol: Protocol = DEFAULT,
 ) -> dict[str, Estimate]:
     """Compare two maps of the same cells, each the mean over items.
 
@@ -55,15 +58,16 @@ def agreement(
     entities : sequence of str
         Of each item.
     seed : int
+    protocol : Protocol
 
     Returns
     -------
     dict of str to Estimate
         By :data:`MEASURES`: Pearson's correlation over the cells of ``all`` components and of each;
-        ``rank``: Spearman's, over all; ``top``: the share of the :data:`TOP` strongest exact cells
-        that are among the :data:`TOP` strongest estimated ones. NaN where a map is constant. The
-        interval is a bootstrap over entities; with fewer than five of them it is as wide as the
-        measure allows. ``n`` counts items.
+        ``rank``: Spearman's, over all; ``top``: the share of the strongest exact cells, as many as
+        the protocol's ``top_cells``, that are among as many strongest estimated ones. NaN where a
+        map is constant. The interval is a bootstrap over entities; with fewer of them than
+        ``least_clusters`` it is as wide as the measure allows. ``n`` counts items.
     """
     n = exact.shape[-1]
     cells = (np.isfinite(estimate) & np.isfinite(exact)).all(-1)
@@ -72,10 +76,12 @@ def agreement(
     nothing = Estimate(np.nan, np.nan, np.nan, n)
     if not n or not cells.any():
         return dict.fromkeys(MEASURES, nothing)
-    values = measures(both.mean(1), component)
-    sums, _ = cluster_sums(both.transpose(1, 0, 2), entities, seed=seed)
-    again = [measures(one, component) for one in sums[:RESAMPLES_USED]]
-    few = len(set(entities)) < MIN_CLUSTERS
+    top = protocol.top_cells
+    values = measures(both.mean(1), component, top=top)
+    sums, _ = cluster_sums(both.transpose(1, 0, 2), entities, seed=seed, protocol=protocol)
+    used = sums[: protocol.agreement_resamples]
+    again = [measures(one, component, top=top) for one in used]
+    few = len(set(entities)) < protocol.least_clusters
     found = {}
     for name, value in values.items():
         drawn = np.array([one[name] for one in again])
@@ -84,24 +90,24 @@ def agreement(
         elif few:
             found[name] = Estimate(value, 0.0 if name == "top" else -1.0, 1.0, n)
         else:
-            low, high = np.nanpercentile(drawn, [2.5, 97.5])
-            found[name] = Estimate(value, min(float(low), value), max(float(high), value), n)
+            low, high = interval(drawn)
+            found[name] = Estimate(value, min(low, value), max(high, value), n)
     return found
 
 
-def measures(maps: np.ndarray, component: np.ndarray) -> dict[str, float]:
+def measures(maps: np.ndarray, component: np.ndarray, *, top: int) -> dict[str, float]:
     """Every measure of two maps [cell, 2]; ``component`` [cell] counts :data:`MAP_COMPONENTS`."""
     estimate, exact = maps.T
     of_one = {
         name: correlation(estimate[component == i], exact[component == i])
         for i, name in enumerate(MAP_COMPONENTS)
     }
-    strongest = [set(np.argsort(-np.abs(one), kind="stable")[:TOP].tolist()) for one in maps.T]
+    strongest = [set(np.argsort(-np.abs(one), kind="stable")[:top].tolist()) for one in maps.T]
     return {
         "all": correlation(estimate, exact),
         **of_one,
         "rank": spearman(estimate, exact),
-        "top": len(strongest[0] & strongest[1]) / min(TOP, len(exact)),
+        "top": len(strongest[0] & strongest[1]) / min(top, len(exact)),
     }
 
 
@@ -136,6 +142,6 @@ def refusals(tree: xr.DataTree) -> dict[str, str]:
     }
 
 
-def doubtful(low: float) -> bool:
-    """Whether a correlation's interval reaches below :data:`LEAST_AGREEMENT`, or there is none."""
-    return not low >= LEAST_AGREEMENT
+def doubtful(low: float, *, protocol: Protocol = DEFAULT) -> bool:
+    """Whether a correlation's interval reaches below ``least_agreement``, or there is none."""
+    return not low >= protocol.least_agreement

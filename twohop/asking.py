@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from interventions import Model, Prompt
 from interventions.answer_tokens import candidate_ids, spaced, token_ids
 from interventions.choosing import RULES
 from twohop.answering import ASKED_ROWS, DEFAULT_RULE, WITHOUT_PRIOR, Decoding, answers
+from twohop.entities.digest import asked_parts, named
 from twohop.entities.items import Benchmark, Entity, Item, Template
 from twohop.places import has_image_tokens
+from twohop.protocol import DEFAULT, Protocol
 from twohop.running import Tick, no_tick, on_each
 from twohop.scoring import Outcome, names_it, normalise, outcome
 
@@ -35,6 +38,8 @@ class Study:
         What the backbone gave and later pairs on it will ask for again.
     tick : callable
         Told the number of rows done, for a progress bar.
+    protocol : Protocol
+        Every number that decides what is measured.
     """
 
     vlm: Model
@@ -44,11 +49,25 @@ class Study:
     max_new_tokens: int = 8
     kept: dict[Any, Any] = field(default_factory=dict, compare=False)
     tick: Tick = field(default=no_tick, compare=False)
+    protocol: Protocol = DEFAULT
 
     @property
     def decoding(self) -> Decoding:
         """How the benchmark's answers are written down."""
         return Decoding(self.max_new_tokens, self.benchmark.stop, self.benchmark.end)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What results depend on, as a run's settings have it; JSON types."""
+        parts = asked_parts(self.benchmark, protocol=self.protocol)
+        return {
+            "vlm": self.vlm.name,
+            "backbone": self.backbone.name,
+            "benchmark": named(self.benchmark, parts),
+            "asked": parts,
+            "seed": self.seed,
+            "protocol": self.protocol.as_settings(),
+        }
 
 
 def by_relation(items: Sequence[Item]) -> Iterator[tuple[str, list[int]]]:
@@ -131,8 +150,8 @@ def chain_prompt(study: Study, items: Sequence[Item], names: Sequence[str]) -> P
     return study.vlm.prompt(texts, images=images, share_prefix=True)
 
 
-def longest_answer(model: Model, benchmark: Benchmark) -> int:
-    """Tokens to generate: the longest name or accepted answer, and the stop.
+def longest_answer(model: Model, benchmark: Benchmark, *, protocol: Protocol = DEFAULT) -> int:
+    """Tokens to generate: the longest name or accepted answer, and the protocol's spare ones.
 
     Of the whole benchmark, also where only some of its items are asked about. In a chat, room for
     a sentence at least.
@@ -141,7 +160,8 @@ def longest_answer(model: Model, benchmark: Benchmark) -> int:
     texts |= {answer for item in benchmark.universe or benchmark.items for answer in item.answers}
     asked = text_prompt(model, benchmark.naming, benchmark.entities[:1])
     found = token_ids(model, sorted(texts), space=spaced(model, asked))
-    return max(max(len(ids) for ids in found) + SPARE_TOKENS, benchmark.least_tokens)
+    longest = max(len(ids) for ids in found)
+    return max(longest + protocol.spare_tokens, benchmark.least_tokens)
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,14 @@ from twohop.localize import MAP_COMPONENTS, share_of
 from twohop.memory import Batches
 from twohop.swaps import MAP_ROLES, Swap, swaps
 
-METHODS: tuple[Method, ...] = ("ig", "relp", "patching")
-"""Best agreement first. Integrated gradients need runs that correspond token by token and images
-that only enter with the embeddings; RelP needs a rule for each part; patching needs a gradient."""
-STEPS = 3  # an odd number, so that one of them is halfway
 ROWS = 16  # of a backward pass, which holds their activations
 
 
 def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: bool) -> xr.Dataset:
     """Estimate the effect of every component, block and role on the items of an exact map.
 
-    By the first of :data:`METHODS` that this model allows, in the exact map's unit: the logit of
-    the first token of the clean entity's answer minus that of the other's.
+    By the first of the protocol's ``attribution_methods`` that this model allows, in the exact
+    map's unit: the logit of the first token of the clean entity's answer minus that of the other's.
 
     Parameters
     ----------
@@ -66,11 +62,14 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
     shape = (len(MAP_COMPONENTS), model.n_layers, len(MAP_ROLES), len(pairs))
     score, span = np.full(shape, np.nan), np.full(len(pairs), np.nan)
     told = 0
-    for method in METHODS:
+    protocol = study.protocol
+    for method in protocol.attribution_methods:
         seen = 0
         try:
             for swap in swaps(study, model, pairs, shown=shown):
-                score[..., swap.rows], span[swap.rows] = scores(model, swap, method)
+                score[..., swap.rows], span[swap.rows] = scores(
+                    model, swap, method, steps=protocol.attribution_steps
+                )
                 seen += len(swap.rows)
                 study.tick(max(0, seen - told))  # a method before it may have come as far
                 told = max(seen, told)
@@ -86,11 +85,13 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
         exact["restored"].transpose("component", "window", "role", "map_item").values,
         [one.entity.code for one, _ in pairs],
         seed=study.seed,
+        protocol=protocol,
     )
+    effect = share_of(score, span, least=protocol.least_span)
     bounds = {"agreement": "value", "agreement_low": "low", "agreement_high": "high"}
     return xr.Dataset(
         {
-            "effect": (("component", "layer", "role"), share_of(score, span)),
+            "effect": (("component", "layer", "role"), effect),
             "score": (("component", "layer", "role", "map_item"), score),
             "span": ("map_item", span),
             **{
@@ -108,14 +109,18 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
         attrs={
             "method": used,
             "method_name": METHOD_NAMES[used] if used else "none",
-            "steps": STEPS if used == "ig" else 0,
+            "steps": protocol.attribution_steps if used == "ig" else 0,
             "refused": refused,
         },
     )
 
 
-def scores(model: Model, swap: Swap, method: Method) -> tuple[np.ndarray, np.ndarray]:
+def scores(
+    model: Model, swap: Swap, method: Method, *, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Scores of one relation's items, [component, layer, role, item], and the span, [item].
+
+    ``steps`` are those of integrated gradients.
 
     Raises
     ------
@@ -138,7 +143,7 @@ def scores(model: Model, swap: Swap, method: Method) -> tuple[np.ndarray, np.nda
                 components=MAP_COMPONENTS,
                 roles=swap.roles,
                 method=method,
-                steps=STEPS,
+                steps=steps,
                 verify=False,  # it is compared with the exact map
             )
             there = found["score"].sel(component=list(MAP_COMPONENTS), role=swap.roles)

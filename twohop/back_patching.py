@@ -9,34 +9,52 @@ from interventions import Model, Patch, Prompt, Site
 from twohop.asking import Decoding, Study, another, by_relation, image_prompt, score
 from twohop.cells import free_answers
 from twohop.entities.items import Item
+from twohop.errors import ProtocolError
 from twohop.memory import read
 from twohop.places import entity_tokens, padded
+from twohop.protocol import DEFAULT, Protocol
 from twohop.running import Task, Tick, on_each
 
-LATER = (0.4, 0.6, 0.8)
-EARLIER = (0.0, 0.1, 0.2)
+
+def layer_pairs(n_layers: int, *, protocol: Protocol = DEFAULT) -> list[tuple[int, int]]:
+    """Pairs (later, earlier) of layers tried by back-patching.
+
+    Raises
+    ------
+    ProtocolError
+        If so few layers have no such pair.
+    """
+    later, earlier = (
+        [min(round(share * n_layers), n_layers - 1) for share in shares]
+        for shares in (protocol.later_layers, protocol.earlier_layers)
+    )
+    found = [(s, t) for s in dict.fromkeys(later) for t in dict.fromkeys(earlier) if s > t]
+    if not found:
+        raise ProtocolError(
+            f"of {n_layers} layers, protocol.later_layers {protocol.later_layers} are {later} and "
+            f"protocol.earlier_layers {protocol.earlier_layers} are {earlier}: none is later. "
+            "Expected shares further apart."
+        )
+    return found
 
 
-def layer_pairs(n_layers: int) -> list[tuple[int, int]]:
-    """Pairs (later, earlier) of layers tried by back-patching."""
-    later = [round(share * n_layers) for share in LATER]
-    earlier = [round(share * n_layers) for share in EARLIER]
-    return [(s, t) for s in dict.fromkeys(later) for t in dict.fromkeys(earlier) if s > t]
+def dev_part(items: Sequence[Item], *, seed: int, protocol: Protocol = DEFAULT) -> np.ndarray:
+    """Which items are of the entities that choices are made on, [item].
 
-
-def dev_half(items: Sequence[Item], *, seed: int) -> np.ndarray:
-    """Which items are of the half of the entities that choices are made on, [item]."""
+    Their share of the entities is the protocol's ``dev_share``.
+    """
     codes = sorted({item.entity.code for item in items})
     shuffled = np.random.default_rng(seed).permutation(len(codes))
-    half = {codes[i] for i in shuffled[: len(codes) // 2]}
-    return np.array([item.entity.code in half for item in items], dtype=bool)
+    n = int(len(codes) * protocol.dev_share + 1e-9)
+    part = {codes[i] for i in shuffled[:n]}
+    return np.array([item.entity.code in part for item in items], dtype=bool)
 
 
 def back_patching(study: Study, items: Sequence[Item]) -> xr.Dataset:
     """Write the VLM's own later state at the image tokens into an earlier layer.
 
     At the question's tokens where an image has none. Every pair of layers is tried on every item;
-    the pair is fixed on one half of the entities (``dev``) and scored on the other. The null does
+    the pair is fixed on one part of the entities (``dev``) and scored on the other. The null does
     the same with the states of another entity's picture, in the size of the item's own, so that
     what a search over pairs finds by luck can be told apart.
 
@@ -48,7 +66,7 @@ def back_patching(study: Study, items: Sequence[Item]) -> xr.Dataset:
         ``later`` and ``earlier`` (pair); ``chosen`` and ``chosen_null``: index of
         the pair fixed on dev.
     """
-    pairs = layer_pairs(study.vlm.n_layers)
+    pairs = layer_pairs(study.vlm.n_layers, protocol=study.protocol)
     n = len(items)
     others = another(study, items)
     tables = {"own": np.zeros((len(pairs), n), bool), "null": np.zeros((len(pairs), n), bool)}
@@ -70,7 +88,7 @@ def back_patching(study: Study, items: Sequence[Item]) -> xr.Dataset:
         for name, texts in zip(tables, both, strict=True):
             for pair, said in enumerate(texts):
                 tables[name][pair, rows] = score(study, some, said, [""] * len(some)).right
-    dev = dev_half(items, seed=study.seed)
+    dev = dev_part(items, seed=study.seed, protocol=study.protocol)
     best = {
         name: int(table[:, dev].mean(1).argmax()) if dev.any() else 0
         for name, table in tables.items()

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from twohop.protocol import Protocol, documented
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twohop.allowed import Allowed
     from twohop.pairs import Pair
 
 RUNS = "runs"
@@ -19,6 +24,18 @@ def natural(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative; expected 0 or more")
     return number
+
+
+def counted(allowed: "Allowed") -> "Callable[[str], int]":
+    """How a number of the protocol is read from the command line."""
+
+    def read(text: str) -> int:
+        try:
+            return allowed.read(int(text))
+        except (TypeError, ValueError):
+            raise argparse.ArgumentTypeError(f"got {text!r}; expected {allowed.expected}") from None
+
+    return read
 
 
 def names(text: str) -> list[str]:
@@ -67,6 +84,21 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--seed", type=natural, default=0, help="of every random choice (%(default)s)"
     )
+    sizes = study.add_argument_group(
+        "sample sizes",
+        "Part of the protocol, and of a run's settings: a folder of results takes no others. Its "
+        "other numbers are set from Python, see twohop.protocol.",
+    )
+    for one in documented():
+        if one.flag:
+            sizes.add_argument(
+                one.flag,
+                type=counted(one.allowed),
+                default=one.default,
+                dest=one.name,
+                metavar="N",
+                help=f"{one.says} (%(default)s)",
+            )
     study.add_argument(
         "--remote",
         nargs="?",
@@ -164,9 +196,14 @@ def run_studies(options: argparse.Namespace) -> int:
     share_heads_on_a_cpu()
     again = options.force is not None and (names(",".join(options.force)) or True)
     selection = Selection.of(options.stage, again)
-    pairs = asked_pairs(options)
+    protocol = Protocol(
+        **{one.name: getattr(options, one.name) for one in documented() if one.flag}
+    )
+    pairs = asked_pairs(options, protocol)
     console = Console()
-    settings = Settings(limit=options.limit, seed=options.seed, remote=options.remote)
+    settings = Settings(
+        limit=options.limit, seed=options.seed, remote=options.remote, protocol=protocol
+    )
     apart = worth_sharing(pairs) and not options.remote
     run = run_side_by_side if apart else run_in_turn
     summaries, folders = [], []
@@ -187,7 +224,7 @@ def run_studies(options: argparse.Namespace) -> int:
     return 0
 
 
-def asked_pairs(options: argparse.Namespace) -> "list[Pair]":
+def asked_pairs(options: argparse.Namespace, protocol: Protocol) -> "list[Pair]":
     """The pairs that ``twohop study`` is to run, with the items of ``--data`` if there is one."""
     from rich.console import Console
 
@@ -218,7 +255,13 @@ def asked_pairs(options: argparse.Namespace) -> "list[Pair]":
         checked = check(options.data, read_map(options.map))
     print_data(checked.report, Console(stderr=True))
     return [
-        with_data(pair, checked, format=options.format, alter_views=options.alter_views)
+        with_data(
+            pair,
+            checked,
+            format=options.format,
+            alter_views=options.alter_views,
+            protocol=protocol,
+        )
         for pair in pairs
     ]
 

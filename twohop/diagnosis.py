@@ -4,7 +4,8 @@ import numpy as np
 import xarray as xr
 
 from twohop.places import IMAGE_ROLES
-from twohop.statistics import MIN_CLUSTERS, Estimate, difference
+from twohop.protocol import DEFAULT, Protocol
+from twohop.statistics import Estimate, difference
 
 VERDICTS = (
     "right",
@@ -17,18 +18,18 @@ VERDICTS = (
 )
 
 
-def beats_its_null(recovery: xr.Dataset, *, seed: int) -> Estimate:
+def beats_its_null(recovery: xr.Dataset, *, seed: int, protocol: Protocol = DEFAULT) -> Estimate:
     """Back-patching minus its null, on the items that did not choose the layers.
 
-    Not measured on fewer than :data:`twohop.statistics.MIN_CLUSTERS` entities.
+    Not measured on fewer entities than the protocol's ``least_clusters``.
     """
     test = ~recovery["dev"].values.astype(bool) & recovery["has_null"].values.astype(bool)
     entities = recovery["tried_entity"].values[test]
-    if len(set(entities)) < MIN_CLUSTERS:
+    if len(set(entities)) < protocol.least_clusters:
         return Estimate(np.nan, np.nan, np.nan, int(test.sum()))
     own = recovery["own"].values[int(recovery.attrs["chosen"]), test]
     null = recovery["null"].values[int(recovery.attrs["chosen_null"]), test]
-    return difference(own, null, entities, seed=seed)
+    return difference(own, null, entities, seed=seed, protocol=protocol)
 
 
 def read_at_image(resolution: xr.Dataset, kind: str) -> xr.DataArray:
@@ -37,23 +38,33 @@ def read_at_image(resolution: xr.Dataset, kind: str) -> xr.DataArray:
     return resolution["probe"].sel(kind=kind, role=there)
 
 
-def sustained(resolution: xr.Dataset, kind: str) -> xr.DataArray:
-    """Whether a probe reads each entity off an image role here and at the next layer, in one role.
+def sustained(resolution: xr.Dataset, kind: str, *, protocol: Protocol = DEFAULT) -> xr.DataArray:
+    """Whether a probe reads each entity off one image role, here and at the layers after.
 
-    A single hit can be luck. Never, where an image has no tokens. Dims ``layer`` and ``entity``.
+    At as many layers as the protocol's ``onset_layers``: a single hit can be luck. Never, where an
+    image has no tokens. Dims ``layer`` and ``entity``.
     """
     hits = read_at_image(resolution, kind)
-    return (hits & hits.shift(layer=-1, fill_value=False)).any("role")
+    found = hits
+    for ahead in range(1, protocol.onset_layers):
+        found = found & hits.shift(layer=-ahead, fill_value=False)
+    return found.any("role")
 
 
-def transfer_onset(resolution: xr.Dataset) -> xr.DataArray:
+def transfer_onset(resolution: xr.Dataset, *, protocol: Protocol = DEFAULT) -> xr.DataArray:
     """First layer from which the transfer probe reads each entity; -1 for never."""
-    hits = sustained(resolution, "transfer")
+    hits = sustained(resolution, "transfer", protocol=protocol)
     return hits.argmax("layer").where(hits.any("layer"), -1)
 
 
 def diagnosis(
-    gates: xr.Dataset, resolution: xr.Dataset, recovery: xr.Dataset, *, window_end: int, seed: int
+    gates: xr.Dataset,
+    resolution: xr.Dataset,
+    recovery: xr.Dataset,
+    *,
+    window_end: int,
+    seed: int,
+    protocol: Protocol = DEFAULT,
 ) -> xr.Dataset:
     """Give every item its verdict.
 
@@ -80,6 +91,7 @@ def diagnosis(
         Last block of the backbone's enrichment window.
     seed : int
         Of the bootstrap behind "beats its null".
+    protocol : Protocol
 
     Returns
     -------
@@ -90,10 +102,10 @@ def diagnosis(
     forced = gates["choice_right"].sel(gate="vlm_image").values
     said = gates["outcome"].sel(gate="vlm_image").values
     known_window = window_end >= 0
-    back_patched = beats_its_null(recovery, seed=seed)
+    back_patched = beats_its_null(recovery, seed=seed, protocol=protocol)
     beats = back_patched.low > 0
-    onset_of = transfer_onset(resolution)
-    plain = sustained(resolution, "plain").any("layer")
+    onset_of = transfer_onset(resolution, protocol=protocol)
+    plain = sustained(resolution, "plain", protocol=protocol).any("layer")
     entities = gates["entity"].values
     onset = onset_of.sel(entity=entities).values
     decodable = plain.sel(entity=entities).values

@@ -5,16 +5,15 @@ from collections.abc import Mapping
 import xarray as xr
 
 from twohop.asking import Study, another, by_relation
-from twohop.back_patching import dev_half, layer_pairs
+from twohop.back_patching import dev_part, layer_pairs
 from twohop.heuristic import places
 from twohop.localize import MAP_COMPONENTS, window_edges
 from twohop.places import has_image_tokens
 from twohop.recall import same_decoder
-from twohop.recovery import MAX_KEPT, MAX_LOST, MAX_RANDOM, PATCH_ARMS
-from twohop.resolution import FIT_VIEWS, probed_relation
+from twohop.resolution import probed_relation
 from twohop.stages import in_circuit
 from twohop.swaps import MAP_ROLES, swapped_items
-from twohop.transplant import RANDOM_SEEDS
+from twohop.transplant import PATCH_ARMS
 from twohop.window import known_items
 
 CHAINS = 3  # the chain of thought's arms
@@ -41,7 +40,9 @@ def expected_rows(stage: str, study: Study, done: Mapping[str, xr.Dataset]) -> i
     if stage == "resolution":
         return resolution_rows(study)
     if stage == "windows":
-        items = known_items(study.benchmark.items, in_circuit(stage, done), seed=study.seed)
+        known = in_circuit(stage, done)
+        most = study.protocol.window_items
+        items = known_items(study.benchmark.items, known, seed=study.seed, limit=most)
         with_rival = sum(one is not None for one in another(study, items))
         return len(items) * (study.backbone.n_layers + 1) + with_rival * study.backbone.n_layers
     if stage in ("map_text", "map_image"):
@@ -65,7 +66,7 @@ def resolution_rows(study: Study) -> int:
     """Rows of the probes' states: every picture, every name in every question, one relation's."""
     benchmark = study.benchmark
     probed = dict(by_relation(benchmark.items))[probed_relation(benchmark)]
-    pictures = (1 + len(FIT_VIEWS)) * len(benchmark.entities)
+    pictures = (1 + len(study.protocol.fit_views)) * len(benchmark.entities)
     names = len(benchmark.items) + len(benchmark.entities)
     return pictures + names + len(probed)
 
@@ -76,21 +77,23 @@ def map_rows(stage: str, study: Study, done: Mapping[str, xr.Dataset]) -> int:
     model = study.vlm if shown else study.backbone
     roles = len(MAP_ROLES) if has_image_tokens(model) or not shown else len(MAP_ROLES) - 1
     swapped = swapped_items(study, model, in_circuit(stage, done), shown=shown)
-    windows = len(window_edges(model.n_layers)) - 1
+    windows = len(window_edges(model.n_layers, most=study.protocol.map_windows)) - 1
     return len(swapped) * (windows * len(MAP_COMPONENTS) * roles + 2)
 
 
 def recovery_rows(study: Study, gates: xr.Dataset) -> int:
     """Rows of every arm."""
+    protocol = study.protocol
     items = study.benchmark.items
     right = {gate: gates["right"].sel(gate=gate).values for gate in gates["gate"].values}
     able = right["recognised"] & right["backbone_text"] & ~gates["surface"].values
     lost = able & ~right["vlm_image"]
-    tried = known_items(items, lost, seed=study.seed, limit=MAX_LOST)
-    kept = min(MAX_KEPT, int((able & right["vlm_image"]).sum()))
-    dev = int(dev_half(tried, seed=study.seed).sum())
-    arms = len(PATCH_ARMS) - 1 + CHAINS + 2 * len(layer_pairs(study.vlm.n_layers))
-    found = len(tried) * arms + min(MAX_RANDOM, len(tried)) * RANDOM_SEEDS
+    tried = known_items(items, lost, seed=study.seed, limit=protocol.lost_items)
+    kept = min(protocol.kept_items, int((able & right["vlm_image"]).sum()))
+    dev = int(dev_part(tried, seed=study.seed, protocol=protocol).sum())
+    pairs = layer_pairs(study.vlm.n_layers, protocol=protocol)
+    arms = len(PATCH_ARMS) - 1 + CHAINS + 2 * len(pairs)
+    found = len(tried) * arms + min(protocol.random_items, len(tried)) * protocol.random_seeds
     if dev:
         found += dev * len(places(study)) + len(tried) - dev
     return found + int(lost.sum()) + HARM_ARMS * kept

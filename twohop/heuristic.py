@@ -1,9 +1,9 @@
 """Writing the backbone's entity at the one position of the VLM where it helps most elsewhere.
 
-The position is found by exact patching on one half of the entities: the values are written at each
+The position is found by exact patching on one part of the entities: the values are written at each
 candidate, one at a time, and the log-probability of the answer is compared. A candidate is a place
 that every prompt has: an image token by its share of the image, or a token of the question by its
-distance from the end. The other half is scored.
+distance from the end. The others are scored.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,6 @@ from twohop.places import has_image_tokens, question_tokens
 from twohop.running import Task, Tick, on_each
 from twohop.transplant import Wanted, blocks_to, entity_values, said_in_cells
 
-IMAGE_PLACES, QUESTION_PLACES = 8, 8
-
 
 @dataclass(frozen=True)
 class Place:
@@ -35,16 +33,19 @@ class Place:
     role : str
         ``"image"`` or ``"question"``.
     which : int
-        Of the image, the ``which``-th of :data:`IMAGE_PLACES` parts' last token; of the question,
-        the token so far from its end.
+        Of the image, the ``which``-th of its parts' last token; of the question, the token so far
+        from its end.
+    parts : int
+        Of the image.
     """
 
     role: str
     which: int
+    parts: int
 
     def __str__(self) -> str:
         if self.role == "image":
-            return f"image token at {self.which + 1}/{IMAGE_PLACES}"
+            return f"image token at {self.which + 1}/{self.parts}"
         return f"question token {-1 - self.which}"
 
     def positions(self, prompt: Prompt) -> Positions:
@@ -52,7 +53,7 @@ class Place:
         tokens = prompt.at("image") if self.role == "image" else question_tokens(prompt)
         lists = []
         for index, n in zip(tokens.index, tokens.counts.tolist(), strict=True):
-            ahead = -(-n * (self.which + 1) // IMAGE_PLACES) - 1
+            ahead = -(-n * (self.which + 1) // self.parts) - 1
             chosen = ahead if self.role == "image" else max(n - 1 - self.which, 0)
             lists.append([int(index[chosen])])
         return from_lists(lists, length=prompt.length, single=True, role=str(self))
@@ -60,8 +61,9 @@ class Place:
 
 def places(study: Study) -> list[Place]:
     """The candidates, the end of the image first."""
-    image = [Place("image", i) for i in reversed(range(IMAGE_PLACES))]
-    asked = [Place("question", i) for i in range(QUESTION_PLACES)]
+    parts = study.protocol.image_places
+    image = [Place("image", i, parts) for i in reversed(range(parts))]
+    asked = [Place("question", i, parts) for i in range(study.protocol.question_places)]
     return [*image, *asked] if has_image_tokens(study.vlm) else asked
 
 

@@ -19,14 +19,12 @@ from twohop.places import padded
 from twohop.running import Tick, on_each
 from twohop.swaps import MAP_ROLES, Swap, swapped_items, swaps
 
-MAX_WINDOWS = 10
 MAP_COMPONENTS: tuple[Component, ...] = ("attn_out", "mlp_out", "resid_post")
-LEAST_SPAN = 0.1  # logits; below it a ratio says nothing
 
 
-def window_edges(n_layers: int) -> np.ndarray:
-    """Edges of at most :data:`MAX_WINDOWS` windows of blocks, [window + 1]."""
-    return np.linspace(0, n_layers, min(n_layers, MAX_WINDOWS) + 1).round().astype(int)
+def window_edges(n_layers: int, *, most: int) -> np.ndarray:
+    """Edges of at most ``most`` windows of blocks, [window + 1]."""
+    return np.linspace(0, n_layers, min(n_layers, most) + 1).round().astype(int)
 
 
 def patching_map(study: Study, model: Model, right: np.ndarray, *, shown: bool) -> xr.Dataset:
@@ -52,16 +50,18 @@ def patching_map(study: Study, model: Model, right: np.ndarray, *, shown: bool) 
         sublayers in all its blocks.
     """
     pairs = swapped_items(study, model, right, shown=shown)
-    edges = window_edges(model.n_layers)
+    edges = window_edges(model.n_layers, most=study.protocol.map_windows)
     shape = (len(MAP_COMPONENTS), len(edges) - 1, len(MAP_ROLES), len(pairs))
     restored, span = np.full(shape, np.nan), np.zeros(len(pairs))
     asked = list(swaps(study, model, pairs, shown=shown))
-    found = on_each(model, map_of_relation, ((swap,) for swap in asked), tick=study.tick)
+    tasks = ((swap, edges.tolist()) for swap in asked)
+    found = on_each(model, map_of_relation, tasks, tick=study.tick)
     for swap, (some, whole) in zip(asked, found, strict=True):
         restored[..., swap.rows], span[swap.rows] = some, whole
+    effect = share_of(restored, span, least=study.protocol.least_span)
     return xr.Dataset(
         {
-            "effect": (("component", "window", "role"), share_of(restored, span)),
+            "effect": (("component", "window", "role"), effect),
             "restored": (("component", "window", "role", "map_item"), restored),
             "span": ("map_item", span),
             "first_block": ("window", edges[:-1]),
@@ -76,20 +76,24 @@ def patching_map(study: Study, model: Model, right: np.ndarray, *, shown: bool) 
     )
 
 
-def share_of(restored: np.ndarray, span: np.ndarray) -> np.ndarray:
+def share_of(restored: np.ndarray, span: np.ndarray, *, least: float) -> np.ndarray:
     """Restored logits [..., item] as a share of the whole difference [item], a ratio of means.
 
-    NaN where clean and corrupt runs do not differ.
+    NaN where clean and corrupt runs differ by no more than ``least``, in logits.
     """
     whole = span.mean() if len(span) else 0.0
-    if abs(whole) <= LEAST_SPAN:
+    if abs(whole) <= least:
         return np.full(restored.shape[:-1], np.nan)
     return restored.mean(-1) / whole
 
 
-def map_of_relation(model: Model, swap: Swap, *, tick: Tick) -> tuple[np.ndarray, np.ndarray]:
-    """What each cell restores, [component, window, role, item], and the whole span, [item]."""
-    edges = window_edges(model.n_layers)
+def map_of_relation(
+    model: Model, swap: Swap, edges: list[int], *, tick: Tick
+) -> tuple[np.ndarray, np.ndarray]:
+    """What each cell restores, [component, window, role, item], and the whole span, [item].
+
+    ``edges`` are those of the windows of blocks, :func:`window_edges`.
+    """
     clean, corrupt = swap.clean, swap.corrupt
     here, there = ({name: side.at(name) for name in swap.roles} for side in (clean, corrupt))
     n_windows = len(edges) - 1
@@ -111,11 +115,11 @@ def map_of_relation(model: Model, swap: Swap, *, tick: Tick) -> tuple[np.ndarray
         return (last.gather(1, tokens[rows, None]) - last.gather(1, others[rows, None]))[:, 0]
 
     def first_block(component: Component, window: int) -> int:
-        return int(edges[window + 1]) - 1 if component == "resid_post" else int(edges[window])
+        return edges[window + 1] - 1 if component == "resid_post" else edges[window]
 
     cells = []
     for component, window, name in places:
-        blocks = slice(first_block(component, window), int(edges[window + 1]))
+        blocks = slice(first_block(component, window), edges[window + 1])
         cells.append([Patch(component, blocks, there[name], values[component, name][blocks])])
 
     def bare(prompt: Prompt) -> np.ndarray:

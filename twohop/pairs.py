@@ -1,6 +1,6 @@
 """VLM-backbone pairs: built in, published (`twohop.published`), or the user's own."""
 
-import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +9,10 @@ from interventions.errors import InterventionsError, did_you_mean
 from twohop.entities.formats import CHAT, COMPLETION, QA, Kind, PromptFormat, writer_for
 from twohop.entities.items import Benchmark
 from twohop.entities.validation import Checked
+from twohop.protocol import DEFAULT, Protocol
 from twohop.published import PUBLISHED, PublishedPair
+
+ASSEMBLED = re.compile(r"-[0-9a-f]{12}$")  # what the name of a folder made here ends with
 
 
 @dataclass(frozen=True)
@@ -175,23 +178,20 @@ def _place(model: str | Path) -> str:
 
 
 def model_name(place: Path | str) -> str:
-    """What results call a model: a built-in one by its folder's name, another by where it is.
+    """What results call a model: a built-in one by its name, another by where it is.
 
-    A user's folder is also told from itself by when its files were written, as a model that was
-    trained on must not be given the results of what it was before.
+    Which weights are there is told apart by :class:`twohop.checkpoints.Digests`.
     """
-    if isinstance(place, Path) or not Path(place).is_dir():
-        return place.name if isinstance(place, Path) else place
-    written = [
-        (one.name, one.stat().st_size, one.stat().st_mtime_ns)
-        for pattern in ("*.json", "*.safetensors")
-        for one in sorted(Path(place).glob(pattern))
-    ]
-    return f"{place} {hashlib.sha256(repr(written).encode()).hexdigest()[:12]}"
+    return ASSEMBLED.sub("", place.name) if isinstance(place, Path) else place
 
 
 def with_data(
-    pair: Pair, checked: Checked, *, format: Kind | None = None, alter_views: bool = False
+    pair: Pair,
+    checked: Checked,
+    *,
+    format: Kind | None = None,
+    alter_views: bool = False,
+    protocol: Protocol = DEFAULT,
 ) -> Pair:
     """Return the pair, asked about the items of a file.
 
@@ -204,6 +204,8 @@ def with_data(
         How it is asked; default: what the map says, else what the pair declares.
     alter_views : bool
         Let altered copies stand in where an entity has fewer pictures than the probes need.
+    protocol : Protocol
+        Says which pictures they need.
 
     Raises
     ------
@@ -211,11 +213,10 @@ def with_data(
         If no item is usable, or entities have too few pictures.
     """
     from twohop.entities.files import check_views, data_benchmark
-    from twohop.resolution import FIT_VIEWS
 
     checked.needed()
     if not alter_views:
-        check_views(checked, needed=max(FIT_VIEWS) + 1)
+        check_views(checked, needed=max(protocol.test_view, *protocol.fit_views) + 1)
     kind = format or checked.map.format
     chosen = PromptFormat(kind) if kind else pair.format
 

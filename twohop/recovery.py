@@ -17,7 +17,7 @@ arm                                       what is written, and where
 ``transplant_question_mlp``
 ``transplant_heuristic``                  block outputs, into the one token where that raises the
                                           answer's probability most on other entities
-``transplant_random_position``            as the first, into as many random text tokens (20 seeds)
+``transplant_random_position``            as the first, into as many random text tokens
 ``wrong_entity``                          another entity's values, into every image token
 ``mean_entity``                           the mean over the other entities
 ``norm_matched``                          random vectors of the same norm
@@ -43,14 +43,13 @@ from twohop.asking import (
     score,
     text_array,
 )
-from twohop.back_patching import back_patching, dev_half
+from twohop.back_patching import back_patching, dev_part
 from twohop.entities.items import Item
 from twohop.heuristic import gains, transplant_at
 from twohop.running import on_each
 from twohop.transplant import (
     LAST,
     PATCH_ARMS,
-    RANDOM_SEEDS,
     WHOLE,
     WITHOUT_IMAGE_TOKENS,
     follows,
@@ -61,9 +60,6 @@ from twohop.transplant import (
 )
 from twohop.window import known_items
 
-MAX_LOST = 24
-MAX_KEPT = 18
-MAX_RANDOM = 12
 ARMS = (
     *PATCH_ARMS[:3],
     *WITHOUT_IMAGE_TOKENS.values(),
@@ -149,19 +145,21 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
         positions), NaN where an arm was not tried on an item; ``said`` (arm, lost); ``followed``
         (follow_arm, tried): the answer is that of the entity whose values, or name, were put in;
         ``still_right`` (harm_arm, kept); back-patching as :func:`back_patching`;
-        ``heuristic_gain`` (heuristic_place), nats, on the half that chose the place. Attributes
+        ``heuristic_gain`` (heuristic_place), nats, on the part that chose the place. Attributes
         ``whole_arm``: the transplant that the diagnosis goes by; ``heuristic``: the place.
     """
-    benchmark = study.benchmark
+    benchmark, protocol = study.benchmark, study.protocol
     right = {gate: gates["right"].sel(gate=gate).values for gate in gates["gate"].values}
     able = right["recognised"] & right["backbone_text"] & ~gates["surface"].values
     lost = [
         item for item, gone in zip(benchmark.items, able & ~right["vlm_image"], strict=True) if gone
     ]
     tried = known_items(
-        benchmark.items, able & ~right["vlm_image"], seed=study.seed, limit=MAX_LOST
+        benchmark.items, able & ~right["vlm_image"], seed=study.seed, limit=protocol.lost_items
     )
-    kept = known_items(benchmark.items, able & right["vlm_image"], seed=study.seed, limit=MAX_KEPT)
+    kept = known_items(
+        benchmark.items, able & right["vlm_image"], seed=study.seed, limit=protocol.kept_items
+    )
     place = {item.id: i for i, item in enumerate(benchmark.items)}
     own_names = gates["text"].sel(gate="recognised").values
 
@@ -176,7 +174,8 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
             arms[arm], said[arm] = scored.right, scored.texts
             if arm == "wrong_entity":
                 followed[arm] = follows(study, tried, scored)
-        some = known_items(tried, np.ones(len(tried), bool), seed=study.seed, limit=MAX_RANDOM)
+        every = np.ones(len(tried), bool)
+        some = known_items(tried, every, seed=study.seed, limit=protocol.random_items)
         arms["transplant_random_position"] = np.full(len(tried), np.nan)
         arms["transplant_random_position"][[tried.index(item) for item in some]] = random_positions(
             study, some, last_block=last_block
@@ -247,7 +246,7 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
         attrs={
             "last_block": last_block,
             "last_mlp": last_mlp,
-            "random_seeds": RANDOM_SEEDS,
+            "random_seeds": protocol.random_seeds,
             "whole_arm": whole_arm,
             "heuristic": max(scores, key=lambda place: scores[place], default="none"),
         },
@@ -260,7 +259,7 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
 def heuristic(
     study: Study, items: Sequence[Item], *, last: int
 ) -> tuple[dict[str, float], np.ndarray, list[str]]:
-    """Choose the place of the transplant on one half of the entities, and score the other.
+    """Choose the place of the transplant on one part of the entities, and score the others.
 
     Returns
     -------
@@ -268,10 +267,10 @@ def heuristic(
         For each place, the mean log-probability it gives to the answer's first token, nats; empty
         where there are no two entities.
     recovered : ndarray [item]
-        NaN on the half that chose.
+        NaN on the part that chose.
     said : list of str
     """
-    dev = dev_half(items, seed=study.seed)
+    dev = dev_part(items, seed=study.seed, protocol=study.protocol)
     recovered, said = np.full(len(items), np.nan), [""] * len(items)
     if not dev.any():
         return {}, recovered, said

@@ -28,17 +28,13 @@ from twohop.asking import (
 )
 from twohop.entities.items import PLACE, Benchmark, Entity, Template
 from twohop.places import IMAGE_ROLES, backbone_layers, has_image_tokens, padded
+from twohop.protocol import DEFAULT, Protocol
 from twohop.running import Task, Tick, on_each
-from twohop.statistics import cluster_sums
+from twohop.statistics import cluster_sums, interval
 
 ROLES = (*IMAGE_ROLES, "last")
-FIT_VIEWS = (1, 2)
-TEST_VIEW = 0
 BATCH_TOKENS = 3072
 RAGGED_ROWS = 32  # of like length, so that little padding is run
-LENS_ROWS = 24
-SHARE_OF_MAXIMUM = 0.9
-
 
 Roles = dict[str, Positions]
 
@@ -168,17 +164,21 @@ def name_states(
     return text_states(study, [(prompt, prompt.at("entity", -1)) for prompt in prompts])
 
 
-def depth(curve: np.ndarray) -> np.ndarray:
-    """First layer at 90 % of a curve's maximum; works on [layer] or [resample, layer]."""
-    reached = curve >= SHARE_OF_MAXIMUM * curve.max(-1, keepdims=True) - 1e-12
+def depth(curve: np.ndarray, *, protocol: Protocol = DEFAULT) -> np.ndarray:
+    """First layer at a share of a curve's maximum, the protocol's ``resolved_share``.
+
+    Works on [layer] or [resample, layer].
+    """
+    reached = curve >= protocol.resolved_share * curve.max(-1, keepdims=True) - 1e-12
     return reached.argmax(-1)
 
 
-def depth_interval(hits: np.ndarray, clusters: Sequence[str], *, seed: int) -> tuple[float, float]:
+def depth_interval(
+    hits: np.ndarray, clusters: Sequence[str], *, seed: int, protocol: Protocol = DEFAULT
+) -> tuple[float, float]:
     """95 % interval of the depth of a curve of hits [layer, row], resampling entities."""
-    sums, counts = cluster_sums(hits.T.astype(float), clusters, seed=seed)
-    low, high = np.percentile(depth(sums / counts[:, None]), [2.5, 97.5])
-    return float(low), float(high)
+    sums, counts = cluster_sums(hits.T.astype(float), clusters, seed=seed, protocol=protocol)
+    return interval(depth(sums / counts[:, None], protocol=protocol))
 
 
 def resolution(study: Study) -> xr.Dataset:
@@ -202,14 +202,14 @@ def resolution(study: Study) -> xr.Dataset:
         test, with ``answer_chance``. Attribute ``vlm_blocks``: the VLM's block for each of the
         backbone's.
     """
-    benchmark, vlm = study.benchmark, study.vlm
+    benchmark, vlm, protocol = study.benchmark, study.vlm, study.protocol
     entities = benchmark.entities
     n = len(entities)
     labels = torch.arange(n)
 
-    test, *fit_parts = image_states(study, (TEST_VIEW, *FIT_VIEWS))
+    test, *fit_parts = image_states(study, (protocol.test_view, *protocol.fit_views))
     roles = [role for role in ROLES if role in test]
-    fit_labels = labels.repeat(len(FIT_VIEWS))
+    fit_labels = labels.repeat(len(protocol.fit_views))
     matched = backbone_layers(vlm, study.backbone)
     row_of = {entity.code: row for row, entity in enumerate(entities)}
     asked = [
@@ -219,8 +219,9 @@ def resolution(study: Study) -> xr.Dataset:
     names = [(template, [entities[row] for row in rows]) for template, rows in asked]
     named = [found[matched] for found in name_states(study, [*names, (benchmark.naming, entities)])]
     name_labels = torch.tensor([row for _, rows in asked for row in rows] + [*range(n)])
-    transfer = fit_probe(torch.cat(named, dim=1), name_labels, n_classes=n)
-    kept_out = fit_probe(torch.cat(named[:-1], dim=1), name_labels[:-n], n_classes=n)
+    ridge = protocol.probe_ridge
+    transfer = fit_probe(torch.cat(named, dim=1), name_labels, n_classes=n, ridge=ridge)
+    kept_out = fit_probe(torch.cat(named[:-1], dim=1), name_labels[:-n], n_classes=n, ridge=ridge)
     own = (kept_out.predict(named[-1]) == labels).double().mean(-1)
 
     generator = torch.Generator().manual_seed(study.seed)
@@ -228,7 +229,7 @@ def resolution(study: Study) -> xr.Dataset:
     for role in roles:
         fitted = torch.cat([part[role] for part in fit_parts], dim=1)
         mixed = fit_labels[torch.randperm(len(fit_labels), generator=generator)]
-        plain, shuffled = fit_probes(fitted, [fit_labels, mixed], n_classes=n)
+        plain, shuffled = fit_probes(fitted, [fit_labels, mixed], n_classes=n, ridge=ridge)
         hits["plain"].append(plain.predict(test[role]) == labels)
         hits["transfer"].append(transfer.predict(test[role]) == labels)
         hits["shuffled"].append(shuffled.predict(test[role]) == labels)
@@ -236,7 +237,10 @@ def resolution(study: Study) -> xr.Dataset:
     accuracy = table.mean(-1)
     codes = [entity.code for entity in entities]
     intervals = np.array(
-        [[depth_interval(one, codes, seed=study.seed) for one in kind] for kind in table]
+        [
+            [depth_interval(one, codes, seed=study.seed, protocol=protocol) for one in kind]
+            for kind in table
+        ]
     )
 
     lens_entity, lens_answer = lens_curves(study, [test[role] for role in roles])
@@ -245,7 +249,7 @@ def resolution(study: Study) -> xr.Dataset:
         {
             "probe": (("kind", "role", "layer", "entity"), table),
             "accuracy": (("kind", "role", "layer"), accuracy),
-            "depth": (("kind", "role"), depth(accuracy)),
+            "depth": (("kind", "role"), depth(accuracy, protocol=protocol)),
             "depth_low": (("kind", "role"), intervals[..., 0]),
             "depth_high": (("kind", "role"), intervals[..., 1]),
             "backbone_accuracy": ("layer", own.numpy()),
@@ -266,8 +270,8 @@ def resolution(study: Study) -> xr.Dataset:
             "answer_relation": probed,
             "answer_chance": chance,
             "chance": 1 / n,
-            "fit_views": list(FIT_VIEWS),
-            "test_view": TEST_VIEW,
+            "fit_views": list(protocol.fit_views),
+            "test_view": protocol.test_view,
         },
     )
 
@@ -275,7 +279,8 @@ def resolution(study: Study) -> xr.Dataset:
 def lens_curves(study: Study, hidden: Sequence[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Mean lens probability of the name's and of the answer's first token, [role, layer] each.
 
-    On at most :data:`LENS_ROWS` entities: the head is the dearest part of a small model.
+    On no more entities than the protocol's ``lens_entities``: the head is the dearest part of a
+    small model.
     """
     benchmark, vlm = study.benchmark, study.vlm
     entities = benchmark.entities
@@ -286,7 +291,7 @@ def lens_curves(study: Study, hidden: Sequence[torch.Tensor]) -> tuple[np.ndarra
         for i in rows:
             said = (entities[i].name, answers[entities[i].code, relation])
             tokens[i] = torch.tensor([first_token(vlm, asked, one) for one in said])
-    some = [*range(0, len(entities), -(-len(entities) // LENS_ROWS))]
+    some = [*range(0, len(entities), -(-len(entities) // study.protocol.lens_entities))]
     logprobs, _ = lens(vlm, torch.cat([one[:, some] for one in hidden]), tokens[some])
     curves = logprobs.exp().mean(1).unflatten(0, (len(hidden), -1))
     return curves[..., 0].cpu().numpy(), curves[..., 1].cpu().numpy()
@@ -318,14 +323,15 @@ def answer_curves(study: Study, seen: torch.Tensor) -> tuple[np.ndarray, float, 
     template = benchmark.templates[relation]
     row_of = {entity.code: row for row, entity in enumerate(benchmark.entities)}
     named = text_prompt(study.backbone, template, entities)
-    folds = torch.tensor(np.random.default_rng(study.seed).permutation(len(items)) % 2)
+    n_folds, ridge = study.protocol.answer_folds, study.protocol.answer_ridge
+    folds = torch.tensor(np.random.default_rng(study.seed).permutation(len(items)) % n_folds)
     curves = []
     mine = seen[:, [row_of[entity.code] for entity in entities]]
     for last in (mine, *text_states(study, [(named, named.at("last"))])):
         right = torch.zeros(last.shape[:2])
-        for fold in (0, 1):
+        for fold in folds.unique().tolist():
             probe = fit_probe(
-                last[:, folds != fold], labels[folds != fold], n_classes=len(kinds), ridge=1e-1
+                last[:, folds != fold], labels[folds != fold], n_classes=len(kinds), ridge=ridge
             )
             here = probe.predict(last[:, folds == fold]) == labels[folds == fold]
             right[:, folds == fold] = here.float()

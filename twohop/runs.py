@@ -3,7 +3,8 @@
 import errno
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,20 @@ import xarray as xr
 
 from interventions import Model, load
 from interventions.errors import InterventionsError, ResultsError
-from interventions.results import STORE, Store, provenance, with_provenance, write_atomically
+from interventions.results import STORE, Store, write_atomically
 from twohop.asking import Study, Tick, image_prompt, longest_answer, no_tick, text_prompt
-from twohop.entities.items import Benchmark, Template, check_items
+from twohop.checkpoints import Digests
+from twohop.entities.digest import asked_parts, named
+from twohop.entities.digest import fingerprint as fingerprint
+from twohop.entities.items import Benchmark, check_items
 from twohop.expected import expected_rows
 from twohop.memory import MemoryTooSmall, ran_out, remedy
 from twohop.pairs import Pair, model_name
+from twohop.protocol import DEFAULT, Protocol
+from twohop.provenance import check_same_models, made_with
 from twohop.reporter import Progress, Reporter
 from twohop.soundness import check_sound
-from twohop.stages import BACKBONE_STAGES, NEEDS, STAGES, derived, run_stage
+from twohop.stages import BACKBONE_STAGES, NEEDS, STAGES, derived, measured
 from twohop.summary import summarise, verdict_sentence
 
 LEAST_ENTITIES = 2
@@ -39,11 +45,19 @@ class Settings:
         Of every random choice.
     remote : bool or str
         Run on NDIF, or on the NDIF server at a URL; see :meth:`twohop.pairs.Pair.places`.
+    protocol : Protocol
+        Every number that decides what is measured, such as how many lost items are tried.
+
+    Examples
+    --------
+    >>> Settings(protocol=Protocol(lost_items=48)).protocol.lost_items
+    48
     """
 
     limit: int | None = None
     seed: int = 0
     remote: bool | str = False
+    protocol: Protocol = DEFAULT
 
 
 class Models:
@@ -62,39 +76,17 @@ class Models:
         self.results: dict[Any, Any] = {}
         self.sound: set[str] = set()
 
-    def get(self, folder: Path | str, *, remote: bool | str = False) -> Model:
-        """Return the model of a folder, or the one that a server calls so."""
+    def get(
+        self, folder: Path | str, *, remote: bool | str = False, revision: str | None = None
+    ) -> Model:
+        """Return the model of a folder or repo, or the one that a server calls so."""
         if folder not in self._kept:
-            self._kept[folder] = load(folder, remote=remote)
+            self._kept[folder] = load(folder, remote=remote, revision=revision)
         return self._kept[folder]
 
     def drop(self, folder: Path | str) -> None:
         """Forget a model."""
         self._kept.pop(folder, None)
-
-
-def asked_as(template: Template) -> tuple[str, ...]:
-    """Everything a template writes."""
-    image = template.image_question
-    return (template.prefix, template.question, *(() if image is None else (image,)))
-
-
-def fingerprint(benchmark: Benchmark) -> str:
-    """Short hash of everything a benchmark asks."""
-    content: dict[str, Any] = {
-        "items": [(i.id, i.entity.name, i.entity.aliases, i.answers) for i in benchmark.items],
-        "templates": {k: asked_as(t) for k, t in benchmark.templates.items()},
-        "naming": asked_as(benchmark.naming),
-        "stop": benchmark.stop,
-        "chain": benchmark.chain(benchmark.relations[0], "X").question,
-    }
-    if benchmark.end:
-        content["end"] = benchmark.end
-    if benchmark.least_tokens:
-        content["least_tokens"] = benchmark.least_tokens
-    if benchmark.pictures:
-        content["pictures"] = benchmark.pictures
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -110,6 +102,8 @@ class PairRun:
         Where ``vlm`` and ``backbone`` are.
     own, common : Store
         Of this pair, and of the backbone's own stages, which pairs share.
+    revisions : dict
+        Which commit of a repo ``vlm`` and ``backbone`` are, where that is known.
     """
 
     pair: Pair
@@ -118,6 +112,7 @@ class PairRun:
     folders: dict[str, Path | str]
     own: Store
     common: Store
+    revisions: dict[str, str | None] = field(default_factory=dict)
 
     def store(self, stage: str) -> Store:
         """Where a stage is kept."""
@@ -128,7 +123,9 @@ class PairRun:
         mine, shared = self.own.stages(), self.common.stages()
         for stage in BACKBONE_STAGES:
             if stage in shared and stage not in mine:
-                self.own.put(stage, self.common.get(stage))
+                found = self.common.get(stage)
+                self.check_models(stage, found)
+                self.own.put(stage, found)
                 mine.append(stage)
         return mine
 
@@ -138,17 +135,26 @@ class PairRun:
 
     def study(self, stage: str, *, models: Models, tick: Tick = no_tick) -> Study:
         """What a stage works with; the backbone stands in for a VLM that it does not need."""
-        remote = self.settings.remote
-        backbone = models.get(self.folders["backbone"], remote=remote)
         alone = stage in BACKBONE_STAGES
+        backbone = self._model("backbone", models)
         return Study(
-            vlm=backbone if alone else models.get(self.folders["vlm"], remote=remote),
+            vlm=backbone if alone else self._model("vlm", models),
             backbone=backbone,
             benchmark=self.benchmark,
             seed=self.settings.seed,
-            max_new_tokens=longest_answer(backbone, self.benchmark),
+            max_new_tokens=longest_answer(
+                backbone, self.benchmark, protocol=self.settings.protocol
+            ),
             kept=models.results,
             tick=tick,
+            protocol=self.settings.protocol,
+        )
+
+    def _model(self, role: str, models: Models) -> Model:
+        return models.get(
+            self.folders[role],
+            remote=self.settings.remote,
+            revision=self.revisions.get(role),
         )
 
     def compute(
@@ -167,18 +173,11 @@ class PairRun:
             study = self.study(stage, models=models, tick=progress.tick)
             self.check(study, models)
             progress.expect(expected_rows(stage, study, done))
-            before = {"vlm": study.vlm.requests, "backbone": study.backbone.requests}
-            found = run_stage(stage, study, done)
+            return measured(stage, study, done, settings=self.store(stage).settings)
         except Exception as error:
             if not ran_out(error):
                 raise
             raise MemoryTooSmall(f"memory ran out in {stage}. {remedy(error)}") from error
-        made = provenance(vlm=study.vlm, backbone=study.backbone)
-        for role, earlier in before.items():
-            if "requests" in made[role]:  # of this stage alone
-                made[role]["requests"] -= earlier
-        seed = self.settings.seed
-        return with_provenance(found, made, settings=self.store(stage).settings, seed=seed)
 
     def check(self, study: Study, models: Models) -> None:
         """Refuse models that compute NaN: each answers one question before it is measured."""
@@ -194,7 +193,41 @@ class PairRun:
             check_sound(model, prompt)
             models.sound.add(model.name)
 
-    def keep(self, stage: str, found: xr.Dataset, *, made: bool = True) -> list[str]:
+    def check_models(self, stage: str, found: xr.Dataset, *, again: Collection[str] = ()) -> None:
+        """Refuse a stage's result if stages that it will lie beside are of other models.
+
+        Weights, an adapter, a number format or an attention implementation may differ under one
+        name.
+
+        Parameters
+        ----------
+        stage : str
+        found : Dataset
+        again : collection of str
+            Stages that are to be computed again and will not stay.
+
+        Raises
+        ------
+        ResultsError
+            With what differs.
+        """
+        gone = {stage, *derived(stage), *again}
+        for store in (self.own, self.common) if stage in BACKBONE_STAGES else (self.own,):
+            beside = {
+                one: made_with(attrs)
+                for one, attrs in store.attributes().items()
+                if one not in gone
+            }
+            check_same_models(stage, made_with(found.attrs), beside)
+
+    def keep(
+        self,
+        stage: str,
+        found: xr.Dataset,
+        *,
+        made: bool = True,
+        again: Collection[str] = (),
+    ) -> list[str]:
         """Store a stage's result, and give up what tells of an older one.
 
         Those are the stages derived from it, in the same write, and before it the summary and the
@@ -206,6 +239,8 @@ class PairRun:
         found : Dataset
         made : bool
             Whether this run made it; else another has, and stored it for all pairs.
+        again : collection of str
+            Stages that are still to be computed again.
 
         Returns
         -------
@@ -215,8 +250,9 @@ class PairRun:
         Raises
         ------
         ResultsError
-            If the disk is full.
+            If the disk is full, or stages that stay are of other models.
         """
+        self.check_models(stage, found, again=again)
         try:
             return self._keep(stage, found, made=made)
         except OSError as error:
@@ -250,7 +286,9 @@ class PairRun:
                 f"written when {', '.join(missing)} are there too: run it without --stage."
             )
             return None
-        summary = summarise(tree, pair=self.pair.key, seed=self.settings.seed)
+        summary = summarise(
+            tree, pair=self.pair.key, seed=self.settings.seed, protocol=self.settings.protocol
+        )
         summary["verdict"] = verdict_sentence(summary)
         write_atomically(
             self.own.folder / "summary.json",
@@ -281,15 +319,28 @@ def open_run(pair: Pair, *, out: Path, settings: Settings) -> PairRun:
             f"study puts others in its place: give items of at least {LEAST_ENTITIES} entities."
         )
     folders = pair.places(remote=settings.remote)
+    digests = Digests(out)
+    # What a server has is not on this machine; its results say what it was.
+    content = {} if settings.remote else {role: digests.of(one) for role, one in folders.items()}
+    names = {role: model_name(one) for role, one in folders.items()}
+    vlm, backbone = (
+        {role: names[role]} | ({f"{role}_checkpoint": content[role]} if content else {})
+        for role in ("vlm", "backbone")
+    )
+    parts = asked_parts(benchmark, protocol=settings.protocol)
     shared = {
         "twohop": version("twohop"),
-        "backbone": model_name(folders["backbone"]),
-        "benchmark": f"{benchmark.name} {fingerprint(benchmark)}",
+        **backbone,
+        "benchmark": named(benchmark, parts),
+        "asked": parts,
         "limit": settings.limit,
         "seed": settings.seed,
+        "protocol": settings.protocol.as_settings(),
         **({"remote": True} if settings.remote else {}),
     }
-    own = Store(out / pair.key, {"pair": pair.key, "vlm": model_name(folders["vlm"]), **shared})
+    own = Store(out / pair.key, {"pair": pair.key, **vlm, **shared})
     digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:12]
     common = Store(out / "backbones" / digest, shared)
-    return PairRun(pair, benchmark, settings, folders, own, common)
+    digests.save()
+    revisions = {role: one.get("commit") for role, one in content.items()}
+    return PairRun(pair, benchmark, settings, folders, own, common, revisions)

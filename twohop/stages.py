@@ -2,23 +2,25 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from interventions.errors import InterventionsError, did_you_mean
-from interventions.results import storable
+from interventions.fingerprints import Unchanged
+from interventions.results import provenance, with_provenance
 from twohop.asking import Study
 from twohop.attribution_map import attribution_map
 from twohop.diagnosis import diagnosis
 from twohop.localize import patching_map
+from twohop.provenance import BACKBONE_STAGES, check_same_models, check_same_study, made_with
 from twohop.recall import recall, text_gate
 from twohop.recovery import recovery
 from twohop.resolution import resolution
 from twohop.scoring import normalise
 from twohop.window import windows
 
-BACKBONE_STAGES = ("backbone_text", "windows", "map_text", "attribution_text")
 STAGES = (
     *BACKBONE_STAGES,
     "recall",
@@ -151,12 +153,16 @@ def run_stage(stage: str, study: Study, done: Mapping[str, xr.Dataset] | None = 
         :func:`~twohop.recall.recall`, :func:`twohop.window.windows`,
         :func:`twohop.localize.patching_map`, :func:`twohop.attribution_map.attribution_map`,
         :func:`twohop.resolution.resolution`, :func:`twohop.recovery.recovery`,
-        :func:`twohop.diagnosis.diagnosis`.
+        :func:`twohop.diagnosis.diagnosis`. The attribute ``provenance``, JSON, says what it was
+        made with: models, versions, and the study's benchmark, seed and protocol.
 
     Raises
     ------
     InterventionsError
         If there is no such stage, or ``done`` lacks one that it needs.
+    ResultsError
+        If what it needs was measured by another protocol, with another seed, on other items or on
+        other models.
     """
     Selection.of([stage], force=False)
     done = done or {}
@@ -165,10 +171,49 @@ def run_stage(stage: str, study: Study, done: Mapping[str, xr.Dataset] | None = 
             f"{stage} is given the results of {', '.join(NEEDS[stage])}; without "
             f"{', '.join(lacking)} it cannot run. run_stages([{stage!r}], study) runs them all."
         )
-    return storable(_result(stage, study, done))
+    check_same_study(stage, study.settings, _made(stage, done))
+    return measured(stage, study, done, settings=study.settings)
 
 
-def _result(stage: str, study: Study, done: Mapping[str, xr.Dataset]) -> xr.Dataset:
+def measured(
+    stage: str,
+    study: Study,
+    done: Mapping[str, xr.Dataset],
+    *,
+    settings: Mapping[str, Any],
+) -> xr.Dataset:
+    """Run a stage that is given all that it needs; the result says what it was made with.
+
+    Parameters
+    ----------
+    stage : str
+    study : Study
+    done : mapping of str to Dataset
+    settings : mapping
+        What the results depend on, besides the models; JSON types.
+
+    Raises
+    ------
+    ResultsError
+        If what it needs was measured on other models.
+    """
+    models = {"vlm": study.vlm, "backbone": study.backbone}
+    made = provenance(**models)
+    check_same_models(stage, made, _made(stage, done))
+    with Unchanged(*models.values()):
+        found = _measure(stage, study, done)
+    for role, model in models.items():
+        if "requests" in made[role]:  # of this stage alone
+            made[role]["requests"] = model.requests - made[role]["requests"]
+    return with_provenance(found, made, settings=settings, seed=study.seed)
+
+
+def _made(stage: str, done: Mapping[str, xr.Dataset]) -> dict[str, dict[str, Any]]:
+    """What the results that a stage needs were made with."""
+    return {need: made_with(done[need].attrs) for need in NEEDS[stage]}
+
+
+def _measure(stage: str, study: Study, done: Mapping[str, xr.Dataset]) -> xr.Dataset:
     if stage == "backbone_text":
         found = text_gate(study, study.backbone, gate="backbone_text")
         found.attrs["n_layers"] = study.backbone.n_layers
@@ -197,6 +242,7 @@ def _result(stage: str, study: Study, done: Mapping[str, xr.Dataset]) -> xr.Data
         done["recovery"],
         window_end=window_end,
         seed=study.seed,
+        protocol=study.protocol,
     )
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-N_RESAMPLES = 2000
-MIN_CLUSTERS = 5
+from twohop.protocol import DEFAULT, Protocol
+
+TAIL = 0.025  # on each side of what is called an interval everywhere: 95 %
 Labels = Sequence[str] | np.ndarray
 Numbers = Sequence[float] | Sequence[bool] | np.ndarray
 
@@ -45,10 +46,20 @@ class Estimate:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] (n {self.n})"
 
 
+def interval(drawn: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of resampled values [resample]; NaN among them is left out."""
+    if np.isnan(drawn).all():
+        return np.nan, np.nan
+    low, high = np.nanpercentile(drawn, [100 * TAIL, 100 * (1 - TAIL)])
+    return float(low), float(high)
+
+
 def cluster_sums(
-    values: np.ndarray, clusters: Labels, *, seed: int
+    values: np.ndarray, clusters: Labels, *, seed: int, protocol: Protocol = DEFAULT
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bootstrap sums and counts of ``values`` [item, ...] by resampling whole clusters.
+
+    As many times as the protocol's ``resamples``.
 
     Returns
     -------
@@ -61,12 +72,14 @@ def cluster_sums(
     sizes = np.bincount(index, minlength=len(codes)).astype(float)
     generator = np.random.default_rng(seed)
     weights = generator.multinomial(
-        len(codes), np.full(len(codes), 1 / len(codes)), size=N_RESAMPLES
+        len(codes), np.full(len(codes), 1 / len(codes)), size=protocol.resamples
     ).astype(float)
     return np.tensordot(weights, totals, axes=1), weights @ sizes
 
 
-def mean(values: Numbers, clusters: Labels, *, seed: int = 0) -> Estimate:
+def mean(
+    values: Numbers, clusters: Labels, *, seed: int = 0, protocol: Protocol = DEFAULT
+) -> Estimate:
     """Mean over items, with an interval by bootstrap over entities.
 
     Where all values are 0, or all 1, the interval is the exact binomial one on the number of
@@ -79,6 +92,8 @@ def mean(values: Numbers, clusters: Labels, *, seed: int = 0) -> Estimate:
         The entity of each item.
     seed : int
         Of the resampling.
+    protocol : Protocol
+        Says how often.
 
     Examples
     --------
@@ -90,12 +105,11 @@ def mean(values: Numbers, clusters: Labels, *, seed: int = 0) -> Estimate:
         return Estimate(np.nan, np.nan, np.nan, 0)
     if array.min() == array.max() and array[0] in (0.0, 1.0):
         # Resampling equal values gives no interval: take the exact binomial one, over entities.
-        margin = 1 - 0.025 ** (1 / len(set(np.asarray(clusters, dtype=str))))
+        margin = 1 - TAIL ** (1 / len(set(np.asarray(clusters, dtype=str))))
         low, high = (0.0, margin) if array[0] == 0 else (1 - margin, 1.0)
         return Estimate(float(array[0]), low, high, len(array))
-    sums, counts = cluster_sums(array, clusters, seed=seed)
-    low, high = np.percentile(sums / counts, [2.5, 97.5])
-    return Estimate(float(array.mean()), float(low), float(high), len(array))
+    sums, counts = cluster_sums(array, clusters, seed=seed, protocol=protocol)
+    return Estimate(float(array.mean()), *interval(sums / counts), len(array))
 
 
 def difference(
@@ -105,28 +119,30 @@ def difference(
     *,
     relative: bool = False,
     seed: int = 0,
+    protocol: Protocol = DEFAULT,
 ) -> Estimate:
     """Paired difference of two shares, or its part of the first one.
 
-    With fewer than :data:`MIN_CLUSTERS` entities, or where they all differ by the same, resampling
-    tells nothing; the interval is then widened by the exact binomial margin of that many entities.
+    With fewer entities than the protocol's ``least_clusters``, or where they all differ by the
+    same, resampling tells nothing; the interval is then widened by the exact binomial margin of
+    that many entities.
     """
     both = np.stack([np.asarray(first, float), np.asarray(second, float)], axis=1)
     if not len(both) or (relative and both[:, 0].sum() == 0):
         return Estimate(np.nan, np.nan, np.nan, len(both))
-    sums, counts = cluster_sums(both, clusters, seed=seed)
+    sums, counts = cluster_sums(both, clusters, seed=seed, protocol=protocol)
 
     def gap(a: Any, b: Any, n: Any) -> Any:
         return (a - b) / np.where(a == 0, np.nan, a) if relative else (a - b) / n
 
     value = float(gap(both[:, 0].sum(), both[:, 1].sum(), len(both)))
-    low, high = np.nanpercentile(gap(sums[:, 0], sums[:, 1], counts), [2.5, 97.5])
+    low, high = interval(gap(sums[:, 0], sums[:, 1], counts))
     n_clusters = len(set(np.asarray(clusters, dtype=str)))
-    if low == high or n_clusters < MIN_CLUSTERS:
-        margin = 1 - 0.025 ** (1 / n_clusters)
+    if low == high or n_clusters < protocol.least_clusters:
+        margin = 1 - TAIL ** (1 / n_clusters)
         low, high = min(low, value - margin), min(max(high, value + margin), 1.0)
         low = low if relative else max(low, -1.0)
-    return Estimate(value, float(low), float(high), len(both))
+    return Estimate(value, low, high, len(both))
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:

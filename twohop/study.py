@@ -30,7 +30,8 @@ def study_of(key: str | Pair, settings: Settings | None = None) -> Study:
         backbone=backbone,
         benchmark=benchmark,
         seed=settings.seed,
-        max_new_tokens=longest_answer(backbone, benchmark),
+        max_new_tokens=longest_answer(backbone, benchmark, protocol=settings.protocol),
+        protocol=settings.protocol,
     )
 
 
@@ -135,14 +136,15 @@ def run_in_turn(
             if stage not in to_run:
                 reporter.reused(stage)
                 continue
+            left = to_run[to_run.index(stage) :]
             if where in made:
-                gone = run.keep(stage, run.common.get(stage), made=False)
+                gone = run.keep(stage, run.common.get(stage), made=False, again=left)
                 reporter.reused(stage)
             else:
                 needed = run.needed(stage)
                 with reporter.stage(stage) as progress:
                     found = run.compute(stage, needed, models=models, progress=progress)
-                gone = run.keep(stage, found)
+                gone = run.keep(stage, found, again=left)
             reporter.gave_up([one for one in gone if one not in to_run], stage)
             made.add(where)
         models.drop(run.folders["vlm"])

@@ -5,18 +5,18 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from interventions.results import read_provenance
 from twohop.agreement import agreement_of_run, refusals
 from twohop.asking import SEPARATOR
 from twohop.diagnosis import VERDICTS, beats_its_null
 from twohop.places import IMAGE_ROLES, NO_IMAGE_TOKENS
+from twohop.protocol import DEFAULT, Protocol
+from twohop.provenance import made_with, protocol_of
 from twohop.published.architecture import Class, architecture_of
 from twohop.recall import GATES
 from twohop.resolution import depth
 from twohop.scoring import OUTCOMES
-from twohop.statistics import Estimate, cluster_sums, difference, mcnemar, mean
+from twohop.statistics import Estimate, cluster_sums, difference, interval, mcnemar, mean
 from twohop.transplant import PATCH_ARMS, WITHOUT_IMAGE_TOKENS
-from twohop.window import KEEPS
 
 LOSSES = {
     "knowledge_missing": "not known in text",
@@ -55,7 +55,7 @@ def not_available(resolution: xr.Dataset) -> dict[str, str]:
 
 def architecture(resolution: xr.Dataset) -> Class:
     """Class of the run's pair, from its provenance."""
-    provenance = read_provenance(resolution)
+    provenance = made_with(resolution.attrs)
     settings = provenance.get("settings", {})
     return architecture_of(
         settings.get("vlm", "unknown VLM"),
@@ -65,21 +65,28 @@ def architecture(resolution: xr.Dataset) -> Class:
     )
 
 
-def window_ends(windows: xr.Dataset, *, seed: int) -> np.ndarray:
+def window_ends(windows: xr.Dataset, *, seed: int, protocol: Protocol = DEFAULT) -> np.ndarray:
     """Bootstrap of the last block of the enrichment window, [resample]."""
     hits = windows["enrichment"].values.T.astype(float)
-    sums, _ = cluster_sums(hits, windows["entity"].values, seed=seed)
-    below = sums < KEEPS * sums[:, -1:] - 1e-9
+    sums, _ = cluster_sums(hits, windows["entity"].values, seed=seed, protocol=protocol)
+    below = sums < protocol.window_keeps * sums[:, -1:] - 1e-9
     return np.where(below.any(1), below.shape[1] - 1 - below[:, ::-1].argmax(1), -1)
 
 
-def lateness(resolution: xr.Dataset, windows: xr.Dataset, *, kind: str, seed: int) -> Estimate:
+def lateness(
+    resolution: xr.Dataset,
+    windows: xr.Dataset,
+    *,
+    kind: str,
+    seed: int,
+    protocol: Protocol = DEFAULT,
+) -> Estimate:
     """Layers between the end of the enrichment window and the entity's resolution.
 
-    The first layer at which a probe reads the entity off the image tokens (90 % of its maximum),
-    minus the last block of the backbone's enrichment window, in the VLM's layers. Positive is too
-    late. Not measured where there is no window, an image has no tokens, or the probe never does
-    better than on shuffled labels.
+    The first layer at which a probe reads the entity off the image tokens (the protocol's
+    ``resolved_share`` of its maximum), minus the last block of the backbone's enrichment window,
+    in the VLM's layers. Positive is too late. Not measured where there is no window, an image has
+    no tokens, or the probe never does better than on shuffled labels.
 
     Parameters
     ----------
@@ -91,18 +98,22 @@ def lateness(resolution: xr.Dataset, windows: xr.Dataset, *, kind: str, seed: in
     hits, control = image_hits(resolution, kind), image_hits(resolution, "shuffled")
     entities = resolution["entity"].values
     best = hits.mean(1).argmax()
-    reach = mean(hits[best], entities, seed=seed)
-    if reach.low <= mean(control[control.mean(1).argmax()], entities, seed=seed).high:
+    reach = mean(hits[best], entities, seed=seed, protocol=protocol)
+    luck = mean(control[control.mean(1).argmax()], entities, seed=seed, protocol=protocol)
+    if reach.low <= luck.high:
         return NOT_MEASURED
-    sums, counts = cluster_sums(hits.T.astype(float), entities, seed=seed)
+    sums, counts = cluster_sums(hits.T.astype(float), entities, seed=seed, protocol=protocol)
     end = vlm_block(resolution, int(windows.attrs["enrichment_end"]))
-    found = window_ends(windows, seed=seed + 1)
+    found = window_ends(windows, seed=seed + 1, protocol=protocol)
     ends = np.array([vlm_block(resolution, int(one)) for one in found])
-    low, high = np.percentile(depth(sums / counts[:, None]) - ends, [2.5, 97.5])
-    return Estimate(float(depth(hits.mean(1)) - end), float(low), float(high), len(entities))
+    low, high = interval(depth(sums / counts[:, None], protocol=protocol) - ends)
+    value = float(depth(hits.mean(1), protocol=protocol) - end)
+    return Estimate(value, low, high, len(entities))
 
 
-def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
+def summarise(
+    tree: xr.DataTree, *, pair: str, seed: int, protocol: Protocol | None = None
+) -> dict[str, Any]:
     """Reduce a run to the numbers of its verdict.
 
     Parameters
@@ -112,6 +123,8 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
     pair : str
     seed : int
         Of the bootstrap.
+    protocol : Protocol, optional
+        Default: what the run was made with.
 
     Returns
     -------
@@ -119,6 +132,7 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         JSON types. Every number is a dict with ``value``, ``low``, ``high`` (95 %, bootstrap over
         entities) and ``n``; None stands for what could not be measured.
     """
+    protocol = protocol_of(tree) if protocol is None else protocol
     gates = tree["recall"].to_dataset()
     resolution, windows = tree["resolution"].to_dataset(), tree["windows"].to_dataset()
     recovery, verdicts = tree["recovery"].to_dataset(), tree["diagnosis"].to_dataset()
@@ -130,11 +144,16 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
 
     def share(values: np.ndarray, of: np.ndarray | None = None) -> Estimate:
         rows = np.ones(len(entity), bool) if of is None else of
-        return mean(values[rows].astype(float), entity[rows], seed=seed)
+        return mean(values[rows].astype(float), entity[rows], seed=seed, protocol=protocol)
 
     def gap(first: str, by: dict[str, np.ndarray], *, relative: bool = False) -> Estimate:
         found = difference(
-            by[first][seen], by["vlm_image"][seen], entity[seen], relative=relative, seed=seed
+            by[first][seen],
+            by["vlm_image"][seen],
+            entity[seen],
+            relative=relative,
+            seed=seed,
+            protocol=protocol,
         )
         scale = 1 if relative else 100
         return Estimate(found.value * scale, found.low * scale, found.high * scale, found.n)
@@ -151,16 +170,21 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         "gap_relative": gap("backbone_text", right, relative=True),
         "gap_points_vlm_text": gap("vlm_text", right),
         "gap_points_forced": gap("backbone_text", forced),
-        "lateness_layers": lateness(resolution, windows, kind="transfer", seed=seed),
-        "lateness_layers_plain": lateness(resolution, windows, kind="plain", seed=seed),
+        "lateness_layers": lateness(
+            resolution, windows, kind="transfer", seed=seed, protocol=protocol
+        ),
+        "lateness_layers_plain": lateness(
+            resolution, windows, kind="plain", seed=seed, protocol=protocol
+        ),
         "outcomes": {one: share(outcomes == one, seen) for one in OUTCOMES},
         "diagnosis": {one: share(verdict == one) for one in VERDICTS},
-        "recovered": recovered(recovery, seed=seed),
+        "recovered": recovered(recovery, seed=seed, protocol=protocol),
         "followed": {
             str(arm): measured_mean(
                 recovery["followed"].sel(follow_arm=arm).values,
                 recovery["tried_entity"].values,
                 seed=seed,
+                protocol=protocol,
             )
             for arm in recovery["follow_arm"].values
         },
@@ -169,10 +193,11 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
                 recovery["still_right"].sel(harm_arm=arm).values,
                 recovery["kept_entity"].values,
                 seed=seed,
+                protocol=protocol,
             )
             for arm in recovery["harm_arm"].values
         },
-        "back_patching_minus_null": beats_its_null(recovery, seed=seed),
+        "back_patching_minus_null": beats_its_null(recovery, seed=seed, protocol=protocol),
     }
     return {
         "pair": pair,
@@ -184,10 +209,11 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         "enrichment_half": int(windows.attrs["enrichment_half"]),
         "readout_end": int(windows.attrs["readout_end"]),
         "n_layers": int(windows.sizes["block"]),
+        "protocol": protocol.as_settings(),
         "not_available": {**not_available(resolution), **refusals(tree)},
         "attribution_agreement": agreement_of_run(tree),
         "mcnemar": {"only_text": only_text, "only_image": only_image, "p": p},
-        "by_relation": by_relation(gates, seed=seed),
+        "by_relation": accuracy_by_relation(gates, seed=seed, protocol=protocol),
         **{
             name: (
                 {key: one.as_dict() for key, one in value.items()}
@@ -199,14 +225,16 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
     }
 
 
-def measured_mean(values: np.ndarray, entities: np.ndarray, *, seed: int) -> Estimate:
+def measured_mean(
+    values: np.ndarray, entities: np.ndarray, *, seed: int, protocol: Protocol
+) -> Estimate:
     """Mean over the items on which something was tried (not NaN)."""
     rows = ~np.isnan(values)
-    return mean(values[rows], entities[rows], seed=seed)
+    return mean(values[rows], entities[rows], seed=seed, protocol=protocol)
 
 
-def recovered(recovery: xr.Dataset, *, seed: int) -> dict[str, Estimate]:
-    """Share of lost items that each arm gives back; back-patching on its test half only."""
+def recovered(recovery: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[str, Estimate]:
+    """Share of lost items that each arm gives back; back-patching on its test part only."""
     found: dict[str, Estimate] = {}
     entity = recovery["lost_entity"].values
     dev = dict(zip(recovery["tried"].values, recovery["dev"].values.astype(bool), strict=True))
@@ -214,17 +242,20 @@ def recovered(recovery: xr.Dataset, *, seed: int) -> dict[str, Estimate]:
     for arm in recovery["arm"].values:
         values = recovery["recovered"].sel(arm=arm).values
         rows = ~chosen_on if str(arm).startswith("back_patching") else np.ones_like(chosen_on)
-        found[str(arm)] = measured_mean(values[rows], entity[rows], seed=seed)
+        found[str(arm)] = measured_mean(values[rows], entity[rows], seed=seed, protocol=protocol)
     own, null = recovery["own"].values, recovery["null"].values
     tried = recovery["tried_entity"].values
     if own.shape[1]:
-        found["back_patching_grid_mean"] = mean(own.mean(0), tried, seed=seed)
-        found["back_patching_oracle"] = mean(np.asarray(own.any(0)), tried, seed=seed)
-        found["back_patching_null_oracle"] = mean(np.asarray(null.any(0)), tried, seed=seed)
+        for name, values in (
+            ("back_patching_grid_mean", own.mean(0)),
+            ("back_patching_oracle", own.any(0)),
+            ("back_patching_null_oracle", null.any(0)),
+        ):
+            found[name] = mean(values, tried, seed=seed, protocol=protocol)
     return found
 
 
-def by_relation(gates: xr.Dataset, *, seed: int) -> dict[str, Any]:
+def accuracy_by_relation(gates: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[str, Any]:
     """Text and image accuracy of each relation, beside its best constant answer."""
     table: dict[str, Any] = {}
     for relation in dict.fromkeys(gates["relation"].values):
@@ -234,8 +265,10 @@ def by_relation(gates: xr.Dataset, *, seed: int) -> dict[str, Any]:
             continue
         accepted = [set(one.split(SEPARATOR)) for one in gates["accepted"].values[rows]]
         constant = max(float(np.mean([one in some for some in accepted])) for one in set(answers))
-        text = mean(gates["right"].sel(gate="backbone_text").values[rows], entity, seed=seed)
-        image = mean(gates["right"].sel(gate="vlm_image").values[rows], entity, seed=seed)
+        text, image = (
+            mean(gates["right"].sel(gate=gate).values[rows], entity, seed=seed, protocol=protocol)
+            for gate in ("backbone_text", "vlm_image")
+        )
         table[str(relation)] = {
             "backbone_text": text.as_dict(),
             "vlm_image": image.as_dict(),

@@ -13,7 +13,6 @@ from twohop.entities.items import Item, Template
 from twohop.places import question_tokens
 from twohop.window import known_items
 
-MAX_ITEMS = 9
 MAP_ROLES = ("entity", "between", "last")
 Pair = tuple[Item, Item]
 """An item, and one of the same relation about another entity."""
@@ -46,7 +45,7 @@ class Swap:
 
 
 def swapped_items(study: Study, model: Model, right: np.ndarray, *, shown: bool) -> list[Pair]:
-    """At most :data:`MAX_ITEMS` items, each with another that it can be told from.
+    """Items, each with another that it can be told from; at most the protocol's ``map_items``.
 
     Their answers begin with different tokens. Names have as many tokens where there is such a
     pair, so that the runs correspond token by token.
@@ -62,7 +61,7 @@ def swapped_items(study: Study, model: Model, right: np.ndarray, *, shown: bool)
         Whether it is asked about pictures.
     """
     benchmark = study.benchmark
-    items = known_items(benchmark.items, right, seed=study.seed, limit=MAX_ITEMS)
+    items = known_items(benchmark.items, right, seed=study.seed, limit=study.protocol.map_items)
     if not items:
         return []
     template = benchmark.templates[items[0].relation]

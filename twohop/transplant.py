@@ -26,7 +26,6 @@ from twohop.memory import read
 from twohop.places import entity_tokens, has_image_tokens, last_entity_token, question_tokens
 from twohop.running import Task, Tick, on_each
 
-RANDOM_SEEDS = 20
 WHOLE, LAST, WHOLE_MLP = "transplant_all_image", "transplant_last_image", "transplant_all_image_mlp"
 PATCH_ARMS = (
     WHOLE,
@@ -226,14 +225,15 @@ def follows(study: Study, items: Sequence[Item], scored: Scored) -> np.ndarray:
 def random_positions(study: Study, items: Sequence[Item], *, last_block: int) -> np.ndarray:
     """Write the right values at random text tokens instead of the image's.
 
-    As many as there are image tokens, but no more than half of the question's; where an image has
-    none, at one, as there is one last token.
+    As many as there are image tokens, but no more than a share of the question's, the protocol's
+    ``random_share``; where an image has none, at one, as there is one last token.
 
     Returns
     -------
     ndarray of bool [seed, item]
         Whether the free answer is then right.
     """
+    n_seeds, share = study.protocol.random_seeds, study.protocol.random_share
     layers = blocks_to(last_block)
     mapped = layer_map(study.vlm, study.backbone)[: len(layers)]
     [values] = entity_values(study, Wanted(items, "resid_post", layers))
@@ -243,17 +243,17 @@ def random_positions(study: Study, items: Sequence[Item], *, last_block: int) ->
         question = question_tokens(shown)
         generator = np.random.default_rng(study.seed)
         mine, cells = values[:, rows], []
-        for _ in range(RANDOM_SEEDS):
+        for _ in range(n_seeds):
             lists = []
             for row, most in enumerate(tokens.counts.tolist()):
                 free = question.index[row][question.mask[row]].tolist()
-                n = max(1, min(most, len(free) // 2))
+                n = max(1, min(most, int(len(free) * share + 1e-9)))
                 lists.append(sorted(generator.choice(free, size=n, replace=False).tolist()))
             drawn = from_lists(lists, length=shown.length, single=False, role="random position")
             cells.append([Patch("resid_post", mapped, drawn, mine)])
         return cells
 
-    table = np.zeros((RANDOM_SEEDS, len(items)), dtype=bool)
+    table = np.zeros((n_seeds, len(items)), dtype=bool)
     for seed, texts in enumerate(said_in_cells(study, items, cells_of, marked=True)):
         table[seed] = score(study, items, texts, [""] * len(items)).right
     return table

@@ -19,14 +19,8 @@ from twohop.entities.items import Item
 from twohop.memory import read
 from twohop.running import Task, Tick, on_each
 
-KEEPS = 0.9
-FOLLOWS_NO_MORE = 0.1
-MAX_ITEMS = 24
 
-
-def known_items(
-    items: Sequence[Item], right: np.ndarray, *, seed: int, limit: int = MAX_ITEMS
-) -> list[Item]:
+def known_items(items: Sequence[Item], right: np.ndarray, *, seed: int, limit: int) -> list[Item]:
     """At most ``limit`` of the items answered right, as many of each relation if possible."""
     generator = np.random.default_rng(seed)
     groups = [
@@ -59,10 +53,10 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
         where there is no other. Attributes
         ``enrichment_end`` and ``readout_end``: the last block of each window (-1: none);
         ``enrichment_half``: the last block of the first blocks that together give half of what
-        all MLPs give, which noise moves less.
+        all MLPs give (the protocol's ``transplant_share``), which noise moves less.
     """
-    model, benchmark = study.backbone, study.benchmark
-    items = known_items(benchmark.items, right, seed=study.seed)
+    model, benchmark, protocol = study.backbone, study.benchmark, study.protocol
+    items = known_items(benchmark.items, right, seed=study.seed, limit=protocol.window_items)
     n_layers = model.n_layers
     survives = np.zeros((n_layers + 1, len(items)), dtype=bool)
     follows = np.full((n_layers, len(items)), np.nan)
@@ -91,7 +85,7 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
     kept = survives.mean(1) if items else np.zeros(n_layers + 1)
     could_follow = ~np.isnan(follows).any(0)
     followed = follows[:, could_follow].mean(1) if could_follow.any() else np.zeros(n_layers)
-    above = followed >= max(FOLLOWS_NO_MORE * followed.max(), 1e-12)
+    above = followed >= max(protocol.readout_follows * followed.max(), 1e-12)
     return xr.Dataset(
         {
             "enrichment": (("edge", "item"), survives),
@@ -103,8 +97,10 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
             **item_coords(items),
         },
         attrs={
-            "enrichment_end": last_below(kept, KEEPS * kept[-1]),
-            "enrichment_half": last_below(kept, (kept[0] + kept[-1]) / 2),
+            "enrichment_end": last_below(kept, protocol.window_keeps * kept[-1]),
+            "enrichment_half": last_below(
+                kept, kept[0] + protocol.transplant_share * (kept[-1] - kept[0])
+            ),
             "readout_end": int(np.nonzero(above)[0].max()) if above.any() else -1,
         },
     )

@@ -156,7 +156,8 @@ def run_tasks(
                 stage = worker.task[1]
                 again = {other for _, other in tasks}
                 for i, run in enumerate(tasks[worker.task]):
-                    gone = run.keep(stage, what, made=i == 0)
+                    coming = {other for _, other in missing}
+                    gone = run.keep(stage, what, made=i == 0, again=coming)
                     gone = [label(run, one) for one in gone if one not in again]
                     reporter.gave_up(gone, label(run, stage))
                 bars.remove_task(worker.bar)
@@ -205,11 +206,15 @@ def work(pipe: Connection, threads: int) -> None:
     quiet_libraries()
     torch.set_num_threads(threads)
     models = Models()
+    runs: dict[Any, PairRun] = {}
     progress = Progress(lambda rows: pipe.send(Expected(rows)), pipe.send)
     while True:
         key, out, settings, stage, done = pipe.recv()
         try:
-            run = open_run(PAIRS[key], out=out, settings=settings)
+            asked = (key, out, settings)
+            if asked not in runs:
+                runs[asked] = open_run(PAIRS[key], out=out, settings=settings)
+            run = runs[asked]
             pipe.send(run.compute(stage, done, models=models, progress=progress))
         except Exception as error:
             pipe.send(error)

@@ -8,6 +8,8 @@ import xarray as xr
 
 from twohop.agreement import ATTRIBUTION_STAGES, doubtful
 from twohop.localize import MAP_COMPONENTS
+from twohop.protocol import Protocol
+from twohop.provenance import made_with, protocol_of
 from twohop.report import wording
 from twohop.report.numbers import measured, read, short, whole, written
 from twohop.summary import image_hits
@@ -22,17 +24,34 @@ def cautions(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
         Of a finished run.
     summary : mapping
     """
+    protocol = protocol_of(tree)
     return [
-        *_about_gates(summary),
-        *_about_default(tree),
-        *_about_probes(tree, summary),
-        *_about_verdicts(tree, summary),
-        *_about_recovery(summary),
-        *_about_attribution(tree, summary),
+        *_about_gates(summary, protocol),
+        *_about_default(tree, protocol),
+        *_about_probes(tree, summary, protocol),
+        *_about_verdicts(tree, summary, protocol),
+        *_about_recovery(summary, protocol),
+        *_about_attribution(tree, summary, protocol),
+        *_about_versions(tree),
     ]
 
 
-def _about_gates(summary: Mapping[str, Any]) -> list[str]:
+def _about_versions(tree: xr.DataTree) -> list[str]:
+    """What stages were computed with, where it is not the same for all."""
+    seen: dict[str, dict[str, list[str]]] = {}
+    for stage, node in tree.children.items():
+        for package, version in made_with(node.attrs).get("versions", {}).items():
+            seen.setdefault(package, {}).setdefault(version, []).append(str(stage))
+    return [
+        f"Stages were computed under different versions of {package}: "
+        + "; ".join(f"{version} ({', '.join(stages)})" for version, stages in versions.items())
+        + ". Numbers may differ for that alone: compute them all again with --force."
+        for package, versions in seen.items()
+        if len(versions) > 1
+    ]
+
+
+def _about_gates(summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
     found = []
     blank, image = read(summary["vlm_blank"]), read(summary["vlm_image"])
     if image.low <= blank.value:
@@ -48,12 +67,13 @@ def _about_gates(summary: Mapping[str, Any]) -> list[str]:
             f"little about recall: {', '.join(weak)}."
         )
     free, forced = read(summary["gap_points"]), read(summary["gap_points_forced"])
-    if abs(free.value - forced.value) >= 5:
+    if abs(free.value - forced.value) >= protocol.caution_scorers:
         found.append(
             f"The two scorers differ: the gap is {whole(free.value)} points in free answers and "
             f"{whole(forced.value)} in forced choice. The difference is format or echo, not recall."
         )
-    if summary["recognised"]["value"] is not None and summary["recognised"]["value"] < 0.5:
+    named = summary["recognised"]["value"]
+    if named is not None and named < protocol.caution_recognised:
         found.append(
             f"The VLM names only {short(summary['recognised'])} of the entities. The gap is about "
             "those."
@@ -61,13 +81,13 @@ def _about_gates(summary: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _about_default(tree: xr.DataTree) -> list[str]:
+def _about_default(tree: xr.DataTree, protocol: Protocol) -> list[str]:
     gates = tree["recall"].to_dataset()
     counted = ~gates["surface"].values.astype(bool)
     wrong = counted & ~gates["right"].sel(gate="vlm_image").values.astype(bool)
     same = gates["text"].sel(gate="vlm_image").values == gates["text"].sel(gate="vlm_blank").values
     n, share = int(wrong.sum()), float(same[wrong].mean()) if wrong.any() else 0.0
-    if n < 10 or share < 0.3:
+    if n < protocol.caution_blank_items or share < protocol.caution_blank_share:
         return []
     return [
         f"Of the {n} wrong image answers, {100 * share:.0f} % are word for word what the VLM says "
@@ -76,11 +96,11 @@ def _about_default(tree: xr.DataTree) -> list[str]:
     ]
 
 
-def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
+def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
     found = []
     data = tree["resolution"].to_dataset()
     plain = image_hits(data, "plain").mean(1)
-    if plain[0] >= 0.9 * plain.max() and plain.max() > 0:
+    if plain[0] >= protocol.caution_plain * plain.max() and plain.max() > 0:
         found.append(
             "The plain probe reads the entity from the image tokens at layer 0 already. It tells "
             "nothing about when the entity is formed; only the transfer probe can."
@@ -101,14 +121,14 @@ def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
             f"not pass with {data.sizes['entity']} entities. It does not prove that the form is "
             "absent."
         )
-    elif transfer.max() < 0.5:
+    elif transfer.max() < protocol.caution_transfer:
         found.append(
             f"The transfer probe reads at most {100 * transfer.max():.0f} % of the entities, so "
             "the "
             "lateness is about a weak curve."
         )
     own = data["backbone_accuracy"].values
-    if own.size and float(np.nanmax(own)) < 0.5:
+    if own.size and float(np.nanmax(own)) < protocol.caution_transfer:
         found.append(
             f"The transfer probe reads at most {100 * np.nanmax(own):.0f} % on the backbone's own "
             "text, "
@@ -119,13 +139,14 @@ def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _about_verdicts(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
+def _about_verdicts(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
     recovery, diagnosis = tree["recovery"].to_dataset(), tree["diagnosis"].to_dataset()
     end = summary["enrichment_end"]
     counted = ~tree["recall"].to_dataset()["surface"].values.astype(bool)
     rows = counted & (diagnosis["verdict"].values == "unexplained")
     unexplained = diagnosis["item"].values[rows]
-    if end < 0 or not recovery.sizes["lost"] or len(unexplained) < 5:
+    few = len(unexplained) < protocol.caution_unexplained
+    if end < 0 or not recovery.sizes["lost"] or few:
         return []
     regained = recovery["recovered"].sel(arm=recovery.attrs["whole_arm"]).values > 0
     back = dict(zip(recovery["lost"].values, regained, strict=True))
@@ -141,7 +162,7 @@ def _about_verdicts(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _about_recovery(summary: Mapping[str, Any]) -> list[str]:
+def _about_recovery(summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
     found = []
     arms = summary["recovered"]
     at_image = "recovered/transplant_all_image" not in summary["not_available"]
@@ -154,14 +175,15 @@ def _about_recovery(summary: Mapping[str, Any]) -> list[str]:
     )
     if measured(whole_arm) and measured(placebo):
         best, chance = read(whole_arm), read(placebo)
-        if chance.high >= best.low or chance.value >= 0.8 * best.value > 0:
+        near = chance.value >= protocol.caution_random * best.value > 0
+        if chance.high >= best.low or near:
             found.append(
                 f"Random positions recover {written(placebo)}, next to {written(whole_arm)} for "
                 f"the {'image' if at_image else 'question'} "
                 "tokens. The transplant shows that the values suffice, not that the place matters."
             )
     average = arms.get("mean_entity")
-    if measured(average) and read(average).low > 0.1:
+    if measured(average) and read(average).low > protocol.caution_mean_entity:
         found.append(
             f"The mean over entities, which names none, gives back {written(average)}: that much "
             "of any "
@@ -173,12 +195,14 @@ def _about_recovery(summary: Mapping[str, Any]) -> list[str]:
             f"Back-patching does not clearly beat its null: {short(arms['back_patching'])} against "
             f"{short(arms['back_patching_null'])}, difference {written(minus)} (n {read(minus).n})."
         )
-    if measured(whole_arm) and read(whole_arm).n < 20:
+    if measured(whole_arm) and read(whole_arm).n < protocol.caution_lost:
         found.append(f"Only {read(whole_arm).n} items were lost. Every share of them is rough.")
     return found
 
 
-def _about_attribution(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
+def _about_attribution(
+    tree: xr.DataTree, summary: Mapping[str, Any], protocol: Protocol
+) -> list[str]:
     found = []
     for which, stage in ATTRIBUTION_STAGES.items():
         name = wording.MAPS[which]
@@ -189,7 +213,7 @@ def _about_attribution(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[st
         said = [
             f"{wording.COMPONENTS[one]} {written(numbers[one], 'correlation')}"
             for one in MAP_COMPONENTS
-            if measured(numbers[one]) and doubtful(numbers[one]["low"])
+            if measured(numbers[one]) and doubtful(numbers[one]["low"], protocol=protocol)
         ]
         if said:
             found.append(

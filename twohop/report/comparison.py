@@ -14,6 +14,7 @@ from twohop.transplant import WITHOUT_IMAGE_TOKENS
 
 SAME = ("benchmark", "limit", "seed", "twohop")
 TELLING = ("limit", "seed", "benchmark", "twohop")
+PROTOCOL = "protocol."
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ def labels(summaries: Sequence[Summary]) -> list[str]:
     for one in summaries:
         parts, settings = [str(one["pair"])], one.get("settings", {})
         others = [x.get("settings", {}) for x in summaries if x["pair"] == one["pair"]]
-        for key in TELLING if pairs[parts[0]] > 1 else ():
-            if len({str(other.get(key)) for other in others}) > 1:
-                parts.append(f"{key} {_said(settings, key)}")
+        for key in (*TELLING, *_numbers(others)) if pairs[parts[0]] > 1 else ():
+            if len({_said(other, key) for other in others}) > 1:
+                parts.append(f"{key.removeprefix(PROTOCOL)} {_said(settings, key)}")
         found.append(", ".join(parts))
     totals, seen = Counter(found), Counter[str]()
     for i, label in enumerate(found):
@@ -76,7 +77,15 @@ def labels(summaries: Sequence[Summary]) -> list[str]:
     return found
 
 
+def _numbers(several: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys of the numbers of the runs' protocols, in order."""
+    protocols = (settings.get("protocol", {}) for settings in several)
+    return [*dict.fromkeys(f"{PROTOCOL}{name}" for one in protocols for name in one)]
+
+
 def _said(settings: Mapping[str, Any], key: str) -> str:
+    if key.startswith(PROTOCOL):
+        settings, key = settings.get("protocol", {}), key.removeprefix(PROTOCOL)
     if key not in settings:
         return "not recorded"
     return "all" if key == "limit" and settings[key] is None else str(settings[key])
@@ -146,7 +155,7 @@ def differing(summaries: Sequence[Summary]) -> list[str]:
     """
     found = []
     named = list(zip(labels(summaries), summaries, strict=True))
-    for key in SAME:
+    for key in (*SAME, *_numbers([one.get("settings", {}) for one in summaries])):
         runs: dict[str, list[str]] = {}
         for label, one in named:
             if "settings" in one:

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from twohop.places import IMAGE_ROLES
+from twohop.protocol import Protocol
+from twohop.provenance import protocol_of
 from twohop.report.numbers import measured, written
 from twohop.report.style import (
     BLUE,
@@ -27,9 +29,8 @@ from twohop.report.style import (
     spread,
 )
 from twohop.resolution import depth
-from twohop.statistics import cluster_sums
+from twohop.statistics import TAIL, cluster_sums
 from twohop.summary import image_hits, vlm_block
-from twohop.window import FOLLOWS_NO_MORE, KEEPS
 
 KINDS = {
     "plain": ("plain probe", BLUE),
@@ -38,18 +39,27 @@ KINDS = {
 }
 
 
-def band(hits: np.ndarray, entities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def band(
+    hits: np.ndarray, entities: np.ndarray, *, protocol: Protocol
+) -> tuple[np.ndarray, np.ndarray]:
     """95 % interval of each point of a curve of hits [layer, row], resampling entities."""
-    sums, counts = cluster_sums(hits.T.astype(float), list(entities), seed=0)
-    low, high = np.percentile(sums / counts[:, None], [2.5, 97.5], axis=0)
+    sums, counts = cluster_sums(hits.T.astype(float), list(entities), seed=0, protocol=protocol)
+    low, high = np.percentile(sums / counts[:, None], [100 * TAIL, 100 * (1 - TAIL)], axis=0)
     return low, high
 
 
 def curve(
-    axes: Axes, x: np.ndarray, hits: np.ndarray, entities: np.ndarray, *, colour: str, **how: Any
+    axes: Axes,
+    x: np.ndarray,
+    hits: np.ndarray,
+    entities: np.ndarray,
+    *,
+    protocol: Protocol,
+    colour: str,
+    **how: Any,
 ) -> np.ndarray:
     """Draw the mean of hits [layer, row] with its interval, and return it."""
-    low, high = band(hits, entities)
+    low, high = band(hits, entities, protocol=protocol)
     axes.fill_between(x, low, high, color=colour, alpha=0.14, lw=0)
     axes.plot(x, hits.mean(1), color=colour, **how)
     return hits.mean(1)
@@ -88,7 +98,7 @@ def layer_axis(axes: Axes, last: int) -> None:
 
 def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
     """Where the entity (above) and the answer (below) can be read, against the recall windows."""
-    data = tree["resolution"].to_dataset()
+    data, protocol = tree["resolution"].to_dataset(), protocol_of(tree)
     x, entities = data["layer"].values, data["entity"].values
     last = int(x[-1])
     end, out = (vlm_block(data, summary[key]) for key in ("enrichment_end", "readout_end"))
@@ -103,7 +113,7 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
             style = {"lw": 2.0} if kind != "shuffled" else {"lw": 1.2, "ls": ":"}
             mean = np.zeros(len(x))
             if there:
-                mean = curve(above, x, hits, entities, colour=colour, **style)
+                mean = curve(above, x, hits, entities, protocol=protocol, colour=colour, **style)
                 labels.append((mean[-1], name, colour))
             if kind == "shuffled":
                 continue
@@ -115,7 +125,7 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
             labels.append((question[-1], f"{name.split()[0]}, last token", colour))
             known = "lateness_layers" if kind == "transfer" else "lateness_layers_plain"
             if measured(summary[known]):
-                first = int(depth(mean))
+                first = int(depth(mean, protocol=protocol))
                 above.plot(first, mean[first], "v", color=colour, ms=8, mec="white", zorder=6)
         own = data["backbone_accuracy"].values
         above.plot(x, own, color=INK, lw=1.2, ls="-.")
@@ -198,7 +208,7 @@ def _answer_panel(axes: Axes, data: xr.Dataset, x: np.ndarray) -> None:
 
 def windows_figure(tree: xr.DataTree) -> Figure:
     """The backbone's recall windows: what survives ablation, what follows a swap."""
-    data = tree["windows"].to_dataset()
+    data, protocol = tree["windows"].to_dataset(), protocol_of(tree)
     with look():
         figure = sheet(3.0)
         axes = figure.subplots()
@@ -207,15 +217,15 @@ def windows_figure(tree: xr.DataTree) -> Figure:
             return figure
         entities = data["entity"].values
         edge, block = data["edge"].values, data["block"].values
-        kept = curve(
-            axes, edge, data["enrichment"].values, entities, colour=BLUE, lw=2, marker="o", ms=3
-        )
-        followed = curve(
-            axes, block, data["readout"].values, entities, colour=RED, lw=2, marker="o", ms=3
-        )
+        how = {"protocol": protocol, "lw": 2, "marker": "o", "ms": 3}
+        kept = curve(axes, edge, data["enrichment"].values, entities, colour=BLUE, **how)
+        followed = curve(axes, block, data["readout"].values, entities, colour=RED, **how)
         last = int(edge[-1])
-        axes.hlines(KEEPS * kept[-1], 0, last, color=BLUE, lw=0.8, ls=":")
-        axes.hlines(FOLLOWS_NO_MORE * followed.max(), 0, last, color=RED, lw=0.8, ls=":")
+        for level, colour in (
+            (protocol.window_keeps * kept[-1], BLUE),
+            (protocol.readout_follows * followed.max(), RED),
+        ):
+            axes.hlines(level, 0, last, color=colour, lw=0.8, ls=":")
         end, out = int(data.attrs["enrichment_end"]), int(data.attrs["readout_end"])
         ends = ((end, "enrichment ends", BLUE), (out, "read-out ends", RED))
         # The first is named on its left, away from the other, where there is room.

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from interventions.results import write_atomically
 from twohop.entities.items import Benchmark
+from twohop.provenance import protocol_of
 from twohop.report.cautions import cautions
 from twohop.report.examples import examples
 from twohop.report.figures import (
@@ -24,7 +25,13 @@ from twohop.report.figures import (
 from twohop.report.layers import resolution_figure, windows_figure
 from twohop.report.maps import attribution_methods, map_figure
 from twohop.report.numbers import Unit, measured, read, whole, written
-from twohop.report.settings import command, command_note, settings_rows, stage_rows
+from twohop.report.settings import (
+    command,
+    command_note,
+    protocol_rows,
+    settings_rows,
+    stage_rows,
+)
 from twohop.report.tables import all_tables, at
 from twohop.summary import verdict_sentence
 
@@ -60,6 +67,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters["unbroken"] = unbroken
+    made.filters["per_cent"] = per_cent
     return made
 
 
@@ -72,6 +80,17 @@ def unbroken(text: str) -> str:
     True
     """
     return text.replace(" %", "\u00a0%")
+
+
+def per_cent(share: float) -> str:
+    """A share in words of a text.
+
+    Examples
+    --------
+    >>> per_cent(0.9), per_cent(0.125)
+    ('90 %', '12.5 %')
+    """
+    return f"{100 * share:g} %"
 
 
 def embedded(vector: bytes) -> str:
@@ -215,6 +234,8 @@ def write_report(
             vlm_text=str(tree["recall"].attrs.get("vlm_text", "")),
             answer_relation=tree["resolution"].attrs["answer_relation"],
             settings=settings_rows(tree),
+            protocol=protocol_of(tree),
+            protocol_rows=protocol_rows(protocol_of(tree)),
             stages=stage_rows(tree),
             attribution_methods=attribution_methods(tree),
             command=command(tree, summary),

@@ -1,36 +1,30 @@
 """What a run was made with, as rows to be shown: models, versions, seeds, the command."""
 
-import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 import xarray as xr
 
-from interventions.results import PROVENANCE, read_provenance
 from twohop.pairs import PAIRS
+from twohop.protocol import Protocol, documented
+from twohop.provenance import made_with, protocol_of, settings_of
 from twohop.published import PUBLISHED
 
 MODEL_FACTS = ("revision", "dtype", "device", "attention")
-HIDDEN = (PROVENANCE,)
+HIDDEN = ("provenance",)
 
 
 def provenances(tree: xr.DataTree) -> dict[str, dict[str, Any]]:
     """Provenance of every stage that carries one, with its settings beside the rest."""
     found = {}
     for stage, node in tree.children.items():
-        if one := read_provenance(node):
+        if one := made_with(node.attrs):
             settings = one.pop("settings", {})
             found[stage] = {**settings, **one}
             if settings and "vlm" not in settings:
                 found[stage].pop("vlm", None)  # a stage of the backbone alone
     return found
-
-
-def settings_of(tree: xr.DataTree) -> dict[str, Any]:
-    """The run's own settings, as in ``settings.json``."""
-    several = (read_provenance(node).get("settings", {}) for node in tree.children.values())
-    return next((one for one in several if "vlm" in one), {})
 
 
 def flat(provenance: Mapping[str, Any]) -> dict[str, str]:
@@ -54,9 +48,13 @@ def flat(provenance: Mapping[str, Any]) -> dict[str, str]:
 
 
 def settings_rows(tree: xr.DataTree) -> list[tuple[str, str]]:
-    """Settings of the run; where stages differ, every value is shown with its stages."""
+    """Settings of the run; where stages differ, every value is shown with its stages.
+
+    The protocol has rows of its own, :func:`protocol_rows`.
+    """
     seen: dict[str, dict[str, list[str]]] = {}
     for stage, provenance in provenances(tree).items():
+        provenance.pop("protocol", None)
         for key, value in flat(provenance).items():
             seen.setdefault(key, {}).setdefault(value, []).append(stage)
     return [
@@ -68,6 +66,29 @@ def settings_rows(tree: xr.DataTree) -> list[tuple[str, str]]:
         )
         for key, values in seen.items()
     ]
+
+
+def protocol_rows(protocol: Protocol) -> list[tuple[str, str, str]]:
+    """Name, value and meaning of every number of a protocol; what is not the default says so."""
+    changed = protocol.changed()
+    rows = []
+    for one in documented():
+        value = written_value(getattr(protocol, one.name))
+        if one.name in changed:
+            value += f" (default: {written_value(one.default)})"
+        rows.append((one.name, value, f"{one.says}{f' ({one.unit})' if one.unit else ''}"))
+    return rows
+
+
+def written_value(value: Any) -> str:
+    """A number, or several, as text.
+
+    Examples
+    --------
+    >>> written_value((0.4, 0.6)), written_value(24)
+    ('0.4, 0.6', '24')
+    """
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def stage_rows(tree: xr.DataTree) -> list[tuple[str, str]]:
@@ -104,25 +125,27 @@ def command(tree: xr.DataTree, summary: Mapping[str, Any]) -> str:
     elif (key := registered.get(run["vlm"])) and pair.startswith(key):
         parts = [key, "--data", "FILE"]
     else:
-        vlm, backbone = (shlex.quote(_place(run[role])) for role in ("vlm", "backbone"))
+        vlm, backbone = (shlex.quote(run[role]) for role in ("vlm", "backbone"))
         parts = ["--vlm", vlm, "--backbone", backbone, "--data", "FILE"]
     parts = ["twohop", "study", *parts, "--seed", str(run.get("seed", 0))]
     if run.get("limit") is not None:
         parts += ["--limit", str(run["limit"])]
-    return " ".join(parts)
-
-
-def _place(model: str) -> str:
-    """A model's place, without the digest that :func:`twohop.pairs.model_name` adds."""
-    return re.sub(r" [0-9a-f]{12}$", "", model)
+    return " ".join([*parts, *protocol_of(tree).options()])
 
 
 def command_note(tree: xr.DataTree, summary: Mapping[str, Any]) -> str:
     """What the command leaves to the reader; empty if nothing."""
-    if not command(tree, summary).partition("--data FILE")[1]:
-        return ""
-    name = str(settings_of(tree)["benchmark"]).rsplit(" ", 1)[0]
-    return (
-        f"FILE is the table of items called {name}. Give the same --map, --format and "
-        "--alter-views, if there were any."
-    )
+    notes = []
+    if command(tree, summary).partition("--data FILE")[1]:
+        name = str(settings_of(tree)["benchmark"]).rsplit(" ", 1)[0]
+        notes.append(
+            f"FILE is the table of items called {name}. Give the same --map, --format and "
+            "--alter-views, if there were any."
+        )
+    if more := protocol_of(tree).only_from_python():
+        numbers = ", ".join(f"{name}={value!r}" for name, value in more.items())
+        notes.append(
+            "Some numbers of the protocol were set from Python and have no option: "
+            f"run_study(..., settings=Settings(protocol=Protocol({numbers}, ...)))."
+        )
+    return " ".join(notes)

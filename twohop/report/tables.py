@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from twohop.agreement import LEAST_AGREEMENT, TOP
+from twohop.protocol import Protocol
 from twohop.report import wording
 from twohop.report.numbers import Unit, measured, p_value, written
 from twohop.summary import AT_IMAGE_TOKENS
@@ -261,11 +261,12 @@ def harm_table(summary: Summary) -> Table:
 
 def attribution_table(summary: Summary) -> Table:
     """How far the maps by attribution agree with the exact ones."""
+    protocol = Protocol.of(summary)
     lines: tuple[tuple[str, str, Unit], ...] = (
         ("all cells", "all", "correlation"),
         *((f"  {label}", name, "correlation") for name, label in wording.COMPONENTS.items()),
         ("all cells, rank correlation", "rank", "correlation"),
-        (f"strongest {TOP} cells in common", "top", "share"),
+        (f"strongest {protocol.top_cells} cells in common", "top", "share"),
     )
     maps = summary["attribution_agreement"]
     rows = [
@@ -285,7 +286,7 @@ def attribution_table(summary: Summary) -> Table:
         tuple(rows),
         "Over the cells of the exact map (component, window, role), means over its items. Blocks "
         "of a window are added up. Do not trust a component whose interval reaches below "
-        f"{LEAST_AGREEMENT}: it is crossed out above. Trust the exact map.{none}",
+        f"{protocol.least_agreement}: it is crossed out above. Trust the exact map.{none}",
     )
 
 

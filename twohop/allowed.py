@@ -1,0 +1,124 @@
+"""What a number of the protocol may be: how it is checked, and how that is said."""
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """A kind of value.
+
+    Attributes
+    ----------
+    expected : str
+        What is allowed, in words.
+    read : callable
+        ``read(value)`` gives the value in plain Python types, or raises TypeError or ValueError.
+    unit : str
+        What it counts, or is measured in; empty for a share or a name.
+    """
+
+    expected: str
+    read: Callable[[Any], Any]
+    unit: str = ""
+
+
+def whole(unit: str, *, least: int = 1) -> Allowed:
+    """A whole number, from ``least`` on."""
+
+    def read(value: Any) -> int:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+        if number < least:
+            raise ValueError
+        return number
+
+    of = f" of {unit}" if unit else ""
+    return Allowed(f"a whole number{of}, {least} or more", read, unit)
+
+
+def number(unit: str, *, least: float, most: float = math.inf) -> Allowed:
+    """A finite number from ``least`` to ``most``."""
+
+    def read(value: Any) -> float:
+        found = _finite(value)
+        if not least <= found <= most:
+            raise ValueError
+        return found
+
+    bounds = f"from {least:g} to {most:g}" if math.isfinite(most) else f"{least:g} or more"
+    return Allowed(f"a number ({unit}), {bounds}", read, unit)
+
+
+def positive(unit: str) -> Allowed:
+    """A finite number above 0."""
+
+    def read(value: Any) -> float:
+        found = _finite(value)
+        if found <= 0:
+            raise ValueError
+        return found
+
+    return Allowed(f"a number ({unit}) above 0", read, unit)
+
+
+def share(*, above: float | None = None, below: float | None = None) -> Allowed:
+    """A number from 0 to 1; above or below a bound, if one is given."""
+
+    def read(value: Any) -> float:
+        found = _finite(value)
+        outside = not 0 <= found <= 1
+        if outside or (above is not None and found <= above):
+            raise ValueError
+        if below is not None and found >= below:
+            raise ValueError
+        return found
+
+    low = "from 0" if above is None else f"above {above:g}"
+    high = "to 1" if below is None else f"below {below:g}"
+    between = " and " if above is not None and below is not None else " "
+    return Allowed(f"a share {low}{between}{high}", read)
+
+
+def several(one: Allowed, *, distinct: bool = False) -> Allowed:
+    """One or more values of a kind, given as any sequence."""
+
+    def read(values: Any) -> tuple[Any, ...]:
+        if isinstance(values, str | bytes):
+            raise TypeError
+        found = tuple(one.read(value) for value in values)
+        if not found or (distinct and len({*found}) < len(found)):
+            raise ValueError
+        return found
+
+    return Allowed(
+        f"one or more{' different' if distinct else ''} values, each {one.expected}", read, one.unit
+    )
+
+
+def words(known: Sequence[str]) -> Allowed:
+    """One or more of the known words, none of them twice."""
+
+    def read(values: Any) -> tuple[str, ...]:
+        if isinstance(values, str | bytes):
+            raise TypeError
+        found = tuple(values)
+        if not found or len({*found}) < len(found) or not {*found} <= {*known}:
+            raise ValueError
+        return found
+
+    return Allowed(f"one or more of {', '.join(map(repr, known))}, none of them twice", read)
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError
+    found = float(value)
+    if not math.isfinite(found):
+        raise ValueError
+    return found

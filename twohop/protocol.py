@@ -1,0 +1,340 @@
+"""Every number that decides what a study measures, in one place, and what each may be."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Self
+
+from twohop.allowed import Allowed, number, positive, several, share, whole, words
+
+if TYPE_CHECKING:
+    from twohop.errors import ProtocolError
+
+METHODS = ("ig", "relp", "patching")
+"""Ways to attribute, best agreement first. Integrated gradients need runs that correspond token by
+token and images that only enter with the embeddings; RelP needs a rule for each part; patching
+needs a gradient."""
+
+
+def _set(default: Any, allowed: Allowed, says: str, *, flag: str = "") -> Any:
+    """A field: its value, what it may be, what it says, and its name on the command line."""
+    return field(default=default, metadata={"allowed": allowed, "says": says, "flag": flag})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """The numbers of a study; every result belongs to those it was measured with.
+
+    They are part of a run's settings, so that a folder of results takes no others. What each is,
+    its unit and what it may be: :func:`documented`. Numbers that change how fast results come,
+    but not which, such as the rows of a batch, are not here.
+
+    Raises
+    ------
+    ProtocolError
+        If a number is none, or makes no sense.
+
+    Examples
+    --------
+    >>> Protocol(lost_items=48).changed()
+    {'lost_items': 48}
+    >>> Protocol(lost_items=0)  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    ProtocolError: protocol.lost_items: got 0; expected a whole number of items, 1 or more.
+    """
+
+    # How many are tried
+    lost_items: int = _set(
+        24,
+        whole("items"),
+        "lost items on which every arm of the recovery is tried (the whole transplant is run on "
+        "all that are lost)",
+        flag="--lost",
+    )
+    kept_items: int = _set(
+        18, whole("items"), "items right from the image, on which harm is measured", flag="--kept"
+    )
+    random_items: int = _set(
+        12, whole("items"), "lost items on which random positions are tried", flag="--random"
+    )
+    random_seeds: int = _set(
+        20, whole("draws"), "draws of random positions for each item", flag="--random-seeds"
+    )
+    window_items: int = _set(
+        24, whole("items"), "items on which the recall windows are measured", flag="--window-items"
+    )
+    map_items: int = _set(
+        9, whole("items"), "items on which each map is measured", flag="--map-items"
+    )
+    lens_entities: int = _set(
+        24, whole("entities"), "entities whose states the lens reads", flag="--lens-entities"
+    )
+    resamples: int = _set(
+        2000, whole("resamples"), "resamples of the entities behind an interval", flag="--resamples"
+    )
+    agreement_resamples: int = _set(
+        500,
+        whole("resamples"),
+        "resamples, of those, behind the intervals of the agreement of maps, where a rank "
+        "correlation of each takes time",
+        flag="--agreement-resamples",
+    )
+
+    # Answers
+    spare_tokens: int = _set(
+        1,
+        whole("tokens", least=0),
+        "tokens that an answer may be longer than the longest known one: room for the stop",
+    )
+
+    # Recall windows of the backbone
+    window_keeps: float = _set(
+        0.9,
+        share(above=0),
+        "share of its accuracy at which the backbone no longer needs MLPs: the enrichment window "
+        "ends",
+    )
+    readout_follows: float = _set(
+        0.1,
+        share(),
+        "share of its maximum below which answers no longer follow a swap: the read-out window "
+        "ends",
+    )
+    transplant_share: float = _set(
+        0.5,
+        share(),
+        "share of what all MLPs give that the blocks give in which transplants are written",
+    )
+
+    # Maps
+    map_windows: int = _set(10, whole("windows"), "windows of blocks of an exact map, at most")
+    least_span: float = _set(
+        0.1,
+        number("logits", least=0),
+        "difference between the two runs of a map, in logits, up to which a share of it says "
+        "nothing",
+    )
+    attribution_methods: tuple[str, ...] = _set(
+        METHODS, words(METHODS), "ways to attribute: the first that a model allows is taken"
+    )
+    attribution_steps: int = _set(
+        3, whole("steps"), "steps of integrated gradients; of an odd number one is halfway"
+    )
+    top_cells: int = _set(
+        10, whole("cells"), "strongest cells of two maps of which the common ones are counted"
+    )
+    least_agreement: float = _set(
+        0.5,
+        number("correlation", least=-1, most=1),
+        "correlation with the exact map below which a map by attribution is doubtful",
+    )
+
+    # Probes
+    test_view: int = _set(0, whole("", least=0), "picture of an entity that probes are tested on")
+    fit_views: tuple[int, ...] = _set(
+        (1, 2),
+        several(whole("", least=0), distinct=True),
+        "pictures of an entity that plain probes are fitted on",
+    )
+    probe_ridge: float = _set(
+        1e-2, positive("of the mean variance"), "penalty of the probes for the entity"
+    )
+    answer_ridge: float = _set(
+        1e-1, positive("of the mean variance"), "penalty of the probe for the answer"
+    )
+    answer_folds: int = _set(
+        2, whole("parts", least=2), "parts of the entities in fitting and testing that probe"
+    )
+    resolved_share: float = _set(
+        0.9, share(above=0), "share of its maximum at which a probe's curve is called resolved"
+    )
+    onset_layers: int = _set(
+        2, whole("layers"), "layers in a row at which a probe must read an entity: one can be luck"
+    )
+
+    # Recovery
+    random_share: float = _set(
+        0.5, share(above=0), "share of the question's tokens that random positions take, at most"
+    )
+    dev_share: float = _set(
+        0.5,
+        share(above=0, below=1),
+        "share of the entities on which layers and places are chosen; the others are scored",
+    )
+    later_layers: tuple[float, ...] = _set(
+        (0.4, 0.6, 0.8),
+        several(share(below=1), distinct=True),
+        "layers that back-patching takes states from, as shares of the depth",
+    )
+    earlier_layers: tuple[float, ...] = _set(
+        (0.0, 0.1, 0.2),
+        several(share(below=1), distinct=True),
+        "layers that back-patching writes them into, as shares of the depth",
+    )
+    image_places: int = _set(
+        8, whole("places"), "places of the image at which the heuristic tries a transplant"
+    )
+    question_places: int = _set(
+        8, whole("places"), "tokens of the question, from its end, at which it does"
+    )
+
+    # What is tested, and what a reader is told to be careful about
+    least_clusters: int = _set(
+        5, whole("entities"), "entities below which a difference is not tested by resampling"
+    )
+    caution_scorers: float = _set(
+        5.0, number("points", least=0), "points between both scorers' gaps that are pointed out"
+    )
+    caution_recognised: float = _set(
+        0.5, share(), "share of entities named below which it is pointed out"
+    )
+    caution_blank_items: int = _set(
+        10, whole("items"), "wrong answers from which on they are compared with the blank image's"
+    )
+    caution_blank_share: float = _set(
+        0.3, share(), "share of them word for word the same that is pointed out"
+    )
+    caution_plain: float = _set(
+        0.9, share(), "share of its maximum that the plain probe has at layer 0 to be pointed out"
+    )
+    caution_transfer: float = _set(
+        0.5, share(), "share of entities read below which the transfer probe is called weak"
+    )
+    caution_unexplained: int = _set(
+        5, whole("items"), "unexplained items from which on their reasons are looked at"
+    )
+    caution_random: float = _set(
+        0.8, share(), "share of a transplant's effect that random positions have to be pointed out"
+    )
+    caution_mean_entity: float = _set(
+        0.1, share(), "lower end of what the mean over entities gives back to be pointed out"
+    )
+    caution_lost: int = _set(20, whole("items"), "lost items below which shares are called rough")
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            object.__setattr__(self, one.name, _checked(one, getattr(self, one.name)))
+        if self.test_view in self.fit_views:
+            raise _refusal(
+                f"protocol.test_view: got {self.test_view}, which is one of protocol.fit_views "
+                f"{self.fit_views}; expected a picture that probes were not fitted on."
+            )
+        if max(self.later_layers) <= min(self.earlier_layers):
+            raise _refusal(
+                f"protocol.later_layers: got {self.later_layers}, none of them later than one of "
+                f"protocol.earlier_layers {self.earlier_layers}; expected at least one that is."
+            )
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """Return the protocol that settings have under ``protocol``, as they are stored.
+
+        Raises
+        ------
+        ProtocolError
+            If there is none, or it has numbers that are not known here.
+        """
+        stored = settings.get("protocol")
+        if not isinstance(stored, Mapping):
+            raise _refusal(
+                f"these settings have no protocol: {sorted(settings)}. They are of an older "
+                "version: run the study again."
+            )
+        known = {one.name for one in fields(cls)}
+        if unknown := sorted({*stored} - known):
+            raise _refusal(
+                f"the stored protocol has {', '.join(unknown)}, which this version does not know."
+            )
+        return cls(**stored)
+
+    def as_settings(self) -> dict[str, Any]:
+        """The numbers in JSON types, by name."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+    def changed(self) -> dict[str, Any]:
+        """The numbers that are not the default ones, by name."""
+        return {
+            one.name: value
+            for one in fields(self)
+            if (value := getattr(self, one.name)) != one.default
+        }
+
+    def options(self) -> list[str]:
+        """Options of the command line for the numbers that were changed and have one."""
+        changed = self.changed()
+        found = [(one.flag, changed[one.name]) for one in documented() if one.name in changed]
+        return [part for flag, value in found if flag for part in (flag, str(value))]
+
+    def only_from_python(self) -> dict[str, Any]:
+        """The numbers that were changed and have no option on the command line."""
+        without = {one.name for one in documented() if not one.flag}
+        return {name: value for name, value in self.changed().items() if name in without}
+
+
+@dataclass(frozen=True)
+class Documented:
+    """What a field of the protocol is.
+
+    Attributes
+    ----------
+    name : str
+    default : int, float, or a tuple of numbers or words
+    unit : str
+        Empty for a share or a name.
+    says : str
+        What it decides.
+    allowed : Allowed
+        What it may be.
+    flag : str
+        Its option on the command line, of the sample sizes; empty for the others.
+    """
+
+    name: str
+    default: Any
+    unit: str
+    says: str
+    allowed: Allowed
+    flag: str
+
+
+def documented() -> Sequence[Documented]:
+    """Every field of :class:`Protocol`, in order.
+
+    Examples
+    --------
+    >>> documented()[0].flag
+    '--lost'
+    """
+    return [
+        Documented(
+            name=one.name,
+            default=one.default,
+            unit=one.metadata["allowed"].unit,
+            says=one.metadata["says"],
+            allowed=one.metadata["allowed"],
+            flag=one.metadata["flag"],
+        )
+        for one in fields(Protocol)
+    ]
+
+
+def _refusal(message: str) -> "ProtocolError":
+    # What the error derives from brings torch, which takes seconds to import.
+    from twohop.errors import ProtocolError
+
+    return ProtocolError(message)
+
+
+def _checked(one: Field[Any], value: Any) -> Any:
+    allowed: Allowed = one.metadata["allowed"]
+    try:
+        return allowed.read(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _refusal(
+            f"protocol.{one.name}: got {value!r}; expected {allowed.expected}."
+        ) from error
+
+
+DEFAULT = Protocol()
