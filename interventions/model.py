@@ -190,6 +190,8 @@ class Model:
             put in front, as LLaVA does.
         images : image, or list, optional
             One image per row, or a list of images per row. A single row takes an image as it is.
+            Each in any form that :func:`interventions.as_picture` takes, which makes the same
+            pixels of all; an array of four axes is a list of pictures.
         spans : dict, optional
             Name to the text of a span that occurs once in the row, or to (start, stop) characters;
             or to one of these per row.
@@ -206,7 +208,8 @@ class Model:
         Raises
         ------
         PromptError
-            If images, placeholders, spans and rows do not fit together.
+            If images, placeholders, spans and rows do not fit together; a
+            :class:`~interventions.errors.PictureError` if a picture cannot be shown.
 
         Examples
         --------

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from interventions.errors import PictureError
+from interventions.pictures import pictures_in
 from twohop.entities.cells import CellError, is_missing, question_of, text_of, texts_of
 from twohop.entities.datamap import DataMap
 from twohop.entities.items import PICTURE, PLACE
-from twohop.entities.pictures import Picture, PictureError, picture_of
+from twohop.entities.pictures import Picture, picture_of
 from twohop.entities.sources import Row
 from twohop.scoring import normalise
 
@@ -175,8 +177,11 @@ class RowCheck:
     def _pictures(self, row: Row, dropped: list[tuple[str, str]]) -> tuple[Picture, ...]:
         column = self.columns["image"]
         cell = row.values.get(column)
-        several = cell if isinstance(cell, list | tuple) else [cell]
-        given = [one for one in several if not is_missing(one)]
+        try:
+            several = pictures_in(cell)
+        except PictureError as error:
+            raise Unusable(error.reason, str(error)) from error
+        given = [one for one in ([cell] if several is None else several) if not is_missing(one)]
         if not given:
             raise Unusable("no_image", f"column {column!r} is empty")
         found: list[Picture] = []
