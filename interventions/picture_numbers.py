@@ -152,34 +152,37 @@ def eight_bits(array: np.ndarray) -> np.ndarray:
     """
     if not array.size:
         raise PictureError("image_empty", f"an array of {_shape(array)}")
-    if array.dtype == np.uint8:
-        return array
     if array.dtype.kind == "b":
         return np.where(array, np.uint8(WHITE), np.uint8(0))
+    with_alpha = array.ndim > 2 and array.shape[-1] in (2, 4)
+    parts = (array[..., :-1], array[..., -1]) if with_alpha else (array,)
+    tops = [float(part.max()) for part in parts]
+    said = f"{array.dtype.name} from {array.min():.6g} to {max(tops):.6g}"
+    uneven = with_alpha and max(tops) > 1 + ROUNDED / WHITE and 0 < min(tops) <= 1
+    if uneven and (tops[1] <= 1 or array.dtype.kind == "f"):
+        said += ", and colours and alpha are in different ranges, or one is next to nothing"
+        raise PictureError("image_values", f"{said}. Give both in 0 to 1, or 0 to 255")
     if array.dtype.kind == "f":
-        return _of_floats(array)
-    lowest, highest = int(array.min()), int(array.max())
-    kind = array.dtype.name
-    if lowest < 0 or array.dtype == np.int8:
-        said = f"{kind} from {lowest} to {highest}; pictures have numbers from 0. Give uint8"
+        return _of_floats(array, said)
+    if array.min() < 0 or array.dtype == np.int8:
+        said += ": pictures have numbers from 0. Give uint8"
         raise PictureError("image_values", said)
-    if kind == "uint16":
-        if 0 < highest <= WHITE:
-            said = f"uint16 of at most {highest} is almost black, or 8 bits in a wider type"
-            raise PictureError("image_values", f"{said}; give uint8, or 0 to 65535")
+    if array.dtype.name == "uint16":
+        if any(0 < top <= WHITE for top in tops):
+            said += ": almost black, or 8 bits in a wider type. Give uint8, or 0 to 65535"
+            raise PictureError("image_values", said)
         return (array >> 8).astype(np.uint8)
-    if highest > WHITE:
-        said = f"{kind} up to {highest} has no known white; give uint8, or uint16 for 16 bits"
+    if max(tops) > WHITE:
+        said += ": which number is white is not known. Give uint8, or uint16 for 16 bits"
         raise PictureError("image_values", said)
     return array.astype(np.uint8)
 
 
-def _of_floats(array: np.ndarray) -> np.ndarray:
+def _of_floats(array: np.ndarray, said: str) -> np.ndarray:
     array = array.astype(np.float32) if array.dtype.itemsize < 4 else array
     lowest, highest = float(array.min()), float(array.max())
-    said = f"{array.dtype.name} from {lowest:.6g} to {highest:.6g}"
     if not np.isfinite([lowest, highest]).all():
-        raise PictureError("image_values", f"{said}: numbers that are not finite")
+        raise PictureError("image_values", f"{said}: not all of them are finite")
     white = 1 if highest <= 1 + ROUNDED / WHITE else WHITE
     if lowest < -ROUNDED * white / WHITE:
         said += ": negative, so probably normalised for a model already. Give the picture before"
@@ -193,9 +196,4 @@ def _of_floats(array: np.ndarray) -> np.ndarray:
     if white == WHITE and not whole and highest < SURE:
         said += ": fractions beyond 1 that do not come near 255, so white could be either"
         raise PictureError("image_values", f"{said}. Clip them to 0 to 1, or give uint8")
-    if array.ndim > 2 and array.shape[-1] in (2, 4):
-        tops = [float(part.max()) for part in (array[..., :-1], array[..., -1])]
-        if white == WHITE and 0 < min(tops) <= 1:
-            said += ", and colours and alpha are in different ranges"
-            raise PictureError("image_values", f"{said}. Give both in 0 to 1, or 0 to 255")
     return np.rint(array * (WHITE / white)).clip(0, WHITE).astype(np.uint8)

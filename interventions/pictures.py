@@ -51,6 +51,7 @@ def as_picture(value: Any, *, folder: str | os.PathLike[str] | None = None) -> I
         - Floats: 0 to 1 where nothing is above 1, else 0 to 255, rounded. Refused are negative
           numbers (normalised already), NaN, and what could be either range: nothing but zeros
           and ones, or fractions of which the highest is between 1 and 16.
+        - Alpha is in the range of the colours; refused where it seems to be in another.
     folder : path, optional
         What paths are relative to; default the working directory.
 

@@ -20,12 +20,20 @@ from picture_forms import (
     on_white,
     pixels,
     png,
+    refusal,
     reopened,
 )
 from PIL import Image
 
 import interventions as iv
 from interventions.errors import PictureError
+
+
+def dark(numbers: Pixels) -> bool:
+    """Whether the colours or the alpha could be 8 bits in a wider type."""
+    channels = numbers.shape[-1] if numbers.ndim > 2 else 1
+    parts = [numbers[..., :3], numbers[..., 3:]] if channels == 4 else [numbers]
+    return any(0 < part.max() <= 255 for part in parts)
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,7 +59,7 @@ def test_sixteen_bits_are_their_high_bytes_or_refused(a: Pixels) -> None:
     ]  # fmt: skip
     for value, numbers, expected in cases:
         a_file = isinstance(value, bytes) or getattr(value, "format", None) is not None
-        if not a_file and 0 < numbers.max() <= 255:
+        if not a_file and dark(numbers):
             with pytest.raises(PictureError, match="almost black, or 8 bits in a wider type"):
                 iv.as_picture(value)
         else:
@@ -90,11 +98,13 @@ def test_modes_of_grey_and_without_alpha() -> None:
     a = noise()
     one = np.ascontiguousarray(a[..., 0])
     np.testing.assert_array_equal(pixels(Image.fromarray(a).convert("RGBX")), a)
-    for form in (one, one[..., None], one[None], Image.fromarray(one), encoded(Image.fromarray(one)),
-                 Image.fromarray(one.astype(np.float32)), Image.fromarray(one.astype(np.int32)),
-                 encoded(Image.fromarray(one.astype(np.float32)), "TIFF"),
-                 Image.fromarray((one / 255).astype(np.float32)), torch.from_numpy(one),
-                 torch.from_numpy(one)[None]):  # fmt: skip
+    floats = one.astype(np.float32)
+    for form in (
+        one, one[..., None], one[None], Image.fromarray(one), encoded(Image.fromarray(one)),
+        Image.fromarray(one.astype(np.int32)), Image.fromarray(floats),
+        Image.fromarray(floats / 255), encoded(Image.fromarray(floats), "TIFF"),
+        torch.from_numpy(one), torch.from_numpy(one)[None],
+    ):  # fmt: skip
         np.testing.assert_array_equal(pixels(form), grey(one))
     bits = one > 99
     for form in (bits, Image.fromarray(bits), encoded(Image.fromarray(bits)),
@@ -103,7 +113,7 @@ def test_modes_of_grey_and_without_alpha() -> None:
 
 
 def test_lab_is_the_colour_that_it_was() -> None:
-    a = noise()
+    a = noise() // 2 + 64  # the colours that 8 bits of LAB can tell apart
     found = pixels(Image.fromarray(a).convert("LAB")).astype(int)
     assert np.abs(found - a).max() <= 4
 
@@ -122,16 +132,24 @@ def test_floats_are_the_picture_or_refused(
     """Shifted or stretched floats give what was meant, or its nearest, and never another range."""
     meant = a.astype(dtype) / 255 * white
     for value in (meant, (meant + shift).astype(dtype), (meant * stretch).astype(dtype)):
-        try:
-            found = pixels(value)
-        except PictureError as error:
-            assert error.reason == "image_values"
+        refused, highest = refusal(value), value.max()
+        if refused is not None:
+            assert refused.reason == "image_values"
+        elif white == 255 and highest <= 1.001:  # fractions of 1, as far as anyone can tell
+            assert highest == 0 or not (value == np.rint(value)).all()
         else:
-            scale = white if value.max() > 1.01 or white == 1 else 1
-            if value.max() <= 1.01 and white == 255:
-                assert not (value == np.rint(value)).all() or value.max() <= 0.5
-            exact = value.astype(float) * 255 / scale
-            assert np.abs(found - exact.clip(0, 255)).max() <= 0.51
+            exact = (value.astype(float) * 255 / white).clip(0, 255)
+            assert np.abs(pixels(value) - exact).max() <= 0.51
+
+
+@pytest.mark.parametrize("white", [1, 255])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_numbers_off_by_rounding_are_rounded(dtype: Any, white: int) -> None:
+    a = noise()
+    a[0, 0], a[0, 1] = 0, 255
+    for off in (-0.3, 0.3):
+        value = ((a + off) * (white / 255)).astype(dtype)
+        np.testing.assert_array_equal(pixels(value), a)
 
 
 def test_twelve_bits_of_a_tiff() -> None:

@@ -1,6 +1,7 @@
 """Files and image objects are shown as people see them: upright, first frame, on white."""
 
 import io
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from picture_forms import (
     pixels,
     png,
     prompted,
+    refusal,
     reopened,
     saved,
 )
@@ -92,15 +94,18 @@ def test_what_is_transparent_is_on_white(a: Pixels) -> None:
     if not set(np.unique(a)) <= {0, 255}:
         forms.append(a / 255)
     for form in forms:
-        try:
-            found = pixels(form)
-        except PictureError as error:  # alpha of 0 and 1 beside colours to 255
-            assert "different ranges" in str(error)
-            assert not a[..., 3].max() > 1 or not a[..., :3].max() > 1
-            continue
-        np.testing.assert_array_equal(found, expected)
+        refused = refusal(form)
+        if refused is None:
+            np.testing.assert_array_equal(pixels(form), expected)
+        else:  # as the alpha of a whole picture seems to be in 0 to 1, or its colours
+            tops = a[..., :3].max(), a[..., 3].max()
+            assert re.search("different ranges|8 bits in a wider type", str(refused))
+            assert isinstance(form, np.ndarray | torch.Tensor)
+            assert min(tops) == 1 or form.dtype == np.uint16
     pair = np.ascontiguousarray(a[..., [0, 3]])
-    for form in (Image.fromarray(pair), encoded(Image.fromarray(pair)), pair):
+    uneven = pair[..., 1].max() == 1 < pair[..., 0].max()
+    assert (refusal(pair) is not None) == uneven
+    for form in (Image.fromarray(pair), encoded(Image.fromarray(pair)), *[pair] * (not uneven)):
         np.testing.assert_array_equal(pixels(form), on_white(grey(a[..., 0]), a[..., 3]))
 
 
@@ -148,13 +153,12 @@ def test_a_grey_level_that_is_seen_through_at_every_depth(depth: int) -> None:
         np.testing.assert_array_equal(pixels(data), grey(expected))
         image = reopened(data)
         np.testing.assert_array_equal(pixels(image), grey(expected))
-        try:
-            again = pixels(image)
-        except PictureError as error:  # PIL has forgotten the depth
+        refused = refusal(image)
+        if refused is None:
+            np.testing.assert_array_equal(pixels(image), grey(expected))
+        else:  # PIL has forgotten the depth
             assert depth in (2, 4)
-            assert f"of {top + 1} or 256 levels" in str(error)
-        else:
-            np.testing.assert_array_equal(again, grey(expected))
+            assert f"of {top + 1} or 256 levels" in str(refused)
 
 
 def test_a_colour_that_is_seen_through() -> None:
@@ -176,7 +180,7 @@ def test_the_first_frame_is_shown(kind: str, vlm: iv.Model, tmp_path: Path) -> N
     frames = [Image.fromarray(grey(np.full((16, 20), level))) for level in (40, 90, 200)]
     more = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **more)
-    assert reopened(data).n_frames == 3
+    assert getattr(reopened(data), "n_frames") == 3  # noqa: B009 - PIL does not declare it
     first = np.asarray(frames[0])
     back = reopened(data)
     back.seek(2)

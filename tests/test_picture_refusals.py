@@ -70,6 +70,16 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "white as zero": ("image_values", tiff_with_white_as_zero()),
     "alpha to 1": ("image_values", np.dstack([noise() * 1.0, np.ones((HEIGHT, WIDTH))])),
     "alpha to 255": ("image_values", np.dstack([noise() / 255, np.full((HEIGHT, WIDTH), 255)])),
+    "alpha of 0 and 1": ("image_values", np.dstack([noise(), noise()[..., 0] > 99])),
+    "alpha of 0 and 1, int64": (
+        "image_values", np.dstack([noise(), noise()[..., 0] > 99]).astype(int)
+    ),
+    "8 bits of alpha, 16 of colour": (
+        "image_values", np.dstack([noise().astype(np.uint16) * 257, noise()[..., 0]])
+    ),
+    "8 bits of colour, 16 of alpha": (
+        "image_values", np.dstack([noise(), np.full((HEIGHT, WIDTH), 65535, np.uint16)])
+    ),
     "masked": ("image_values", np.ma.masked_less(noise(), 9)),
     "objects": ("wrong_type", noise().astype(object)),
     "complex": ("wrong_type", noise().astype(complex)),
