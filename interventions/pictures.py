@@ -17,9 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from interventions.errors import PictureError
 from interventions.picture_numbers import eight_bits, image_of_numbers
-from interventions.picture_sources import located, pictures_in
-
-__all__ = ["as_picture", "opened", "pictures_in"]
+from interventions.picture_sources import located
 
 LONGEST_TO_SHORTEST = 200
 """Of a longer picture, some processors refuse the shape, and others blow it up beyond memory."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interventions.errors import PictureError, PromptError
-from interventions.pictures import as_picture, pictures_in
+from interventions.picture_sources import pictures_in
+from interventions.pictures import as_picture
 from interventions.prompts import Prompt, collate
 from interventions.rows import Span, build_row
 
@@ -146,7 +147,8 @@ def _as_shown(pictures: list[Any], row: int) -> list[Any]:
             shown.append(as_picture(picture))
         except PictureError as error:
             which = f"row {row}, picture {i}" if len(pictures) > 1 else f"row {row}"
-            raise PictureError(error.reason, f"picture of {which}: {error}.") from error
+            said = f"picture of {which}: {str(error).rstrip('.')}."
+            raise PictureError(error.reason, said) from error
     return shown
 
 

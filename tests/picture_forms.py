@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from PIL import Image
 
 import interventions as iv
@@ -18,6 +19,10 @@ from interventions.errors import PictureError
 
 Pixels = np.ndarray
 HEIGHT, WIDTH = 7, 9
+
+
+class Marked(torch.Tensor):
+    """As libraries mark their images."""
 
 
 def noise(height: int = HEIGHT, width: int = WIDTH, channels: int = 3, seed: int = 0) -> Pixels:
@@ -151,6 +156,10 @@ ARRAYS: dict[str, Callable[[Pixels, Path], Any]] = {
     "torch float16": lambda a, to: torch.from_numpy(a / 255).half().permute(2, 0, 1),
     "torch bfloat16": lambda a, to: torch.from_numpy(a / 255).bfloat16().permute(2, 0, 1),
     "torch, with a gradient": lambda a, to: torch.nn.Parameter(torch.from_numpy(a / 255)),
+    "a subclass of tensors": lambda a, to: torch.from_numpy(a.copy()).as_subclass(Marked),
+    "a view of a tensor": lambda a, to: torch.from_numpy(np.dstack([a, a]))[:, :, 3:],
+    "xarray": lambda a, to: xr.DataArray(a, dims=("down", "across", "colour")),
+    "what becomes an array": lambda a, to: types.SimpleNamespace(__array__=a.__array__),
     "an array of another kind": lambda a, to: types.SimpleNamespace(
         __array_interface__=np.ascontiguousarray(a).__array_interface__, keep=a
     ),

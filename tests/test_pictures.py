@@ -1,5 +1,6 @@
 """The same picture is the same pixels by every door."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from families import model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from picture_forms import DOORS, Pixels, encoded, noise, pixels, prompted
+from picture_forms import DOORS, Pixels, encoded, noise, pixels, png, prompted, reopened
 from PIL import Image
 
 import interventions as iv
@@ -181,3 +182,19 @@ def test_a_picture_of_the_study_has_its_least_side(tmp_path: Path) -> None:
         picture_of(small, tmp_path)
     assert refused.value.reason == "image_too_small"
     assert iv.as_picture(small).size == (9, LEAST_SIDE - 1)
+
+
+def test_a_picture_of_the_study_stays_what_was_checked(tmp_path: Path) -> None:
+    levels = noise(channels=1)[..., None] % 4
+    data = png(levels, 2, 0, (b"tRNS", struct.pack(">H", 2)))  # a depth that PIL forgets
+    a = noise()
+    frames = [Image.fromarray(a), Image.fromarray(a[::-1])]
+    moving = reopened(encoded(frames[0], "PNG", save_all=True, append_images=frames[1:]))
+    forms = [reopened(data), moving, a.copy()]
+    made = [picture_of(form, tmp_path) for form in forms]
+    moving.seek(1)
+    forms[2][:] = 0
+    expected = [pixels(data), a, a]
+    for picture, shown in zip(made, expected, strict=True):
+        for _ in range(2):
+            np.testing.assert_array_equal(np.asarray(picture.open()), shown)

@@ -1,4 +1,4 @@
-"""A picture of an item: a path, bytes, an image or an array, opened when it is looked at."""
+"""A picture of an item: a path, bytes or an image, opened when it is looked at."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -21,13 +21,13 @@ class Picture:
 
     Attributes
     ----------
-    source : Path, bytes, PIL.Image.Image or array
+    source : Path, bytes or PIL.Image.Image
     digest : str
         Of the pixels that a model is shown: the same picture given twice counts once, in whatever
         forms it is given.
     """
 
-    source: Any = field(repr=False)
+    source: Path | bytes | Image.Image = field(repr=False)
     digest: str
 
     def open(self) -> Image.Image:
@@ -62,6 +62,8 @@ def picture_of(cell: Any, folder: Path) -> Picture:
         raise PictureError("image_too_small", said)
     content = hashlib.sha256(f"{picture.width} x {picture.height} ".encode())
     content.update(picture.tobytes())
+    if not isinstance(source, Path | bytes):
+        source = picture  # what an image object or an array holds may change
     return Picture(source, content.hexdigest()[:16])
 
 

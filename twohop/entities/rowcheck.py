@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from interventions.errors import PictureError
-from interventions.pictures import pictures_in
+from interventions.picture_sources import pictures_in
 from twohop.entities.cells import CellError, is_missing, question_of, text_of, texts_of
 from twohop.entities.datamap import DataMap
 from twohop.entities.items import PICTURE, PLACE
