@@ -189,11 +189,12 @@ def _of_floats(array: np.ndarray, said: str) -> np.ndarray:
         raise PictureError("image_values", f"{said}, in 0 to 1 or 0 to 255")
     if highest >= WHITE + ROUNDED:
         raise PictureError("image_values", f"{said}: above 255. Give 16 bits as uint16")
-    whole = bool((array == np.rint(array)).all())
+    in_doubt = highest == 1 or (white == WHITE and highest < SURE)
+    whole = in_doubt and bool((array == np.rint(array)).all())
     if whole and highest == 1:
         said = "floats of nothing but 0 and 1: white is 1, or 255 and this is almost black"
         raise PictureError("image_values", f"{said}. Give (value * 255).astype('uint8'), or bools")
-    if white == WHITE and not whole and highest < SURE:
+    if in_doubt and white == WHITE and not whole:
         said += ": fractions beyond 1 that do not come near 255, so white could be either"
         raise PictureError("image_values", f"{said}. Clip them to 0 to 1, or give uint8")
     return np.rint(array * (WHITE / white)).clip(0, WHITE).astype(np.uint8)

@@ -50,6 +50,7 @@ def as_picture(value: Any, *, folder: str | os.PathLike[str] | None = None) -> I
           numbers (normalised already), NaN, and what could be either range: nothing but zeros
           and ones, or fractions of which the highest is between 1 and 16.
         - Alpha is in the range of the colours; refused where it seems to be in another.
+        - PIL's modes I;16, I and F are taken by the same rules, unless a file says their depth.
     folder : path, optional
         What paths are relative to; default the working directory.
 
