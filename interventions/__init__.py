@@ -12,6 +12,7 @@ from interventions.lens import lens, patchscope
 from interventions.loading import load
 from interventions.model import Model
 from interventions.patching import Patch, Run, Site, read, run
+from interventions.pictures import as_picture
 from interventions.positions import Positions
 from interventions.prompts import Prompt
 from interventions.sources import FromLayers, FromModel, Noise
@@ -42,6 +43,7 @@ __all__ = [
     "Run",
     "Site",
     "ablated",
+    "as_picture",
     "attribute",
     "collect",
     "complete",

@@ -29,6 +29,25 @@ class PromptWarning(UserWarning):
     """A prompt that does not begin as the model was trained to see one."""
 
 
+class PictureError(PromptError):
+    """A picture that cannot be shown to a model, or not in one way only.
+
+    Attributes
+    ----------
+    reason : str
+        Of which kind the trouble is, in a word such as ``image_missing``, to count and to sort by.
+    """
+
+    def __init__(self, reason: str, said: str) -> None:
+        PromptError.__init__(self, reason, said)
+        self.reason = reason
+        self.said = said
+
+    def __str__(self) -> str:
+        """Return what was got, what was expected and what to do."""
+        return self.said
+
+
 class RoleError(InterventionsError):
     """A token role that a prompt, or some of its rows, does not have."""
 

@@ -228,8 +228,9 @@ class Model:
             begins otherwise a :class:`~interventions.errors.PromptWarning` says so.
         images : image, or list, optional
             One image per row, or a list of images per row. A single row takes an image as it is.
-            In a chat they take the places that hold no picture, or stand in front of what the
-            user says first.
+            Each in any form that :func:`interventions.as_picture` takes, which makes the same
+            pixels of all; an array of four axes is a list of pictures. In a chat they take the
+            places that hold no picture, or stand in front of what the user says first.
         spans : dict, optional
             Name to the text of a span that occurs once in the row, or to (start, stop) characters;
             or to one of these per row.
@@ -255,7 +256,8 @@ class Model:
         ------
         PromptError
             If images, placeholders, spans and rows do not fit together, or the chat template
-            refuses the messages or would leave some of them out.
+            refuses the messages or would leave some of them out; a
+            :class:`~interventions.errors.PictureError` if a picture cannot be shown.
 
         Examples
         --------

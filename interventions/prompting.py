@@ -10,8 +10,10 @@ import torch
 
 from interventions.architectures.counting import feature_count
 from interventions.architectures.processor_settings import image_settings
-from interventions.errors import PromptError, PromptWarning
+from interventions.errors import PictureError, PromptError, PromptWarning
 from interventions.given import flag, of_kind, plain, several, text_of
+from interventions.picture_sources import pictures_in
+from interventions.pictures import as_picture
 from interventions.prompts import Prompt, collate
 from interventions.rows import Span, build_row
 from interventions.tokenizing import ends_of
@@ -67,7 +69,7 @@ def make_prompt(
         rows.append(
             build_row(
                 one.text,
-                pictures,
+                _as_shown(pictures, i),
                 chosen,
                 tokenizer=model.tokenizer,
                 processor=model.processor,
@@ -166,15 +168,17 @@ def _images(model: "Model", images: Any | None, n_rows: int) -> list[list[Any]]:
             f"images were given, but {model.name} is a text-only model (no processor). "
             "Load the VLM, or leave images out."
         )
-    if not isinstance(images, list | tuple):
-        images = [images]
-    if n_rows == 1 and not any(isinstance(one, list | tuple) for one in images):
-        images = [images]
-    if len(images) != n_rows:
-        raise PromptError(f"{len(images)} images for {n_rows} rows. Give one entry per row.")
+    entries = pictures_in(images)
+    entries = [images] if entries is None else entries
+    listed = [pictures_in(entry) for entry in entries]
+    flat = all(found is None for found in listed)
+    if n_rows == 1 and flat and not (len(entries) == 1 and entries[0] is None):
+        return [entries]
+    if len(entries) != n_rows:
+        raise PromptError(f"{len(entries)} images for {n_rows} rows. Give one entry per row.")
     return [
-        list(one) if isinstance(one, list | tuple) else ([] if one is None else [one])
-        for one in images
+        found if found is not None else ([] if entry is None else [entry])
+        for entry, found in zip(entries, listed, strict=True)
     ]
 
 
@@ -193,6 +197,19 @@ def _spans(spans: Any) -> dict[str, Any]:
 
 def _several(span: Any) -> bool:
     return isinstance(span, str | list | tuple)
+
+
+def _as_shown(pictures: list[Any], row: int) -> list[Any]:
+    """Pictures of a row as one rule makes them, whatever a processor would make of their form."""
+    shown = []
+    for i, picture in enumerate(pictures):
+        try:
+            shown.append(as_picture(picture))
+        except PictureError as error:
+            which = f"row {row}, picture {i}" if len(pictures) > 1 else f"row {row}"
+            said = f"picture of {which}: {str(error).rstrip('.')}."
+            raise PictureError(error.reason, said) from error
+    return shown
 
 
 def _of_row(span: Any, row: int, n_rows: int, name: str) -> Span:

@@ -104,7 +104,8 @@ def test_images_are_read_and_a_broken_one_is_set_aside(
     assert found.file.values.tolist() == ["a", "d"]
     assert found.set_aside.values.tolist() == [1, 2, 4]
     assert "Error" in found.reason.values[0]
-    assert "FileNotFoundError" in found.reason.values[1]
+    assert found.reason.values[1].startswith("PictureError")
+    assert f"there is no {paths[2]}" in found.reason.values[1]
     assert "no token of role 'image'" in found.reason.values[2]
     prompt = vlm.prompt([text, text], images=[pictures[0], pictures[3]])
     [image] = iv.read(vlm, prompt, [iv.Site("resid_post", [1, 2], prompt.at("image"))])

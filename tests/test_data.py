@@ -170,8 +170,35 @@ def test_a_bad_row_is_set_aside_and_the_rest_is_kept(
     assert (report.usable, report.items) == (2, 2)
 
 
+def second_frame() -> Image.Image:
+    frames = [Image.new("L", (8, 8), grey) for grey in (0, 99)]
+    image = Image.open(
+        io.BytesIO(encoded(frames[0], "GIF", save_all=True, append_images=[frames[1]]))
+    )
+    image.seek(1)
+    return image
+
+
+IN_MEMORY: dict[str, Any] = {
+    "image_values": np.full((8, 8, 3), -1.5),
+    "image_shape": np.zeros((3, 8, 3)),
+    "image_frame": second_frame(),
+}
+
+
+@pytest.mark.parametrize("reason", IN_MEMORY)
+def test_an_image_object_that_is_no_one_picture_is_set_aside(
+    tmp_path: Path, rows: list[Row], reason: str
+) -> None:
+    whole = [{**row, "image": tmp_path / row["image"]} for row in rows]
+    report = check([*whole[1:], {**whole[0], "id": "bad", "image": IN_MEMORY[reason]}]).report
+    assert report.reasons() == {reason: 1}
+    assert report.set_aside[0].said
+    assert (report.usable, report.items) == (2, 2)
+
+
 def test_every_reason_has_a_test() -> None:
-    assert set(REASONS) == set(BAD) | IN_TEXT
+    assert set(REASONS) == set(BAD) | IN_TEXT | set(IN_MEMORY)
 
 
 def test_many_bad_rows_are_all_named(

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 from test_data import WRITERS, Row, as_parquet, drawn, encoded, flags, jsonl, rows, summary  # noqa: F401
 
+from interventions.errors import PictureError
 from twohop.entities.datamap import DataMap, Wording, read_map
-from twohop.entities.pictures import PictureError, altered, picture_of
+from twohop.entities.pictures import altered, picture_of
 from twohop.entities.sources import DataError
 from twohop.entities.validation import check
 

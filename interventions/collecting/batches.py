@@ -2,11 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from interventions.digests import UnknownContent, digest_of
 from interventions.errors import PromptError, ResultsError, SiteError, did_you_mean
@@ -240,23 +238,15 @@ def maker_of(model: Model, rows: Sequence[Any], sites: Mapping[str, RoleSite]) -
             if "text" not in row:
                 raise PromptError("a row has no 'text'.")
             texts.append(row["text"])
-            pictures = row.get("images")
-            several = pictures if isinstance(pictures, list | tuple) else [pictures]
-            images.append([_opened(one) for one in several if one is not None])
+            images.append(row.get("images"))
             for name in wanted:
                 if name not in (row.get("spans") or {}):
                     raise SiteError(f"no span {name!r}, which a site asks for")
                 spans[name].append(row["spans"][name])
-        return model.prompt(texts, images=images if any(images) else None, spans=spans)
+        shown = images if any(one is not None for one in images) else None
+        return model.prompt(texts, images=shown, spans=spans)
 
     return make
-
-
-def _opened(picture: Any) -> Any:
-    if not isinstance(picture, str | Path):
-        return picture
-    with Image.open(picture) as opened:
-        return opened.convert("RGB")
 
 
 def digest_rows(rows: Sequence[Any] | Maker, numbers: Sequence[int]) -> str | None:

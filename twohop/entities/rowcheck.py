@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from interventions.errors import PictureError
+from interventions.picture_sources import pictures_in
 from twohop.entities.cells import (
     CellError,
     Nothing,
@@ -17,7 +19,7 @@ from twohop.entities.cells import (
 )
 from twohop.entities.datamap import DataMap
 from twohop.entities.items import PICTURE, PLACE
-from twohop.entities.pictures import Picture, PictureError, picture_of
+from twohop.entities.pictures import Picture, picture_of
 from twohop.entities.rows import Row
 from twohop.scoring import normalise
 
@@ -187,9 +189,13 @@ class RowCheck:
         return " ".join(question.replace(PLACE, "_").strip(" ?.:").split())
 
     def _pictures(self, row: Row, dropped: list[tuple[str, str]]) -> tuple[Picture, ...]:
-        cell = row.values.get(self.columns["image"])
-        several = cell if isinstance(cell, list | tuple) else [cell]
-        given = [one for one in several if not is_missing(one)]
+        column = self.columns["image"]
+        cell = row.values.get(column)
+        try:
+            several = pictures_in(cell)
+        except PictureError as error:
+            raise Unusable(error.reason, str(error)) from error
+        given = [one for one in ([cell] if several is None else several) if not is_missing(one)]
         if not given:
             raise Unusable("no_image", self._empty(row, "image"))
         found: list[Picture] = []
