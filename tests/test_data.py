@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from interventions.errors import InterventionsError
 from twohop.entities.datamap import Wording
 from twohop.entities.reasons import FLAGS, REASONS
 from twohop.entities.sources import DataError
@@ -359,6 +360,19 @@ def test_entities_of_one_name_are_told_apart_by_their_ids(tmp_path: Path, rows: 
     found = check(jsonl(tmp_path / "items.jsonl", two))
     assert [item.id for item in found.items] == ["Q1/capital", "Q2/capital"]
     assert "shared_name" in flags(found)
+
+
+def test_names_and_answers_may_be_of_any_script(tmp_path: Path, rows: list[Row]) -> None:
+    from twohop.entities.items import Entity, Item, check_items
+
+    rows[0] |= {"entity": "法国", "question": "法国的首都是哪里？", "answers": ["巴黎"]}
+    rows[1] |= {"entity": "Tromsø", "question": "Where is Tromsø?", "answers": ["Troms"]}
+    found = check(jsonl(tmp_path / "items.jsonl", rows))
+    assert found.report.set_aside == ()
+    assert [item.answers for item in found.items[:2]] == [("巴黎",), ("Troms",)]
+    check_items(found.items)
+    with pytest.raises(InterventionsError, match="no letter and no digit"):
+        check_items([Item("a/b", Entity("a", "A"), "b", ("?!",))])
 
 
 def test_an_alias_in_the_question_is_the_entity(tmp_path: Path, rows: list[Row]) -> None:

@@ -23,6 +23,12 @@ CAPITALS = ["Paris", "Rome", "Kuwait City", "Niamey", "Lima"]
         ("I do not know", "other"),
         ("", "empty"),
         (" ?! ", "empty"),
+        ("The capital of France is Paris.", "right"),
+        ("It is not Rome, it is Paris", "right"),
+        ("It is not Paris.", "other"),
+        ("Paris or Rome", "same_type"),
+        ("Paris. Actually, no, it is Rome.", "same_type"),
+        ("I don't know the capital of France.", "other"),
     ],
 )
 def test_outcomes(text: str, expected: str) -> None:
@@ -43,6 +49,26 @@ def test_the_longest_name_at_a_place_counts() -> None:
 def test_short_answers_and_accents_count() -> None:
     assert outcome("Malé", answers=["Male"], names=["Maldives"], answer_set=[]) == "right"
     assert outcome("Lao", answers=["Lao"], names=["Laos"], answer_set=[]) == "right"
+
+
+@pytest.mark.parametrize(
+    ("said", "accepted"),
+    [
+        ("Nuku’alofa", "Nuku'alofa"),
+        ("Port‑au‑Prince", "Port-au-Prince"),
+        ("Kobenhavn", "København"),
+        ("København", "Kobenhavn"),
+        ("Lodz", "Łódź"),
+        ("Washington, D.C.", "Washington DC"),
+        ("St. John's", "Saint John's"),
+        ("the U.S.A.", "USA"),
+        ("1000", "1,000"),
+        ("巴黎", "巴黎"),
+    ],
+)
+def test_spellings_of_one_name_are_right(said: str, accepted: str) -> None:
+    assert outcome(said, answers=[accepted], names=[], answer_set=[]) == "right"
+    assert outcome(accepted, answers=[said], names=[], answer_set=[]) == "right"
 
 
 def test_intervals_resample_entities_not_items() -> None:

@@ -22,6 +22,9 @@ from twohop.entities.items import PICTURE, PLACE
 from twohop.entities.pictures import Picture, picture_of
 from twohop.entities.rows import Row
 from twohop.scoring import normalise
+from twohop.scoring.words import GLUED
+
+_GLUED = re.compile(f"[{GLUED}]")
 
 
 class Unusable(Exception):
@@ -226,10 +229,21 @@ class RowCheck:
 
 
 def places(text: str, name: str) -> list[tuple[int, int]]:
-    """Where a name stands in a text as words of its own, whatever its case."""
+    """Where a name stands in a text as words of its own, whatever its case.
+
+    Next to letters of scripts without spaces, such as Chinese, or with particles, such as Korean,
+    a name is a word of its own.
+
+    Examples
+    --------
+    >>> places("In which year was Big Ben built?", "Big Ben"), places("法国的首都", "法国")
+    ([(18, 25)], [(0, 2)])
+    """
     if name.casefold() not in text.casefold():  # most texts; a pattern for each name is slow
         return []
-    found = re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text, flags=re.IGNORECASE)
+    before = "" if _GLUED.match(name[0]) else rf"(?<![^\W{GLUED}])"
+    behind = "" if _GLUED.match(name[-1]) else rf"(?![^\W{GLUED}])"
+    found = re.finditer(before + re.escape(name) + behind, text, flags=re.IGNORECASE)
     return [match.span() for match in found]
 
 

@@ -10,13 +10,16 @@ GATES = {
 
 OUTCOMES = {
     "right": ("right", "an accepted answer"),
-    "same_type": ("wrong, right type", "another answer of the same relation"),
+    "same_type": (
+        "wrong, right type",
+        "another answer of the same relation, alone or beside the right one",
+    ),
     "echo": (
         "names the entity",
         "the entity's name instead of the answer: recall may be there, and masked",
     ),
-    "other": ("something else", "neither a known answer nor the entity's name"),
-    "empty": ("empty", "nothing, or only punctuation"),
+    "other": ("something else", "neither a known answer nor the entity's name, or a refusal"),
+    "empty": ("empty", "no letter and no digit"),
 }
 
 VERDICTS = {

@@ -163,6 +163,8 @@ def asserted(
         Names of all kinds of things are answers here. The first one counts, and others only where
         "or" or "and" puts them beside it; where something is, is no answer if anything else is.
     """
+    if not every:
+        return []
     reading = _Reading(words, every, is_answer=is_answer)
     clauses = reading.clauses
     refused = denied(words, clauses, every) | asked(words, clauses, every)

@@ -7,9 +7,7 @@ from dataclasses import replace
 from twohop.scoring.counting import with_quantities
 from twohop.scoring.letters import fold, in_full
 from twohop.scoring.quantities import Number, date_at, number_at, written
-from twohop.scoring.words import HAN, HIRAGANA, SPACELESS, Word, Words
-
-KATAKANA = "\u30a1-\u30fa\u30fc-\u30ff"
+from twohop.scoring.words import HAN, HIRAGANA, KATAKANA, SPACELESS, Word, Words
 
 
 def _ranges(codes: list[int]) -> str:

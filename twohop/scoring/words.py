@@ -9,6 +9,9 @@ from twohop.scoring.quantities import Quantity
 HAN = "\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 HIRAGANA = "\u3041-\u309f"
 SPACELESS = "\u0e00-\u0e4f\u0e80-\u0ecf\u0edc-\u0eff\u1000-\u103f\u1780-\u17d3"
+KATAKANA = "\u30a1-\u30fa\u30fc-\u30ff"
+# A word of these may be followed by another, or by a particle, without a space.
+GLUED = f"{HAN}{HIRAGANA}{KATAKANA}{SPACELESS}\uac00-\ud7a3"
 _HAN_LETTER = re.compile(f"[{HAN}]")
 _ALONE = re.compile(rf"[{HAN}{HIRAGANA}{SPACELESS}]")
 
