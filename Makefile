@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+NEWEST := .venv-newest
 
-.PHONY: help study test test-ndif bench lint setup train figures clean
+.PHONY: help study test test-newest test-ndif bench lint setup train figures clean
 
 help:
 	@echo "make study    the two-hop study on both embedded pairs; report in runs/"
 	@echo "make test     lint, types and tests"
+	@echo "make test-newest  the engine's tests with the newest of every library, in $(NEWEST)"
 	@echo "make test-ndif  a real NDIF server on loopback, and the operations on it"
 	@echo "make setup    only the environment, in $(VENV)"
 	@echo "make train    retrain the embedded pairs from scratch (about 45 minutes)"
@@ -36,6 +38,22 @@ lint: $(READY)
 test: lint
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
+# Installed without constraints.txt, and anew each time, to see what 'pip install .' brings today.
+# Of torch alone it keeps the pin: its newest build may be gigabytes of CUDA. The engine's tests are
+# the files that use nothing of the study, but for its tiny models and the published configs.
+ENGINE_TESTS = $(filter-out tests/test_examples.py, \
+  $(shell grep -LE '^(from|import) twohop( |\.[^mp]|\.m[^i]|\.p[^u])' tests/test_*.py))
+
+test-newest:
+	@$(PYTHON) -m venv $(NEWEST)
+	@grep '^torch==' constraints.txt > $(NEWEST)/torch.txt
+	@echo "Installing the newest into $(NEWEST) (a few minutes the first time) ..."
+	@$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --upgrade --upgrade-strategy eager -c $(NEWEST)/torch.txt -e '.[dev]'
+	@$(NEWEST)/bin/python -m pip freeze --disable-pip-version-check --exclude-editable
+	@OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n auto --dist loadfile \
+	  interventions $(ENGINE_TESTS)
+
 test-ndif: $(READY)
 	@examples/ndif/setup.sh .venv-ndif
 	@$(BIN)/python tests/ndif/launch.py
@@ -61,4 +79,4 @@ bench: $(BENCH_READY)
 	@PYTHONPATH=tests $(BENCH)/bin/python -m benchmarks $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) $(BENCH) runs
+	rm -rf $(VENV) $(BENCH) $(NEWEST) runs

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import pytest
 import tiny
 import torch
 
 import interventions as iv
-from interventions.architectures.faults import fault_of
+from interventions.architectures.faults import check_unbroken
 from twohop.published import PUBLISHED, published_config
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
@@ -134,8 +133,7 @@ def model_of(name: str, dtype: torch.dtype = torch.float32, attn: str = "eager")
 @cache
 def case_of(name: str, dtype: torch.dtype = torch.float32, attn: str = "eager") -> Case:
     model = model_of(name, dtype, attn)
-    if broken := fault_of(model.module, model.anatomy.model_type):
-        pytest.skip(broken)
+    check_unbroken(model)
     spans = {"entity": ["France", "the town"]}
     if not sees(name):
         texts = ("The capital of France is", "Who was the first mayor of the town in the north?")

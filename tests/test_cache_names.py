@@ -83,7 +83,7 @@ def test_two_names_of_one_argument_are_refused() -> None:
         lambda: model.trace(own, **twice),
         lambda: model.generate(own, **twice),
     ):
-        with pytest.raises(PromptError, match="two names of one argument. Give one"):
+        with pytest.raises(PromptError, match=r"two names of one argument\. Give one"):
             ask()
 
 
@@ -98,8 +98,11 @@ def test_a_knockout_in_the_only_token_behind_a_cache(attn: str) -> None:
     for prompt in (whole, own):
         last = prompt.at("last")
         cut = iv.Knockout(slice(0, model.n_layers), queries=last, keys=last)
-        found.append(iv.run(model, prompt, knockouts=[cut]).logits)
+        logits = iv.run(model, prompt, knockouts=[cut]).logits
+        assert logits is not None
+        found.append(logits)
     plain = iv.run(model, whole).logits
+    assert plain is not None
     assert relative(found[1], found[0]) < FLOOR32
     assert relative(found[1], plain) > 1e-3
 

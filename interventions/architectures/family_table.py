@@ -53,7 +53,12 @@ GROUPS = (
     ),
     Group(("gemma3",), "Gemma 3 12B, 27B", windowed=True, behind_norm=True),
     Group(("paligemma",), "PaliGemma 3B"),
-    Group(("llama4",), "Llama 4 Scout", windowed=True, note="experts; needs torchvision"),
+    Group(
+        ("llama4",),
+        "Llama 4 Scout",
+        windowed=True,
+        note="experts; needs torchvision; broken in transformers 5.24.0",
+    ),
     Group(
         ("mllama",),
         "Llama 3.2 Vision 11B, 90B",
