@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import interventions as iv
 from interventions.errors import PromptError
 from interventions.thoughts import THOUGHTS, behind_thoughts, closed, opened, said_from
+from twohop.asking import Decoding, answers
 from twohop.entities.formats import chat_template_of, end_of_turn
 
 CHAT = [{"role": "user", "content": "Is <think> a tag?"}]
@@ -210,6 +211,35 @@ def test_a_study_asks_with_the_think_block_closed(
     assert write(asked).endswith(EMPTY)
     assert "{image}\nWho?" in write(asked), "the template takes no image"
     assert end_of_turn(processor) == "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("says", "kept"),
+    [
+        ("<think>\nIt is red.\n\nSo</think>\n\nRome\nor", "Rome"),
+        ("so</think> Rome\n", "Rome"),
+        ("Rome\nor", "Rome"),
+        ("<think>\nIt is\nred", ""),
+    ],
+)
+def test_an_answer_is_read_behind_its_think_block(says: str, kept: str) -> None:
+    module: Any
+    module, tokenizer = tiny.build("llama")
+    model = iv.load(module, tokenizer=tokenizer)
+    prompt = model.prompt("What is the capital?")
+    script = tokenizer(says, add_special_tokens=False)["input_ids"]
+    steps = iter([*script, *[tokenizer.eos_token_id] * 9])
+
+    def speak(_module: Any, _args: Any, logits: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(logits, -30.0)
+        forced[..., next(steps)] = 30.0
+        return forced
+
+    with_script = module.get_output_embeddings().register_forward_hook(speak)
+    decoding = Decoding(max_new_tokens=len(script) + 2, stop="\n", end=None)
+    texts, _ = answers(model, prompt, None, decoding)
+    with_script.remove()
+    assert texts == [kept]
 
 
 def test_a_study_is_told_what_its_template_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
