@@ -33,7 +33,9 @@ TAKEN = (
 GIVEN = {"messages", GENERATE, "raise_exception", "strftime_now"}
 """What every template can read, and nobody need give."""
 # Private-use characters, which no text has.
-MARK, MARK_END, EXTRA, SHOWN, STOP = "\ue010", "\ue011", "\ue012", "\ue013", "\ue014"
+MARK, MARK_END, SHOWN, STOP = "\ue010", "\ue011", "\ue012", "\ue013"
+EXTRA = "⸘part⸘"
+"""A key of every part, which only a template that prints the part itself would show."""
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def _message(given: Any, i: int) -> Message:
     if isinstance(content, Mapping) or not isinstance(content, list | tuple):
         content = [content]
     parts = tuple(_part(one, f"part {k} of {where} ({role!r})") for k, one in enumerate(content))
-    return Message(role, parts, as_text=False, more=more)
+    return Message(role, parts or ("",), as_text=False, more=more)
 
 
 def _part(given: Any, where: str) -> str | Picture:

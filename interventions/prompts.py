@@ -39,7 +39,9 @@ class Prompt:
     roles : list of dict
         For each row, role name to the positions of its tokens.
     texts : list of str
-        The text of each row, after any chat template, before image tokens are expanded.
+        The text of each row, as its chat template wrote it and with its images' places in the
+        family's own way, before image tokens are expanded. Spans by character are places in the
+        text that was given; in a chat, in this one.
     prefix_ids : Tensor [prefix]
         Tokens that all rows share and whose keys and values are computed once. Empty unless the
         prompt was made with ``share_prefix``. They hold no positions of the prompt.

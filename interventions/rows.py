@@ -85,7 +85,7 @@ def span_bounds(text: str, span: Span, *, name: str) -> tuple[int, int]:
 def _process(
     processor: Any, text: str, images: Sequence[Any], settings: Mapping[str, Any]
 ) -> tuple[Any, Listener]:
-    listener = Listener(processor.tokenizer, text)
+    listener = Listener(processor.tokenizer)
     own = copy.copy(processor)
     own.tokenizer = listener
     try:
@@ -235,7 +235,7 @@ def build_row(
                 f"{type(processor).__name__}."
             )
     else:
-        listener = Listener(tokenizer, text)
+        listener = Listener(tokenizer)
         encoded = listener(text)
         offsets = listener.offsets
     ids = [int(token) for token in (encoded["input_ids"][0] if images else encoded["input_ids"])]

@@ -38,13 +38,12 @@ def ends_of(tokenizer: Any) -> Ends:
 class Listener:
     """Stands in for a tokenizer; keeps the last text it was given and the offsets of its tokens.
 
-    Where the text has its begin token, or a processor has written one into it, no second one is
-    added. What the tokenizer would put behind the text is left out: a prompt goes on.
+    Where the text begins with the begin token, as it was written or by the processor (Mllama's),
+    no second one is added. What the tokenizer would put behind it is left out: a prompt goes on.
     """
 
-    def __init__(self, tokenizer: Any, written: str) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._written = written
         self._ends = ends_of(tokenizer)
         self.text = ""
         self.offsets: list[tuple[int, int]] = []
@@ -57,9 +56,7 @@ class Listener:
         settings = {"add_special_tokens": True, **kwargs, "return_offsets_mapping": True}
         self.text = text if isinstance(text, str) else text[0]
         begin = self._ends.begin
-        if begin and (
-            self.text.startswith(begin) or self.text.count(begin) > self._written.count(begin)
-        ):
+        if begin and self.text.startswith(begin):
             settings["add_special_tokens"] = False
         encoded = self._tokenizer(text, **settings)
         if settings["add_special_tokens"] and self._ends.n_back:

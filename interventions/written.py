@@ -143,9 +143,9 @@ def _text(model: "Model", text: str, images: list[Any]) -> Written:
             edits.append((0, len(begin), 0))
             text = text.removeprefix(begin)
     if images and placeholder and not placed:
-        front = mark * len(images) + "\n"
-        edits.append((0, 0, len(front)))
-        text = front + text
+        front, at = mark * len(images) + "\n", len(begin) if text.startswith(begin) else 0
+        edits.append((at, 0, len(front)))
+        text = text[:at] + front + text[at:]
     return Written(text, images, tuple(edits))
 
 
@@ -186,7 +186,7 @@ def _chat(
     own = model.placeholder
     free = sum(one.value is None for message in messages for one in message.pictures)
     free += sum(text.count(own) for m in messages for text in m.texts) if own else 0
-    if images and not free:
+    if images and not free and not held:
         messages = _in_front(messages, len(images))
     chat = template.write(messages)
     if not held:

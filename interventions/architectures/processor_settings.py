@@ -8,9 +8,9 @@ from interventions.errors import PromptError, did_you_mean
 
 FIXED = (
     *("return_tensors", "data_format", "input_data_format", "device", "disable_grouping"),
-    *("image_seq_length", "images_kwargs"),
+    *("image_seq_length", "patch_size", "temporal_patch_size", "merge_size", "max_image_tiles"),
 )
-"""What prompts are made with anyway, or what is no choice."""
+"""What prompts are made with anyway, and what belongs to the model."""
 EVERYWHERE = {"do_convert_rgb", "default_to_square"}
 AREA = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 """The least and largest area of an image, and where Qwen's image processors have it in ``size``."""
@@ -38,6 +38,11 @@ def image_settings(processor: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     images = processor.image_processor
     used = _used(images)
     for key in flat:
+        if key in FIXED:
+            raise PromptError(
+                f"processor_kwargs: {key!r} is not to be changed: prompts are made with it, or the "
+                f"model was. It can be given {', '.join(sorted(used))}."
+            )
         if key not in used:
             raise PromptError(
                 f"{type(images).__name__} does not use {key!r}, so it would change nothing. "
