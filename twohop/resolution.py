@@ -43,7 +43,7 @@ def text_states(study: Study, asked: Sequence[tuple[Prompt, Positions]]) -> list
 
     What the backbone makes of a text is the same for every pair on it, so it is kept.
     """
-    keys = [(study.backbone.name, at.role, *prompt.texts) for prompt, at in asked]
+    keys = [(study.backbone, at.role, *prompt.texts) for prompt, at in asked]
     tasks = {
         key: (prompt, {"it": at})
         for key, (prompt, at) in zip(keys, asked, strict=True)

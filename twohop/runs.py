@@ -67,26 +67,29 @@ class Models:
     ----------
     results : dict
         What they gave that the next pair will ask for again.
-    sound : set of str
-        Names of those that were seen to compute numbers.
+    sound : set of Model
+        Those that were seen to compute numbers.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[Path | str, Model] = {}
+        self._kept: dict[tuple[Path | str, bool | str, str | None], Model] = {}
         self.results: dict[Any, Any] = {}
-        self.sound: set[str] = set()
+        self.sound: set[Model] = set()
 
     def get(
         self, folder: Path | str, *, remote: bool | str = False, revision: str | None = None
     ) -> Model:
         """Return the model of a folder or repo, or the one that a server calls so."""
-        if folder not in self._kept:
-            self._kept[folder] = load(folder, remote=remote, revision=revision)
-        return self._kept[folder]
+        asked = (folder, remote, revision)
+        if asked not in self._kept:
+            self._kept[asked] = load(folder, remote=remote, revision=revision)
+        return self._kept[asked]
 
     def drop(self, folder: Path | str) -> None:
-        """Forget a model."""
-        self._kept.pop(folder, None)
+        """Forget a model, wherever it runs."""
+        gone = {model for asked, model in self._kept.items() if asked[0] == folder}
+        self._kept = {asked: one for asked, one in self._kept.items() if asked[0] != folder}
+        self.sound -= gone
 
 
 @dataclass(frozen=True)
@@ -184,14 +187,14 @@ class PairRun:
         item = self.benchmark.items[0]
         template = self.benchmark.templates[item.relation]
         for model in (study.backbone, study.vlm):
-            if model.name in models.sound:
+            if model in models.sound:
                 continue
             if model is study.backbone:
                 prompt = text_prompt(model, template, [item.entity])
             else:
                 prompt = image_prompt(study, template, [item.entity])
             check_sound(model, prompt)
-            models.sound.add(model.name)
+            models.sound.add(model)
 
     def check_models(self, stage: str, found: xr.Dataset, *, again: Collection[str] = ()) -> None:
         """Refuse a stage's result if stages that it will lie beside are of other models.
