@@ -219,7 +219,7 @@ def sources() -> Iterator[tuple[str, ast.Module]]:
 
 def numbers(node: ast.AST) -> list[float]:
     constants = (one.value for one in ast.walk(node) if isinstance(one, ast.Constant))
-    return [float(one) for one in constants if type(one) in (int, float)]
+    return [one for one in constants if isinstance(one, int | float) and not isinstance(one, bool)]
 
 
 def test_no_number_of_the_protocol_is_a_constant_of_a_module() -> None:
@@ -261,11 +261,21 @@ def test_every_call_hands_the_protocol_on() -> None:
                 assert "protocol" in given_names or None in given_names, f"{source}:{call.lineno}"
 
 
+def test_every_number_is_read_somewhere() -> None:
+    read = {
+        one.attr
+        for _, module in sources()
+        for one in ast.walk(module)
+        if isinstance(one, ast.Attribute)
+    }
+    assert {one.name for one in FIELDS} <= read
+
+
 # On the command line
 
 
 def test_sample_sizes_are_options(capsys: pytest.CaptureFixture[str]) -> None:
-    given_sizes = {one.name: 100 + i for i, one in enumerate(SIZES)}
+    given_sizes: dict[str, Any] = {one.name: 100 + i for i, one in enumerate(SIZES)}
     command = ["study", "micro-late"]
     for one in SIZES:
         command += [one.flag, str(given_sizes[one.name])]

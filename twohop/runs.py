@@ -3,8 +3,8 @@
 import errno
 import hashlib
 import json
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,17 +72,31 @@ class Models:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Path | str, bool | str, str | None], Model] = {}
+        self._kept: dict[tuple[Any, ...], Model] = {}
         self.results: dict[Any, Any] = {}
         self.sound: set[Model] = set()
 
     def get(
-        self, folder: Path | str, *, remote: bool | str = False, revision: str | None = None
+        self,
+        folder: Path | str,
+        *,
+        remote: bool | str = False,
+        checkpoint: Mapping[str, str] | None = None,
     ) -> Model:
-        """Return the model of a folder or repo, or the one that a server calls so."""
-        asked = (folder, remote, revision)
+        """Return the model of a folder or repo, or the one that a server calls so.
+
+        Parameters
+        ----------
+        folder : Path or str
+        remote : bool or str
+        checkpoint : mapping, optional
+            What is there, by :class:`twohop.checkpoints.Digests`: of a repo, its commit is loaded,
+            and a folder whose files are others than before is loaded again.
+        """
+        content = dict(checkpoint or {})
+        asked = (folder, remote, *sorted(content.items()))
         if asked not in self._kept:
-            self._kept[asked] = load(folder, remote=remote, revision=revision)
+            self._kept[asked] = load(folder, remote=remote, revision=content.get("commit"))
         return self._kept[asked]
 
     def drop(self, folder: Path | str) -> None:
@@ -105,8 +119,8 @@ class PairRun:
         Where ``vlm`` and ``backbone`` are.
     own, common : Store
         Of this pair, and of the backbone's own stages, which pairs share.
-    revisions : dict
-        Which commit of a repo ``vlm`` and ``backbone`` are, where that is known.
+    checkpoints : dict
+        What is there, by :class:`twohop.checkpoints.Digests`; empty of what a server has.
     """
 
     pair: Pair
@@ -115,7 +129,7 @@ class PairRun:
     folders: dict[str, Path | str]
     own: Store
     common: Store
-    revisions: dict[str, str | None] = field(default_factory=dict)
+    checkpoints: dict[str, dict[str, str]]
 
     def store(self, stage: str) -> Store:
         """Where a stage is kept."""
@@ -157,7 +171,7 @@ class PairRun:
         return models.get(
             self.folders[role],
             remote=self.settings.remote,
-            revision=self.revisions.get(role),
+            checkpoint=self.checkpoints.get(role),
         )
 
     def compute(
@@ -345,5 +359,4 @@ def open_run(pair: Pair, *, out: Path, settings: Settings) -> PairRun:
     digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:12]
     common = Store(out / "backbones" / digest, shared)
     digests.save()
-    revisions = {role: one.get("commit") for role, one in content.items()}
-    return PairRun(pair, benchmark, settings, folders, own, common, revisions)
+    return PairRun(pair, benchmark, settings, folders, own, common, content)
