@@ -104,7 +104,8 @@ def test_numbers_that_do_not_go_together_are_refused() -> None:
 
 
 def test_numbers_of_numpy_are_plain_ones() -> None:
-    made = Protocol(lost_items=np.int64(7), window_keeps=np.float64(0.5), fit_views=np.array([2]))
+    given_numbers: dict[str, Any] = {"lost_items": np.int64(7), "fit_views": np.array([2])}
+    made = Protocol(**given_numbers, window_keeps=np.float64(0.5))
     assert made == Protocol(lost_items=7, window_keeps=0.5, fit_views=(2,))
     assert type(made.lost_items) is int
     assert {type(one) for one in made.fit_views} == {int}
@@ -162,8 +163,9 @@ def test_every_stage_reads_the_studys_protocol(small: dict[str, xr.Dataset]) -> 
 
 
 def test_the_least_of_everything_is_a_study_too(tmp_path: Path) -> None:
-    least = {one.name: 1 for one in SIZES}
-    protocol = Protocol(**least, map_windows=1, image_places=1, question_places=1, fit_views=(1,))
+    least: dict[str, Any] = {one.name: 1 for one in SIZES}
+    least |= {"map_windows": 1, "image_places": 1, "question_places": 1, "fit_views": (1,)}
+    protocol = Protocol(**least)
     found = run_study("micro-late", out=tmp_path, settings=Settings(limit=3, protocol=protocol))
     assert found["protocol"] == protocol.as_settings()
     page = (tmp_path / "micro-late" / "report.html").read_text()
@@ -217,7 +219,7 @@ def sources() -> Iterator[tuple[str, ast.Module]]:
 
 def numbers(node: ast.AST) -> list[float]:
     constants = (one.value for one in ast.walk(node) if isinstance(one, ast.Constant))
-    return [one for one in constants if type(one) in (int, float)]
+    return [one for one in constants if isinstance(one, int | float) and not isinstance(one, bool)]
 
 
 def test_no_number_of_the_protocol_is_a_constant_of_a_module() -> None:
@@ -259,11 +261,21 @@ def test_every_call_hands_the_protocol_on() -> None:
                 assert "protocol" in given_names or None in given_names, f"{source}:{call.lineno}"
 
 
+def test_every_number_is_read_somewhere() -> None:
+    read = {
+        one.attr
+        for _, module in sources()
+        for one in ast.walk(module)
+        if isinstance(one, ast.Attribute)
+    }
+    assert {one.name for one in FIELDS} <= read
+
+
 # On the command line
 
 
 def test_sample_sizes_are_options(capsys: pytest.CaptureFixture[str]) -> None:
-    given_sizes = {one.name: 100 + i for i, one in enumerate(SIZES)}
+    given_sizes: dict[str, Any] = {one.name: 100 + i for i, one in enumerate(SIZES)}
     command = ["study", "micro-late"]
     for one in SIZES:
         command += [one.flag, str(given_sizes[one.name])]

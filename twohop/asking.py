@@ -66,6 +66,7 @@ class Study:
             "benchmark": named(self.benchmark, parts),
             "asked": parts,
             "seed": self.seed,
+            "max_new_tokens": self.max_new_tokens,
             "protocol": self.protocol.as_settings(),
         }
 

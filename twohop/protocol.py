@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from twohop.allowed import Allowed, number, positive, several, share, whole, words
 
 if TYPE_CHECKING:
     from twohop.errors import ProtocolError
 
-METHODS = ("ig", "relp", "patching")
+Attribution = Literal["ig", "relp", "patching"]
+METHODS: tuple[Attribution, ...] = get_args(Attribution)
 """Ways to attribute, best agreement first. Integrated gradients need runs that correspond token by
 token and images that only enter with the embeddings; RelP needs a rule for each part; patching
 needs a gradient."""
@@ -113,7 +114,7 @@ class Protocol:
         "difference between the two runs of a map, in logits, up to which a share of it says "
         "nothing",
     )
-    attribution_methods: tuple[str, ...] = _set(
+    attribution_methods: tuple[Attribution, ...] = _set(
         METHODS, words(METHODS), "ways to attribute: the first that a model allows is taken"
     )
     attribution_steps: int = _set(

@@ -12,11 +12,11 @@ from twohop.protocol import DEFAULT, Protocol
 
 BACKBONE_STAGES = ("backbone_text", "windows", "map_text", "attribution_text")
 """Stages that ask the backbone alone, which stands in for the VLM there."""
-SHARED = ("benchmark", "asked", "seed", "protocol")
+SHARED = ("benchmark", "asked", "seed", "max_new_tokens", "protocol")
 """Settings that the results of stages have in common wherever they were made."""
 
 
-def made_with(attrs: Mapping[str, Any]) -> dict[str, Any]:
+def made_with(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     """Provenance among a stage's attributes; empty if it carries none."""
     return read_provenance(xr.Dataset(attrs=dict(attrs)))
 

@@ -3,8 +3,8 @@
 import errno
 import hashlib
 import json
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -67,26 +67,43 @@ class Models:
     ----------
     results : dict
         What they gave that the next pair will ask for again.
-    sound : set of str
-        Names of those that were seen to compute numbers.
+    sound : set of Model
+        Those that were seen to compute numbers.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[Path | str, Model] = {}
+        self._kept: dict[tuple[Any, ...], Model] = {}
         self.results: dict[Any, Any] = {}
-        self.sound: set[str] = set()
+        self.sound: set[Model] = set()
 
     def get(
-        self, folder: Path | str, *, remote: bool | str = False, revision: str | None = None
+        self,
+        folder: Path | str,
+        *,
+        remote: bool | str = False,
+        checkpoint: Mapping[str, str] | None = None,
     ) -> Model:
-        """Return the model of a folder or repo, or the one that a server calls so."""
-        if folder not in self._kept:
-            self._kept[folder] = load(folder, remote=remote, revision=revision)
-        return self._kept[folder]
+        """Return the model of a folder or repo, or the one that a server calls so.
+
+        Parameters
+        ----------
+        folder : Path or str
+        remote : bool or str
+        checkpoint : mapping, optional
+            What is there, by :class:`twohop.checkpoints.Digests`: of a repo, its commit is loaded,
+            and a folder whose files are others than before is loaded again.
+        """
+        content = dict(checkpoint or {})
+        asked = (folder, remote, *sorted(content.items()))
+        if asked not in self._kept:
+            self._kept[asked] = load(folder, remote=remote, revision=content.get("commit"))
+        return self._kept[asked]
 
     def drop(self, folder: Path | str) -> None:
-        """Forget a model."""
-        self._kept.pop(folder, None)
+        """Forget a model, wherever it runs."""
+        gone = {model for asked, model in self._kept.items() if asked[0] == folder}
+        self._kept = {asked: one for asked, one in self._kept.items() if asked[0] != folder}
+        self.sound -= gone
 
 
 @dataclass(frozen=True)
@@ -102,8 +119,8 @@ class PairRun:
         Where ``vlm`` and ``backbone`` are.
     own, common : Store
         Of this pair, and of the backbone's own stages, which pairs share.
-    revisions : dict
-        Which commit of a repo ``vlm`` and ``backbone`` are, where that is known.
+    checkpoints : dict
+        What is there, by :class:`twohop.checkpoints.Digests`; empty of what a server has.
     """
 
     pair: Pair
@@ -112,7 +129,7 @@ class PairRun:
     folders: dict[str, Path | str]
     own: Store
     common: Store
-    revisions: dict[str, str | None] = field(default_factory=dict)
+    checkpoints: dict[str, dict[str, str]]
 
     def store(self, stage: str) -> Store:
         """Where a stage is kept."""
@@ -154,7 +171,7 @@ class PairRun:
         return models.get(
             self.folders[role],
             remote=self.settings.remote,
-            revision=self.revisions.get(role),
+            checkpoint=self.checkpoints.get(role),
         )
 
     def compute(
@@ -184,14 +201,14 @@ class PairRun:
         item = self.benchmark.items[0]
         template = self.benchmark.templates[item.relation]
         for model in (study.backbone, study.vlm):
-            if model.name in models.sound:
+            if model in models.sound:
                 continue
             if model is study.backbone:
                 prompt = text_prompt(model, template, [item.entity])
             else:
                 prompt = image_prompt(study, template, [item.entity])
             check_sound(model, prompt)
-            models.sound.add(model.name)
+            models.sound.add(model)
 
     def check_models(self, stage: str, found: xr.Dataset, *, again: Collection[str] = ()) -> None:
         """Refuse a stage's result if stages that it will lie beside are of other models.
@@ -342,5 +359,4 @@ def open_run(pair: Pair, *, out: Path, settings: Settings) -> PairRun:
     digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:12]
     common = Store(out / "backbones" / digest, shared)
     digests.save()
-    revisions = {role: one.get("commit") for role, one in content.items()}
-    return PairRun(pair, benchmark, settings, folders, own, common, revisions)
+    return PairRun(pair, benchmark, settings, folders, own, common, content)

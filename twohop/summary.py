@@ -251,7 +251,7 @@ def recovered(recovery: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[st
             ("back_patching_oracle", own.any(0)),
             ("back_patching_null_oracle", null.any(0)),
         ):
-            found[name] = mean(values, tried, seed=seed, protocol=protocol)
+            found[name] = mean(np.asarray(values), tried, seed=seed, protocol=protocol)
     return found
 
 

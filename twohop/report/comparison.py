@@ -66,7 +66,7 @@ def labels(summaries: Sequence[Summary]) -> list[str]:
         parts, settings = [str(one["pair"])], one.get("settings", {})
         others = [x.get("settings", {}) for x in summaries if x["pair"] == one["pair"]]
         for key in (*TELLING, *_numbers(others)) if pairs[parts[0]] > 1 else ():
-            if len({_said(other, key) for other in others}) > 1:
+            if len({str(_value(other, key)) for other in others}) > 1:
                 parts.append(f"{key.removeprefix(PROTOCOL)} {_said(settings, key)}")
         found.append(", ".join(parts))
     totals, seen = Counter(found), Counter[str]()
@@ -78,17 +78,27 @@ def labels(summaries: Sequence[Summary]) -> list[str]:
 
 
 def _numbers(several: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys of the numbers of the runs' protocols, in order."""
-    protocols = (settings.get("protocol", {}) for settings in several)
-    return [*dict.fromkeys(f"{PROTOCOL}{name}" for one in protocols for name in one)]
+    """Keys of the numbers in which protocols differ, where they are recorded, in order."""
+    known = [settings["protocol"] for settings in several if "protocol" in settings]
+    names = dict.fromkeys(name for one in known for name in one)
+    return [
+        f"{PROTOCOL}{name}"
+        for name in names
+        if any(one.get(name) != known[0].get(name) for one in known)
+    ]
+
+
+def _value(settings: Mapping[str, Any], key: str) -> Any:
+    if key.startswith(PROTOCOL):
+        return settings.get("protocol", {}).get(key.removeprefix(PROTOCOL))
+    return settings.get(key)
 
 
 def _said(settings: Mapping[str, Any], key: str) -> str:
-    if key.startswith(PROTOCOL):
-        settings, key = settings.get("protocol", {}), key.removeprefix(PROTOCOL)
-    if key not in settings:
-        return "not recorded"
-    return "all" if key == "limit" and settings[key] is None else str(settings[key])
+    value = _value(settings, key)
+    if value is None:
+        return "all" if key == "limit" and key in settings else "not recorded"
+    return str(value)
 
 
 def by_class(summaries: Sequence[Summary]) -> Classes:
@@ -163,6 +173,12 @@ def differing(summaries: Sequence[Summary]) -> list[str]:
         if len(runs) > 1:
             said = "; ".join(f"{value}: {', '.join(who)}" for value, who in runs.items())
             found.append(f"The runs differ in {key} ({said}), so compare them with care.")
+    silent = [label for label, one in named if "protocol" not in one.get("settings", {})]
+    if silent and len(silent) < len(named):
+        found.append(
+            f"By which protocol {', '.join(silent)} was measured is not recorded, so compare it "
+            "with care."
+        )
     sizes: dict[int, list[str]] = {}
     for label, one in named:
         sizes.setdefault(one["n_items"], []).append(label)
