@@ -8,7 +8,16 @@ import torch
 
 from interventions.calling import weightless
 from interventions.errors import PatchError, PromptError, RemoteError, SiteError
-from interventions.given import all_of_kind, flag, index_of, of_kind, one_of, several, whole
+from interventions.given import (
+    all_of_kind,
+    flag,
+    index_of,
+    names,
+    of_kind,
+    one_of,
+    several,
+    whole,
+)
 from interventions.given_arrays import check_range, tensor_of
 from interventions.knockout import Knockout, check_knockouts, knockout
 from interventions.model import Model
@@ -290,7 +299,7 @@ def run(
         start = _start_of(model, prompt, start)
         check_start(model, start[0], (*patches, *knockouts, *reads), keep_cache=keep_cache)
     if inputs is not None:
-        of_kind(inputs, Mapping, "inputs", error=PromptError)
+        names([*of_kind(inputs, Mapping, "inputs", error=PromptError)], "the names of inputs")
     if model.remote:
         return _run_remotely(
             model,

@@ -15,9 +15,7 @@ MODES: tuple[Mode, ...] = ("set", "add", "scale")
 Where = Positions | int | slice | Sequence[int] | None
 
 
-def index_list(
-    asked: int | slice | Sequence[int], n: int, what: str = "layer"
-) -> list[int]:
+def index_list(asked: int | slice | Sequence[int], n: int, what: str = "layer") -> list[int]:
     """Indices named by an int, slice or list, counted from the end where negative.
 
     Raises
