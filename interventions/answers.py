@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from interventions.answer_tokens import candidate_ids, candidate_texts, spaced
+from interventions.checking import check_asked
 from interventions.choosing import choose, tokens_of
 from interventions.decoding import extended, greedy
 from interventions.errors import PatchError
 from interventions.given import MOST_TOKENS, all_of_kind, callback, text_of, whole
 from interventions.model import Model
-from interventions.patching import Patch, check_asked, check_patches, run
+from interventions.patching import Patch, check_patches, run
 from interventions.prompts import Prompt
 from interventions.rows import SEQUENCE_KEYS
 

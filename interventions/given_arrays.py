@@ -171,9 +171,9 @@ def _kind(value: Any, row: int, what: str, error: type[InterventionsError], miss
         raise error(
             f"{what}: the one of row {row} is {shown(value)}. Expected numbers, texts or bools."
         )
-    if kind is int and not SMALLEST_INT <= value <= LARGEST_INT:
+    if isinstance(value, int) and not SMALLEST_INT <= value <= LARGEST_INT:
         raise error(f"{what}: the one of row {row} is {value}, beyond 64 bits. Make it a text.")
-    if kind is str and any("\ud800" <= one <= "\udfff" for one in value):
+    if isinstance(value, str) and any("\ud800" <= one <= "\udfff" for one in value):
         raise error(f"{what}: the one of row {row} holds half a character. Write it in full.")
     if kind is float and not np.isfinite(value):
         raise error(f"{what}: the one of row {row} is {value}. Expected finite numbers.")

@@ -120,11 +120,13 @@ def _attribute(value: Any) -> Any:
     """An attribute as a number, numbers, a text or texts; anything else in JSON."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().double().numpy() if value.is_floating_point() else value.cpu()
-    if isinstance(value, torch.Tensor | np.ndarray | np.generic | set | frozenset | range):
-        array = isinstance(value, np.ndarray) and value.dtype.kind in "iuf"
-        if array and value.size != 1 and value.dtype.itemsize <= 8:
-            return value
-        value = list(value) if isinstance(value, set | frozenset | range) else value.tolist()
+    numbers = isinstance(value, np.ndarray) and value.dtype.kind in "iuf"
+    if numbers and value.size != 1 and value.dtype.itemsize <= 8:
+        return value
+    if isinstance(value, set | frozenset | range):
+        value = list(value)
+    elif isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        value = value.tolist()
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, bytes | PathLike):

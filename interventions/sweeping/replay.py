@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
+from interventions.checking import check_asked
 from interventions.errors import PatchError, SiteError
 from interventions.given import all_of_kind, callback, of_kind, several, shown, whole
 from interventions.model import Model
-from interventions.patching import Patch, Site, check_asked, check_patches, check_place, run
+from interventions.patching import Patch, Site, check_patches, check_place, run
 from interventions.placing import written
 from interventions.positions import Positions
 from interventions.prompts import Prompt
