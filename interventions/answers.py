@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from interventions.answer_tokens import candidate_ids, candidate_texts, spaced
+from interventions.checking import check_asked
 from interventions.choosing import RULES, Rule, choose_by, tokens_of
 from interventions.decoding import extended, greedy
 from interventions.errors import PatchError, PromptError
-from interventions.given import MOST_TOKENS, all_of_kind, text_of, whole
+from interventions.given import MOST_TOKENS, all_of_kind, callback, text_of, whole
 from interventions.model import Model
-from interventions.patching import Patch, check_asked, check_patches, run
+from interventions.patching import Patch, check_patches, run
 from interventions.prompts import Prompt
 from interventions.rows import SEQUENCE_KEYS
 
@@ -125,9 +126,10 @@ def complete(
     patches = all_of_kind(patches, Patch, "patches", error=PatchError)
     check_patches(model, prompt, patches)
     max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=0, most=MOST_TOKENS)
-    batch_rows = whole(batch_rows, "batch_rows", least=1)
+    batch_rows = min(whole(batch_rows, "batch_rows", least=1), len(prompt))
     stop = None if stop is None else text_of(stop, "stop")
     end = None if end is None else text_of(end, "end")
+    on_rows = callback(on_rows, "on_rows")
     ids = None
     given = None if prior is None else _prior(prior, len(prompt))
     if candidates is None and (given is not None or every_score):

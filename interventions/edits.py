@@ -2,11 +2,12 @@
 
 import torch
 
+from interventions.checking import check_asked
 from interventions.errors import PatchError
 from interventions.given import index_of, number, of_kind, seed_of
 from interventions.given_arrays import tensor_of
 from interventions.model import Model
-from interventions.patching import Patch, Site, check_asked, check_place, read
+from interventions.patching import Patch, Site, check_place, read
 from interventions.placing import gather_padded
 from interventions.positions import Positions
 from interventions.prompts import Prompt

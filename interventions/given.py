@@ -156,6 +156,10 @@ def text_of(value: Any, what: str, *, error: Refusal = PromptError) -> str:
     """Return a text; no bytes, and nothing else."""
     found = plain(value)
     if isinstance(found, str):
+        try:
+            found.encode()
+        except UnicodeEncodeError:
+            raise error(f"{what} is {shown(value)}, which holds half a character.") from None
         return str(found)
     raise error(f"{what} is {shown(value)}. Expected a text (str).")
 
@@ -236,6 +240,13 @@ def all_of_kind(given: Any, kind: type, what: str, *, error: Refusal) -> list[An
     """Return things of a class of ours as a list; one that stands alone is refused."""
     found = several(given, what, error=error, expected=f"a list of {kind.__name__}")
     return [of_kind(one, kind, f"{what}: entry {i}", error=error) for i, one in enumerate(found)]
+
+
+def callback(given: Any, what: str, *, error: Refusal = PromptError) -> Any:
+    """Return a function, or None where none is wanted."""
+    if given is None or callable(given):
+        return given
+    raise error(f"{what} is {shown(given)}. Expected a function, or None.")
 
 
 def index_of(asked: Any, what: str, *, error: Refusal = SiteError) -> int | slice | list[int]:
@@ -330,6 +341,7 @@ def folder_of(given: Any, what: str = "out") -> Path:
     if not isinstance(given, str | os.PathLike) or not str(given) or "\0" in str(given):
         raise ResultsError(f"{what} is {shown(given)}. Expected the path of a folder.")
     try:
+        os.fsencode(given)
         folder = Path(given)
         nearest = next(one for one in (folder, *folder.parents) if one.exists())
     except (TypeError, ValueError, OSError) as error:

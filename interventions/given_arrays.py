@@ -32,9 +32,7 @@ def tensor_of(given: Any, what: str = "the value", *, error: Refusal = PatchErro
         Of the kind ``error``, if it holds anything else.
     """
     if isinstance(given, torch.Tensor):
-        dense = given.layout == torch.strided and not given.is_quantized
-        real = dense and not given.is_complex() and given.dtype != torch.bool
-        if not real or given.device.type == "meta":
+        if not dense(given) or given.is_complex() or given.dtype == torch.bool:
             raise error(f"{what} is {shown(given)}. Expected real numbers, in a dense tensor.")
         return given if given.is_floating_point() else given.double()
     if isinstance(given, list | tuple) and any(isinstance(one, torch.Tensor) for one in given):
@@ -60,6 +58,12 @@ def tensor_of(given: Any, what: str = "the value", *, error: Refusal = PatchErro
     kept = array.dtype.kind == "f" and array.dtype.itemsize in (2, 4, 8)
     native = array.dtype.newbyteorder("=") if kept else np.dtype(np.float64)
     return torch.from_numpy(np.array(array, dtype=native, order="C"))
+
+
+def dense(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has its numbers in memory, one for each entry."""
+    somewhere = tensor.device.type != "meta" and not tensor.is_quantized
+    return somewhere and tensor.layout == torch.strided
 
 
 def check_range(
@@ -112,6 +116,8 @@ def row_values(
     """
     if isinstance(given, str | bytes | bytearray | Mapping | set | frozenset):
         raise error(f"{what} are {shown(given)}. Give one per row.")
+    if isinstance(given, torch.Tensor) and not dense(given):
+        raise error(f"{what} are {shown(given)}, which holds no numbers of its own.")
     values = given.detach().cpu() if isinstance(given, torch.Tensor) else given
     if isinstance(values, torch.Tensor) and values.dtype == torch.bfloat16:
         values = values.float()
@@ -165,9 +171,9 @@ def _kind(value: Any, row: int, what: str, error: type[InterventionsError], miss
         raise error(
             f"{what}: the one of row {row} is {shown(value)}. Expected numbers, texts or bools."
         )
-    if kind is int and not SMALLEST_INT <= value <= LARGEST_INT:
+    if isinstance(value, int) and not SMALLEST_INT <= value <= LARGEST_INT:
         raise error(f"{what}: the one of row {row} is {value}, beyond 64 bits. Make it a text.")
-    if kind is str and any("\ud800" <= one <= "\udfff" for one in value):
+    if isinstance(value, str) and any("\ud800" <= one <= "\udfff" for one in value):
         raise error(f"{what}: the one of row {row} holds half a character. Write it in full.")
     if kind is float and not np.isfinite(value):
         raise error(f"{what}: the one of row {row} is {value}. Expected finite numbers.")
@@ -209,7 +215,7 @@ def token_numbers(given: Any, vocab: int, *, error: Refusal) -> torch.Tensor:
         kind, ids = array.dtype.kind, array
     else:
         floating = given.is_floating_point() or given.is_complex() or given.dtype == torch.bool
-        kind, ids = "f" if floating else "i", given
+        kind, ids = "f" if floating or not dense(given) else "i", given
     if kind not in "iu":
         raise error(f"tokens are {shown(given)}. Expected their ids, as integers.")
     found = ids.long() if isinstance(ids, torch.Tensor) else torch.from_numpy(ids.astype(np.int64))

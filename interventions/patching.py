@@ -8,9 +8,17 @@ import torch
 
 from interventions.cache_names import cache_argument, returned_cache, with_cache_named
 from interventions.calling import weightless
+from interventions.checking import check_asked, check_start, check_value, start_of
 from interventions.errors import PatchError, PromptError, RemoteError, SiteError
-from interventions.given import all_of_kind, flag, index_of, of_kind, one_of, several, whole
-from interventions.given_arrays import check_range, tensor_of
+from interventions.given import (
+    all_of_kind,
+    flag,
+    index_of,
+    names,
+    of_kind,
+    one_of,
+)
+from interventions.given_arrays import tensor_of
 from interventions.knockout import Knockout, check_knockouts, knockout
 from interventions.model import Model
 from interventions.placing import MODES, Mode, gather
@@ -195,39 +203,6 @@ def check_patches(model: Model, prompt: Prompt, patches: Sequence[Patch]) -> Non
         check_value(model, patch)
 
 
-def check_value(model: Model, patch: Patch) -> None:
-    """Refuse a value that does not fit where it is to go, or holds NaN."""
-    value, layers = patch.value, layer_list(patch.layers, model.n_layers)
-    heads = patch.component == "head_out"
-    last = [model.anatomy.head_dim if heads else model.d_model]
-    if heads and not isinstance(patch.heads, int):
-        chosen = slice(None) if patch.heads is None else patch.heads
-        last = [len(index_list(chosen, model.anatomy.n_heads, "head")), *last]
-    if value.ndim and value.shape[-1] != last[-1]:
-        raise PatchError(
-            f"a value of width {value.shape[-1]} cannot be written into {patch.component} of "
-            f"{model.name}, which is {last[-1]} wide."
-        )
-    check_range(value, model.dtype)
-    if patch.has_layer_axis and value.shape[0] != len(layers):
-        raise PatchError(
-            f"the patch names {len(layers)} layers but its value has {value.shape[0]} along "
-            "its first axis."
-        )
-    shape = list(value.shape[int(patch.has_layer_axis) :])
-    rows, n = patch.positions.index.shape
-    lead = shape[: len(shape) - len(last)]
-    fits = len(lead) <= 2 and all(a in (1, b) for a, b in zip(lead, (rows, n), strict=False))
-    if shape and not (fits and shape[len(lead) :] == last):
-        layer = [len(layers)] if patch.has_layer_axis else []
-        raise PatchError(
-            f"a value of shape {tuple(value.shape)} does not fit {patch.component} at role "
-            f"{patch.positions.role!r}. Expected {[*layer, rows, n, *last]}, or "
-            f"{[*layer, rows, *last]} to spread one value per row over its positions, or {last}, "
-            "or a number."
-        )
-
-
 def run(
     model: Model,
     prompt: Prompt,
@@ -289,10 +264,10 @@ def run(
     if isinstance(logits, Positions):
         check_place(model, prompt, "logits", 0, logits)
     if start is not None:
-        start = _start_of(model, prompt, start)
+        start = start_of(model, prompt, start)
         check_start(model, start[0], (*patches, *knockouts, *reads), keep_cache=keep_cache)
     if inputs is not None:
-        of_kind(inputs, Mapping, "inputs", error=PromptError)
+        names([*of_kind(inputs, Mapping, "inputs", error=PromptError)], "the names of inputs")
     if model.remote:
         return _run_remotely(
             model,
@@ -379,26 +354,6 @@ def run(
     return Run(last, values, kept, prompt)
 
 
-def check_asked(model: Any, prompt: Any) -> None:
-    """Refuse anything but a model and a prompt."""
-    of_kind(model, Model, "the model", error=PromptError)
-    if not len(of_kind(prompt, Prompt, "the prompt", error=PromptError)):
-        raise PromptError("the prompt has no rows, so there is nothing to run.")
-
-
-def _start_of(model: Model, prompt: Prompt, start: Any) -> tuple[int, torch.Tensor]:
-    given = several(start, "start", error=SiteError, expected="a block and its resid_pre")
-    if len(given) != 2:
-        raise SiteError(f"start has {len(given)} parts. Expected a block and its resid_pre.")
-    block = whole(given[0], "the block of start", least=0, most=model.n_layers, error=SiteError)
-    value = tensor_of(given[1], "the value of start")
-    shape = (len(prompt), prompt.length, model.d_model)
-    if tuple(value.shape) != shape:
-        raise PatchError(f"the value of start has shape {tuple(value.shape)}. Expected {shape}.")
-    check_range(value, model.dtype, "the value of start")
-    return block, value
-
-
 def _run_remotely(model: Model, prompt: Prompt, *, keep_cache: bool, **asked: Any) -> Run:
     """Run a prompt on the server; only its logits and reads come back."""
     if keep_cache:
@@ -413,24 +368,6 @@ def _run_remotely(model: Model, prompt: Prompt, *, keep_cache: bool, **asked: An
 def _logits_and_reads(model: Model, prompt: Prompt, **asked: Any) -> tuple[Any, list[Any]]:
     done = run(model, prompt, **asked)
     return done.logits, done.reads
-
-
-def check_start(
-    model: Model,
-    block: int,
-    touching: Sequence[Patch | Site | Knockout],
-    *,
-    keep_cache: bool,
-) -> None:
-    """Refuse to skip blocks that are patched, read, or whose keys and values are wanted."""
-    if block != model.n_layers:
-        layer_list(block, model.n_layers)
-    touched = [layer for one in touching for layer in layer_list(one.layers, model.n_layers)]
-    if keep_cache or min(touched, default=block) < block:
-        raise SiteError(
-            f"start={block} skips the blocks below, but "
-            + ("keep_cache needs them all." if keep_cache else f"block {min(touched)} is used.")
-        )
 
 
 def read(model: Model, prompt: Prompt, sites: Sequence[Site]) -> list[torch.Tensor]:

@@ -50,21 +50,24 @@ def storable(dataset: xr.Dataset) -> xr.Dataset:
 
 def _new_names(given: Iterable[Hashable], dataset: xr.Dataset) -> dict[Hashable, str]:
     """Names that must change, and into what: text without slashes, each still its own."""
-    used = {name for name in given if isinstance(name, str) and name == _name(name)}
+    listed = set(dataset.coords) - set(dataset.dims)  # in an attribute, divided by spaces
+    wanted = {name: _name(name, spaces=name not in listed) for name in given}
+    used = {name for name, new in wanted.items() if name == new}
     changed: dict[Hashable, str] = {}
-    for name in dict.fromkeys(given):
-        if name in used or name in changed:
+    for name, first in wanted.items():
+        if name in used:
             continue
-        new, count = _name(name), 2
+        new, count = first, 2
         while new in used:
-            new, count = f"{_name(name)} {count}", count + 1
+            new, count = f"{first}_{count}", count + 1
         used.add(new)
         changed[name] = new
     return changed
 
 
-def _name(name: Hashable) -> str:
-    return _text(str(name)).replace("/", SLASH).strip() or UNNAMED
+def _name(name: Hashable, *, spaces: bool) -> str:
+    made = _text(str(name)).replace("/", SLASH).strip()
+    return (made if spaces else "_".join(made.split())) or UNNAMED
 
 
 def _text(value: str) -> str:
@@ -117,11 +120,13 @@ def _attribute(value: Any) -> Any:
     """An attribute as a number, numbers, a text or texts; anything else in JSON."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().double().numpy() if value.is_floating_point() else value.cpu()
-    if isinstance(value, torch.Tensor | np.ndarray | np.generic | set | frozenset | range):
-        array = isinstance(value, np.ndarray) and value.dtype.kind in "iuf"
-        if array and value.size != 1 and value.dtype.itemsize <= 8:
-            return value
-        value = list(value) if isinstance(value, set | frozenset | range) else value.tolist()
+    numbers = isinstance(value, np.ndarray) and value.dtype.kind in "iuf"
+    if numbers and value.size != 1 and value.dtype.itemsize <= 8:
+        return value
+    if isinstance(value, set | frozenset | range):
+        value = list(value)
+    elif isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        value = value.tolist()
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, bytes | PathLike):
@@ -137,9 +142,8 @@ def _attribute(value: Any) -> Any:
         kinds = {type(one) for one in parts}
         alike = kinds == {str} or kinds <= {int, float}
         if alike and not any(isinstance(one, Mapping) or one is None for one in value):
-            if kinds == {str} and all(isinstance(one, str | bytes | PathLike) for one in value):
-                return parts
-            if kinds <= {int, float}:
+            texts = all(isinstance(one, str | bytes | PathLike) for one in value)
+            if texts or kinds <= {int, float}:
                 return parts[0] if len(parts) == 1 else parts
     return _text(json.dumps(_json(value), ensure_ascii=False)) if value is not None else MISSING
 

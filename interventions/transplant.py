@@ -6,10 +6,11 @@ from typing import Literal
 import torch
 
 from interventions.alignment import ModelPair
+from interventions.checking import check_asked
 from interventions.errors import PatchError
 from interventions.given import of_kind, one_of
 from interventions.model import Model
-from interventions.patching import Patch, Site, check_asked, check_place, read
+from interventions.patching import Patch, Site, check_place, read
 from interventions.placing import MODES, Mode, gather_padded
 from interventions.positions import Positions
 from interventions.prompts import Prompt

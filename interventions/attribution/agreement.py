@@ -11,11 +11,12 @@ import xarray as xr
 
 from interventions.attribution.contrast import Contrast, Scored, make_contrast
 from interventions.attribution.passes import Pass, forward
+from interventions.checking import check_asked
 from interventions.errors import ResultsError
 from interventions.given import of_kind, seed_of, whole
 from interventions.metrics import target
 from interventions.model import Model
-from interventions.patching import Patch, check_asked, run
+from interventions.patching import Patch, run
 from interventions.positions import Positions
 from interventions.prompts import Prompt
 from interventions.results import read_provenance, with_provenance

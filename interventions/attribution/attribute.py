@@ -22,12 +22,12 @@ from interventions.attribution.contrast import (
 )
 from interventions.attribution.estimates import METHODS, Method, estimates
 from interventions.attribution.passes import Place
+from interventions.checking import check_asked
 from interventions.errors import PromptError, RoleError, SiteError
 from interventions.fingerprints import Unchanged
 from interventions.given import flag, names, one_of, one_or_several, plain, seed_of, whole
 from interventions.metrics import METRICS, UNITS, Metric, target
 from interventions.model import Model
-from interventions.patching import check_asked
 from interventions.places import check_same_tokens, role_labels
 from interventions.prompts import Prompt
 from interventions.results import provenance, with_provenance

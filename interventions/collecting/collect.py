@@ -196,7 +196,7 @@ def _count(rows: Rows, n_rows: int | None) -> int:
         raise PromptError(f"rows are {shown(rows)}. Expected a sequence of rows, or a function.")
     if callable(rows):
         total = n_rows
-    elif isinstance(rows, Sequence | np.ndarray) or hasattr(rows, "__len__"):
+    elif hasattr(rows, "__len__") and getattr(rows, "ndim", 1):
         total = len(rows) if n_rows is None else min(n_rows, len(rows))
     else:
         raise PromptError(
@@ -231,6 +231,9 @@ def _labels(coords: Any, sites: Mapping[str, RoleSite], total: int) -> dict[str,
         if not isinstance(name, str) or not name.strip() or set(name) & {"/", "\0"}:
             raise PromptError(f"{shown(name)} cannot name a coordinate: it becomes a variable.")
         what = f"coordinate {name!r}"
+        if isinstance(values, list | tuple) and len(values) != total:
+            n = len(values)
+            raise PromptError(f"{what} with {n} values for {total} rows. Give one per row.")
         made = row_values(values, total, what, error=PromptError, missing=True)
         if name in (*sites, *TAKEN):
             raise PromptError(f"{what}: give it a name that no site or dimension has.")

@@ -192,7 +192,7 @@ def _device(device: Any) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(1, device=found).cpu()
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ProbeError(f"device {shown(device)} cannot be used: {reason}") from None
     return found
@@ -208,8 +208,9 @@ def _is_number(splits: Any) -> bool:
 def _masks(splits: Any) -> np.ndarray:
     """Rows to hold out as an array [seed, row], of whatever type it is."""
     try:
-        given = splits.cpu().numpy() if isinstance(splits, torch.Tensor) else np.asarray(splits)
-    except (TypeError, ValueError) as error:
+        tensor = isinstance(splits, torch.Tensor)
+        given = splits.detach().cpu().numpy() if tensor else np.asarray(splits)
+    except (TypeError, ValueError, NotImplementedError) as error:
         raise ProbeError(f"splits are {shown(splits)}, no number and no masks: {error}") from None
     return np.atleast_2d(given)
 

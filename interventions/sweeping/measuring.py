@@ -231,3 +231,19 @@ def _patches(spec: Spec, place: Positions, values: Values | torch.Tensor) -> lis
                 value = value[..., spec.head, :]
         made.append(Patch(spec.component, layer, place, value, heads=spec.head))
     return made
+
+
+def costs(model: Model, job: Job) -> np.ndarray:
+    """What each cell costs, in tokens through blocks, for a row: to tell how long it takes."""
+    length, n = job.prompt.length, model.n_layers
+    first = [
+        min((min(row) for row in column if row), default=length - 1)
+        for column in job.columns.tokens
+    ]
+    return np.array(
+        [
+            (n + 1 - min(spec.layers, default=n)) * (length - first[spec.column])
+            for spec in job.grid.specs()
+        ],
+        dtype=float,
+    )

@@ -16,11 +16,12 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from interventions.cache_names import cache_argument
+from interventions.checking import check_asked
 from interventions.errors import PatchError, SiteError
 from interventions.fingerprints import Unchanged
-from interventions.given import all_of_kind, of_kind, several, whole
+from interventions.given import all_of_kind, callback, of_kind, several, shown, whole
 from interventions.model import Model
-from interventions.patching import Patch, Site, check_asked, check_patches, check_place, run
+from interventions.patching import Patch, Site, check_patches, check_place, run
 from interventions.placing import written
 from interventions.positions import Positions
 from interventions.prompts import Prompt
@@ -281,6 +282,12 @@ def _suffix(prompt: Prompt, rows: torch.Tensor, at: int, *, prefix: bool) -> Pro
     return replace(made, prefix_ids=prompt.prefix_ids) if prefix else made
 
 
+def _reduced(kept: Any, n_cells: int) -> torch.Tensor:
+    if not isinstance(kept, torch.Tensor) or not kept.ndim or len(kept) != n_cells:
+        raise PatchError(f"reduce= gave {shown(kept)}. Expected a tensor [{n_cells}, ...].")
+    return kept
+
+
 def replay(
     model: Model,
     prompt: Prompt,
@@ -320,8 +327,7 @@ def replay(
     at = prompt.at("last") if logits is None else logits
     check_place(model, prompt, "logits", 0, of_kind(at, Positions, "logits", error=SiteError))
     budget = None if budget is None else whole(budget, "budget", least=1)
-    if reduce is not None and not callable(reduce):
-        raise PatchError(f"reduce= is a {type(reduce).__name__}. Expected a function, or None.")
+    reduce = callback(reduce, "reduce", error=PatchError)
     expected = "a list of lists of Patch"
     cells = [
         all_of_kind(patches, Patch, f"cell {i}", error=PatchError)
@@ -344,7 +350,7 @@ def replay(
         clean = run_clean(model, prompt, at, made, path)
         todo = groups(model, prompt, made, path, allowed)
         for group, found in replayed(model, clean, made, path, todo):
-            kept = found if reduce is None else reduce(found)
+            kept = found if reduce is None else _reduced(reduce(found), len(group.cells))
             for i, one in zip(group.cells, kept, strict=True):
                 result[i] = one
     return torch.stack(result)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from interventions.checking import check_asked
 from interventions.digests import digest_of
 from interventions.errors import (
     InterventionsError,
@@ -30,8 +31,7 @@ from interventions.given import (
 )
 from interventions.metrics import METRICS, UNITS, Metric, target
 from interventions.model import Model
-from interventions.patching import check_asked
-from interventions.places import check_same_tokens, columns_of, every_token, role_labels
+from interventions.places import check_same_tokens, columns_of, every_token
 from interventions.progress import LateBar
 from interventions.prompts import Prompt
 from interventions.results import origin, with_provenance
@@ -49,7 +49,8 @@ from interventions.sources import (
 from interventions.streams import Heads, Layers
 from interventions.sweeping.grid import make_grid
 from interventions.sweeping.grouping import path_of
-from interventions.sweeping.measuring import Job, Piece, batches, measured, run_rows
+from interventions.sweeping.labels import token_roles, token_words
+from interventions.sweeping.measuring import Job, Piece, batches, costs, measured, run_rows
 from interventions.sweeping.table import Table, with_text
 
 
@@ -186,7 +187,7 @@ def _swept(
     if (finished := table.finished) is not None:
         return finished
     kept = [row for row in range(len(prompt)) if row not in missing]
-    cost = _costs(model, job)
+    cost = costs(model, job)
     before = sum(one.requests for one in asked)
     try:
         spent, total = 0.0, float(cost.sum()) * len(kept)
@@ -329,22 +330,6 @@ def _pieces(model: Model, job: Job, kept: list[int], table: Table) -> Iterator[P
         yield from model.job(measured, job, rows, table.done)
 
 
-def _costs(model: Model, job: Job) -> np.ndarray:
-    """What each cell costs, in tokens through blocks, for a row: to tell how long it takes."""
-    length, n = job.prompt.length, model.n_layers
-    first = [
-        min((min(row) for row in column if row), default=length - 1)
-        for column in job.columns.tokens
-    ]
-    return np.array(
-        [
-            (n + 1 - min(spec.layers, default=n)) * (length - first[spec.column])
-            for spec in job.grid.specs()
-        ],
-        dtype=float,
-    )
-
-
 def _settings(model: Model, job: Job) -> dict[str, Any]:
     """What the numbers depend on, in JSON types."""
     source: Any = job.source
@@ -396,8 +381,8 @@ def _dataset(
     made = xr.Dataset(coords={name: list(labels) for name, labels in grid.axes.items()})
     made = made.assign_coords(item=np.arange(len(job.prompt)))
     if grid.each:
-        made = made.assign_coords(role=(("item", "position"), _roles(job)))
-        words = _words(model, job)
+        made = made.assign_coords(role=(("item", "position"), token_roles(job)))
+        words = token_words(model, job)
         made = made.assign_coords(token=(("item", "position"), words))
     for which, metric in enumerate(job.metrics):
         unit = {"units": UNITS[metric]}
@@ -425,25 +410,3 @@ def _dataset(
             seed=job.source.seed if isinstance(job.source, Noise) else None,
         )
     )
-
-
-def _roles(job: Job) -> np.ndarray:
-    """The role of the token of each column in each row; "" where it has none."""
-    labels = role_labels(job.prompt) if "" in job.columns.names else None
-    names = np.full((len(job.prompt), len(job.columns.names)), "", dtype=object)
-    for k, (name, column) in enumerate(zip(job.columns.names, job.columns.tokens, strict=True)):
-        for row, tokens in enumerate(column):
-            if tokens:
-                names[row, k] = name or (labels[row][tokens[0]] if labels else "")
-    return names
-
-
-def _words(model: Model, job: Job) -> np.ndarray:
-    """The token of each column in each row, as text."""
-    ids = job.prompt.inputs["input_ids"].tolist()
-    words = np.full((len(ids), len(job.columns.names)), "", dtype=object)
-    for k, column in enumerate(job.columns.tokens):
-        for row, tokens in enumerate(column):
-            if tokens:
-                words[row, k] = model.tokenizer.decode([ids[row][tokens[0]]])
-    return words
