@@ -7,7 +7,7 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 
 from interventions.architectures.anatomy import Anatomy, find_anatomy
-from interventions.calling import check_evaluating, normed_and_projected
+from interventions.calling import check_evaluating, normed_and_projected, number_format
 from interventions.errors import PromptError, RemoteError
 from interventions.generating import settings_of
 from interventions.prefixes import PrefixCache
@@ -118,8 +118,8 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Number format of the weights."""
-        return next(self.module.parameters()).dtype
+        """Number format of the weights; of those that are not packed, in a quantised model."""
+        return number_format(self.module) or torch.float32
 
     @property
     def end_ids(self) -> set[int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
+from interventions.architectures.wrapping import adapters_of
 from interventions.calling import call, weightless
 from interventions.shared_prefix import can_be_kept_apart, shared_cache
 
@@ -50,11 +51,13 @@ class PrefixCache:
     def expanded(self, model: "Model", ids: torch.Tensor, n_rows: int) -> Any:
         """Return a fresh cache of ``n_rows`` equal rows for the prefix ``ids`` [prefix].
 
-        Weights changed in place, or moved, are noticed; hooks put on the model by hand are not.
+        Weights changed in place, or moved, and adapters put on or off are noticed; hooks put on
+        the model by hand are not.
         """
         weights = next(model.module.parameters())
         edits = sum(parameter._version for parameter in model.module.parameters())
-        key = (tuple(ids.tolist()), str(weights.device), str(weights.dtype), edits)
+        adapters = adapters_of(model.module)
+        key = (tuple(ids.tolist()), str(weights.device), str(weights.dtype), edits, adapters)
         if key not in self._kept:
             inputs = {"input_ids": ids[None], "use_cache": True, "logits_to_keep": 1}
             output = call(model, inputs)
