@@ -121,10 +121,10 @@ def test_int8_without_outliers_keeps_rows_apart(folders: Path) -> None:
     assert dependent_rows(module) is None
 
 
-@pytest.mark.parametrize("foils", [None, " town", " big town"])
+@pytest.mark.parametrize("foils", [None, " big town"])
 def test_a_sweep_is_one_cell_a_pass(int8: iv.Model, foils: str | None) -> None:
     prompt = prompt_of(int8)
-    answer = " the" if foils != " big town" else " the north"
+    answer = "e" if foils is None else " the north"
     other = prompt_of(int8, TEXTS[::-1])
     found = iv.sweep(
         int8,
@@ -144,13 +144,12 @@ def test_a_sweep_is_one_cell_a_pass(int8: iv.Model, foils: str | None) -> None:
     for row in range(len(prompt)):
         one, donor = (p.select([row]).trimmed()[0] for p in (prompt, other))
         place = one.at("it")
-        width = None
-        if foils == " big town":  # a longer answer is behind the row when it is run
-            chosen = target(int8, one, answer, foils)
+        at = one.at("last")
+        chosen = target(int8, one, answer, foils)
+        if not chosen.single:  # then the answer is behind the row when it is run
             both = chosen.scored(one)
-            one, width = both.select([0]), chosen.positions(both).rows([0])
+            one, at = both.select([0]), chosen.positions(both).rows([0])
             place = one.at("it")
-        at = one.at("last") if width is None else width
         clean = iv.run(int8, one, logits=at).logits
         assert clean is not None
         for component in ("resid_post", "mlp_out"):
@@ -221,7 +220,8 @@ def test_collecting_does_not_hang_on_the_batch(int8: iv.Model, tmp_path: Path) -
 
 
 def test_attribution_does_not_hang_on_the_batch(int8: iv.Model) -> None:
-    texts = ["The capital of France is", "The capital of Spain is", "The mayor of Paris is"]
+    texts = ["The capital of France is", "is The capital of France", "of France is The capital"]
+    assert len(set(int8.prompt(texts).lengths.tolist())) == 1
     asked: dict[str, Any] = {"answers": " the", "metric": "logprob", "verify": False}
     asked |= {"components": ["resid_post"], "method": "ig", "steps": 2}
     both = iv.attribute(int8, int8.prompt(texts), 0.0, **asked)
