@@ -96,7 +96,8 @@ def complete(
         Text that ends a candidate that begins another one, where that is not ``stop``: the mark
         that ends a turn of a chat.
     batch_rows : int
-        Rows per forward pass; changes the memory needed, not the answers.
+        Rows per forward pass; changes the memory needed, not the answers. Where rows that run
+        together would change each other (``model.anatomy.dependent_rows``) it is 1.
     on_rows : callable, optional
         Called with the number of rows after each batch, for a progress bar.
 
@@ -161,14 +162,18 @@ def complete(
     choices: dict[str, list[int]] = {} if ids is None else {rule: [] for rule in rules}
     logprobs: list[float] = []
     scores: list[list[float]] = []
-    for rows in torch.arange(len(prompt)).split(batch_rows):
-        all_of_them = len(rows) == len(prompt)
-        prefill = run(
-            model,
-            prompt if all_of_them else prompt.select(rows),
-            patches=patches if all_of_them else [patch.of_rows(rows) for patch in patches],
-            keep_cache=True,
-        )
+    alone = model.anatomy.dependent_rows is not None
+    for rows in torch.arange(len(prompt)).split(1 if alone else batch_rows):
+        some, written = prompt, patches
+        if alone or len(rows) < len(prompt):
+            some, written = prompt.select(rows), [patch.of_rows(rows) for patch in patches]
+        if alone:  # padding would count too
+            some, left = some.trimmed()
+            written = [
+                replace(patch, positions=patch.positions.shifted(left, some.length))
+                for patch in written
+            ]
+        prefill = run(model, some, patches=written, keep_cache=True)
         watch = () if ids is None else tokens_of(ids)
         decoded = greedy(model, prefill, max_new_tokens=max_new_tokens, stop=stop, watch=watch)
         texts += decoded.texts

@@ -23,6 +23,14 @@ def weightless(model: "Model") -> bool:
     )
 
 
+def number_format(module: torch.nn.Module) -> torch.dtype | None:
+    """Format of the first parameter that is no packed one; None if there is none."""
+    for one in module.parameters():
+        if one.is_floating_point() and one.element_size() > 1:
+            return one.dtype
+    return None
+
+
 def about_weights(model: "Model") -> tuple[str, bool]:
     """Number format of the weights, and whether they are in the process that runs requests.
 
@@ -80,7 +88,8 @@ def normed_and_projected(model: "Model", hidden: torch.Tensor) -> torch.Tensor:
     norm, head = (model.module.get_submodule(one) for one in (anatomy.final_norm, anatomy.head))
     weight = next(head.parameters())
     near = next(norm.parameters(), weight).device  # a norm may have no weights
-    state = hidden.to(weight.dtype)
+    # Packed weights of a head are no numbers to compute in.
+    state = hidden.to(number_format(head) or number_format(norm) or model.dtype)
     # Weights that accelerate keeps elsewhere lie on meta until it fetches them.
     state = norm(state if near.type == "meta" else state.to(near))
     return head(state if weight.device.type == "meta" else state.to(weight.device))

@@ -147,8 +147,9 @@ def choose_by(
         so_far = bound[rows, chosen]
         bound[rows, chosen] = -torch.inf
         depths = torch.tensor([len(nodes[int(i)]) for i in chosen], device=device)
-        for depth in depths.unique().tolist():
-            group = (depths == depth).nonzero()[:, 0]
+        together = 1 if model.anatomy.dependent_rows is not None else len(rows)
+        alike = [(depths == depth).nonzero()[:, 0] for depth in depths.unique().tolist()]
+        for group in (part for one in alike for part in one.split(together)):
             fed = torch.tensor([nodes[int(chosen[i])] for i in group], device=device)
             cache = take_rows(prefill.cache, rows[group])
             last, _ = step(model, prefill, rows[group], cache, fed)

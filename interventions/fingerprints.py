@@ -8,10 +8,13 @@ pass takes to read them.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interventions.architectures.quantisation import quantisation_of
+from interventions.architectures.wrapping import adapters_of
 from interventions.digests import UnknownContent, digest_of
 
 if TYPE_CHECKING:
@@ -65,7 +68,10 @@ def fingerprint(model: "Model") -> dict[str, Any]:
         "modules": _digest(dict(_settings(module))),
         "config": _digest(_config(module)),
     }
-    beside = {"adapters": _adapters(module), "quantisation": _quantisation(module)}
+    beside = {
+        "adapters": [asdict(adapter) for adapter in adapters_of(module)],
+        "quantisation": quantisation_of(module),
+    }
     return {**found, **{name: value for name, value in beside.items() if value}}
 
 
@@ -206,28 +212,6 @@ def _digest(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
-
-
-def _adapters(module: torch.nn.Module) -> dict[str, Any]:
-    """Adapters of PEFT: which are there, active, merged into the weights, or switched off."""
-    layers: list[Any] = [part for part in module.modules() if hasattr(part, "merged_adapters")]
-    if not layers:
-        return {}
-    active: set[str] = set()
-    merged: set[str] = set()
-    off = False
-    for layer in layers:
-        active |= {*layer.active_adapters}
-        merged |= {*layer.merged_adapters}
-        off = off or bool(layer.disable_adapters)
-    return {"active": [] if off else sorted(active), "merged": sorted(merged)}
-
-
-def _quantisation(module: torch.nn.Module) -> str | None:
-    config: Any = getattr(getattr(module, "config", None), "quantization_config", None)
-    if config is None:
-        return None
-    return config.to_json_string() if hasattr(config, "to_json_string") else json.dumps(config)
 
 
 def hooks_of(model: "Model") -> list[str]:

@@ -1,7 +1,7 @@
 """From a repo id, a folder or a ready module to a :class:`~interventions.model.Model`."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from nnsight.modeling.transformers import TransformersModel
 
+from interventions.architectures.anatomy import find_anatomy
 from interventions.architectures.blocks import OTHERWISE
 from interventions.architectures.blueprints import default_device, sees
 from interventions.architectures.families import tested
@@ -243,6 +244,7 @@ def _wrap(
     given.checked(name)
     module.eval().requires_grad_(False)
     module = unwrapped(module, name)
+    find_anatomy(module)  # says what is amiss, where nnsight would fail
     # Else the pipeline that nnsight makes moves the module to the first GPU.
     stay = {} if getattr(module, "hf_device_map", None) is not None else {"device": -1}
     nn = TransformersModel(module, task=given.task, **stay, **given.arguments)
@@ -266,6 +268,8 @@ def _wrap_remote(
     revision: str | None,
     attn_implementation: str | None,
 ) -> Model:
+    from transformers import GenerationConfig
+
     given.checked(place)
     nn = TransformersModel(
         place,
@@ -275,6 +279,8 @@ def _wrap_remote(
         attn_implementation=attn_implementation,
         **given.arguments,
     )
+    with suppress(OSError):  # a checkpoint need not have one; its tokens that end a text count
+        nn._module.generation_config = GenerationConfig.from_pretrained(place, revision=revision)
     model = Model(nn, name=place, revision=revision, remote=remote)
     _check_image_token(model)
     return model

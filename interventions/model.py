@@ -14,7 +14,7 @@ from interventions.cache_names import (
     names_a_cache,
     with_cache_named,
 )
-from interventions.calling import check_evaluating, normed_and_projected
+from interventions.calling import check_evaluating, normed_and_projected, number_format
 from interventions.errors import PatchError, PromptError, RemoteError
 from interventions.fingerprints import fingerprint
 from interventions.generating import settings_of
@@ -135,8 +135,8 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Number format of the weights."""
-        return next(self.module.parameters()).dtype
+        """Number format of the weights; of those that are not packed, in a quantised model."""
+        return number_format(self.module) or torch.float32
 
     def fingerprint(self) -> dict[str, Any]:
         """What the model is at this moment, by content; see :mod:`interventions.fingerprints`."""

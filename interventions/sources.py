@@ -177,6 +177,18 @@ def read_values(
 
     ``names``: what the layers are called in :class:`Values`. Default: themselves.
     """
+    if target is not None and model.anatomy.dependent_rows is not None:
+        # What is behind the prompt, and the rows of foils, would change the values.
+        values = read_values(
+            model, prompt, columns, components=components, layers=layers, names=names
+        )
+        scored = target.scored(prompt)
+        at = target.positions(scored)
+        logits = [
+            run(model, scored.select([row]), logits=at.rows([row])).logits
+            for row in range(len(scored))
+        ]
+        return replace(values, logits=torch.cat([one for one in logits if one is not None]))
     scored = prompt if target is None else target.scored(prompt)
     at, starts = _flat(columns, prompt.length)
     repeats = len(scored) // len(prompt)

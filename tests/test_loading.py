@@ -130,6 +130,20 @@ def test_devices_and_formats(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "llava"])
+@pytest.mark.parametrize("where", [{"device": "cpu"}, {"device_map": {"": "cpu"}}, {}])
+def test_a_model_stays_where_it_is_on_a_machine_with_a_gpu(
+    name: str, where: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pipeline of transformers that nnsight makes would move it to the first GPU."""
+    monkeypatch.setattr("transformers.pipelines.base.is_torch_cuda_available", lambda: True)
+    model = iv.load(tiny.save(name, tmp_path / name), attn_implementation="eager", **where)
+    same_logits(model, model_of(name))
+    module, processor = tiny.build(name)
+    kind = "processor" if name == "llava" else "tokenizer"
+    assert iv.load(module, **{kind: processor}).device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["llama", "llava"])
 def test_offloaded_weights_change_nothing(name: str, tmp_path: Path) -> None:
     case = case_of(name)
     folder = tiny.save(name, tmp_path / name)

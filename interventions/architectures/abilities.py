@@ -26,6 +26,9 @@ class Ability:
     note: str
 
 
+WHOLE = "is ignored (rows run whole, numbers are the same)"
+
+
 def abilities(anatomy: Anatomy) -> tuple[Ability, ...]:
     """Return what can be done with a model, in the order in which it is usually asked."""
     return (*_images(anatomy), *_streams(anatomy), *_operations(anatomy))
@@ -134,14 +137,24 @@ def _operations(anatomy: Anatomy) -> list[Ability]:
             "through the final norm and head" + _capped(anatomy),
         ),
         _pairing(anatomy),
-        Ability(
-            "padded batches",
-            "partly" if cross else "yes",
-            "all rows need equally many images; else make prompts of their own"
-            if cross
-            else "equal to single rows; float64 needs sdpa, as eager makes NaN of padding there",
-        ),
+        _batches(anatomy),
     ]
+
+
+def _batches(anatomy: Anatomy) -> Ability:
+    if anatomy.dependent_rows is not None:
+        return Ability(
+            "padded batches",
+            "partly",
+            f"{anatomy.dependent_rows}, padding included. sweep, complete, collect and attribute "
+            "run one row a pass, replay one cell a pass; trace, run, read and generate run what "
+            "they are given: give them one row",
+        )
+    if anatomy.cross_blocks:
+        note = "all rows need equally many images; else make prompts of their own"
+        return Ability("padded batches", "partly", note)
+    note = "equal to single rows; float64 needs sdpa, as eager makes NaN of padding there"
+    return Ability("padded batches", "yes", note)
 
 
 def _capped(anatomy: Anatomy) -> str:
@@ -155,16 +168,17 @@ def _capped(anatomy: Anatomy) -> str:
 
 def _sharing(anatomy: Anatomy) -> Ability:
     two_way = anatomy.family.two_way
-    whole = "is ignored (rows run whole, numbers are the same)"
+    if anatomy.dependent_rows is not None:
+        return Ability("share_prefix=", "no", f"{anatomy.dependent_rows}, so it {WHOLE}")
     if two_way == "prompt":
         return Ability(
-            "share_prefix=", "no", f"tokens of a prompt see each other both ways, so it {whole}"
+            "share_prefix=", "no", f"tokens of a prompt see each other both ways, so it {WHOLE}"
         )
     found = []
     if anatomy.cross_blocks:
-        found.append(f"with images it {whole}, as they come in from the side")
+        found.append(f"with images it {WHOLE}, as they come in from the side")
     if two_way == "image":
-        found.append(f"with images it {whole}, as their tokens see each other both ways")
+        found.append(f"with images it {WHOLE}, as their tokens see each other both ways")
     if anatomy.windowed:
         found.append("blocks with windows need rows of equal length, else it is ignored")
     if not found:

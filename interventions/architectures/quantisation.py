@@ -163,9 +163,8 @@ def _bitsandbytes(part: nn.Module) -> str | None:
     kind = {base.__name__ for base in type(part).__mro__ if "bitsandbytes" in base.__module__}
     if "Linear8bitLt" in kind:
         return "bitsandbytes int8"
-    if "Linear4bit" in kind:
-        return f"bitsandbytes {getattr(part.weight, 'quant_type', '4 bit')}"
-    return None
+    packed = getattr(part.weight, "quant_type", None) if "Linear4bit" in kind else None
+    return packed and f"bitsandbytes {packed}"  # a tied head is left as it was
 
 
 def _method(settings: dict[str, Any]) -> str:

@@ -105,7 +105,8 @@ def attribute(
         For that draw and its bootstrap.
     batch_size : int, optional
         Rows per pass. Default: what makes 4096 tokens. The backward pass holds the activations of
-        these rows.
+        these rows. 1, where rows that run together would change each other
+        (``model.anatomy.dependent_rows``).
 
     Returns
     -------
@@ -158,6 +159,8 @@ def attribute(
     places = which_places(model, components, layers, contrast)
     n = len(contrast.items)
     size = batch_size or max(1, TOKENS_AT_ONCE // (clean.length * contrast.target.repeats))
+    if model.anatomy.dependent_rows is not None:
+        size = 1
     batches = [contrast.rows(range(n)[i : i + size]) for i in range(0, n, size)]
     with Unchanged(model):
         parts = estimates(model, batches, places, method, steps)

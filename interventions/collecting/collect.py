@@ -74,7 +74,8 @@ def collect(
     n_rows : int, optional
         Number of rows; default all.
     batch_rows : int, optional
-        Rows per forward pass. Default: as many as have 4096 tokens, by the first batch's row.
+        Rows per forward pass. Default: as many as have 4096 tokens, by the first batch's row;
+        1, where rows that run together would change each other (``model.anatomy.dependent_rows``).
     dtype : {"float32", "float16", "bfloat16"}, optional
         What is stored; default the model's. numpy has no bfloat16: its files hold the bits as
         uint16 (``torch.from_numpy(np.load(path)).view(torch.bfloat16)``), and the Dataset gives
@@ -122,7 +123,8 @@ def collect(
     counts: dict[str, int] = {}
     first = first_batch(make, total, sites, counts)
     check_sites(model, first.prompt, [site for site, _ in first.places(sites).values()])
-    size = batch_rows or max(1, BATCH_TOKENS // first.prompt.full_ids.shape[1])
+    alone = model.anatomy.dependent_rows is not None
+    size = 1 if alone else batch_rows or max(1, BATCH_TOKENS // first.prompt.full_ids.shape[1])
     settings = {
         "rows": total,
         "batch_rows": size,

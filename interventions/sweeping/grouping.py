@@ -67,6 +67,8 @@ def path_of(model: Model, prompt: Prompt) -> tuple[Path, str]:
         Empty for "suffix".
     """
     anatomy = model.anatomy
+    if anatomy.dependent_rows is not None:
+        return "plain", f"{anatomy.dependent_rows}: one cell a pass"
     if anatomy.cross_blocks and prompt.has_images:
         return "plain", "cross-attention blocks take the image in every pass"
     if anatomy.added_between and prompt.has_images:
@@ -152,6 +154,8 @@ def groups(
 
 
 def _most_cells(model: Model, prompt: Prompt, start: int, path: Path, budget: Budget) -> int:
+    if model.anatomy.dependent_rows is not None:
+        return 1
     n_tokens = prompt.length - start
     before = start + len(prompt.prefix_ids)
     apart = path == "suffix" and can_be_kept_apart(model)

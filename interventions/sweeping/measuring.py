@@ -79,7 +79,13 @@ class Piece:
 
 
 def batches(model: Model, job: Job, kept: list[int]) -> list[list[int]]:
-    """Rows that run together: of like length, as many as memory has room for and are of use."""
+    """Rows that run together: of like length, as many as memory has room for and are of use.
+
+    One by one, where what runs together would change the numbers.
+    """
+    models = [model, job.source.pair.backbone] if isinstance(job.source, FromModel) else [model]
+    if any(one.anatomy.dependent_rows is not None for one in models):
+        return [[row] for row in kept]
     longest = int(job.prompt.lengths.max())
     width = max((len(one) for one in (*job.target.answers, *(job.target.foils or ()))), default=1)
     before = len(job.prompt.prefix_ids)
@@ -136,7 +142,8 @@ def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Itera
             numbers.append(i)
             cells.append(cell(model, _patches(spec, place, values)))
     path, _ = path_of(model, some)
-    clean = run_clean(model, scored, chosen.positions(scored), cells, path)
+    apart = model.anatomy.dependent_rows is not None
+    clean = run_clean(model, scored, chosen.positions(scored), cells, path, apart=apart)
     first = clean.logits[: len(rows), 0]
     without = sorted(set(range(len(specs))) - set(numbers))
     nothing = np.full((len(job.metrics), len(rows), len(without)), np.nan)
@@ -150,7 +157,7 @@ def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Itera
             yield Piece(rows, which)
         else:
             todo.append(group)
-    for group, logits in replayed(model, clean, cells, path, todo):
+    for group, logits in replayed(model, clean, cells, path, todo, apart=apart):
         which = [numbers[i] for i in group.cells]
         measured = np.stack([_numbers(job, chosen, one, clean=first) for one in logits], -1)
         for j, i in enumerate(which):

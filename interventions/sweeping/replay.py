@@ -72,9 +72,15 @@ class Clean:
 
 
 def run_clean(
-    model: Model, prompt: Prompt, at: Positions, cells: Sequence[Cell], path: Path
+    model: Model,
+    prompt: Prompt,
+    at: Positions,
+    cells: Sequence[Cell],
+    path: Path,
+    *,
+    apart: bool = False,
 ) -> Clean:
-    """Run a prompt once, and keep what ``cells`` start from."""
+    """Run a prompt once, and keep what ``cells`` start from; ``apart`` as in :func:`replayed`."""
     n = model.n_layers
     first = 0 if path != "suffix" else min([one.position for one in cells] + [prompt.length - 1])
     folded = sorted(
@@ -88,7 +94,7 @@ def run_clean(
         }
     )
     if path == "plain":
-        return Clean(prompt, at, _logits(run(model, prompt, logits=at)), {}, {}, [], 0)
+        return Clean(prompt, at, _plain(model, prompt, at, [], apart=apart), {}, {}, [], 0)
     where = _from(prompt, first)
     running = range(n) if prompt.has_images else model.anatomy.self_blocks
     blocks = sorted({one.block for one in cells})
@@ -135,9 +141,15 @@ def _from(prompt: Prompt, first: int) -> Positions:
 
 
 def replayed(
-    model: Model, clean: Clean, cells: Sequence[Cell], path: Path, todo: Sequence[Group]
+    model: Model,
+    clean: Clean,
+    cells: Sequence[Cell],
+    path: Path,
+    todo: Sequence[Group],
+    *,
+    apart: bool = False,
 ) -> Generator[tuple[Group, torch.Tensor], None, None]:
-    """Run groups of cells.
+    """Run groups of cells; ``apart``: each row of the prompt in a forward pass of its own.
 
     Yields
     ------
@@ -153,10 +165,23 @@ def replayed(
         if path == "plain":
             some = clean.prompt.select(rows)
             patches = _merged(model, chosen, n, group.position, clean.prompt.length)
-            logits = _logits(run(model, some, patches=patches, logits=clean.at.rows(rows)))
+            logits = _plain(model, some, clean.at.rows(rows), patches, apart=apart)
         else:
             logits = _continued(model, clean, group, chosen, rows, suffix=path == "suffix")
         yield group, logits.unflatten(0, (n, len(chosen))).transpose(0, 1)
+
+
+def _plain(
+    model: Model, prompt: Prompt, at: Positions, patches: Sequence[Patch], *, apart: bool
+) -> torch.Tensor:
+    """Logits of whole rows, together or one after the other."""
+    if not apart or len(prompt) == 1:
+        return _logits(run(model, prompt, patches=patches, logits=at))
+    found = []
+    for row in torch.arange(len(prompt)).split(1):
+        own = [patch.of_rows(row) for patch in patches]
+        found.append(_logits(run(model, prompt.select(row), patches=own, logits=at.rows(row))))
+    return torch.cat(found)
 
 
 def _continued(
