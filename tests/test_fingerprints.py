@@ -132,7 +132,7 @@ def scaled(model: iv.Model) -> None:
 
 
 def activated(model: iv.Model) -> None:
-    model.module.model.layers[0].mlp.act_fn = torch.nn.ReLU()
+    model.module.model.layers[0].mlp.act_fn = torch.nn.ReLU().eval()
 
 
 def replaced(model: iv.Model) -> None:
