@@ -141,7 +141,8 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument(
         "data",
         metavar="FILE",
-        help="JSON Lines, CSV, TSV or Parquet; a folder of PopVQA or of `datasets`; hf:NAME:SPLIT",
+        help="JSON Lines, CSV, TSV or Parquet; a folder of PopVQA or of `datasets`; "
+        "hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT",
     )
     check.add_argument(
         "--map", metavar="MAP", help="field=column pairs with commas between, or a TOML file"

@@ -33,11 +33,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
+from twohop.answering import answers
 from twohop.asking import (
     Scored,
     Study,
     another,
-    answers,
     by_relation,
     chain_prompt,
     score,
@@ -111,8 +111,8 @@ def chains(
     study.tick(len(arms) * len(items) - len(wanted))
     said = {
         keys[row]: text
-        for rows, (texts, _) in zip(groups, found, strict=True)
-        for row, text in zip(rows, texts, strict=True)
+        for rows, answered in zip(groups, found, strict=True)
+        for row, text in zip(rows, answered["texts"], strict=True)
     }
     return {
         arm: score(

@@ -213,6 +213,12 @@ def summarise(
         "not_available": {**not_available(resolution), **refusals(tree)},
         "attribution_agreement": agreement_of_run(tree),
         "mcnemar": {"only_text": only_text, "only_image": only_image, "p": p},
+        "answers_cut": answers_cut(gates),
+        "forced_default": str(gates.attrs["forced_default"]),
+        "forced_by_rule": {
+            rule: {gate: share(chosen).as_dict() for gate, chosen in some.items()}
+            for rule, some in forced_by_rule(gates, counted).items()
+        },
         "by_relation": accuracy_by_relation(gates, seed=seed, protocol=protocol),
         **{
             name: (
@@ -223,6 +229,32 @@ def summarise(
             for name, value in numbers.items()
         },
     }
+
+
+def forced_by_rule(gates: xr.Dataset, counted: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    """Whether the forced choice is right under each rule, at the gates that have it, [item]."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for rule in gates["rule"].values:
+        some = gates.sel(rule=rule)
+        found[str(rule)] = {
+            gate: some["forced_right"].sel(gate=gate).values[counted].astype(bool)
+            for gate in GATES
+            if (some["forced_choice"].sel(gate=gate).values != "").any()
+        }
+    return found
+
+
+def answers_cut(gates: xr.Dataset) -> dict[str, dict[str, int]]:
+    """Free answers of each gate that were at the limit of tokens before they ended.
+
+    ``n`` of all items, ``wrong`` of those whose answer was not right.
+    """
+    found = {}
+    for gate in GATES:
+        cut = gates["cut"].sel(gate=gate).values.astype(bool)
+        wrong = cut & ~gates["right"].sel(gate=gate).values.astype(bool)
+        found[gate] = {"n": int(cut.sum()), "wrong": int(wrong.sum())}
+    return found
 
 
 def measured_mean(
@@ -296,6 +328,8 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
     late = summary["lateness_layers"]
     if "lateness_layers" in summary["not_available"]:
         when = "lateness is not available: " + summary["not_available"]["lateness_layers"]
+    elif late["value"] is None and summary["enrichment_end"] < 0:
+        when = "lateness was not measured, as the backbone's recall has no window"
     elif late["value"] is None:
         when = "its image tokens were not shown to hold the entity in the form recall reads"
     else:

@@ -27,6 +27,7 @@ def cautions(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
     protocol = protocol_of(tree)
     return [
         *_about_gates(summary, protocol),
+        *_about_cut_answers(summary),
         *_about_default(tree, protocol),
         *_about_probes(tree, summary, protocol),
         *_about_verdicts(tree, summary, protocol),
@@ -81,6 +82,20 @@ def _about_gates(summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
     return found
 
 
+def _about_cut_answers(summary: Mapping[str, Any]) -> list[str]:
+    some = [
+        f"{wording.GATES[gate]}: {one['n']}, {one['wrong']} of them not right"
+        for gate, one in summary["answers_cut"].items()
+        if one["wrong"]
+    ]
+    if not some:
+        return []
+    return [
+        "Some free answers were cut at the limit of tokens before they ended, and what was cut off "
+        f"may have been right ({'; '.join(some)}). Forced choices are not cut."
+    ]
+
+
 def _about_default(tree: xr.DataTree, protocol: Protocol) -> list[str]:
     gates = tree["recall"].to_dataset()
     counted = ~gates["surface"].values.astype(bool)
@@ -112,7 +127,7 @@ def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Proto
             f"{reason}. Transplants and back-patching write at the question's tokens instead, and "
             "the map has no row for the entity."
         )
-    elif not measured(summary["lateness_layers"]):
+    elif summary["enrichment_end"] >= 0 and not measured(summary["lateness_layers"]):
         found.append(
             f"The transfer probe peaks at {100 * transfer.max():.0f} % on the image tokens and "
             "does not "
@@ -136,6 +151,12 @@ def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Proto
         )
     if summary["enrichment_end"] < 0:
         found.append("No enrichment window was found in the backbone, so lateness has no anchor.")
+    if not tree["windows"].to_dataset().sizes["item"]:
+        found.append(
+            "No item's free answer in text is its canonical answer word for word, which is where "
+            "windows and maps are measured: there are none. A model that answers in sentences has "
+            "to be asked to be brief."
+        )
     return found
 
 

@@ -81,7 +81,10 @@ def gates_table(summary: Summary) -> Table:
         row(
             label,
             number(summary, gate),
-            number(summary, f"forced/{gate}") if gate in summary["forced"] else Cell("–"),
+            *(
+                number(summary, f"forced_by_rule/{rule}/{gate}") if gate in some else Cell("–")
+                for rule, some in summary["forced_by_rule"].items()
+            ),
             count(summary, gate),
         )
         for gate, label in wording.GATES.items()
@@ -89,10 +92,11 @@ def gates_table(summary: Summary) -> Table:
     return Table(
         "gates",
         "Accuracy at each gate",
-        ("asked", "free answer", "forced choice", "n"),
+        ("asked", "free answer", *(wording.RULES[r] for r in summary["forced_by_rule"]), "n"),
         tuple(rows),
         f"All items but {summary['n_surface']} whose answer starts as the entity's name does. "
-        "“VLM names the entity” counts an entity once per question about it.",
+        "“VLM names the entity” counts an entity once per question about it. "
+        f"{wording.FORCED}",
     )
 
 

@@ -8,6 +8,19 @@ GATES = {
     "vlm_blank": "VLM, blank image",
 }
 
+RULES = {
+    "sum": "forced choice",
+    "per_token": "forced, per token",
+    "prior_corrected": "forced, less the prior",
+}
+
+FORCED = (
+    "The forced choice is that of the largest log-probability summed over an answer's tokens, and "
+    "all else here goes by it: on flags it is right more often than the two beside it. These are "
+    "the largest mean per token, and the largest gain over a prompt that tells nothing of the "
+    "entity: a blank image, or “it” for the name. A blank image has no gain over itself."
+)
+
 OUTCOMES = {
     "right": ("right", "an accepted answer"),
     "same_type": (
