@@ -330,3 +330,19 @@ def test_digests_tell_values_apart(one: Any, other: Any) -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(UnknownContent, match="Pass tensors"):
         digest_of(object())
+
+
+def test_an_attribution_is_verified_on_what_it_was_made_with() -> None:
+    model = fresh()
+    clean, corrupt, other = (model.prompt([text]) for text in (*TEXTS, "The capital of Spain is"))
+    asked: dict[str, Any] = {"answers": " a", "foils": " b"}
+    roles = {"roles": ["last"], "verify": False}
+    scores = iv.attribute(model, clean, corrupt, **roles, **asked)
+    iv.verify(model, scores, clean, corrupt, k=1, **asked)
+    with pytest.raises(ResultsError, match="the prompts, answers or foils"):
+        iv.verify(model, scores, clean, other, k=1, **asked)
+    with pytest.raises(ResultsError, match="the prompts, answers or foils"):
+        iv.verify(model, scores, clean, corrupt, k=1, answers=" a", foils=" c")
+    added_to(model)
+    with pytest.raises(ResultsError, match="weights: stored"):
+        iv.verify(model, scores, clean, corrupt, k=1, **asked)

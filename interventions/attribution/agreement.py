@@ -12,6 +12,7 @@ import xarray as xr
 from interventions.attribution.contrast import Contrast, Scored, make_contrast
 from interventions.attribution.passes import Pass, forward
 from interventions.checking import check_asked
+from interventions.digests import digest_of
 from interventions.errors import ResultsError
 from interventions.given import of_kind, seed_of, whole
 from interventions.metrics import target
@@ -19,7 +20,7 @@ from interventions.model import Model
 from interventions.patching import Patch, run
 from interventions.positions import Positions
 from interventions.prompts import Prompt
-from interventions.results import read_provenance, with_provenance
+from interventions.results import differences, read_provenance, with_provenance
 from interventions.sweeping.replay import replay
 
 RESAMPLES = 1000
@@ -80,7 +81,8 @@ def verify(
     Raises
     ------
     ResultsError
-        If the Dataset is no attribution, or one of other prompts.
+        If the Dataset is no attribution, or one of other prompts, of another model, or of what
+        the model was before it changed.
     """
     check_asked(model, clean)
     k, seed = whole(k, "k", least=1), seed_of(seed)
@@ -106,7 +108,22 @@ def verify(
             f"the scores have {scores.sizes['item']} items and {columns} columns; these prompts "
             f"give {len(contrast.items)} and {len(contrast.places.run)}. Give the same prompts."
         )
+    _check_origin(model, contrast, scores)
     return add_agreement(model, contrast, scores, k=k, seed=seed)
+
+
+def _check_origin(model: Model, contrast: Contrast, scores: xr.Dataset) -> None:
+    """Refuse scores of another model, of what the model was before, or of other prompts."""
+    made = read_provenance(scores)
+    lines = differences(made.get("model", {}).get("fingerprint", {}), model.fingerprint())
+    if made.get("settings", {}).get("contrast") != digest_of(contrast):
+        lines.append("the prompts, answers or foils")
+    if lines:
+        raise ResultsError(
+            "these scores were made with something else than what is given now:\n  "
+            + "\n  ".join(lines)
+            + "\nGive what iv.attribute was given, or attribute again."
+        )
 
 
 def add_agreement(

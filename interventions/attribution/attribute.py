@@ -23,6 +23,7 @@ from interventions.attribution.contrast import (
 from interventions.attribution.estimates import METHODS, Method, estimates
 from interventions.attribution.passes import Place
 from interventions.checking import check_asked
+from interventions.digests import digest_of
 from interventions.errors import PromptError, RoleError, SiteError
 from interventions.fingerprints import Unchanged
 from interventions.given import flag, names, one_of, one_or_several, plain, seed_of, whole
@@ -181,6 +182,7 @@ def attribute(
         "verified": "not verified",
     }
     settings = {
+        "contrast": digest_of(contrast),
         "answers": answers,
         "foils": foils,
         "metric": metric,
