@@ -32,7 +32,7 @@ def about_weights(model: "Model") -> tuple[str, bool]:
 
 def call(model: "Model", inputs: dict[str, Any]) -> Any:
     """Run the model on ``inputs`` without interventions; return its output."""
-    check_unbroken(model)
+    check_unbroken(model.module, model.anatomy.model_type)
     with torch.no_grad():
         if not weightless(model):
             return model.module(**inputs)

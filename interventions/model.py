@@ -224,7 +224,7 @@ class Model:
 
     def _arguments(self, prompt: Prompt, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         if not self.remote:
-            check_unbroken(self)
+            check_unbroken(self.module, self.anatomy.model_type)
         config = self.module.config
         padded = not bool(prompt.inputs["attention_mask"].all())
         if padded and self.dtype == torch.float64 and config._attn_implementation == "eager":
