@@ -66,7 +66,7 @@ def check_evaluating(model: "Model") -> None:
 
 def call(model: "Model", inputs: dict[str, Any]) -> Any:
     """Run the model on ``inputs`` without interventions; return its output."""
-    check_unbroken(model)
+    check_unbroken(model.module, model.anatomy.model_type)
     check_evaluating(model)
     with torch.no_grad():
         if not weightless(model):

@@ -283,7 +283,7 @@ class Model:
         of_kind(prompt, Prompt, "the prompt", error=PromptError)
         check_evaluating(self)
         if not self.remote:
-            check_unbroken(self)
+            check_unbroken(self.module, self.anatomy.model_type)
         config = self.module.config
         padded = not bool(prompt.inputs["attention_mask"].all())
         if padded and self.dtype == torch.float64 and config._attn_implementation == "eager":

@@ -133,7 +133,7 @@ def model_of(name: str, dtype: torch.dtype = torch.float32, attn: str = "eager")
 @cache
 def case_of(name: str, dtype: torch.dtype = torch.float32, attn: str = "eager") -> Case:
     model = model_of(name, dtype, attn)
-    check_unbroken(model)
+    check_unbroken(model.module, model.anatomy.model_type)
     spans = {"entity": ["France", "the town"]}
     if not sees(name):
         texts = ("The capital of France is", "Who was the first mayor of the town in the north?")

@@ -29,6 +29,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from interventions.architectures.faults import check_unbroken
 from twohop.published import PUBLISHED, PublishedPair
 
 SAID = "The capital of this country, of Köln or 日本, is\n\n what?"
@@ -61,6 +62,7 @@ def run(model: Any, inputs: dict[str, Any], **kwargs: Any) -> torch.Tensor:
         key: value.to(model.dtype) if value.is_floating_point() else value
         for key, value in inputs.items()
     }
+    check_unbroken(model, model.config.model_type)
     with torch.no_grad():
         return model(**cast, **kwargs).logits
 

@@ -7,12 +7,9 @@ release that mends it.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from interventions.errors import UpstreamError
-
-if TYPE_CHECKING:
-    from interventions.model import Model
 
 
 @dataclass(frozen=True)
@@ -83,13 +80,13 @@ def fault_of(module: Any, model_type: str) -> str | None:
     )
 
 
-def check_unbroken(model: "Model") -> None:
-    """Refuse to run a model here whose code is broken.
+def check_unbroken(module: Any, model_type: str) -> None:
+    """Refuse to run a model here whose code is broken; see :func:`fault_of`.
 
     Raises
     ------
     UpstreamError
         With what is broken, and what to do.
     """
-    if found := fault_of(model.module, model.anatomy.model_type):
+    if found := fault_of(module, model_type):
         raise UpstreamError(found)
