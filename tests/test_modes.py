@@ -18,6 +18,7 @@ def loaded(name: str = "llama") -> Case:
     module, processor = tiny.build(name)
     for config in (module.config, module.config.get_text_config(decoder=True)):
         config.attention_dropout = 0.5
+    part: Any
     for part in module.modules():
         if hasattr(part, "attention_dropout"):
             part.attention_dropout = 0.5
