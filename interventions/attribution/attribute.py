@@ -137,7 +137,7 @@ def attribute(
     check_settings(metric, method, steps)
     answers = one_or_several(answers, "answers")
     foils = None if foils is None else one_or_several(foils, "foils")
-    k = None if _no(verify) else whole(verify, "verify", least=1)
+    k = None if _no(verify) else whole(verify, "verify (verify=False checks none)", least=1)
     seed = seed_of(seed)
     by_role = flag(by_role, "by_role")
     batch_size = None if batch_size is None else whole(batch_size, "batch_size", least=1)
