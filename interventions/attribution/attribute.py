@@ -203,7 +203,7 @@ def check_settings(metric: str, method: str, steps: int) -> None:
     """Refuse what cannot be done, before anything runs."""
     one_of(method, "method", METHODS)
     one_of(metric, "metric", METRICS)
-    whole(steps, "steps", least=1, most=MOST_STEPS)
+    whole(steps, "steps (at least 1)", least=1, most=MOST_STEPS)
     if metric not in GRADIENT_METRICS:
         raise PromptError(
             f"metric {metric!r} has no gradient that says anything here. Use one of "
