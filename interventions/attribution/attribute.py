@@ -140,7 +140,7 @@ def attribute(
     check_settings(metric, method, steps)
     answers = one_or_several(answers, "answers")
     foils = None if foils is None else one_or_several(foils, "foils")
-    k = None if _no(verify) else whole(verify, "verify", least=1)
+    k = None if _no(verify) else whole(verify, "verify (verify=False checks none)", least=1)
     seed = seed_of(seed)
     by_role = flag(by_role, "by_role")
     batch_size = None if batch_size is None else whole(batch_size, "batch_size", least=1)
@@ -210,7 +210,7 @@ def check_settings(metric: str, method: str, steps: int) -> None:
     """Refuse what cannot be done, before anything runs."""
     one_of(method, "method", METHODS)
     one_of(metric, "metric", METRICS)
-    whole(steps, "steps", least=1, most=MOST_STEPS)
+    whole(steps, "steps (at least 1)", least=1, most=MOST_STEPS)
     if metric not in GRADIENT_METRICS:
         raise PromptError(
             f"metric {metric!r} has no gradient that says anything here. Use one of "

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from interventions.errors import SiteError
-from interventions.given import names, whole
+from interventions.given import names, shown, whole
 from interventions.model import Model
 from interventions.places import Columns
 from interventions.streams import (
@@ -141,7 +141,9 @@ def make_grid(
         raise SiteError(f"components= names one twice: {', '.join(chosen)}.")
     running = range(model.n_layers) if images else model.anatomy.self_blocks
     asked = list(running) if layers is None else layer_list(layers, model.n_layers)
-    window = whole(window, "window", least=1, most=model.n_layers, error=SiteError)
+    window = whole(
+        window, f"window={shown(window)}, which", least=1, most=model.n_layers, error=SiteError
+    )
     read = None
     if source_layers is not None:
         every = isinstance(source_layers, slice) and source_layers == slice(None)
