@@ -27,7 +27,7 @@ class Labelled:
     verdict : str
         What it is, by hand.
     before : str
-        What the scorer of version 0.1's first months said: the first known name decided.
+        What the first scorer said, in which the first known name decided.
     kind : str
         Kind of difficulty.
     """
@@ -50,8 +50,8 @@ def read_labelled(path: Path) -> list[Labelled]:
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        several = {key: tuple(row.pop(key)) for key in ("accepted", "names", "others")}
-        found.append(Labelled(**row, **several))
+        row |= {key: tuple(row[key]) for key in ("accepted", "names", "others")}
+        found.append(Labelled(**row))
     return found
 
 
@@ -74,7 +74,7 @@ def tables(rows: Sequence[Labelled]) -> str:
     )
 
 
-def _counted(title: str, pairs: Iterable[tuple[Outcome, Outcome]]) -> str:
+def _counted(title: str, pairs: Iterable[tuple[str, str]]) -> str:
     counts = Counter(pairs)
     agreed = sum(n for (wanted, said), n in counts.items() if wanted == said)
     lines = [

@@ -58,7 +58,8 @@ ANSWERING = _set(
     "hence then but however rather just only simply most more very quite really my your his her "
     "their our me mine him them us yes yeah ok okay hmm um uh well oh ah please note city town "
     "country place thing person year number no possible another alternatively best least has have "
-    "had do does did if not actually wait sorry again still 1st 2nd 3rd together namely "
+    "had do does did if not actually wait sorry again still else vs versus 1st 2nd "
+    "3rd together namely "
     "les la le el il der die das est ist es et und y e o ou oder "
     "或 者 还 還 和 与 與 及 と か や 是"
 )
@@ -77,7 +78,7 @@ CLAUSES = CONTRASTING | _set("while whereas although though because so")
 
 # Right before a name: it is said of something else, and counts only where nothing else is said.
 BESIDE = _set(
-    "than unlike near versus vs formerly former previously beside alongside outside toward "
+    "than unlike near formerly former previously beside alongside outside toward "
     "towards until like compared"
 )
 BESIDE_PHRASES = _phrases("used to be | was once | once was | was formerly | was previously")
@@ -93,12 +94,13 @@ ON_THE_WAY = _set(
 NEGATORS = _set(
     "not isnt wasnt arent werent doesnt didnt dont cant cannot couldnt wouldnt wont aint never "
     "neither unsure uncertain unlikely doubt doubtful excluding except non without "
-    "whether wrongly falsely "
+    "whether wrongly falsely nowhere refuse refused "
     "nicht kein keine keinen pas nao nie ne nest не δεν ليس ليست"
 )
 NEGATING_PHRASES = _phrases(
     "rather than | instead of | other than | as opposed to | no longer | contrary to | "
-    "anything but | idea if | say if | tell if | sure if | know if | wonder if | clear if | "
+    "anything but | no evidence | no reason | idea if | say if | tell if | sure if | "
+    "know if | wonder if | clear if | "
     "ruled out | rule out | rules out | no es | no era | non e | no way"
 )
 NOT_NEGATING = _phrases(
@@ -129,7 +131,8 @@ FINAL = _phrases(
     "answer is | answer would be | answer must be | final answer | the answer | answer was | "
     "therefore | thus | hence | in conclusion | to conclude | in short | so the | "
     "correct answer | correct option | my answer | ill go with | i will go with | id go with | "
-    "ill say | my guess | best guess | i go with | lets go with | i choose | i pick"
+    "ill say | i was wrong | i was mistaken | my guess | best guess | i go with | "
+    "lets go with | i choose | i pick"
 )
 OPENING_QUESTIONS = _set("what which who where when how whose")
 TURNS = _set("q question user human instruction")
