@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from interventions.model import Model
 
 HEX = 16  # characters
-MOVED = ("CB",)  # bitsandbytes' second name for the weights, given up at the first pass
+MOVED = ("CB", "idx", "subB")
+"""Of bitsandbytes: a second name for the weights, given up at the first pass, and what a pass
+found, which is no part of the model."""
+OF_A_CALL = ("padding", "truncation")
 
 
 def fingerprint(model: "Model") -> dict[str, Any]:
@@ -131,7 +134,8 @@ def _inner(tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     """The tensors that one of a class of its own is made of, each with what is said of it."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return []
-    names, about = tensor.__tensor_flatten__()  # pyright: ignore[reportCallIssue]
+    made: Any = tensor
+    names, about = made.__tensor_flatten__()
     found = []
     for name in names:
         inner = getattr(tensor, name)
@@ -151,8 +155,9 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]
         for name, tensor in own.items():
             if tensor is None:
                 continue
-            stays = tensor.device.type != "meta" or away is None
-            if not stays:
+            stays = True
+            if away is not None and tensor.device.type == "meta":
+                stays = False
                 tensor = away[name]  # on the disk or in memory, fetched by accelerate when needed
             yield f"{path}.{name}", tensor, stays
             # What a quantised weight is scaled by is kept on it, behind it, or on its module.
@@ -161,6 +166,28 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]
                 for key, value in sorted(getattr(holder, "__dict__", {}).items()):
                     if torch.is_tensor(value) and key not in MOVED:
                         yield f"{path}.{name}.{key}", value, stays
+
+
+def processing_of(model: "Model") -> str:
+    """Digest of what makes prompts of texts and pictures: tokenizer, template, image processor.
+
+    What a call sets anew, padding and truncation, does not count.
+
+    Parameters
+    ----------
+    model : Model
+    """
+    tokenizer: Any = model.tokenizer
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    found = {
+        "tokens": {key: one for key, one in state.items() if key not in OF_A_CALL},
+        "special": [tokenizer.special_tokens_map, tokenizer.padding_side],
+        "template": tokenizer.chat_template,
+    }
+    processor: Any = model.processor
+    if processor is not None:
+        found["processor"] = [processor.to_dict(), processor.chat_template]
+    return _digest(found)
 
 
 def _digest(value: Any) -> str:

@@ -49,7 +49,7 @@ class Scaled(nn.Module):
         super().__init__()
         self.inner, self.by = inner, by
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor) -> Any:
         by = self.by
         while isinstance(by, list | tuple | dict):
             by = by[0]
@@ -60,7 +60,7 @@ class Scaled(nn.Module):
 
 def unregistered(factor: float) -> list[nn.Module]:
     """A module in a list, which torch does not find."""
-    part = nn.Linear(1, 1, bias=False).eval().requires_grad_(False)
+    part: Any = nn.Linear(1, 1, bias=False).eval().requires_grad_(False)
     part.weight.fill_(factor)
     part.forward = lambda hidden: hidden * part.weight
     return [part]
