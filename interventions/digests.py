@@ -4,7 +4,7 @@ import enum
 import hashlib
 import inspect
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from interventions.errors import InterventionsError
 
 HEX = 24  # characters of a digest, 4 bits each
+ORIENTATION = ExifTags.Base.Orientation
+WIDTH = 4096  # numbers of eight bytes in a line of which sums are taken
+SETTLED = (
+    "nnsight.",
+    "accelerate.",
+    "transformers.",
+    "torch.",
+    "interventions.",
+)  # whose hooks are no edits
+LIBRARIES = (
+    *SETTLED,
+    *("bitsandbytes.", "peft.", "tokenizers.", "builtins.", "functools.", "typing.", "contextlib."),
+    *("numpy.", "scipy.", "sklearn.", "pandas.", "xarray.", "PIL.", "einops."),
+)
+"""Whose code is told by its name; its version is another matter."""
 
 
 class UnknownContent(InterventionsError):
@@ -47,23 +62,28 @@ def digest_of(*values: Any) -> str:
     return digest.hexdigest()[:HEX]
 
 
-def add(digest: Any, value: Any) -> None:
-    """Feed a value to a digest of hashlib's; see :func:`digest_of`."""
+def add(digest: Any, value: Any, within: tuple[Any, ...] = ()) -> None:
+    """Feed a value to a digest of hashlib's; see :func:`digest_of`.
+
+    ``within``: the functions that are being added, which may name each other.
+    """
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if torch.is_tensor(value):
-        tensor = value.detach().cpu().contiguous()
-        digest.update(f"{kind}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        if tensor.numel():
-            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(f"{kind}{value.dtype}{tuple(value.shape)}".encode())
+        if value.numel():
+            digest.update(_bytes_of(value).cpu().numpy().tobytes())
     elif isinstance(value, np.ndarray | np.generic) and value.dtype.kind != "O":
         digest.update(f"{kind}{value.dtype}{value.shape}".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
+        if isinstance(value, np.ma.MaskedArray):
+            digest.update(np.ascontiguousarray(np.ma.getmaskarray(value)).tobytes())
     elif isinstance(value, Image.Image):
         digest.update(f"PIL{value.mode}{value.size}".encode())
         digest.update(value.tobytes())
         # What decides how it is shown, beside its pixels.
         known = {key: value.info[key] for key in ("transparency", "exif") if key in value.info}
-        add(digest, [value.getpalette(), known])
+        # Orientation may have been set in the tags that are open, which are not in ``info`` yet.
+        add(digest, [value.getpalette(), known, _turned(value)], within)
     elif isinstance(value, Path):
         digest.update(f"path{os.fspath(value)}".encode())
         if value.is_file():
@@ -73,14 +93,14 @@ def add(digest: Any, value: Any) -> None:
         digest.update(f"{kind}(".encode())
         for one in fields(value):
             digest.update(f"{one.name}=".encode())
-            add(digest, getattr(value, one.name))
+            add(digest, getattr(value, one.name), within)
     elif isinstance(value, Mapping):
         digest.update(f"{kind}{len(value)}".encode())
         for key in sorted(value, key=repr):
-            add(digest, key)
-            add(digest, value[key])
+            add(digest, key, within)
+            add(digest, value[key], within)
     elif isinstance(value, Set):
-        add(digest, sorted(value, key=repr))
+        add(digest, sorted(value, key=repr), within)
     elif value is None or isinstance(
         value, str | bytes | int | float | complex | slice | range | enum.Enum | torch.dtype
     ):
@@ -89,14 +109,14 @@ def add(digest: Any, value: Any) -> None:
     elif isinstance(value, Sequence | np.ndarray):
         digest.update(f"{kind}{len(value)}".encode())
         for one in value:
-            add(digest, one)
+            add(digest, one, within)
     elif isinstance(value, partial):
-        add(digest, [value.func, value.args, value.keywords])
+        add(digest, [value.func, value.args, value.keywords], within)
     elif inspect.ismethod(value):
-        add(digest, value.__func__)
-        add(digest, value.__self__)
+        add(digest, value.__func__, within)
+        add(digest, value.__self__, within)
     elif inspect.isfunction(value):
-        _add_function(digest, value)
+        _add_function(digest, value, within)
     elif isinstance(value, type | ModuleType) or inspect.isbuiltin(value):
         digest.update(f"{kind}{getattr(value, '__qualname__', value.__name__)}".encode())
     else:
@@ -106,11 +126,59 @@ def add(digest: Any, value: Any) -> None:
         )
 
 
-def _add_function(digest: Any, function: Any) -> None:
+def _turned(picture: Image.Image) -> Any:
+    try:
+        return picture.getexif().get(ORIENTATION)
+    except Exception:  # tags that cannot be read raise what they like, and turn nothing
+        return None
+
+
+def _add_function(digest: Any, function: Any, within: tuple[Any, ...]) -> None:
     digest.update(f"{function.__module__}.{function.__qualname__}".encode())
+    if any(function is one for one in within):
+        return
+    within = (*within, function)
     _add_code(digest, function.__code__)
-    add(digest, [cell.cell_contents for cell in function.__closure__ or ()])
-    add(digest, [function.__defaults__, function.__kwdefaults__])
+    add(digest, [cell.cell_contents for cell in function.__closure__ or ()], within)
+    add(digest, [function.__defaults__, function.__kwdefaults__], within)
+    for name, value in globals_of(function).items():
+        part = hashlib.sha256()
+        try:
+            add(part, value, within)
+        except UnknownContent:
+            continue
+        digest.update(f"{name}={part.hexdigest()}".encode())
+
+
+def globals_of(function: Any) -> dict[str, Any]:
+    """The global values that a function names, without modules, classes and code of libraries."""
+    if of_library(function.__module__):
+        return {}
+    names = sorted(_names_in(function.__code__) & {*function.__globals__})
+    found = {name: function.__globals__[name] for name in names}
+    return {
+        name: value
+        for name, value in found.items()
+        if not isinstance(value, type | ModuleType)
+        and not (callable(value) and of_library(getattr(value, "__module__", None)))
+    }
+
+
+def _names_in(code: CodeType) -> set[str]:
+    inner = [_names_in(one) for one in code.co_consts if isinstance(one, CodeType)]
+    return {*code.co_names}.union(*inner)
+
+
+def of_library(*names: str | None) -> bool:
+    """Whether one of the names is of a module of a library."""
+    return any(f"{name}.".startswith(LIBRARIES) for name in names)
+
+
+def code_digest(code: CodeType) -> str:
+    """Digest of what a function does, without what it closes over."""
+    digest = hashlib.sha256()
+    _add_code(digest, code)
+    return digest.hexdigest()[:HEX]
 
 
 def _add_code(digest: Any, code: CodeType) -> None:
@@ -120,3 +188,49 @@ def _add_code(digest: Any, code: CodeType) -> None:
             _add_code(digest, constant)
         else:
             add(digest, "..." if constant is ... else constant)
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """Digest of a tensor's bits, computed where they are, at the speed of memory."""
+    if tensor.device.type == "meta" or not tensor.numel():
+        return "none"
+    flat = _bytes_of(tensor)
+    digest = fast_digest() if flat.device.type == "cpu" else None
+    if digest is not None:
+        return digest(flat.numpy().data)
+    whole = flat.numel() // (8 * WIDTH) * 8 * WIDTH
+    lines = flat[:whole].view(torch.int64).view(-1, WIDTH)
+    rest = torch.nn.functional.pad(flat[whole:], (0, 8 * WIDTH - (flat.numel() - whole)))
+    # Sums wrap around. Those along both axes, each weighed by its place, tell of any exchange.
+    both = [rest.view(torch.int64).view(1, WIDTH).sum(0)]
+    both += [lines.sum(0), lines.sum(1)] if whole else []
+    return ".".join(f"{int((one * _weights(len(one), one.device)).sum()):x}" for one in both)
+
+
+def fast_digest() -> Callable[[Any], str] | None:
+    """A digest of bytes at the speed of memory; None on a server that has no such library."""
+    try:
+        from xxhash import xxh3_128_hexdigest
+
+        xxh3_128_hexdigest(b"")  # a stand-in may have been imported
+    except ImportError:
+        return None
+    return xxh3_128_hexdigest
+
+
+def _weights(n: int, device: torch.device) -> torch.Tensor:
+    """Odd numbers, one for each place, that are unlike each other in all their bits."""
+    places = torch.arange(1, n + 1, device=device, dtype=torch.int64)
+    mixed = places * -7046029254386353131
+    return (mixed ^ (mixed >> 29)) * -4658895280553007687 | 1
+
+
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The bits of a tensor, [byte], where they are."""
+    plain = tensor.detach()
+    if plain.is_quantized:
+        plain = torch.cat([plain.dequantize().flatten(), plain.int_repr().flatten().float()])
+    if plain.layout != torch.strided:
+        plain = plain.to_dense()
+    plain = plain.resolve_conj().resolve_neg().contiguous()
+    return plain.as_strided((plain.numel(),), (1,)).view(torch.uint8)  # of one, any stride will do

@@ -6,8 +6,9 @@ pass takes to read them.
 """
 
 import hashlib
+import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,37 +16,32 @@ import torch
 
 from interventions.architectures.quantisation import quantisation_of
 from interventions.architectures.wrapping import adapters_of
-from interventions.digests import UnknownContent, digest_of
+from interventions.beside_weights import config_of, settings_of
+from interventions.digests import (
+    SETTLED,
+    UnknownContent,
+    digest_of,
+    globals_of,
+    tensor_digest,
+)
 
 if TYPE_CHECKING:
     from interventions.model import Model
 
 HEX = 16  # characters
-WIDTH = 4096  # numbers of eight bytes in a line of which sums are taken
-PASSING = (
-    *("training", "gradient_checkpointing", "kernel_config", "loss_type", "name_or_path"),
-    *("max_seq_len_cached", "original_max_seq_len", "rope_deltas", "warnings_issued"),
-    "all_tied_weights_keys",
-)
-"""Attributes of modules that change without a change of what is computed, or say nothing of it."""
-OF_TORCH = frozenset(vars(torch.nn.Module()))
-OF_CONFIG = ("_name_or_path", "name_or_path", "transformers_version", "architectures", "dtype")
-SETTLED = (
-    "nnsight.",
-    "accelerate.",
-    "transformers.",
-    "torch.",
-    "interventions.",
-)  # whose hooks are no edits
-MOVED = ("CB",)  # bitsandbytes' second name for the weights, given up at the first pass
+MOVED = ("CB", "idx", "subB")
+"""Of bitsandbytes: a second name for the weights, given up at the first pass, and what a pass
+found, which is no part of the model."""
+OF_A_CALL = ("padding", "truncation")
 
 
 def fingerprint(model: "Model") -> dict[str, Any]:
     """What a model is at this moment; equal for two that compute the same numbers.
 
     Everything is read anew at every call, but once in a block of :class:`Unchanged`: weights and
-    buffers, bit for bit; the numbers that modules and the config keep beside them; adapters, with
-    which are active, merged or switched off; quantisation; hooks put on by hand.
+    buffers, bit for bit; the numbers, vectors and functions that modules keep beside them, and the
+    config; the code of classes that no library wrote; adapters, with which are active, merged or
+    switched off; quantisation; ``torch.autocast``.
 
     Parameters
     ----------
@@ -54,8 +50,9 @@ def fingerprint(model: "Model") -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON types. ``weights``, ``modules`` and ``config`` are digests; ``adapters`` and
-        ``quantisation`` are said in words, where there are any. Of a model on a server:
+        JSON types. ``weights``, ``modules`` and ``config`` are digests; ``adapters``,
+        ``quantisation`` and ``autocast`` are said in words, where there are any. Of a model on a
+        server:
         ``{"weights": "as the server has them"}``.
     """
     if model.held is not None:
@@ -65,14 +62,22 @@ def fingerprint(model: "Model") -> dict[str, Any]:
     module = model.module
     found = {
         "weights": weights_digest(module),
-        "modules": _digest(dict(_settings(module))),
-        "config": _digest(_config(module)),
+        "modules": _digest(dict(settings_of(module))),
+        "config": _digest(config_of(module)),
     }
     beside = {
         "adapters": [asdict(adapter) for adapter in adapters_of(module)],
         "quantisation": quantisation_of(module),
+        "autocast": _autocast(model.device.type),
     }
     return {**found, **{name: value for name, value in beside.items() if value}}
+
+
+def _autocast(device: str) -> str | None:
+    """The number format to which torch brings what is computed now; None if to none."""
+    if not torch.is_autocast_enabled(device):
+        return None
+    return str(torch.get_autocast_dtype(device)).removeprefix("torch.")
 
 
 class Unchanged:
@@ -107,111 +112,87 @@ def weights_digest(module: torch.nn.Module) -> str:
     """
     known: dict[tuple[Any, ...], str] = {}
     digest = hashlib.sha256()
-    for name, tensor in _tensors(module):
-        key = (tensor.data_ptr(), tensor.device, tensor.shape, tensor.stride(), tensor.dtype)
-        if tensor.device.type == "meta" or key not in known:
-            known[key] = _of_tensor(tensor)
+    for name, tensor, stays in _tensors(module):
         shape = f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode()
+        if inner := _inner(tensor):
+            said = [f"{key} {tensor_digest(one)}" for key, one in inner]
+            digest.update(shape + json.dumps(said, default=str).encode())
+            continue
+        if not stays or tensor.layout != torch.strided or tensor.device.type == "meta":
+            # Where one that was fetched lay, the next one may come to lie.
+            digest.update(shape + tensor_digest(tensor).encode())
+            continue
+        key = (tensor.data_ptr(), tensor.device, tensor.shape, tensor.stride(), tensor.dtype)
+        key = (*key, tensor.is_conj(), tensor.is_neg())
+        if key not in known:
+            known[key] = tensor_digest(tensor)
         digest.update(shape + known[key].encode())
     return digest.hexdigest()[:HEX]
 
 
-def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor that a module computes with, by name; those kept elsewhere are fetched."""
+def _inner(tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    """The tensors that one of a class of its own is made of, each with what is said of it."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return []
+    made: Any = tensor
+    names, about = made.__tensor_flatten__()
+    found = []
+    for name in names:
+        inner = getattr(tensor, name)
+        found += [(f"{name}.{key}", one) for key, one in _inner(inner)] or [(name, inner)]
+    kind = type(tensor)
+    return [(f"{kind.__module__}.{kind.__qualname__} {about} {key}", one) for key, one in found]
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
+    """Every tensor that a module computes with, by name, and whether it stays where it is.
+
+    Those kept elsewhere are fetched.
+    """
     for path, part in module.named_modules():
         own = {**part._parameters, **part._buffers}
         away = getattr(getattr(part, "_hf_hook", None), "weights_map", None)
         for name, tensor in own.items():
             if tensor is None:
                 continue
-            if tensor.device.type == "meta" and away is not None:
+            stays = True
+            if away is not None and tensor.device.type == "meta":
+                stays = False
                 tensor = away[name]  # on the disk or in memory, fetched by accelerate when needed
-            yield f"{path}.{name}", tensor
+            yield f"{path}.{name}", tensor, stays
             # What a quantised weight is scaled by is kept on it, behind it, or on its module.
             state = getattr(part, "state", None)
             for holder in (tensor, getattr(tensor, "quant_state", None), state):
                 for key, value in sorted(getattr(holder, "__dict__", {}).items()):
                     if torch.is_tensor(value) and key not in MOVED:
-                        yield f"{path}.{name}.{key}", value
+                        yield f"{path}.{name}.{key}", value, stays
 
 
-def _of_tensor(tensor: torch.Tensor) -> str:
-    """Digest of a tensor's bits, computed where they are."""
-    if tensor.device.type == "meta" or not tensor.numel():
-        return "none"
-    flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-    digest = fast_digest() if flat.device.type == "cpu" else None
-    if digest is not None:
-        return digest(flat.numpy().data)
-    whole = flat.numel() // (8 * WIDTH) * 8 * WIDTH
-    lines = flat[:whole].view(torch.int64).view(-1, WIDTH)
-    rest = torch.nn.functional.pad(flat[whole:], (0, 8 * WIDTH - (flat.numel() - whole)))
-    # Sums wrap around. Those along both axes, each weighed by its place, tell of any exchange.
-    both = [rest.view(torch.int64).view(1, WIDTH).sum(0)]
-    both += [lines.sum(0), lines.sum(1)] if whole else []
-    return ".".join(f"{int((one * _weights(len(one), one.device)).sum()):x}" for one in both)
+def processing_of(model: "Model") -> str:
+    """Digest of what makes prompts of texts and pictures: tokenizer, template, image processor.
 
+    What a call sets anew, padding and truncation, does not count.
 
-def fast_digest() -> Callable[[Any], str] | None:
-    """A digest of bytes at the speed of memory; None on a server that has no such library."""
-    try:
-        from xxhash import xxh3_128_hexdigest
-
-        xxh3_128_hexdigest(b"")  # a stand-in may have been imported
-    except ImportError:
-        return None
-    return xxh3_128_hexdigest
-
-
-def _weights(n: int, device: torch.device) -> torch.Tensor:
-    """Odd numbers, one for each place, that are unlike each other in all their bits."""
-    places = torch.arange(1, n + 1, device=device, dtype=torch.int64)
-    mixed = places * -7046029254386353131
-    return (mixed ^ (mixed >> 29)) * -4658895280553007687 | 1
-
-
-def _settings(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
-    """Numbers, words and functions that modules keep beside their tensors, by name."""
-    for path, part in module.named_modules():
-        yield path, f"{type(part).__module__}.{type(part).__qualname__}"
-        config = getattr(part, "config", None)
-        for name, value in sorted(vars(part).items()):
-            if name in OF_TORCH or name in PASSING or name.startswith("__"):
-                continue
-            if config is not None and name.startswith("_"):
-                continue  # transformers' notes on a model
-            if _is_simple(value):
-                yield f"{path}.{name}", value
-            elif callable(value) and hasattr(value, "__qualname__"):
-                yield f"{path}.{name}", f"{value.__module__}.{value.__qualname__}"
-
-
-def _is_simple(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_simple(one) for pair in value.items() for one in pair)
-    if isinstance(value, list | tuple | set | frozenset):
-        return all(_is_simple(one) for one in value)
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def _config(module: torch.nn.Module) -> Any:
-    config: Any = getattr(module, "config", None)
-    return _without(config.to_dict(), OF_CONFIG) if hasattr(config, "to_dict") else None
-
-
-def _without(value: Any, names: tuple[str, ...]) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _without(v, names) for k, v in value.items() if k not in names}
-    return value
+    Parameters
+    ----------
+    model : Model
+    """
+    tokenizer: Any = model.tokenizer
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    found = {
+        "tokens": {key: one for key, one in state.items() if key not in OF_A_CALL},
+        "special": [tokenizer.special_tokens_map, tokenizer.padding_side],
+        "template": tokenizer.chat_template,
+    }
+    processor: Any = model.processor
+    if processor is not None:
+        found["processor"] = [processor.to_dict(), processor.chat_template]
+    return _digest(found)
 
 
 def _digest(value: Any) -> str:
-    text = json.dumps(value, default=_plain)
+    text = json.dumps(value, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:HEX]
-
-
-def _plain(value: Any) -> Any:
-    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
 
 def hooks_of(model: "Model") -> list[str]:
@@ -241,7 +222,8 @@ def _hooks(module: torch.nn.Module) -> Iterator[str]:
 def _told_apart(hook: Any) -> str:
     name = getattr(hook, "__qualname__", type(hook).__qualname__)
     try:
-        return f"{name} {digest_of(hook)}"
+        seen = list(globals_of(hook).values()) if inspect.isfunction(hook) else []
+        return f"{name} {digest_of(hook, seen)}"
     except UnknownContent:
         import secrets
 

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 
 import interventions as iv
-from interventions import fingerprints
+from interventions import digests
 from interventions.digests import UnknownContent, digest_of
 from interventions.errors import ResultsError
 from interventions.fingerprints import fingerprint, hooks_of, weights_digest
@@ -57,7 +57,7 @@ def test_running_a_model_leaves_its_fingerprint_as_it_was(name: str) -> None:
 @pytest.mark.parametrize("fast", [True, False])
 def test_two_loads_of_a_folder_are_one_model(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not fast:
-        monkeypatch.setattr(fingerprints, "fast_digest", lambda: None)
+        monkeypatch.setattr(digests, "fast_digest", lambda: None)
     one, two = (iv.load(micro_folder("micro-late")) for _ in range(2))
     assert fingerprint(one) == fingerprint(two)
     other = fingerprint(iv.load(micro_folder("micro-naming")))
@@ -74,8 +74,8 @@ def test_any_number_that_changes_in_any_tensor_is_seen(data: st.DataObject, fast
     name, tensor = data.draw(st.sampled_from(named), label="tensor")
     flat = tensor.data.view(-1)
     i = data.draw(st.integers(0, flat.numel() - 1), label="element")
-    kept = fingerprints.fast_digest
-    fingerprints.fast_digest = kept if fast else lambda: None
+    kept = digests.fast_digest
+    digests.fast_digest = kept if fast else lambda: None
     try:
         before, old = weights_digest(LLAMA.module), flat[i].clone()
         flat[i] = torch.nextafter(old, old + 1)  # the least change that there is
@@ -84,7 +84,7 @@ def test_any_number_that_changes_in_any_tensor_is_seen(data: st.DataObject, fast
         assert before == weights_digest(LLAMA.module)
         assert changed != before, name
     finally:
-        fingerprints.fast_digest = kept
+        digests.fast_digest = kept
 
 
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(2, 70_000), fast=st.booleans())
@@ -94,14 +94,14 @@ def test_two_numbers_that_change_places_are_seen(seed: int, size: int, fast: boo
     module = torch.nn.Module()
     module.weight = torch.nn.Parameter(torch.from_numpy(rng.standard_normal(size)), False)
     a, b = rng.choice(size, 2, replace=False).tolist()
-    kept = fingerprints.fast_digest
-    fingerprints.fast_digest = kept if fast else lambda: None
+    kept = digests.fast_digest
+    digests.fast_digest = kept if fast else lambda: None
     try:
         before = weights_digest(module)
         module.weight.data[[a, b]] = module.weight.data[[b, a]]
         assert weights_digest(module) != before
     finally:
-        fingerprints.fast_digest = kept
+        digests.fast_digest = kept
 
 
 def trained_on(model: iv.Model) -> None:

@@ -284,3 +284,27 @@ def test_which_formats_make_rows_dependent(settings: dict[str, Any], depend: boo
     module.config.quantization_config = settings
     assert (dependent_rows(module) is not None) == depend
     assert quantisation_of(module) == described(settings)
+
+
+def test_running_it_leaves_it_the_model_that_it_was(folders: Path, tmp_path: Path) -> None:
+    model = quantised(folders, "llama", "int8")
+    before = model.fingerprint()
+    prompt = model.prompt("The capital of France is")
+    asked = {"answers": " a", "components": ["mlp_out"], "roles": ["last"], "progress": False}
+    first = iv.sweep(model, prompt, 0.0, out=tmp_path, **asked)
+    assert model.fingerprint() == before
+    assert iv.sweep(model, prompt, 0.0, out=tmp_path, **asked).identical(first)
+    again = quantised(folders, "llama", "int8")
+    assert iv.sweep(again, prompt, 0.0, out=tmp_path, **asked).identical(first)
+
+
+@pytest.mark.parametrize(("how", "change"), [("int8", "threshold"), ("nf4", "compute_dtype")])
+def test_settings_of_a_format_are_a_part_of_the_model(folders: Path, how: str, change: str) -> None:
+    model = quantised(folders, "llama", how)
+    before = model.fingerprint()
+    part: Any = model.module.model.layers[1].mlp.down_proj
+    if change == "threshold":
+        part.state.threshold = 0.5
+    else:
+        part.compute_dtype = torch.float16
+    assert model.fingerprint()["modules"] != before["modules"]

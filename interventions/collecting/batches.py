@@ -1,17 +1,20 @@
 """Rows as users write them become prompts, batch by batch; what cannot be read is set aside."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from interventions.digests import UnknownContent, digest_of
-from interventions.errors import PromptError, ResultsError, SiteError, did_you_mean
+from interventions.errors import PictureError, PromptError, ResultsError, SiteError, did_you_mean
 from interventions.given import flag, index_of, of_kind, text_of
 from interventions.model import Model
 from interventions.patching import Site
+from interventions.picture_sources import located
 from interventions.positions import from_lists
 from interventions.prompting import RESERVED
 from interventions.prompts import SINGLE, Prompt
@@ -19,7 +22,7 @@ from interventions.streams import Component, Heads, Layers
 
 MOST_TRIED = 100
 ROW_KEYS = ("text", "images", "spans")
-PICTURE_KEYS = ("images", "image", "path", "url")  # of a row, and of the parts of a message
+PICTURE_KEYS = ("images", "image", "path", "url", "image_url")  # of a row, and a message's parts
 Maker = Callable[[list[int]], Prompt]
 
 
@@ -270,9 +273,12 @@ def digest_rows(rows: Sequence[Any] | Maker, numbers: Sequence[int]) -> str | No
 
 
 def _with_files(value: Any, *, a_picture: bool = False) -> Any:
-    """A row with paths in the place of the names of picture files."""
+    """A row with paths in the place of what names the files of pictures."""
     if isinstance(value, Mapping):
         return {key: _with_files(one, a_picture=key in PICTURE_KEYS) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_with_files(one, a_picture=a_picture) for one in value]
-    return Path(value) if a_picture and isinstance(value, str) else value
+    if a_picture and isinstance(value, str | PathLike):
+        with suppress(PictureError):  # making the prompt will say why
+            return located(value, Path())
+    return value

@@ -22,7 +22,7 @@ from interventions.collecting.batches import (
 from interventions.collecting.collection import Collection, as_stored, open_collection
 from interventions.digests import digest_of
 from interventions.errors import PromptError, ResultsError, SiteError
-from interventions.fingerprints import Unchanged
+from interventions.fingerprints import Unchanged, processing_of
 from interventions.given import flag, folder_of, of_kind, shown, whole
 from interventions.given_arrays import row_values
 from interventions.model import Model
@@ -132,6 +132,8 @@ def collect(
         "sites": _layout(model, sites, counts, total),
         "coords": {name: digest_of(values) for name, values in kept.items()},
         "first_row": first.digest,
+        # Rows are told by how they were given: what makes prompts of them is to be the same.
+        **({} if callable(rows) else {"processing": processing_of(model)}),
         **origin(model=model),
     }
     with ExitStack() as stack:
