@@ -46,10 +46,8 @@ def make_prompt(
     given = read_rows(text)
     written = written_rows(model, given, _images(model, images, len(given)), template_kwargs)
     _check_begin(model, written)
-    per_row = [one.images for one in written]
-    if any(per_row):
-        per_row = _images(model, per_row, len(given))  # those that messages hold, too
-    elif processor_kwargs:
+    per_row = [one.images for one in written]  # those that messages hold, too
+    if processor_kwargs and not any(per_row):
         raise PromptError(
             f"processor_kwargs {sorted(processor_kwargs)} were given, but no row has an image, so "
             "they would change nothing. Give images, or leave them out."

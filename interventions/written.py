@@ -191,7 +191,7 @@ def _chat(
     chat = template.write(messages)
     if not held:
         return Written(chat.text, images)
-    free = chat.pictures.count(None)
+    free = sum(one is None for one in chat.pictures)  # arrays are not to be compared
     if free != len(images):
         raise PromptError(
             f"{len(images)} image(s) were given for a chat with {free} place(s) to fill; "

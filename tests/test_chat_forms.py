@@ -283,6 +283,9 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
         ([{"type": "image_url", "image_url": {"detail": "low"}}], None, "no picture in its"),
         ([{"type": "video", "video": "x.mp4"}], None, "of type 'video'"),
         ([{"type": "text"}], None, "holds no text"),
+        ([{"text": "What?", "image": PICTURES[0]}], None, "is a text and holds image too"),
+        ([{**held, "text": "What?"}], None, "is an image and holds a text too"),
+        ([{**held, "max_pixels": 50_000}], None, "'max_pixels', which would change nothing"),
         ([None], None, "part 0 of message 0"),
         ([3], None, "part 0 of message 0"),
     ):
