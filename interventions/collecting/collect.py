@@ -14,12 +14,11 @@ from interventions.collecting.batches import (
     Fetched,
     Maker,
     RoleSite,
-    digest_rows,
     first_batch,
     make_batch,
-    maker_of,
 )
 from interventions.collecting.collection import Collection, as_stored, open_collection
+from interventions.collecting.given_rows import Told, digest_rows, maker_of
 from interventions.digests import digest_of
 from interventions.errors import PromptError, ResultsError, SiteError
 from interventions.fingerprints import Unchanged
@@ -47,6 +46,8 @@ def collect(
     batch_rows: int | None = None,
     dtype: StoredType | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    processor_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Read activations of many rows and write them to a folder batch by batch.
@@ -82,6 +83,9 @@ def collect(
         them as float32, which is exact.
     coords : mapping of str to sequence [row], optional
         Labels to be kept with the rows: numbers, strings or bools.
+    template_kwargs, processor_kwargs : dict, optional
+        As :meth:`interventions.Model.prompt` takes them, for the rows that are chats, and for
+        those with pictures.
     progress : bool
         Show a bar on stderr when it takes over two seconds.
 
@@ -115,7 +119,8 @@ def collect(
     total = _count(rows, n_rows)
     rows = rows if callable(rows) else Fetched(rows)
     sites = _checked(model, sites)
-    make = rows if callable(rows) else maker_of(model, rows, sites)
+    told = _told(model, rows, template_kwargs, processor_kwargs)
+    make = rows if callable(rows) else maker_of(model, rows, sites, told)
     kept = _labels({} if coords is None else coords, sites, total)
     stored = str(model.dtype if dtype is None else dtype).removeprefix("torch.")
     if stored not in get_args(StoredType):
@@ -132,6 +137,7 @@ def collect(
         "sites": _layout(model, sites, counts, total),
         "coords": {name: digest_of(values) for name, values in kept.items()},
         "first_row": first.digest,
+        **told.settings(),
         **origin(model=model),
     }
     with ExitStack() as stack:
@@ -224,6 +230,22 @@ def _checked(model: Model, sites: Any) -> dict[str, RoleSite]:
     if not sites:
         raise SiteError("sites= is empty, so there is nothing to read. Name at least one.")
     return dict(sites)
+
+
+def _told(model: Model, rows: Rows, template: Any, processor: Any) -> Told:
+    names = ("template_kwargs", "processor_kwargs")
+    both = [
+        of_kind({} if one is None else one, Mapping, name, error=PromptError)
+        for name, one in zip(names, (template, processor), strict=True)
+    ]
+    if callable(rows) and (given := [n for n, one in zip(names, both, strict=True) if one]):
+        raise PromptError(
+            f"{given[0]} was given, but rows are made by a function, which would not be told. "
+            "Give it to model.prompt() in there."
+        )
+    told = Told(*both)
+    told.check(model)
+    return told
 
 
 def _labels(coords: Any, sites: Mapping[str, RoleSite], total: int) -> dict[str, list[Any]]:
