@@ -191,3 +191,22 @@ def test_rows_whose_pictures_are_long_texts_are_told_apart(tmp_path: Path) -> No
     assert iv.collect(model, rows, LAST, **asks).set_aside.values.tolist() == [2]
     with pytest.raises(ResultsError, match="begun with other rows"):
         iv.collect(model, [rows[0], rows[0], rows[2]], LAST, **asks)
+
+
+def test_rows_that_cannot_stand_together_are_collected_by_themselves(tmp_path: Path) -> None:
+    model, a = model_of("mllama"), noise(30, 40)
+    rows: list[Any] = [
+        "What is it?",
+        asked(image(a)),
+        {"text": "<image>What is it?", "images": tmp_path / "lost.png"},
+        asked("Who is it?"),
+        {"text": "<image><image>What are these?", "images": [a, a]},
+    ]
+    site = {"last": iv.RoleSite("resid_post", [0], "last")}
+    ways = [iv.collect(model, rows, site, out=tmp_path / str(n), batch_rows=n) for n in (1, 5)]
+    for found in ways:
+        assert found.row.values.tolist() == [0, 1, 3, 4]
+        assert found.set_aside.values.tolist() == [2]
+        assert "there is no" in found.reason.values[0]
+    np.testing.assert_array_equal(ways[0]["last"].values, ways[1]["last"].values)
+    iv.collect(model, rows, site, out=tmp_path / "5", batch_rows=5)

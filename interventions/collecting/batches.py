@@ -193,6 +193,27 @@ def make_batch(
     return Batch([good[i] for i in readable], prompt, sorted(failed))
 
 
+def make_batches(
+    make: Maker, rows: Sequence[int], sites: Mapping[str, RoleSite], counts: dict[str, int]
+) -> list[Batch]:
+    """Make one batch of some rows; of rows that cannot stand in one prompt, a batch of each.
+
+    Rows with different numbers of images would change each other in some models, for one.
+    """
+    try:
+        return [make_batch(make, rows, sites, counts)]
+    except PromptError:
+        if len(rows) == 1:
+            raise
+        return [make_batch(make, [row], sites, counts) for row in rows]
+
+
+def digest_of_batches(batches: Sequence[Batch]) -> str:
+    """Digest of what the model is given in some batches together."""
+    digests = [batch.digest for batch in batches]
+    return digests[0] if len(digests) == 1 else digest_of(*digests)
+
+
 def _made(make: Maker, rows: list[int]) -> Prompt:
     return of_kind(make(rows), Prompt, "what the function of row numbers made", error=PromptError)
 

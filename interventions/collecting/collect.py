@@ -14,8 +14,9 @@ from interventions.collecting.batches import (
     Fetched,
     Maker,
     RoleSite,
+    digest_of_batches,
     first_batch,
-    make_batch,
+    make_batches,
 )
 from interventions.collecting.collection import Collection, as_stored, open_collection
 from interventions.collecting.given_rows import Told, digest_rows, maker_of
@@ -32,6 +33,8 @@ from interventions.streams import check_component, index_list, layer_list
 
 StoredType = Literal["float32", "float16", "bfloat16"]
 Rows = Sequence[Any] | Maker
+Values = dict[str, tuple[list[int], np.ndarray]]
+"""For each site the rows that were read, and [layer, row, ...] of them."""
 BATCH_TOKENS = 4096
 TAKEN = ("row", "reason", "set_aside", "layer", "position", "head", "d_model", "head_dim")
 
@@ -149,17 +152,17 @@ def collect(
             numbers = range(start, stop)
             digest = digest_rows(rows, numbers)
             if start < collection.done:
-                digest = digest or make_batch(make, numbers, sites, counts).digest
+                digest = digest or digest_of_batches(make_batches(make, numbers, sites, counts))
                 if digest != collection.digests[start // size]:
                     raise ResultsError(
                         f"{out} was begun with other rows: some of {start} to {stop - 1} differ. "
                         "Give another folder, or remove it to start afresh."
                     )
             else:
-                batch = make_batch(make, numbers, sites, counts)
-                values, wrong = _read(model, batch, sites, stored) if batch.rows else ({}, [])
-                failed = sorted([*batch.failed, *wrong])
-                collection.add(start, stop, values, failed, digest or batch.digest)
+                batches = make_batches(make, numbers, sites, counts)
+                values, failed = _read_all(model, batches, sites, stored)
+                digest = digest or digest_of_batches(batches)
+                collection.add(start, stop, values, failed, digest)
             if isinstance(rows, Fetched):
                 rows.forget()
             bar.update(stop)
@@ -168,9 +171,30 @@ def collect(
     return open_collection(out)
 
 
+def _read_all(
+    model: Model, batches: Sequence[Batch], sites: Mapping[str, RoleSite], stored: str
+) -> tuple[Values, list[tuple[int, str]]]:
+    """Run batches: the rows and values of each site, and rows that are set aside."""
+    failed = [one for batch in batches for one in batch.failed]
+    parts: list[Values] = []
+    for batch in batches:
+        if batch.rows:
+            values, wrong = _read(model, batch, sites, stored)
+            parts.append(values)
+            failed += wrong
+    joined = {
+        name: (
+            [row for part in parts for row in part[name][0]],
+            np.concatenate([part[name][1] for part in parts], axis=1),
+        )
+        for name in (sites if parts else ())
+    }
+    return joined, sorted(failed)
+
+
 def _read(
     model: Model, batch: Batch, sites: Mapping[str, RoleSite], stored: str
-) -> tuple[dict[str, tuple[list[int], np.ndarray]], list[tuple[int, str]]]:
+) -> tuple[Values, list[tuple[int, str]]]:
     """Run a batch: the rows and values of each site, and rows whose values are no numbers."""
     places = batch.places(sites)
     found = read(model, batch.prompt, [site for site, _ in places.values()])

@@ -60,7 +60,7 @@ class Told:
             if told
         }
 
-    def to(self, chats: bool, pictures: bool) -> dict[str, Mapping[str, Any]]:
+    def to(self, chats: bool, pictures: bool) -> dict[str, Any]:
         """Return what a prompt is to be given, which refuses what none of its rows can use."""
         template = {"template_kwargs": self.template} if chats and self.template else {}
         return template | (
