@@ -11,7 +11,8 @@ import torch
 from interventions.architectures.counting import feature_count
 from interventions.architectures.processor_settings import image_settings
 from interventions.errors import PictureError, PromptError, PromptWarning
-from interventions.given import flag, of_kind, plain, several, text_of
+from interventions.given import flag, named, of_kind, plain, several, text_of
+from interventions.picture_numbers import check_one_range
 from interventions.picture_sources import pictures_in
 from interventions.pictures import as_picture
 from interventions.prompts import Prompt, collate
@@ -36,6 +37,8 @@ def make_prompt(
     processor_kwargs: Mapping[str, Any] | None,
 ) -> Prompt:
     """Turn text and images into padded rows whose tokens have roles."""
+    template_kwargs = named(template_kwargs, "template_kwargs")
+    processor_kwargs = named(processor_kwargs, "processor_kwargs")
     if spans is not None:
         spans = _spans(spans)
     if not isinstance(share_prefix, str):
@@ -76,6 +79,11 @@ def make_prompt(
                 settings=settings,
             )
         )
+    check_one_range(
+        (f"picture {k} of row {i}", picture)
+        for i, pictures in enumerate(per_row)
+        for k, picture in enumerate(pictures)
+    )
     if not rows or any(not row.ids for row in rows):
         raise PromptError("a prompt needs at least one row, and every row at least one token.")
     pad = model.tokenizer.pad_token_id

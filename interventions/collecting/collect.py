@@ -23,7 +23,7 @@ from interventions.collecting.given_rows import Told, digest_rows, maker_of
 from interventions.digests import digest_of
 from interventions.errors import PromptError, ResultsError, SiteError
 from interventions.fingerprints import Unchanged
-from interventions.given import flag, folder_of, of_kind, shown, whole
+from interventions.given import flag, folder_of, named, of_kind, shown, whole
 from interventions.given_arrays import row_values
 from interventions.model import Model
 from interventions.patching import Site, check_heads, check_sites, read
@@ -258,10 +258,7 @@ def _checked(model: Model, sites: Any) -> dict[str, RoleSite]:
 
 def _told(model: Model, rows: Rows, template: Any, processor: Any) -> Told:
     names = ("template_kwargs", "processor_kwargs")
-    both = [
-        of_kind({} if one is None else one, Mapping, name, error=PromptError)
-        for name, one in zip(names, (template, processor), strict=True)
-    ]
+    both = [named(one, name) for name, one in zip(names, (template, processor), strict=True)]
     if callable(rows) and (given := [n for n, one in zip(names, both, strict=True) if one]):
         raise PromptError(
             f"{given[0]} was given, but rows are made by a function, which would not be told. "
