@@ -194,10 +194,20 @@ class ChatTemplate:
                     f"{messages[-1].texts[-1][-61:-1]!r}, so it cannot be gone on with. Set "
                     f"template_kwargs={{{CONTINUE!r}: False}} to have it closed."
                 )
-            return text[: text.rindex(STOP)]
+            return self._begun(text[: text.rindex(STOP)], messages[-1].texts[-1][:-1])
         generate = bool(self.settings.get(GENERATE, True))
         text = self._apply(written, generate)
         return self._answering(written, text) if generate else text
+
+    def _begun(self, text: str, said: str) -> str:
+        """The text, if it has all that the last message says, however it is spaced."""
+        if "".join(said.split()) not in "".join(text.split()):
+            raise PromptError(
+                f"the chat template of {self.name} leaves out some of the last message, which is "
+                f"to be gone on with: {said[:60]!r}. Thoughts that were said before are left out "
+                "by many: give what stands behind them, or write the prompt as text."
+            )
+        return text
 
     def _answering(self, written: list[dict[str, Any]], text: str) -> str:
         """End the think block that the template opened for the answer, where it did."""
@@ -283,7 +293,7 @@ def find_chat_template(
     jinja = _chosen(getattr(source, "chat_template", None), settings, name)
     arguments = _arguments(jinja, name)
     for key, value in settings.items():
-        if key in (GENERATE, CONTINUE) and not isinstance(value, bool):
+        if key in (GENERATE, CONTINUE, THINKING) and not isinstance(value, bool):
             raise PromptError(f"template_kwargs: {key!r} is {value!r}, expected True or False.")
         if key in TAKEN:
             raise PromptError(f"template_kwargs: {key!r} is set by prompt() itself.")
@@ -298,6 +308,11 @@ def find_chat_template(
 def _chosen(found: Any, settings: Mapping[str, Any], name: str) -> str:
     """The template's text: of several, the one that was asked for."""
     wanted = settings.get(CHOICE)
+    if not isinstance(wanted, str | None):
+        raise PromptError(
+            f"template_kwargs: {CHOICE!r} is {type(wanted).__name__}, expected the template's "
+            "text, or the name of one of several."
+        )
     if isinstance(found, Mapping):
         tools = settings.get("tools") is not None and "tool_use" in found
         key = wanted or ("tool_use" if tools else "default")

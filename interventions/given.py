@@ -236,6 +236,14 @@ def of_kind(value: Any, kind: type | tuple[type, ...], what: str, *, error: Refu
     raise error(f"{what} is {shown(value)}. Expected a {expected}.")
 
 
+def named(value: Any, what: str, *, error: Refusal = PromptError) -> dict[str, Any]:
+    """Return settings by their names, as a dict; none for None."""
+    found = dict(of_kind({} if value is None else value, Mapping, what, error=error))
+    for name in found:
+        of_kind(name, str, f"a name in {what}", error=error)
+    return found
+
+
 def all_of_kind(given: Any, kind: type, what: str, *, error: Refusal) -> list[Any]:
     """Return things of a class of ours as a list; one that stands alone is refused."""
     found = several(given, what, error=error, expected=f"a list of {kind.__name__}")

@@ -15,6 +15,8 @@ HOLDERS = ("image", "path", "url", "base64", "data", "bytes", "image_url", "sour
 """Where an image part may hold its picture."""
 TEXTS = ("text", "input_text", "output_text")
 IMAGES = ("image", "image_url", "input_image")
+SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")
+"""What Qwen's own tools read from an image part, and no processor does."""
 SILENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 """What a message may hold in place of a content."""
 ROLES = "such as {'role': 'user', 'content': 'What is the capital of France?'}"
@@ -170,6 +172,11 @@ def _part(given: Any, where: str) -> str | Picture:
                 f"{where} is of type {kind!r} and holds no text: {_brief(given)}. Write it as "
                 "{'type': 'text', 'text': 'What is this?'}."
             )
+        if held := [key for key in HOLDERS if given.get(key) is not None]:
+            raise PromptError(
+                f"{where} is a text and holds {' and '.join(held)} too: {_brief(given)}. Give the "
+                "picture a part of its own."
+            )
         return str(text)
     if kind not in IMAGES:
         raise PromptError(
@@ -182,12 +189,23 @@ def _part(given: Any, where: str) -> str | Picture:
 
 def _held(given: Mapping[str, Any], where: str) -> Any:
     """The picture that an image part holds; None if it holds none."""
+    if given.get("text"):
+        raise PromptError(
+            f"{where} is an image and holds a text too: {_brief(given)}. Give the text a part of "
+            "its own."
+        )
+    if told := [key for key in SIZES if given.get(key) is not None]:
+        raise PromptError(
+            f"{where} says {told[0]!r}, which would change nothing here: all pictures of a prompt "
+            "are sized alike. Give processor_kwargs={'min_pixels': ..., 'max_pixels': ...}."
+        )
     held = {key: given[key] for key in HOLDERS if given.get(key) is not None}
     if len(held) > 1:
         raise PromptError(f"{where} holds a picture as {' and as '.join(held)}. Give it once.")
     for key, value in held.items():
         if key in ("image_url", "source") and isinstance(value, Mapping):
-            value = next((value[k] for k in ("url", "data", "path") if value.get(k)), None)
+            inside = [value[k] for k in ("url", "data", "path") if value.get(k) is not None]
+            value = inside[0] if inside else None
             if value is None:
                 raise PromptError(f"{where} has no picture in its {key!r}: {_brief(given)}.")
         if isinstance(value, str) and value.lower().startswith(("http://", "https://")):

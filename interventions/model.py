@@ -229,8 +229,10 @@ class Model:
         images : image, or list, optional
             One image per row, or a list of images per row. A single row takes an image as it is.
             Each in any form that :func:`interventions.as_picture` takes, which makes the same
-            pixels of all; an array of four axes is a list of pictures. In a chat they take the
-            places that hold no picture, or stand in front of what the user says first.
+            pixels of all; an array of four axes is a list of pictures. Arrays of floats of one
+            prompt must be in one range, as a dark one in 0 to 255 looks like one in 0 to 1. In a
+            chat they take the places that hold no picture, or stand in front of what the user
+            says first.
         spans : dict, optional
             Name to the text of a span that occurs once in the row, or to (start, stop) characters;
             or to one of these per row.

@@ -1,5 +1,6 @@
 """Arrays and tensors as images: which axis holds the channels, and what number is white."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -183,7 +184,7 @@ def _of_floats(array: np.ndarray, said: str) -> np.ndarray:
     lowest, highest = float(array.min()), float(array.max())
     if not np.isfinite([lowest, highest]).all():
         raise PictureError("image_values", f"{said}: not all of them are finite")
-    white = 1 if highest <= 1 + ROUNDED / WHITE else WHITE
+    white = _white(highest)
     if lowest < -ROUNDED * white / WHITE:
         said += ": negative, so probably normalised for a model already. Give the picture before"
         raise PictureError("image_values", f"{said}, in 0 to 1 or 0 to 255")
@@ -198,3 +199,38 @@ def _of_floats(array: np.ndarray, said: str) -> np.ndarray:
         said += ": fractions beyond 1 that do not come near 255, so white could be either"
         raise PictureError("image_values", f"{said}. Clip them to 0 to 1, or give uint8")
     return np.rint(array * (WHITE / white)).clip(0, WHITE).astype(np.uint8)
+
+
+def _white(highest: float) -> int:
+    return 1 if highest <= 1 + ROUNDED / WHITE else WHITE
+
+
+def check_one_range(pictures: Iterable[tuple[str, Any]]) -> None:
+    """Refuse arrays of floats of which some were taken to be in 0 to 1, others in 0 to 255.
+
+    A dark frame among frames in 0 to 255 looks like one in 0 to 1.
+
+    Parameters
+    ----------
+    pictures : iterable of (str, value)
+        What to call each, and the picture as it was given; those that are no floats do not count.
+
+    Raises
+    ------
+    PictureError
+        Naming one of either kind.
+    """
+    found: dict[int, str] = {}
+    for name, value in pictures:
+        is_image = isinstance(value, Image.Image)
+        if not (value.mode == "F" if is_image else is_array(value)):
+            continue
+        array = array_of(np.asarray(value) if is_image else value)
+        if array.dtype.kind == "f" and (highest := float(array.max())) > 0:
+            found.setdefault(_white(highest), f"{name} has floats up to {highest:.6g}")
+    if len(found) > 1:
+        said = f"{found[1]}, and {found[WHITE]}, so the first may be a dark one in 0 to 255"
+        raise PictureError(
+            "image_values",
+            f"{said}. Give all in one range; for dark ones in 0 to 255 as uint8, or in one array",
+        )

@@ -11,7 +11,8 @@ import torch
 from interventions.architectures.counting import feature_count
 from interventions.architectures.processor_settings import image_settings
 from interventions.errors import PictureError, PromptError, PromptWarning
-from interventions.given import flag, of_kind, plain, several, text_of
+from interventions.given import flag, named, of_kind, plain, several, text_of
+from interventions.picture_numbers import check_one_range
 from interventions.picture_sources import pictures_in
 from interventions.pictures import as_picture
 from interventions.prompts import Prompt, collate
@@ -36,6 +37,8 @@ def make_prompt(
     processor_kwargs: Mapping[str, Any] | None,
 ) -> Prompt:
     """Turn text and images into padded rows whose tokens have roles."""
+    template_kwargs = named(template_kwargs, "template_kwargs")
+    processor_kwargs = named(processor_kwargs, "processor_kwargs")
     if spans is not None:
         spans = _spans(spans)
     if not isinstance(share_prefix, str):
@@ -46,10 +49,8 @@ def make_prompt(
     given = read_rows(text)
     written = written_rows(model, given, _images(model, images, len(given)), template_kwargs)
     _check_begin(model, written)
-    per_row = [one.images for one in written]
-    if any(per_row):
-        per_row = _images(model, per_row, len(given))  # those that messages hold, too
-    elif processor_kwargs:
+    per_row = [one.images for one in written]  # those that messages hold, too
+    if processor_kwargs and not any(per_row):
         raise PromptError(
             f"processor_kwargs {sorted(processor_kwargs)} were given, but no row has an image, so "
             "they would change nothing. Give images, or leave them out."
@@ -78,6 +79,11 @@ def make_prompt(
                 settings=settings,
             )
         )
+    check_one_range(
+        (f"picture {k} of row {i}", picture)
+        for i, pictures in enumerate(per_row)
+        for k, picture in enumerate(pictures)
+    )
     if not rows or any(not row.ids for row in rows):
         raise PromptError("a prompt needs at least one row, and every row at least one token.")
     pad = model.tokenizer.pad_token_id

@@ -7,6 +7,7 @@ of the text as written can be placed exactly.
 """
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ Span = str | tuple[int, int]
 SEQUENCE_KEYS = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")
 """What processors give beside the ids with one entry per token."""
 LEFT_OUT = ("input_ids", "attention_mask", "labels")
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 SENTINEL = "\ue000"  # a private-use character, which no text has
 
 
@@ -203,6 +205,11 @@ def build_row(
     settings : dict, optional
         For the processor's call.
     """
+    if HALF_CHARACTER.search(text):
+        raise PromptError(
+            f"a text has half a character in it, which no tokenizer reads: {text!r}. Read its "
+            "file as UTF-8, or mend it with text.encode('utf-16', 'surrogatepass').decode('utf-16')"
+        )
     placeholder = placeholder_of(processor, tokenizer, image_token_id)
     written = text.count(placeholder) if placeholder else 0
     if written != len(images):

@@ -109,20 +109,23 @@ def written_rows(
             f"template_kwargs {sorted(settings)} were given, but no row is a chat: a text is taken "
             "as it is written. Give messages, or leave template_kwargs out."
         )
-    template = None
-    if chats:
-        template = find_chat_template(
-            model.processor,
-            model.tokenizer,
-            name=model.name,
-            placeholder=model.placeholder,
-            mark=model.image_token or "",
-            settings=settings,
-        )
+    template = template_of(model, settings) if chats else None
     return [
         _text(model, row, given) if isinstance(row, str) else _chat(model, template, row, given)
         for row, given in zip(rows, images, strict=True)
     ]
+
+
+def template_of(model: "Model", settings: Mapping[str, Any] | None) -> ChatTemplate:
+    """Return a model's chat template, told some settings, which are checked."""
+    return find_chat_template(
+        model.processor,
+        model.tokenizer,
+        name=model.name,
+        placeholder=model.placeholder,
+        mark=model.image_token or "",
+        settings=settings,
+    )
 
 
 def _text(model: "Model", text: str, images: list[Any]) -> Written:
@@ -191,7 +194,7 @@ def _chat(
     chat = template.write(messages)
     if not held:
         return Written(chat.text, images)
-    free = chat.pictures.count(None)
+    free = sum(one is None for one in chat.pictures)  # arrays are not to be compared
     if free != len(images):
         raise PromptError(
             f"{len(images)} image(s) were given for a chat with {free} place(s) to fill; "

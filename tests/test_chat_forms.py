@@ -173,6 +173,24 @@ def test_an_answer_that_is_begun_by_parts_with_pictures_before_it(templated: Any
     assert prompt.roles[0]["begun"][-1] == prompt.roles[0]["last"][0]
 
 
+def test_thoughts_before_what_is_gone_on_with_do_not_vanish(templated: Any) -> None:
+    model = templated("llama", real.DEEPSEEK_R1)
+    for begun in ("<think>Hm.</think>It is", "<think>Hm.</think>\n\nIt is ", "<think></think>It"):
+        with pytest.raises(PromptError, match="leaves out some of the last message"):
+            model.prompt([user("Hi"), said(begun)])
+    inside = model.prompt([user("Hi"), said("<think>Hm, it")]).texts[0]
+    assert inside.endswith("<|Assistant|><think>Hm, it")
+    model = templated("llama", real.MISTRAL)
+    assert model.prompt([user("Hi"), said("<think>Hm.</think>It")]).texts[0].endswith(">It")
+
+
+def test_half_a_character_is_refused() -> None:
+    for name in ("llama", "llava"):
+        for text in ("a\ud83d b", [user("a\udc00")]):
+            with pytest.raises(PromptError, match="half a character"):
+                model_of(name).prompt(text)
+
+
 def test_a_call_of_a_tool_cannot_be_gone_on_with(templated: Any) -> None:
     model = templated("llama", real.QWEN_VL)
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]}
@@ -283,6 +301,9 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
         ([{"type": "image_url", "image_url": {"detail": "low"}}], None, "no picture in its"),
         ([{"type": "video", "video": "x.mp4"}], None, "of type 'video'"),
         ([{"type": "text"}], None, "holds no text"),
+        ([{"text": "What?", "image": PICTURES[0]}], None, "is a text and holds image too"),
+        ([{**held, "text": "What?"}], None, "is an image and holds a text too"),
+        ([{**held, "max_pixels": 50_000}], None, "'max_pixels', which would change nothing"),
         ([None], None, "part 0 of message 0"),
         ([3], None, "part 0 of message 0"),
     ):

@@ -140,6 +140,33 @@ def test_a_dark_picture_of_a_batch_is_in_the_range_of_the_others(vlm: iv.Model) 
         assert torch.equal(vlm.prompt(texts, images=batch).inputs["pixel_values"], expected)
 
 
+def test_a_dark_picture_beside_others_is_not_taken_for_one_of_another_range(
+    vlm: iv.Model,
+) -> None:
+    bright = np.stack([noise(16, 20, seed=seed) for seed in range(3)]).astype(np.float32)
+    dark = bright[1] * np.float32(0.003)
+    mark = vlm.image_token or ""
+    texts = [f"Which {mark} is it"] * 2
+    for first, other in (
+        (bright[0], dark),
+        (dark, bright[0]),
+        (torch.from_numpy(dark), bright[0]),
+        (Image.fromarray(bright[0, ..., 0]), Image.fromarray(dark[..., 0])),
+        (bright[0] / 255, bright[1]),
+    ):
+        with pytest.raises(PictureError, match=r"row \d has floats up to [01][.\d]*, and"):
+            vlm.prompt(texts, images=[first, other])
+        with pytest.raises(PictureError, match="may be a dark one in 0 to 255"):
+            vlm.prompt(mark * 2, images=[first, other])
+    expected = vlm.prompt(texts, images=np.stack([bright[0], dark])).inputs["pixel_values"]
+    for dark_one in (np.rint(dark).astype(np.uint8), dark * 0):
+        found = vlm.prompt(texts, images=[bright[0], dark_one]).inputs["pixel_values"]
+        assert torch.equal(found[:1], expected[:1])
+        assert torch.equal(found, expected) == bool(dark_one.any())
+    for few in ([bright[0], bright[1]], [bright[0] / 255, dark], [dark, Image.fromarray(noise())]):
+        assert len(vlm.prompt(texts, images=few)) == 2
+
+
 def test_images_that_are_not_as_many_as_rows_are_refused(vlm: iv.Model, llm: iv.Model) -> None:
     batch = np.stack([noise(16, 20, seed=seed) for seed in range(3)])
     texts = [f"Which {vlm.image_token} is it"] * 2

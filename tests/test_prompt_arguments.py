@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import real_templates as real
 import tiny
@@ -100,11 +101,18 @@ def test_arguments_reach_the_template() -> None:
         ({"message": 1}, "no argument 'message'"),
         ({"tokenize": True}, "'tokenize' is set by prompt"),
         ({"add_generation_prompt": "no"}, "expected True or False"),
+        ({"enable_thinking": "no"}, "expected True or False"),
     ],
 )
 def test_arguments_that_a_template_passes_over_are_refused(told: Any, words: str) -> None:
     with pytest.raises(PromptError, match=words):
         text_of(chat_template=real.LLAMA3, **told)
+    for no_settings in (["enable_thinking"], "think", True, {3: 4}):
+        wrong: Any = no_settings
+        with pytest.raises(PromptError, match=r"template_kwargs is .*Expected a (Mapping|str)"):
+            model_of("llama").prompt(CHAT, template_kwargs=wrong)
+    with pytest.raises(PromptError, match="'chat_template' is int, expected the template's text"):
+        model_of("llama").prompt(CHAT, template_kwargs={"chat_template": 5})
     with pytest.raises(PromptError, match="no row is a chat"):
         model_of("llama").prompt("Hi", template_kwargs={"date_string": "now"})
 
@@ -188,13 +196,26 @@ def test_what_a_processor_passes_over_is_refused(name: str) -> None:
         ({"do_resize": 3, "images_kwargs": {"do_resize": True}}, "given twice"),
         ({"size": "large"}, "cannot process"),
         ({"do_center_crop": True}, "does not use 'do_center_crop'"),
+        (["max_pixels"], "processor_kwargs is .*Expected a Mapping"),
+        ({"images_kwargs": 3}, "images_kwargs of processor_kwargs is 3"),
+        ({5: 3}, "a name in processor_kwargs is 5"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(told: Any, words: str) -> None:
     with pytest.raises(PromptError, match=words):
         model_of("qwen2_5_vl").prompt("<image>", images=PICTURE, processor_kwargs=told)
-    with pytest.raises(PromptError, match="no row has an image"):
+    with pytest.raises(PromptError, match=r"no row has an image|processor_kwargs is"):
         model_of("llama").prompt("Hi", processor_kwargs=told)
+
+
+def test_sizes_may_be_numbers_of_numpy() -> None:
+    def made(kind: Any) -> torch.Tensor:
+        told = {"max_pixels": kind(4_000), "min_pixels": kind(3_000)}
+        prompt = model_of("qwen2_5_vl").prompt("<image>", images=PICTURE, processor_kwargs=told)
+        return prompt.inputs["pixel_values"]
+
+    for kind in (np.int64, np.uint16, torch.tensor):
+        assert torch.equal(made(kind), made(int))
 
 
 # The study's chats
@@ -237,9 +258,9 @@ def test_an_answer_is_read_behind_its_think_block(says: str, kept: str) -> None:
 
     with_script = module.get_output_embeddings().register_forward_hook(speak)
     decoding = Decoding(max_new_tokens=len(script) + 2, stop="\n", end=None)
-    texts, _ = answers(model, prompt, None, decoding)
+    found = answers(model, prompt, None, decoding)
     with_script.remove()
-    assert texts == [kept]
+    assert found["texts"] == [kept]
 
 
 def test_a_study_is_told_what_its_template_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

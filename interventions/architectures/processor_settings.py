@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interventions.errors import PromptError, did_you_mean
+from interventions.given import named, plain
 
 FIXED = (
     *("return_tensors", "data_format", "input_data_format", "device", "disable_grouping"),
@@ -31,7 +32,7 @@ def image_settings(processor: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         If the image processor does not use one of them: transformers would pass over it.
     """
     flat = dict(given)
-    nested = flat.pop("images_kwargs", {})
+    nested = named(flat.pop("images_kwargs", None), "images_kwargs of processor_kwargs")
     if twice := sorted(set(flat) & set(nested)):
         raise PromptError(f"processor_kwargs: {twice[0]!r} is given twice, give it once.")
     flat.update(nested)
@@ -73,7 +74,7 @@ def _used(images: Any) -> set[str]:
 
 
 def _sized(size: dict[str, Any], area: Mapping[str, Any]) -> dict[str, Any]:
-    made = {key: value for key, value in {**size, **area}.items() if value is not None}
+    made = {key: plain(value) for key, value in {**size, **area}.items() if value is not None}
     least, most = (made[key] for key in AREA.values())
     if not (isinstance(least, int) and isinstance(most, int) and 0 < least <= most):
         raise PromptError(

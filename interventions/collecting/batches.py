@@ -1,28 +1,20 @@
-"""Rows as users write them become prompts, batch by batch; what cannot be read is set aside."""
+"""Prompts of rows, batch by batch; what cannot be read is set aside."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from interventions.digests import UnknownContent, digest_of
-from interventions.errors import PictureError, PromptError, ResultsError, SiteError, did_you_mean
+from interventions.digests import digest_of
+from interventions.errors import PromptError, ResultsError, SiteError
 from interventions.given import flag, index_of, of_kind, text_of
-from interventions.model import Model
 from interventions.patching import Site
-from interventions.picture_sources import located
 from interventions.positions import from_lists
-from interventions.prompting import RESERVED
 from interventions.prompts import SINGLE, Prompt
 from interventions.streams import Component, Heads, Layers
 
 MOST_TRIED = 100
-ROW_KEYS = ("text", "images", "spans")
-PICTURE_KEYS = ("images", "image", "path", "url", "image_url")  # of a row, and a message's parts
 Maker = Callable[[list[int]], Prompt]
 
 
@@ -201,6 +193,27 @@ def make_batch(
     return Batch([good[i] for i in readable], prompt, sorted(failed))
 
 
+def make_batches(
+    make: Maker, rows: Sequence[int], sites: Mapping[str, RoleSite], counts: dict[str, int]
+) -> list[Batch]:
+    """Make one batch of some rows; of rows that cannot stand in one prompt, a batch of each.
+
+    Rows with different numbers of images would change each other in some models, for one.
+    """
+    try:
+        return [make_batch(make, rows, sites, counts)]
+    except PromptError:
+        if len(rows) == 1:
+            raise
+        return [make_batch(make, [row], sites, counts) for row in rows]
+
+
+def digest_of_batches(batches: Sequence[Batch]) -> str:
+    """Digest of what the model is given in some batches together."""
+    digests = [batch.digest for batch in batches]
+    return digests[0] if len(digests) == 1 else digest_of(*digests)
+
+
 def _made(make: Maker, rows: list[int]) -> Prompt:
     return of_kind(make(rows), Prompt, "what the function of row numbers made", error=PromptError)
 
@@ -226,59 +239,3 @@ def first_batch(
             return batch
         reason = reason or f"row {row}: {batch.failed[0][1]}"
     raise ResultsError(f"none of the first {tried} rows can be read: {reason}.")
-
-
-def maker_of(model: Model, rows: Sequence[Any], sites: Mapping[str, RoleSite]) -> Maker:
-    """Make prompts of rows as users write them, with the spans that sites ask for."""
-    wanted = sorted({one.role for one in sites.values() if not RESERVED.fullmatch(one.role)})
-
-    def make(numbers: list[int]) -> Prompt:
-        texts, images, spans = [], [], {name: [] for name in wanted}
-        for number in numbers:
-            given = rows[number]
-            row = given if isinstance(given, Mapping) else {"text": given}
-            if unknown := sorted(set(row) - set(ROW_KEYS)):
-                raise PromptError(f"a row has {unknown[0]!r}. {did_you_mean(unknown[0], ROW_KEYS)}")
-            if "text" not in row:
-                raise PromptError("a row has no 'text'.")
-            texts.append(row["text"])
-            images.append(row.get("images"))
-            for name in wanted:
-                if name not in (row.get("spans") or {}):
-                    raise SiteError(f"no span {name!r}, which a site asks for")
-                spans[name].append(row["spans"][name])
-        shown = images if any(one is not None for one in images) else None
-        return model.prompt(texts, images=shown, spans=spans)
-
-    return make
-
-
-def digest_rows(rows: Sequence[Any] | Maker, numbers: Sequence[int]) -> str | None:
-    """Digest of some rows as they were given; of pictures given as files, of what is in these.
-
-    None where rows are made by a function, or hold something that cannot be compared.
-    """
-    if callable(rows):
-        return None
-    found = []
-    for number in numbers:
-        try:
-            found.append(_with_files(rows[number]))
-        except Exception as error:  # a row that is made when asked for may raise what it likes
-            found.append(f"{type(error).__name__}: {error}")
-    try:
-        return digest_of(*found)
-    except UnknownContent:
-        return None
-
-
-def _with_files(value: Any, *, a_picture: bool = False) -> Any:
-    """A row with paths in the place of what names the files of pictures."""
-    if isinstance(value, Mapping):
-        return {key: _with_files(one, a_picture=key in PICTURE_KEYS) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_files(one, a_picture=a_picture) for one in value]
-    if a_picture and isinstance(value, str | PathLike):
-        with suppress(PictureError):  # making the prompt will say why
-            return located(value, Path())
-    return value

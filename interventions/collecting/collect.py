@@ -14,16 +14,16 @@ from interventions.collecting.batches import (
     Fetched,
     Maker,
     RoleSite,
-    digest_rows,
+    digest_of_batches,
     first_batch,
-    make_batch,
-    maker_of,
+    make_batches,
 )
 from interventions.collecting.collection import Collection, as_stored, open_collection
+from interventions.collecting.given_rows import Told, digest_rows, maker_of
 from interventions.digests import digest_of
 from interventions.errors import PromptError, ResultsError, SiteError
 from interventions.fingerprints import Unchanged, processing_of
-from interventions.given import flag, folder_of, of_kind, shown, whole
+from interventions.given import flag, folder_of, named, of_kind, shown, whole
 from interventions.given_arrays import row_values
 from interventions.model import Model
 from interventions.patching import Site, check_heads, check_sites, read
@@ -33,6 +33,8 @@ from interventions.streams import check_component, index_list, layer_list
 
 StoredType = Literal["float32", "float16", "bfloat16"]
 Rows = Sequence[Any] | Maker
+Values = dict[str, tuple[list[int], np.ndarray]]
+"""For each site the rows that were read, and [layer, row, ...] of them."""
 BATCH_TOKENS = 4096
 TAKEN = ("row", "reason", "set_aside", "layer", "position", "head", "d_model", "head_dim")
 
@@ -47,6 +49,8 @@ def collect(
     batch_rows: int | None = None,
     dtype: StoredType | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    processor_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Read activations of many rows and write them to a folder batch by batch.
@@ -82,6 +86,9 @@ def collect(
         them as float32, which is exact.
     coords : mapping of str to sequence [row], optional
         Labels to be kept with the rows: numbers, strings or bools.
+    template_kwargs, processor_kwargs : dict, optional
+        As :meth:`interventions.Model.prompt` takes them, for the rows that are chats, and for
+        those with pictures.
     progress : bool
         Show a bar on stderr when it takes over two seconds.
 
@@ -115,7 +122,8 @@ def collect(
     total = _count(rows, n_rows)
     rows = rows if callable(rows) else Fetched(rows)
     sites = _checked(model, sites)
-    make = rows if callable(rows) else maker_of(model, rows, sites)
+    told = _told(model, rows, template_kwargs, processor_kwargs)
+    make = rows if callable(rows) else maker_of(model, rows, sites, told)
     kept = _labels({} if coords is None else coords, sites, total)
     stored = str(model.dtype if dtype is None else dtype).removeprefix("torch.")
     if stored not in get_args(StoredType):
@@ -134,6 +142,7 @@ def collect(
         "first_row": first.digest,
         # Rows are told by how they were given: what makes prompts of them is to be the same.
         **({} if callable(rows) else {"processing": processing_of(model)}),
+        **told.settings(),
         **origin(model=model),
     }
     with ExitStack() as stack:
@@ -145,17 +154,17 @@ def collect(
             numbers = range(start, stop)
             digest = digest_rows(rows, numbers)
             if start < collection.done:
-                digest = digest or make_batch(make, numbers, sites, counts).digest
+                digest = digest or digest_of_batches(make_batches(make, numbers, sites, counts))
                 if digest != collection.digests[start // size]:
                     raise ResultsError(
                         f"{out} was begun with other rows: some of {start} to {stop - 1} differ. "
                         "Give another folder, or remove it to start afresh."
                     )
             else:
-                batch = make_batch(make, numbers, sites, counts)
-                values, wrong = _read(model, batch, sites, stored) if batch.rows else ({}, [])
-                failed = sorted([*batch.failed, *wrong])
-                collection.add(start, stop, values, failed, digest or batch.digest)
+                batches = make_batches(make, numbers, sites, counts)
+                values, failed = _read_all(model, batches, sites, stored)
+                digest = digest or digest_of_batches(batches)
+                collection.add(start, stop, values, failed, digest)
             if isinstance(rows, Fetched):
                 rows.forget()
             bar.update(stop)
@@ -164,9 +173,30 @@ def collect(
     return open_collection(out)
 
 
+def _read_all(
+    model: Model, batches: Sequence[Batch], sites: Mapping[str, RoleSite], stored: str
+) -> tuple[Values, list[tuple[int, str]]]:
+    """Run batches: the rows and values of each site, and rows that are set aside."""
+    failed = [one for batch in batches for one in batch.failed]
+    parts: list[Values] = []
+    for batch in batches:
+        if batch.rows:
+            values, wrong = _read(model, batch, sites, stored)
+            parts.append(values)
+            failed += wrong
+    joined = {
+        name: (
+            [row for part in parts for row in part[name][0]],
+            np.concatenate([part[name][1] for part in parts], axis=1),
+        )
+        for name in (sites if parts else ())
+    }
+    return joined, sorted(failed)
+
+
 def _read(
     model: Model, batch: Batch, sites: Mapping[str, RoleSite], stored: str
-) -> tuple[dict[str, tuple[list[int], np.ndarray]], list[tuple[int, str]]]:
+) -> tuple[Values, list[tuple[int, str]]]:
     """Run a batch: the rows and values of each site, and rows whose values are no numbers."""
     places = batch.places(sites)
     found = read(model, batch.prompt, [site for site, _ in places.values()])
@@ -226,6 +256,19 @@ def _checked(model: Model, sites: Any) -> dict[str, RoleSite]:
     if not sites:
         raise SiteError("sites= is empty, so there is nothing to read. Name at least one.")
     return dict(sites)
+
+
+def _told(model: Model, rows: Rows, template: Any, processor: Any) -> Told:
+    names = ("template_kwargs", "processor_kwargs")
+    both = [named(one, name) for name, one in zip(names, (template, processor), strict=True)]
+    if callable(rows) and (given := [n for n, one in zip(names, both, strict=True) if one]):
+        raise PromptError(
+            f"{given[0]} was given, but rows are made by a function, which would not be told. "
+            "Give it to model.prompt() in there."
+        )
+    told = Told(*both)
+    told.check(model)
+    return told
 
 
 def _labels(coords: Any, sites: Mapping[str, RoleSite], total: int) -> dict[str, list[Any]]:
