@@ -3,7 +3,15 @@
 from collections.abc import Callable, Sequence
 
 from twohop.scoring.clauses import Clauses, clauses_of, ends, is_soft
-from twohop.scoring.denials import asked, beside, bounding, denied, joined_by, said_at
+from twohop.scoring.denials import (
+    asked,
+    beside,
+    bounding,
+    denied,
+    joined_by,
+    said_at,
+    text_between,
+)
 from twohop.scoring.mentions import Mention
 from twohop.scoring.vocabulary import (
     AFTER_NO,
@@ -12,7 +20,9 @@ from twohop.scoring.vocabulary import (
     CONTRASTING,
     CORRECTIONS,
     FINAL,
+    JOINING_TEXTS,
     NOT_NEGATING,
+    NOW,
     OPENING_QUESTIONS,
     TURNS,
 )
@@ -118,7 +128,7 @@ class _Reading:
         if self.clauses.of[mention.start] == self.clauses.of[head[-1].start]:
             return False
         start, stop = self.clauses.spans[self.clauses.of[mention.start]]
-        opened = self.words.words[start].form in CONTRASTING
+        opened = self.words.words[start].form in CONTRASTING | NOW
         behind = self.content(mention.stop, stop) - self.content_of(head[0])
         return opened and not behind
 
@@ -137,6 +147,8 @@ class _Reading:
         ]
         choice = [i for i, form in enumerate(between) if form in CHOOSING]
         if choice and _HEDGES.issuperset(between[choice[-1] :]):
+            return True
+        if text_between(self.words, last, mention) in JOINING_TEXTS:
             return True
         if self.clauses.of[last.start] == self.clauses.of[mention.start]:
             return _HEDGES.issuperset(between)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from twohop.scoring.vocabulary import ABBREVIATED, ASKING, CLAUSES, CONCEDING, VERBS
+from twohop.scoring.vocabulary import ABBREVIATED, ASKING, CLAUSES, CONCEDING, NOW, VERBS
 from twohop.scoring.words import Words
 
 _ENDS = re.compile(r"[!?;\n:]|\.(?=[\s\"')\]}*]|$)|--|\s-\s")
@@ -76,6 +76,7 @@ def clauses_of(words: Words) -> Clauses:
             sentences.append(place)
         wholly = form == "but" and words.words[place - 1].form in ("anything", "nothing")
         hard = ends(words, place) or (form in CLAUSES and not wholly)
+        hard = hard or (form in NOW and is_soft(words, place))
         soft = is_soft(words, place) or form == "and"
         if hard or (soft and _divides(words, starts[-1], place)):
             starts.append(place)

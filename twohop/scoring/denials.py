@@ -11,10 +11,12 @@ from twohop.scoring.vocabulary import (
     BOUNDING,
     CONCEDING,
     DENIED,
+    DENIED_ASIDE,
     DENIED_BEFORE,
     DENIED_BEHIND,
     DIRECTION_OF,
     JOINING,
+    JOINING_TEXTS,
     LOCATING,
     NEGATING_PHRASES,
     NEGATORS,
@@ -44,7 +46,8 @@ def said_at(words: Words, place: int, phrases: Phrases) -> int:
 
 def _negates(words: Words, place: int, taken: frozenset[int]) -> int:
     """Number of words of the denial that begins at a word; 0 where none does."""
-    if place in taken or any(said_at(words, one, NOT_NEGATING) for one in (place, place - 1)):
+    spans = (said_at(words, place - back, NOT_NEGATING) > back for back in range(3))
+    if place in taken or any(spans):
         return 0
     phrase = said_at(words, place, NEGATING_PHRASES)
     return phrase or int(words.words[place].form in NEGATORS)
@@ -71,6 +74,7 @@ def denied(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Ment
         before = words.text[: words.words[one.start].start].rstrip(' "')
         if (
             (goes_on and said_at(words, behind, DENIED))
+            or (is_soft(words, behind) and said_at(words, behind, DENIED_ASIDE))
             or after.startswith(DENIED_BEHIND)
             or before.endswith(DENIED_BEFORE)
             or (one.start and words.words[one.start].gap == "-" and _is_non(words, one.start))
@@ -180,6 +184,8 @@ def _remarked(words: Words, clauses: Clauses, start: int) -> bool:
     part = clauses.words_in(words, clauses.of[start])
     if _concedes(words, first, start) or (bool({*part} & REPORTING) and "i" not in part):
         return True
+    if words.words[first].form == "and" and _goes_on_conceding(words, clauses, first):
+        return True
     if first and words.words[first].form in RELATIVE and not ends(words, first):
         earlier = clauses.first(first - 1)
         if _concedes(words, earlier, first):
@@ -193,6 +199,13 @@ def _remarked(words: Words, clauses: Clauses, start: int) -> bool:
         or (ahead[-1:] == ["of"] and bool({*ahead[:-1]} & DIRECTION_OF))
         or any(said_at(words, start - width, BESIDE_PHRASES) == width for width in (2, 3))
     )
+
+
+def _goes_on_conceding(words: Words, clauses: Clauses, first: int) -> bool:
+    """Whether a part that "and" opens goes on with "although A is ... and B is ..."."""
+    while first and words.words[first].form == "and" and not ends(words, first):
+        first = clauses.first(first - 1)
+    return words.words[first].form in CONCEDING
 
 
 def _concedes(words: Words, first: int, start: int) -> bool:
@@ -223,4 +236,13 @@ def joined_by(words: Words, first: Mention, second: Mention) -> bool:
     """Whether "or", "and" or a slash stands between two mentions, or each has a line."""
     between = {word.form for word in words.words[first.stop : second.start]}
     gaps = [words.gap(i) for i in range(first.stop, second.start + 1)]
-    return bool(between & JOINING) or any("/" in gap or "\n" in gap for gap in gaps)
+    return (
+        bool(between & JOINING)
+        or any("/" in gap or "\n" in gap for gap in gaps)
+        or text_between(words, first, second) in JOINING_TEXTS
+    )
+
+
+def text_between(words: Words, first: Mention, second: Mention) -> str:
+    """What stands between two mentions."""
+    return words.text[words.words[first.stop - 1].end : words.words[second.start].start].strip()

@@ -7,7 +7,7 @@ from twohop.scoring.assertions import asserted
 from twohop.scoring.denials import said_at
 from twohop.scoring.mentions import mentions
 from twohop.scoring.normal import words_of
-from twohop.scoring.vocabulary import REFUSING
+from twohop.scoring.vocabulary import REFUSING, REFUSING_TEXTS
 from twohop.scoring.words import Words
 
 Outcome = Literal["right", "same_type", "echo", "other", "empty"]
@@ -85,6 +85,8 @@ def outcome(
 
 def _refuses(words: Words) -> bool:
     """Whether a text says that there is no answer."""
+    if any(one in words.text for one in REFUSING_TEXTS):
+        return True
     return any(said_at(words, place, REFUSING) for place in range(len(words.words)))
 
 
