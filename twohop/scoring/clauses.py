@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twohop.scoring.vocabulary import ABBREVIATED, ASKING, CLAUSES, CONCEDING, NOW, VERBS
-from twohop.scoring.words import Words
+from twohop.scoring.words import Words, said_at
 
 _ENDS = re.compile(r"[!?;\n:]|\.(?=[\s\"')\]}*]|$)|--|\s-\s")
 _SENTENCE_ENDS = re.compile(r"[!?\n]|\.(?=[\s\"')\]}*]|$)")
@@ -76,7 +76,7 @@ def clauses_of(words: Words) -> Clauses:
             sentences.append(place)
         wholly = form == "but" and words.words[place - 1].form in ("anything", "nothing")
         hard = ends(words, place) or (form in CLAUSES and not wholly)
-        hard = hard or (form in NOW and is_soft(words, place))
+        hard = hard or (is_soft(words, place) and said_at(words, place, NOW) > 0)
         soft = is_soft(words, place) or form == "and"
         if hard or (soft and _divides(words, starts[-1], place)):
             starts.append(place)

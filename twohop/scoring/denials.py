@@ -24,24 +24,11 @@ from twohop.scoring.vocabulary import (
     ON_THE_WAY,
     RELATIVE,
     REPORTING,
-    Phrases,
 )
-from twohop.scoring.words import Words
+from twohop.scoring.words import Words, said_at
 
 _REACH = 14  # words over which a denial reaches
 _ARTICLES = frozenset(("the", "a", "an", "that", "of", "or", "nor", "and", "either"))
-
-
-def said_at(words: Words, place: int, phrases: Phrases) -> int:
-    """Return how many words the longest of some phrases takes at a place; 0 where none stands."""
-    if not 0 <= place < len(words.words):
-        return 0
-    longest = 0
-    for rest in phrases.get(words.words[place].form, ()):
-        forms = tuple(one.form for one in words.words[place + 1 : place + 1 + len(rest)])
-        if forms == rest:
-            longest = max(longest, 1 + len(rest))
-    return longest
 
 
 def _negates(words: Words, place: int, taken: frozenset[int]) -> int:
@@ -160,7 +147,7 @@ def beside(
         listed = previous in found and previous is not None and previous.stop == one.start
         if (
             clauses.sentence[one.start] in clauses.questions
-            or _supposed(words, clauses, one.start)
+            or _supposed(words, one.start)
             or _remarked(words, clauses, one.start)
             or (located and _is_place(words, clauses.first(one.start), one.start))
             or (located and listed and is_soft(words, one.start))
@@ -171,10 +158,14 @@ def beside(
     return found
 
 
-def _supposed(words: Words, clauses: Clauses, start: int) -> bool:
+def _supposed(words: Words, start: int) -> bool:
     """Whether a sentence says what would be so if something else were."""
-    sentence = clauses.sentence[start]
-    forms = {one.form for i, one in enumerate(words.words) if clauses.sentence[i] == sentence}
+    first, stop = start, start + 1
+    while first and not ends(words, first):
+        first -= 1
+    while stop < len(words.words) and not ends(words, stop):
+        stop += 1
+    forms = {one.form for one in words.words[first:stop]}
     return {"if", "were"} <= forms
 
 

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from dataclasses import replace
 
-from twohop.scoring.counting import with_quantities
+from twohop.scoring.counting import ordinal_ending, with_quantities
 from twohop.scoring.letters import fold, in_full
 from twohop.scoring.quantities import Number, date_at, number_at, written
 from twohop.scoring.words import HAN, HIRAGANA, KATAKANA, SPACELESS, Word, Words
@@ -46,7 +46,7 @@ _TURKISH_ENDING = re.compile(
 _ROMAN_NUMERAL = re.compile(r"(m{0,3})(cm|cd|d?c{0,3})(xc|xl|l?x{0,3})(ix|iv|v?i{0,3})")
 _ROMAN_DIGITS = {"m": 1000, "d": 500, "c": 100, "l": 50, "x": 10, "v": 5, "i": 1}
 ROMAN = {"ii": 2, "iii": 3, "iv": 4, "vi": 6, "vii": 7, "viii": 8, "ix": 9, "xi": 11, "xii": 12}
-ROMAN |= {"xiii": 13, "xiv": 14, "xv": 15, "xvi": 16, "xvii": 17, "xviii": 18}
+ROMAN |= {"xiii": 13, "xiv": 14, "xv": 15, "xvi": 16, "xvii": 17, "xviii": 18, "xx": 20}
 SHORTENED = {"st": "saint", "ste": "saint", "mt": "mount", "ft": "fort"}
 
 
@@ -78,6 +78,7 @@ def _word(surface: str, start: int, kind: str | None) -> Word:
             ]
     if (roman := _roman(forms[0])) is not None:
         forms.append(str(roman))
+        loose.append(f"{roman}{ordinal_ending(roman)}")
     if forms[0] in SHORTENED:
         forms[0] = SHORTENED[forms[0]]
     return Word(tuple(forms), tuple(loose), start, start + len(surface), surface, "")

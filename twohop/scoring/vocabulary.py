@@ -77,7 +77,7 @@ CONCEDING = _set("although though while whereas unlike despite even except besid
 RELATIVE = _set("which who whose where that")
 CONTRASTING = _set("but however instead sondern mais sino aber ma yet")
 # Behind a comma: what is so against what was.
-NOW = _set("now today nowadays")
+NOW = _phrases("now | today | nowadays | since then | these days")
 CLAUSES = CONTRASTING | _set("while whereas although though because so")
 
 # Right before a name: it is said of something else, and counts only where nothing else is said.
@@ -106,7 +106,7 @@ NEGATING_PHRASES = _phrases(
     "rather than | instead of | other than | as opposed to | no longer | contrary to | "
     "anything but | no evidence | no reason | idea if | say if | tell if | sure if | "
     "know if | wonder if | clear if | "
-    "ruled out | rule out | rules out | no es | no era | non e | no way"
+    "no such | ruled out | rule out | rules out | no es | no era | non e | no way"
 )
 NOT_NEGATING = _phrases(
     "not only | not just | not merely | not simply | no doubt | without doubt | without a doubt | "
@@ -125,7 +125,18 @@ DENIED_ASIDE = _phrases(
     "a common misconception | a common mistake | a common error | a misconception | wrong | "
     "incorrect | not correct | not the right | not the correct | falsch | faux"
 )
-DENIED_BEFORE = ("不是", "并非", "並非", "而非", "并不是", "並不是", "不在", "ไม่ใช่", "មិនមែន", "ບໍ່ແມ່ນ")
+DENIED_BEFORE = (
+    "不是",
+    "并非",
+    "並非",
+    "而非",
+    "并不是",
+    "並不是",
+    "不在",
+    "ไม่ใช่",
+    "មិនមែន",
+    "ບໍ່ແມ່ນ",
+)
 DENIED_BEHIND = (
     *("ではな", "ではあり", "でな", "じゃな", "じゃあり", "아닙", "아닌", "아녜"),
     *("아니라", "아니다", "아니고", "아니에", "아니야", "아니며", "아니었", "아니지"),
@@ -177,7 +188,10 @@ CHOOSING = _set(
 )
 JOINING = CHOOSING | _set("nor and und y o et e и و και और ve 그리고 和 与 與 及 と や η")
 # Of scripts without spaces, whose words are letters here: the whole text between two names.
-JOINING_TEXTS = ("หรือ", "หรือว่า", "และ", "ຫຼື", "ແລະ", "ឬ", "និង", "သို့မဟုတ်")
+JOINING_TEXTS = (
+    *("หรือ", "หรือว่า", "และ", "ຫຼື", "ແລະ", "ឬ", "និង", "သို့မဟုတ်"),
+    *("または", "又は", "もしくは", "あるいは", "それとも", "或者", "还是", "還是", "或是", "以及"),
+)
 
 # Letters next to a short name in a script without spaces: there the name ends.
 BOUNDS = frozenset(
