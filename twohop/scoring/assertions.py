@@ -163,7 +163,9 @@ class _Reading:
         if choice and _HEDGES.issuperset(between[choice[-1] :]):
             return True
         said = text_between(self.words, last, mention)
-        if said in JOINING_TEXTS or (said == "of" and not self._counts(last)):  # Dutch for "or"
+        if said in JOINING_TEXTS or (
+            said.lower() == "of" and not self._counts(last)
+        ):  # Dutch for "or"
             return True
         if self.clauses.of[last.start] == self.clauses.of[mention.start]:
             return _HEDGES.issuperset(between)

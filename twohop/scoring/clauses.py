@@ -90,7 +90,8 @@ def clauses_of(words: Words) -> Clauses:
         sentence[start:stop] = [number] * (stop - start)
         if "?" in words.gap(stop).split("\n")[0]:
             questions.add(number)
-            if words.words[start].form in ASKING:
+            opening = {start} | {i for i in range(start, stop) if ":" in words.gap(i)}
+            if any(words.words[i].form in ASKING for i in opening):
                 asking.add(number)
     return Clauses(
         tuple(of), tuple(sentence), tuple(spans), frozenset(questions), frozenset(asking)
