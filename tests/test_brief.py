@@ -22,6 +22,7 @@ from twohop.entities.items import Benchmark
 from twohop.entities.sources import DataError
 from twohop.entities.validation import check
 from twohop.pairs import own_pair, with_data
+from twohop.protocol import Protocol
 from twohop.recall import text_gate
 from twohop.report.cautions import cautions
 from twohop.runs import Settings, fingerprint
@@ -128,6 +129,9 @@ def test_answers_of_a_chat_have_room_for_a_sentence(chatty: Path, items: Path) -
     model = model_of("llama")
     assert longest_answer(model, chat) == 32
     assert longest_answer(model, framed) < 32
+    roomy = Protocol(sentence_tokens=64)
+    assert longest_answer(model, chat, protocol=roomy) == 64
+    assert longest_answer(model, framed, protocol=roomy) < 32
     long = "a very " * 40 + "long name"
     names = replace(chat.items[0], answers=(*chat.items[0].answers, long))
     assert longest_answer(model, replace(chat, items=(names, *chat.items[1:]))) > 40

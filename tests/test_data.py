@@ -252,6 +252,7 @@ def test_rows_of_a_csv_that_are_none(tmp_path: Path, rows: list[Row]) -> None:
         ("line 7", "bad_encoding"),
         ("line 9", "not_csv"),
         ("line 10", "not_csv"),
+        ("line 11", "duplicate_id"),
     ]
 
 

@@ -91,6 +91,12 @@ def test_saved_folders_with_and_without_splits(tmp_path: Path) -> None:
     assert check(f"hf:{both}:b").report.usable == check(both / "b").report.usable == 1
     with pytest.raises(DataError, match="no split 'c'"):
         check(f"hf:{both}:c")
+    assert check(f"hf:{both}:a[:1]").report.usable == 1
+    assert check(f"hf:{both}:a[50%:]").items[0].answers == ("Lima",)
+    assert check(f"hf:{both}:a[:1]+b").report.rows == 2
+    for none in ("c[:1]", "a[:x]", "a[:900%]"):
+        with pytest.raises(DataError, match=r"has no '.*Its splits: a, b\."):
+            check(f"hf:{both}:{none}")
     with pytest.raises(DataError, match="has no configurations"):
         check(f"hf:{both}:a:b")
     datasets.DatasetDict({"only": dataset}).save_to_disk(str(tmp_path / "one"))

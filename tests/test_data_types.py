@@ -213,7 +213,9 @@ def test_the_mode_of_a_picture_is_kept(tmp_path: Path) -> None:
         [pixels] = pictures_of(found)
         assert pixels[0, 0].tolist() == [76, 76, 76]
     odd = made("image", [{"bytes": RED, "path": None}], datasets.Image(mode="nothing"))
-    assert check(odd).report.reasons() == {"image_unreadable": 1}
+    for found in read(odd, tmp_path / "odd"):
+        assert found.report.reasons() == {"image_unreadable": 1}
+        assert "the mode 'nothing'" in found.report.set_aside[0].said
 
 
 def test_arrays_are_pictures_or_refused(tmp_path: Path) -> None:
@@ -230,19 +232,25 @@ def test_arrays_are_pictures_or_refused(tmp_path: Path) -> None:
         ("first", datasets.Array3D((3, 6, 8), "uint8"), pixels.transpose(2, 0, 1)),
         ("wide", datasets.Array3D((6, 8, 3), "float32"), pixels.astype("float32")),
         ("4", datasets.Array4D((1, 6, 8, 3), "uint8"), pixels[None]),
-        ("5", datasets.Array5D((1, 1, 6, 8, 3), "uint8"), pixels[None, None]),
     ):
         for found in read(made("image", [value], feature), tmp_path / name):
-            [aside] = found.report.set_aside
-            assert aside.reason == "wrong_type"
-            assert "is no image; expected rows x columns" in aside.said
+            assert np.array_equal(pictures_of(found)[0], pixels)
+    for name, feature, value, reason in (
+        ("5", datasets.Array5D((1, 1, 6, 8, 3), "uint8"), pixels[None, None], "wrong_type"),
+        ("minus", datasets.Array3D((6, 8, 3), "float32"), pixels / 255 - 0.5, "image_values"),
+        ("thin", datasets.Array3D((6, 8, 5), "uint8"), np.zeros((6, 8, 5)), "image_shape"),
+    ):
+        for found in read(made("image", [value], feature), tmp_path / name):
+            assert found.report.reasons() == {reason: 1}
 
 
 def test_pixels_in_memory_are_a_picture(rows: list[Row]) -> None:
     pixels = np.zeros((6, 8, 4), np.uint8)
     found = check([{**row, "image": pixels} for row in rows])
     assert found.report.usable == 3
-    assert check([{**rows[0], "image": pixels[:, :, 0] > 0}]).report.reasons() == {"wrong_type": 1}
+    mask = np.arange(8) * np.ones((6, 1)) > 3
+    [shown] = pictures_of(check([{**rows[0], "image": mask}]))
+    assert np.array_equal(shown[..., 0], mask * 255)
 
 
 def test_a_label_that_is_unknown_or_has_no_name(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from twohop.running import Tick, no_tick, on_each
 from twohop.scoring import Outcome, names_it, normalise, outcome
 
 SEPARATOR = " | "  # between accepted answers, where they are stored as one text
-SPARE_TOKENS = 1  # after the longest answer: room for the stop
 
 
 @dataclass(frozen=True)
@@ -155,14 +154,14 @@ def longest_answer(model: Model, benchmark: Benchmark, *, protocol: Protocol = D
     """Tokens to generate: the longest name or accepted answer, and the protocol's spare ones.
 
     Of the whole benchmark, also where only some of its items are asked about. In a chat, room for
-    a sentence at least.
+    a sentence at least, :attr:`Protocol.sentence_tokens`.
     """
     texts = {*benchmark.every_name}
     texts |= {answer for item in benchmark.universe or benchmark.items for answer in item.answers}
     asked = text_prompt(model, benchmark.naming, benchmark.entities[:1])
     found = token_ids(model, sorted(texts), space=spaced(model, asked))
-    longest = max(len(ids) for ids in found)
-    return max(longest + protocol.spare_tokens, benchmark.least_tokens)
+    longest = max(len(ids) for ids in found) + protocol.spare_tokens
+    return max(longest, protocol.sentence_tokens) if benchmark.chat else longest
 
 
 @dataclass(frozen=True)

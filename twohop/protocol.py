@@ -86,6 +86,11 @@ class Protocol:
         whole("tokens", least=0),
         "tokens that an answer may be longer than the longest known one: room for the stop",
     )
+    sentence_tokens: int = _set(
+        32,
+        whole("tokens"),
+        "tokens that an answer of a chat, which may be a sentence, has room for at least",
+    )
 
     # Recall windows of the backbone
     window_keeps: float = _set(

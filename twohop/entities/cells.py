@@ -2,6 +2,7 @@
 
 import ast
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
@@ -165,7 +166,8 @@ def _list_in(text: str) -> list[Any]:
     if text.startswith("[") and text.endswith("]"):
         for read in (json.loads, ast.literal_eval):  # neither runs code
             try:
-                found = read(text)
+                with warnings.catch_warnings(action="ignore"):  # of escapes that Python has not
+                    found = read(text)
             except (ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
             if isinstance(found, list):

@@ -39,7 +39,7 @@ def asked_parts(benchmark: Benchmark, *, protocol: Protocol = DEFAULT) -> dict[s
         JSON types. ``items`` and ``universe``: ids, entities with all their names, relations and
         accepted answers, in order; ``answer_sets``; ``templates`` of every relation, ``naming``
         and ``chain`` of every relation: all that they write, about names and about pictures;
-        ``stop``, ``end`` and ``least_tokens``; ``pictures``: pixel by pixel, of one entity only
+        ``stop`` and ``end``; ``pictures``: pixel by pixel, of one entity only
         where the benchmark says which pictures it has; ``blank``: the pixels of the blank one.
     """
     relations = benchmark.relations
@@ -58,7 +58,6 @@ def asked_parts(benchmark: Benchmark, *, protocol: Protocol = DEFAULT) -> dict[s
         "chain": _short(chains),
         "stop": benchmark.stop,
         "end": benchmark.end,
-        "least_tokens": str(benchmark.least_tokens),
         "pictures": _short(pictures),
         "blank": _short(_pixels([benchmark.blank()])),
     }

@@ -12,9 +12,6 @@ from twohop.entities.pictures import Picture, altered
 from twohop.entities.rows import DataError
 from twohop.entities.validation import Checked
 
-SENTENCE_TOKENS = 32
-"""Room for an answer of a chat, which may be a sentence."""
-
 ALTERED = (
     "Of entities with fewer pictures than the probes need, altered copies (cropped, turned, lit "
     "differently) stand in. Where an entity has one picture, the plain probe is fitted on copies "
@@ -120,7 +117,7 @@ def data_benchmark(checked: Checked, writer: Writer, *, alter_views: bool = Fals
         view=views,
         blank=lambda: Image.new("RGB", size, "white"),
         notes=" ".join(notes),
-        least_tokens=SENTENCE_TOKENS if format.kind == "chat" else 0,
+        chat=format.kind == "chat",
         answer_sets={**checked.answer_sets},
         pictures=_digest(checked.pictures, alter=alter_views),
     )

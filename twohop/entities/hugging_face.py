@@ -56,10 +56,28 @@ def from_saved(folder: Path, split: str | None = None) -> Table:
     if split is None:
         return from_dataset(found, name=folder.name, folder=folder)
     splits = list(found) if isinstance(found, Mapping) else []
+    if splits and "[" in split:
+        return from_dataset(_sliced(found, split, folder), name=folder.name, folder=folder)
     if split not in splits:
         there = did_you_mean(split, splits) if splits else f"It has no splits: {HUB}{folder}."
         raise DataError(f"the data set {str(folder)!r} has no split {split!r}. {there}")
     return from_dataset(found[split], name=folder.name, folder=folder)
+
+
+def _sliced(found: Mapping[str, Any], split: str, folder: Path) -> Any:
+    """Rows of splits that were saved, as ``train[:100]`` or a sum of such says."""
+    library = _library()
+    sizes = {name: len(rows) for name, rows in found.items()}
+    try:
+        parts = library.ReadInstruction.from_spec(split).to_absolute(sizes)
+    except (ValueError, AssertionError) as error:
+        known = ", ".join(map(str, sizes))
+        raise DataError(
+            f"the data set {str(folder)!r} has no {split!r}: {error}. Its splits: {known}."
+        ) from error
+    return library.concatenate_datasets(
+        [found[one.splitname].select(range(one.from_, one.to)) for one in parts]
+    )
 
 
 def from_hub(source: str) -> Table:

@@ -151,8 +151,8 @@ class Benchmark:
     answer_sets : dict of str to tuple of str
         The candidates of relations that are asked in several wordings, each a relation of its
         own here. Others' candidates are the canonical answers of their items.
-    least_tokens : int
-        Room that an answer is given at least, in tokens: in a chat, it may be a sentence.
+    chat : bool
+        Whether it is asked in a chat, where an answer may be a sentence, and is given the room.
     pictures : str
         Tells one set of pictures from another; results belong to theirs.
     """
@@ -170,7 +170,7 @@ class Benchmark:
     universe: tuple[Item, ...] = ()
     answer_sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     pictures: str = ""
-    least_tokens: int = 0
+    chat: bool = False
 
     @property
     def entities(self) -> tuple[Entity, ...]:

@@ -47,7 +47,20 @@ class Picture:
 
 
 def _seen_in(picture: Image.Image, mode: str | None) -> Image.Image:
-    return picture if mode is None else picture.convert(mode).convert("RGB")
+    """A picture in the colours that a data set declares for it.
+
+    Raises
+    ------
+    PictureError
+        If PIL knows no such colours, or cannot turn a picture into them.
+    """
+    if mode is None:
+        return picture
+    try:
+        return picture.convert(mode).convert("RGB")
+    except (ValueError, KeyError, TypeError) as error:
+        said = f"it is to be seen in the mode {mode!r}: {error}"
+        raise PictureError("image_unreadable", said) from error
 
 
 def picture_of(cell: Any, folder: Path) -> Picture:

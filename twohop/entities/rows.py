@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from interventions.errors import InterventionsError
+from twohop.entities.cells import Unread
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -88,7 +89,8 @@ def row_of(place: str, values: Any) -> Row:
                 if isinstance(part, str) and (wrong := undecoded(part)):
                     return Row(place, problem=("bad_encoding", wrong))
         return Row(place, {str(key): value for key, value in values.items()})
-    said = f"holds {type(values).__name__}, not an object with columns"
+    kind = values.said if isinstance(values, Unread) else type(values).__name__
+    said = f"holds {kind}, not an object with columns"
     return Row(place, problem=("not_a_row", said))
 
 

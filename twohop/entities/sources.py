@@ -47,7 +47,10 @@ def open_table(source: Any) -> Table:
     if isinstance(source, Mapping):
         keys = ", ".join(map(str, list(source)[:5])) or "nothing in it"
         raise DataError(f"a mapping with {keys} was given. Expected rows, each a mapping.")
-    if not isinstance(source, Iterable):
+    if hasattr(source, "to_pylist") or hasattr(source, "iterrows"):
+        call = "to_pylist()" if hasattr(source, "to_pylist") else 'to_dict("records")'
+        raise DataError(f"{type(source).__name__} was given. Give its rows: .{call}.")
+    if not isinstance(source, Iterable) or isinstance(source, bytes | bytearray | memoryview):
         raise DataError(
             f"{type(source).__name__} was given. Expected a file, a folder, a data set or rows."
         )

@@ -3,7 +3,14 @@
 from collections.abc import Callable, Sequence
 
 from twohop.scoring.clauses import Clauses, clauses_of, ends, is_soft
-from twohop.scoring.denials import asked, beside, bounding, denied, joined_by, said_at
+from twohop.scoring.denials import (
+    asked,
+    beside,
+    bounding,
+    denied,
+    joined_by,
+    text_between,
+)
 from twohop.scoring.mentions import Mention
 from twohop.scoring.vocabulary import (
     AFTER_NO,
@@ -12,11 +19,13 @@ from twohop.scoring.vocabulary import (
     CONTRASTING,
     CORRECTIONS,
     FINAL,
+    JOINING_TEXTS,
     NOT_NEGATING,
+    NOW,
     OPENING_QUESTIONS,
     TURNS,
 )
-from twohop.scoring.words import Words
+from twohop.scoring.words import Words, said_at
 
 _HEDGES = ANSWERING - {"in", "on", "at", "of", "to", "from", "with", "by", "into"}
 
@@ -118,9 +127,9 @@ class _Reading:
         if self.clauses.of[mention.start] == self.clauses.of[head[-1].start]:
             return False
         start, stop = self.clauses.spans[self.clauses.of[mention.start]]
-        opened = self.words.words[start].form in CONTRASTING
+        opened = self.words.words[start].form in CONTRASTING or said_at(self.words, start, NOW)
         behind = self.content(mention.stop, stop) - self.content_of(head[0])
-        return opened and not behind
+        return bool(opened) and not behind
 
     def answers_instead(self, head: Sequence[Mention], mention: Mention) -> bool:
         """Whether a part says of the entity what another said of something else."""
@@ -128,6 +137,21 @@ class _Reading:
             return False
         asked_of = self.names_entity(mention) and not self.names_entity(head[0])
         return asked_of and self.content_of(mention) < self.content_of(head[0])
+
+    def picks(self, head: Sequence[Mention], mention: Mention) -> bool:
+        """Whether a later sentence says which of several it is: "A, B and C. ... is A"."""
+        sentences = self.clauses.sentence
+        if len(head) < 2 or mention.name not in [one.name for one in head]:
+            return False
+        if sentences[mention.start] == sentences[head[-1].start]:
+            return False
+        says = mention.start and self.words.words[mention.start - 1].form in ("is", "was", "ist")
+        last = mention.stop == len(sentences) or sentences[mention.stop] != sentences[mention.start]
+        return bool(says) and last
+
+    def _counts(self, mention: Mention) -> bool:
+        """Whether a mention is a number or a date."""
+        return self.words.words[mention.start].quantity is not None
 
     def continues(self, head: Sequence[Mention], mention: Mention) -> bool:
         """Whether a mention is one more answer, and not part of a remark."""
@@ -137,6 +161,11 @@ class _Reading:
         ]
         choice = [i for i, form in enumerate(between) if form in CHOOSING]
         if choice and _HEDGES.issuperset(between[choice[-1] :]):
+            return True
+        said = text_between(self.words, last, mention)
+        if said in JOINING_TEXTS or (
+            said.lower() == "of" and not self._counts(last)
+        ):  # Dutch for "or"
             return True
         if self.clauses.of[last.start] == self.clauses.of[mention.start]:
             return _HEDGES.issuperset(between)
@@ -197,7 +226,11 @@ def _replaces(reading: _Reading, head: Sequence[Mention], mention: Mention) -> b
         earlier = any(mark < head[0].start for mark in marks)
         if (len(head) > 1 or not earlier) and reading.between(marks, head[-1], mention):
             return True
-    return reading.contrasts(head, mention) or reading.answers_instead(head, mention)
+    return (
+        reading.contrasts(head, mention)
+        or reading.answers_instead(head, mention)
+        or reading.picks(head, mention)
+    )
 
 
 def _taken_back(reading: _Reading, last: Mention) -> bool:

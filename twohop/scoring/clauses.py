@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from twohop.scoring.vocabulary import ABBREVIATED, ASKING, CLAUSES, CONCEDING, VERBS
-from twohop.scoring.words import Words
+from twohop.scoring.vocabulary import ABBREVIATED, ASKING, CLAUSES, CONCEDING, NOW, VERBS
+from twohop.scoring.words import Words, said_at
 
 _ENDS = re.compile(r"[!?;\n:]|\.(?=[\s\"')\]}*]|$)|--|\s-\s")
 _SENTENCE_ENDS = re.compile(r"[!?\n]|\.(?=[\s\"')\]}*]|$)")
@@ -76,6 +76,7 @@ def clauses_of(words: Words) -> Clauses:
             sentences.append(place)
         wholly = form == "but" and words.words[place - 1].form in ("anything", "nothing")
         hard = ends(words, place) or (form in CLAUSES and not wholly)
+        hard = hard or (is_soft(words, place) and said_at(words, place, NOW) > 0)
         soft = is_soft(words, place) or form == "and"
         if hard or (soft and _divides(words, starts[-1], place)):
             starts.append(place)
@@ -89,7 +90,8 @@ def clauses_of(words: Words) -> Clauses:
         sentence[start:stop] = [number] * (stop - start)
         if "?" in words.gap(stop).split("\n")[0]:
             questions.add(number)
-            if words.words[start].form in ASKING:
+            opening = {start} | {i for i in range(start, stop) if ":" in words.gap(i)}
+            if any(words.words[i].form in ASKING for i in opening):
                 asking.add(number)
     return Clauses(
         tuple(of), tuple(sentence), tuple(spans), frozenset(questions), frozenset(asking)

@@ -28,7 +28,7 @@ _TURN_ENDS = re.compile(
     re.IGNORECASE,
 )
 _TAG = re.compile(r"<\|[^<>|\n]{1,40}\|>|</?[A-Za-z][^<>\n]{0,80}>")
-_LINK = re.compile(r"\]\((?:https?|/|#|www)[^)\s]*\)|https?://\S+")
+LINK = re.compile(r"\]\((?:https?|/|#|www)[^)\s]*\)|https?://\S+")
 _CITATION = re.compile(r"\[\d{1,3}\]")
 _BOXED = re.compile(r"\\boxed\b")
 _COMMAND = re.compile(r"\\[A-Za-z]+|\\(?=[^\w\s])")
@@ -84,6 +84,6 @@ def undressed(text: str) -> str:
             text = text[: end.start()]
             break
     text = _TAG.sub(" ", _TURN_ENDS.sub(" ", text))
-    text = _CITATION.sub("", _LINK.sub(" ", text.replace("{,}", ",")))
+    text = _CITATION.sub("", LINK.sub(" ", text.replace("{,}", ",")))
     text = _COMMAND.sub(" ", _BOXED.sub(" answer: ", text))
     return plain(text)

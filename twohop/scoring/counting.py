@@ -95,7 +95,7 @@ def _spelled(words: Sequence[Word], place: int) -> tuple[int, Word] | None:
     if width == 0:
         return None
     value = Decimal(spelled)
-    said = f"{spelled}{_suffix(spelled)}" if ordinal else written(value)
+    said = f"{spelled}{ordinal_ending(spelled)}" if ordinal else written(value)
     forms = (said, first.form) if width == 1 else (said,)
     return width, _joined(words[place : place + width], forms, Number(value, ordinal=ordinal))
 
@@ -148,7 +148,8 @@ def _completes(current: int, value: int) -> bool:
     return 20 <= current % 100 <= 90 and current % 10 == 0 and 0 < value < 10
 
 
-def _suffix(value: int) -> str:
+def ordinal_ending(value: int) -> str:
+    """What makes a number in digits an ordinal: "st", "nd", "rd" or "th"."""
     if value % 100 in (11, 12, 13):
         return "th"
     return {1: "st", 2: "nd", 3: "rd"}.get(value % 10, "th")

@@ -11,10 +11,12 @@ from twohop.scoring.vocabulary import (
     BOUNDING,
     CONCEDING,
     DENIED,
+    DENIED_ASIDE,
     DENIED_BEFORE,
     DENIED_BEHIND,
     DIRECTION_OF,
     JOINING,
+    JOINING_TEXTS,
     LOCATING,
     NEGATING_PHRASES,
     NEGATORS,
@@ -22,29 +24,17 @@ from twohop.scoring.vocabulary import (
     ON_THE_WAY,
     RELATIVE,
     REPORTING,
-    Phrases,
 )
-from twohop.scoring.words import Words
+from twohop.scoring.words import Words, said_at
 
 _REACH = 14  # words over which a denial reaches
 _ARTICLES = frozenset(("the", "a", "an", "that", "of", "or", "nor", "and", "either"))
 
 
-def said_at(words: Words, place: int, phrases: Phrases) -> int:
-    """Return how many words the longest of some phrases takes at a place; 0 where none stands."""
-    if not 0 <= place < len(words.words):
-        return 0
-    longest = 0
-    for rest in phrases.get(words.words[place].form, ()):
-        forms = tuple(one.form for one in words.words[place + 1 : place + 1 + len(rest)])
-        if forms == rest:
-            longest = max(longest, 1 + len(rest))
-    return longest
-
-
 def _negates(words: Words, place: int, taken: frozenset[int]) -> int:
     """Number of words of the denial that begins at a word; 0 where none does."""
-    if place in taken or any(said_at(words, one, NOT_NEGATING) for one in (place, place - 1)):
+    spans = (said_at(words, place - back, NOT_NEGATING) > back for back in range(3))
+    if place in taken or any(spans):
         return 0
     phrase = said_at(words, place, NEGATING_PHRASES)
     return phrase or int(words.words[place].form in NEGATORS)
@@ -71,6 +61,7 @@ def denied(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Ment
         before = words.text[: words.words[one.start].start].rstrip(' "')
         if (
             (goes_on and said_at(words, behind, DENIED))
+            or (is_soft(words, behind) and said_at(words, behind, DENIED_ASIDE))
             or after.startswith(DENIED_BEHIND)
             or before.endswith(DENIED_BEFORE)
             or (one.start and words.words[one.start].gap == "-" and _is_non(words, one.start))
@@ -156,7 +147,7 @@ def beside(
         listed = previous in found and previous is not None and previous.stop == one.start
         if (
             clauses.sentence[one.start] in clauses.questions
-            or _supposed(words, clauses, one.start)
+            or _supposed(words, one.start)
             or _remarked(words, clauses, one.start)
             or (located and _is_place(words, clauses.first(one.start), one.start))
             or (located and listed and is_soft(words, one.start))
@@ -167,10 +158,14 @@ def beside(
     return found
 
 
-def _supposed(words: Words, clauses: Clauses, start: int) -> bool:
+def _supposed(words: Words, start: int) -> bool:
     """Whether a sentence says what would be so if something else were."""
-    sentence = clauses.sentence[start]
-    forms = {one.form for i, one in enumerate(words.words) if clauses.sentence[i] == sentence}
+    first, stop = start, start + 1
+    while first and not ends(words, first):
+        first -= 1
+    while stop < len(words.words) and not ends(words, stop):
+        stop += 1
+    forms = {one.form for one in words.words[first:stop]}
     return {"if", "were"} <= forms
 
 
@@ -179,6 +174,8 @@ def _remarked(words: Words, clauses: Clauses, start: int) -> bool:
     first = clauses.first(start)
     part = clauses.words_in(words, clauses.of[start])
     if _concedes(words, first, start) or (bool({*part} & REPORTING) and "i" not in part):
+        return True
+    if words.words[first].form == "and" and _goes_on_conceding(words, clauses, first):
         return True
     if first and words.words[first].form in RELATIVE and not ends(words, first):
         earlier = clauses.first(first - 1)
@@ -193,6 +190,13 @@ def _remarked(words: Words, clauses: Clauses, start: int) -> bool:
         or (ahead[-1:] == ["of"] and bool({*ahead[:-1]} & DIRECTION_OF))
         or any(said_at(words, start - width, BESIDE_PHRASES) == width for width in (2, 3))
     )
+
+
+def _goes_on_conceding(words: Words, clauses: Clauses, first: int) -> bool:
+    """Whether a part that "and" opens goes on with "although A is ... and B is ..."."""
+    while first and words.words[first].form == "and" and not ends(words, first):
+        first = clauses.first(first - 1)
+    return words.words[first].form in CONCEDING
 
 
 def _concedes(words: Words, first: int, start: int) -> bool:
@@ -223,4 +227,13 @@ def joined_by(words: Words, first: Mention, second: Mention) -> bool:
     """Whether "or", "and" or a slash stands between two mentions, or each has a line."""
     between = {word.form for word in words.words[first.stop : second.start]}
     gaps = [words.gap(i) for i in range(first.stop, second.start + 1)]
-    return bool(between & JOINING) or any("/" in gap or "\n" in gap for gap in gaps)
+    return (
+        bool(between & JOINING)
+        or any("/" in gap or "\n" in gap for gap in gaps)
+        or text_between(words, first, second) in JOINING_TEXTS
+    )
+
+
+def text_between(words: Words, first: Mention, second: Mention) -> str:
+    """What stands between two mentions."""
+    return words.text[words.words[first.stop - 1].end : words.words[second.start].start].strip()

@@ -58,18 +58,18 @@ _UNITS = (
 UNITS = {name: (kind, Decimal(size)) for names, kind, size in _UNITS for name in names.split()}
 
 _MONTHS = (
-    "january jan januar janvier enero gennaio janeiro",
-    "february feb februar fevrier febrero febbraio fevereiro",
-    "march mar marz maerz mars marzo marco",
-    "april apr avril abril aprile",
-    "may mai mayo maggio maio",
-    "june jun juni juin junio giugno junho",
-    "july jul juli juillet julio luglio julho",
-    "august aug aout agosto",
-    "september sep sept septembre septiembre settembre setembro",
-    "october oct oktober octobre octubre ottobre outubro",
-    "november nov novembre noviembre novembro",
-    "december dec dezember decembre diciembre dicembre dezembro",
+    "january jan januar janvier enero gennaio janeiro januari ocak stycznia января январь",
+    "february feb februar fevrier febrero febbraio fevereiro februari subat lutego февраля февраль",
+    "march mar marz maerz mars marzo marco maart mart marca марта март",
+    "april apr avril abril aprile nisan kwietnia апреля апрель",
+    "may mai mayo maggio maio mei mayis maja мая маи",
+    "june jun juni juin junio giugno junho haziran czerwca июня июнь",
+    "july jul juli juillet julio luglio julho temmuz lipca июля июль",
+    "august aug aout agosto augustus agustos sierpnia августа август",
+    "september sep sept septembre septiembre settembre setembro eylul wrzesnia сентября сентябрь",
+    "october oct oktober octobre octubre ottobre outubro ekim pazdziernika октября октябрь",
+    "november nov novembre noviembre novembro kasim listopada ноября ноябрь",
+    "december dec dezember decembre diciembre dicembre dezembro aralik grudnia декабря декабрь",
 )
 MONTHS = {name: i for i, names in enumerate(_MONTHS, start=1) for name in names.split()}
 
@@ -167,7 +167,7 @@ _SCIENTIFIC = re.compile(r"(?:e\+?(?P<e>-?\d{1,2})|\s?[x×*]\s?10\^(?P<x>-?\d{1,
 _DAY_FIRST = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})")
 _ISO = re.compile(r"(\d{4})[-/](\d{1,2})[-/](\d{1,2})(?![\w-])")
 _SLASHED = re.compile(r"(\d{1,2})[-/](\d{1,2})[-/](\d{4})(?![\w-])")
-_CHINESE = re.compile(r"(\d{3,4})年(\d{1,2})月(?:(\d{1,2})日)?")
+_EASTERN = re.compile(r"(\d{3,4})[年년]\s?(\d{1,2})[月월](?:\s?(\d{1,2})[日일])?")
 
 
 def number_at(text: str, start: int) -> tuple[Decimal | None, int] | None:
@@ -216,7 +216,7 @@ def date_at(text: str, start: int) -> tuple[Date, int] | None:
     >>> date_at("1789-07-14", 0), date_at("7/4/1776", 0)
     ((Date(year=1789, month=7, day=14), 10), None)
     """
-    for pattern, order in ((_ISO, "ymd"), (_CHINESE, "ymd"), (_DAY_FIRST, "dmy"), (_SLASHED, "")):
+    for pattern, order in ((_ISO, "ymd"), (_EASTERN, "ymd"), (_DAY_FIRST, "dmy"), (_SLASHED, "")):
         found = pattern.match(text, start)
         if found is None:
             continue

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from dataclasses import replace
 
-from twohop.scoring.counting import with_quantities
+from twohop.scoring.counting import ordinal_ending, with_quantities
 from twohop.scoring.letters import fold, in_full
 from twohop.scoring.quantities import Number, date_at, number_at, written
 from twohop.scoring.words import HAN, HIRAGANA, KATAKANA, SPACELESS, Word, Words
@@ -39,9 +39,14 @@ _BEHIND_NUMBER = re.compile(r"(st|nd|rd|th)(?!\w)", re.IGNORECASE)
 _ELIDED = re.compile(r"(?:l|d|qu|dell|nell|all|un)'(?=\w\w)")
 _HANGUL_ENDINGS = "입니다 이다 다 예요 이에요 이야 야 이라고 라고 은 는 이 가 을 를 의 에 에서 로"
 _HANGUL_ENDINGS += " 으로 와 과 도 만 시 인 특별시 광역시"
-_HANGUL_ENDINGS += " 만 시 인 특별시 광역시"
+# What Turkish puts behind the apostrophe of a name: "Ankara'dır", "Türkiye'nin".
+_TURKISH_ENDING = re.compile(
+    r"(?<=\w\w\w)'(?:[dt][iu]r|n?[iu]n|[ny]?[iu]|[ny]?[ae]|[dt][ae]n?|y?l[ae]|s[iu])$"
+)
+_ROMAN_NUMERAL = re.compile(r"(m{0,3})(cm|cd|d?c{0,3})(xc|xl|l?x{0,3})(ix|iv|v?i{0,3})")
+_ROMAN_DIGITS = {"m": 1000, "d": 500, "c": 100, "l": 50, "x": 10, "v": 5, "i": 1}
 ROMAN = {"ii": 2, "iii": 3, "iv": 4, "vi": 6, "vii": 7, "viii": 8, "ix": 9, "xi": 11, "xii": 12}
-ROMAN |= {"xiii": 13, "xiv": 14, "xv": 15, "xvi": 16, "xvii": 17, "xviii": 18}
+ROMAN |= {"xiii": 13, "xiv": 14, "xv": 15, "xvi": 16, "xvii": 17, "xviii": 18, "xx": 20}
 SHORTENED = {"st": "saint", "ste": "saint", "mt": "mount", "ft": "fort"}
 
 
@@ -59,6 +64,8 @@ def _word(surface: str, start: int, kind: str | None) -> Word:
         if "'" in folded:
             if folded.endswith("'s"):
                 loose.append(folded[:-2].replace("'", ""))
+            if _TURKISH_ENDING.search(folded):
+                loose.append(_TURKISH_ENDING.sub("", folded).replace("'", ""))
             if _ELIDED.match(folded):
                 loose.append(_ELIDED.sub("", folded, count=1).replace("'", ""))
         if (full := in_full(surface)) is not None:
@@ -69,11 +76,25 @@ def _word(surface: str, start: int, kind: str | None) -> Word:
                 for one in _HANGUL_ENDINGS.split(" ")
                 if folded.endswith(unicodedata.normalize("NFC", one)) and len(folded) > len(one)
             ]
-    if forms[0] in ROMAN:
-        forms.append(str(ROMAN[forms[0]]))
+    if (roman := _roman(forms[0])) is not None:
+        forms.append(str(roman))
+        loose.append(f"{roman}{ordinal_ending(roman)}")
     if forms[0] in SHORTENED:
         forms[0] = SHORTENED[forms[0]]
     return Word(tuple(forms), tuple(loose), start, start + len(surface), surface, "")
+
+
+def _roman(word: str) -> int | None:
+    """Value of a Roman numeral, unless it is short enough to be another word ("mix", "di")."""
+    if word in ROMAN:
+        return ROMAN[word]
+    long = len(word) > 3 or (len(word) > 2 and word[0] == "x")
+    if not long or _ROMAN_NUMERAL.fullmatch(word) is None:
+        return None
+    digits = [_ROMAN_DIGITS[one] for one in word]
+    return sum(
+        -one if one < after else one for one, after in zip(digits, [*digits[1:], 0], strict=True)
+    )
 
 
 def _digits(text: str, start: int) -> tuple[list[Word], int] | None:

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from twohop.scoring.assertions import asserted
-from twohop.scoring.denials import said_at
+from twohop.scoring.cleaning import LINK
 from twohop.scoring.mentions import mentions
 from twohop.scoring.normal import words_of
-from twohop.scoring.vocabulary import REFUSING
-from twohop.scoring.words import Words
+from twohop.scoring.vocabulary import REFUSING, REFUSING_TEXTS
+from twohop.scoring.words import Words, said_at
 
 Outcome = Literal["right", "same_type", "echo", "other", "empty"]
 OUTCOMES: tuple[Outcome, ...] = ("right", "same_type", "echo", "other", "empty")
@@ -74,7 +74,7 @@ def outcome(
     """
     words = words_of(text)
     if not words.words:
-        return "empty"
+        return "other" if LINK.search(text) else "empty"
     every = mentions(words, [("right", answers), ("echo", names), ("same_type", answer_set)])
     found = {one.label for one in asserted(words, every, is_answer=lambda one: one.label != "echo")}
     if found:
@@ -85,6 +85,8 @@ def outcome(
 
 def _refuses(words: Words) -> bool:
     """Whether a text says that there is no answer."""
+    if any(one in words.text for one in REFUSING_TEXTS):
+        return True
     return any(said_at(words, place, REFUSING) for place in range(len(words.words)))
 
 

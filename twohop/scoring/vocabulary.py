@@ -60,7 +60,9 @@ ANSWERING = _set(
     "country place thing person year number no possible another alternatively best least has have "
     "had do does did if not actually wait sorry again still else vs versus 1st 2nd "
     "3rd together namely "
-    "les la le el il der die das est ist es et und y e o ou oder "
+    "les la le el il der die das est ist es et und y e o ou oder eller tai lub albo "
+    "или либо и або او ام و هي هو يا או η και या और है veya yahut ya da ve atau hoac "
+    "또는 혹은 아니면 그리고 "
     "或 者 还 還 和 与 與 及 と か や 是"
 )
 VERBS = _set(
@@ -74,11 +76,13 @@ REPORTING = _set(
 CONCEDING = _set("although though while whereas unlike despite even except besides")
 RELATIVE = _set("which who whose where that")
 CONTRASTING = _set("but however instead sondern mais sino aber ma yet")
+# Behind a comma: what is so against what was.
+NOW = _phrases("now | today | nowadays | since then | these days")
 CLAUSES = CONTRASTING | _set("while whereas although though because so")
 
 # Right before a name: it is said of something else, and counts only where nothing else is said.
 BESIDE = _set(
-    "than unlike near formerly former previously beside alongside outside toward "
+    "unlike near formerly former previously beside alongside outside toward "
     "towards until like compared"
 )
 BESIDE_PHRASES = _phrases("used to be | was once | once was | was formerly | was previously")
@@ -95,28 +99,48 @@ NEGATORS = _set(
     "not isnt wasnt arent werent doesnt didnt dont cant cannot couldnt wouldnt wont aint never "
     "neither unsure uncertain unlikely doubt doubtful excluding except non without "
     "whether wrongly falsely nowhere refuse refused "
-    "nicht kein keine keinen pas nao nie ne nest не δεν ليس ليست"
+    "nicht kein keine keinen niet geen pas nao nie ne nest inte ikke bukan khong "
+    "не δεν οχι ليس ليست لا לא than"
 )
 NEGATING_PHRASES = _phrases(
     "rather than | instead of | other than | as opposed to | no longer | contrary to | "
     "anything but | no evidence | no reason | idea if | say if | tell if | sure if | "
     "know if | wonder if | clear if | "
-    "ruled out | rule out | rules out | no es | no era | non e | no way"
+    "no such | ruled out | rule out | rules out | no es | no era | non e | no way"
 )
 NOT_NEGATING = _phrases(
     "not only | not just | not merely | not simply | no doubt | without doubt | without a doubt | "
     "without any doubt | not surprisingly | dont forget | cant go wrong | never doubt | "
-    "not to mention | why not"
+    "not to mention | why not | none other than | no other than"
 )
 DENIED = _phrases(
     "is not the | is not correct | is not right | is not it | is not true | is not what | "
     "is not my | is not an | isnt the | isnt correct | isnt right | isnt it | isnt what | "
     "isnt true | was not the | wasnt the | is wrong | is incorrect | is false | is not among | "
     "would be wrong | is out | was wrong | can be ruled | is ruled | is unlikely | नहीं | "
-    "would be incorrect | ist falsch | is not actually"
+    "would be incorrect | ist falsch | is not actually | degil | نہيں | نيست"
 )
-DENIED_BEFORE = ("不是", "并非", "並非", "而非", "并不是", "並不是", "不在")
-DENIED_BEHIND = ("ではな", "ではあり", "でな", "じゃな", "아니", "아닙", "아닌")
+# In a bracket behind a name, or behind a comma: it is the wrong one.
+DENIED_ASIDE = _phrases(
+    "a common misconception | a common mistake | a common error | a misconception | wrong | "
+    "incorrect | not correct | not the right | not the correct | falsch | faux"
+)
+DENIED_BEFORE = (
+    "不是",
+    "并非",
+    "並非",
+    "而非",
+    "并不是",
+    "並不是",
+    "不在",
+    "ไม่ใช่",
+    "មិនមែន",
+    "ບໍ່ແມ່ນ",
+)
+DENIED_BEHIND = (
+    *("ではな", "ではあり", "でな", "じゃな", "じゃあり", "아닙", "아닌", "아녜"),
+    *("아니라", "아니다", "아니고", "아니에", "아니야", "아니며", "아니었", "아니지"),
+)
 
 # At the start of a part of a sentence: what is said from here on replaces what was said before.
 CORRECTIONS = _phrases(
@@ -146,12 +170,28 @@ AFFIRMING = _set("yes yeah yep correct indeed right exactly true")
 REFUSING = _phrases(
     "cannot | cant | dont know | do not know | unable | not able | unknown | sorry | not sure | "
     "unsure | no idea | not certain | dont have | do not have | uncertain | couldnt | could not | "
-    "im not | wont | will not | not possible | impossible"
+    "im not | wont | will not | not possible | impossible | "
+    "weiss nicht | weiss es nicht | weiss ich nicht | sais pas | no lo se | no se | nao sei | "
+    "non lo so | non so | weet het niet | weet niet | nie wiem | vet inte | ved ikke | "
+    "не знаю | لا اعرف | नहीं पता | नहीं जानता | δεν ξερω | δεν γνωριζω | bilmiyorum | "
+    "모르겠습니다 | 모르겠어요 | 모릅니다 | 몰라요"
+)
+REFUSING_TEXTS = (
+    *("不知道", "不清楚", "无法", "無法", "不能确定", "不确定", "不確定"),
+    *("わかりません", "分かりません", "わからない", "分からない", "不明です", "ไม่ทราบ", "ไม่รู้"),
 )
 # Before a number: it bounds what is meant, and is not it.
 BOUNDING = _set("before after pre post than over under above below beyond exceeding least most")
-JOINING = _set("or nor and und oder ou y o et e 或 和 与 與 及 と か や")
-CHOOSING = _set("or oder ou 或 か")
+CHOOSING = _set(
+    "or oder ou eller tai lub albo или либо або او ام يا או या veya yahut atau hoac "
+    "또는 혹은 아니면 或 か"
+)
+JOINING = CHOOSING | _set("nor and und y o et e и و και और ve 그리고 和 与 與 及 と や η")
+# Of scripts without spaces, whose words are letters here: the whole text between two names.
+JOINING_TEXTS = (
+    *("หรือ", "หรือว่า", "และ", "ຫຼື", "ແລະ", "ឬ", "និង", "သို့မဟုတ်"),
+    *("または", "又は", "もしくは", "あるいは", "それとも", "或者", "还是", "還是", "或是", "以及"),
+)
 
 # Letters next to a short name in a script without spaces: there the name ends.
 BOUNDS = frozenset(

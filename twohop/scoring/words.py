@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from twohop.scoring.quantities import Quantity
+from twohop.scoring.vocabulary import Phrases
 
 # Scripts that put no spaces between words: each letter is a word here, with the marks on it.
 HAN = "\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -78,3 +79,15 @@ class Words:
     def gap(self, number: int) -> str:
         """What stands before a word, given its number; behind the last one: the rest."""
         return self.words[number].gap if number < len(self.words) else self.tail
+
+
+def said_at(words: Words, place: int, phrases: Phrases) -> int:
+    """Return how many words the longest of some phrases takes at a place; 0 where none stands."""
+    if not 0 <= place < len(words.words):
+        return 0
+    longest = 0
+    for rest in phrases.get(words.words[place].form, ()):
+        forms = tuple(one.form for one in words.words[place + 1 : place + 1 + len(rest)])
+        if forms == rest:
+            longest = max(longest, 1 + len(rest))
+    return longest
