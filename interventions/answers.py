@@ -186,6 +186,7 @@ def complete(
                 rules=rules,
                 prior=given if given is None or given.ndim == 1 else given[rows],
                 every=every_score,
+                most_rows=batch_rows,
                 decoded=decoded,
             )
             for rule, chosen in found.choices.items():

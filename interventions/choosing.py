@@ -72,6 +72,7 @@ def choose_by(
     rules: Sequence[Rule] = ("sum",),
     prior: torch.Tensor | None = None,
     every: bool = False,
+    most_rows: int | None = None,
     decoded: Decoded | None = None,
 ) -> Chosen:
     """Find the best candidate of every row under each rule, exactly.
@@ -93,6 +94,8 @@ def choose_by(
         Log-probability of each candidate, nats, that ``prior_corrected`` takes off.
     every : bool
         Score every candidate, whether it could win or not.
+    most_rows : int, optional
+        Of a forward pass; a row has as many of them as beginnings that are extended at a time.
     decoded : Decoded, optional
         The same prefill's greedy continuation, made with ``watch=tokens_of(candidates)``:
         beginnings that it goes through need no further pass, and their likelihood rules most
@@ -147,7 +150,7 @@ def choose_by(
         so_far = bound[rows, chosen]
         bound[rows, chosen] = -torch.inf
         depths = torch.tensor([len(nodes[int(i)]) for i in chosen], device=device)
-        together = 1 if model.anatomy.dependent_rows is not None else len(rows)
+        together = 1 if model.anatomy.dependent_rows is not None else most_rows or len(rows)
         alike = [(depths == depth).nonzero()[:, 0] for depth in depths.unique().tolist()]
         for group in (part for one in alike for part in one.split(together)):
             fed = torch.tensor([nodes[int(chosen[i])] for i in group], device=device)

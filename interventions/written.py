@@ -41,7 +41,7 @@ class Written:
 
     def moved(self, span: Any) -> Any:
         """Return a span of the text as it was given, as one of :attr:`text`."""
-        if isinstance(span, str):
+        if not isinstance(span, tuple):
             return span
         start, stop = (
             offset + sum(new - old for at, old, new in self.edits if at + old <= offset)

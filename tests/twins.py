@@ -8,7 +8,7 @@ and kept, and every stage of a study has something to run on. The numbers mean n
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,10 @@ def words(model: iv.Model, ids: Sequence[int], ends: set[int]) -> str:
 
 def asked(vlm: iv.Model, backbone: iv.Model, checked: Checked) -> dict[str, list[list[int]]]:
     """What each model says, by who is asked of what: to names, to pictures, and as names."""
-    writer = Writer(CHAT, chat_template_of(vlm.processor, name="twin"))
+    writer = Writer(
+        replace(CHAT, brief=checked.map.brief_in("chat")),
+        chat_template_of(vlm.processor, name="twin"),
+    )
     benchmark = data_benchmark(checked, writer)
     study = Study(vlm=vlm, backbone=backbone, benchmark=benchmark)
     found: dict[str, list[list[int]]] = {"text": [], "image": [], "name": []}

@@ -113,7 +113,7 @@ def answers(
                 max_new_tokens=decoding.max_new_tokens,
                 stop=decoding.stop,
                 end=decoding.end,
-                batch_rows=len(rows),
+                batch_rows=batches.size,
             )
             for i, row in enumerate(rows.tolist()):
                 texts[row], cut[row] = behind_thoughts(found.texts[i]), found.cut[i]

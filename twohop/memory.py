@@ -79,19 +79,20 @@ class Batches:
         Raises
         ------
         MemoryTooSmall
-            If the batch has one row.
+            If batches have one row.
         """
         try:
             yield
         except Exception as error:
             if not ran_out(error):
                 raise
-            if len(batch) == 1:
+            if self.size == 1:
                 raise MemoryTooSmall(
                     f"a single row needs too much memory. {remedy(error)}"
                 ) from error
             self.left = torch.cat([batch, self.left])
-            self.size = (len(batch) + 1) // 2
+            # A single row may have been run as several: forced choices are tried side by side.
+            self.size = (len(batch) + 1) // 2 if len(batch) > 1 else self.size // 2
             self._failed = True
             LOG.warning("memory ran out on %d rows; going on with %d", len(batch), self.size)
 

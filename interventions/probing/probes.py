@@ -69,7 +69,7 @@ def checked_rows(
         raise ProbeError(
             f"activations of shape {tuple(rows.shape)}. Expected finite [layer, row, d_model]."
         )
-    n_classes = whole(n_classes, "n_classes", least=2, error=ProbeError)
+    n_classes = whole(n_classes, "n_classes", least=1, error=ProbeError)
     sets = several(label_sets, "label_sets", error=ProbeError)
     if not sets:
         raise ProbeError("label_sets is empty. Give one set of labels, or more.")

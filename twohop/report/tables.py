@@ -75,6 +75,12 @@ def row(label: str, *cells: Cell) -> tuple[Cell, ...]:
     return (Cell(label), *cells)
 
 
+def forced_key(summary: Summary, rule: str, gate: str) -> str:
+    """Where the forced choice of a gate is in the summary; that of the default rule has two."""
+    default = rule == summary["forced_default"]
+    return f"forced/{gate}" if default else f"forced_by_rule/{rule}/{gate}"
+
+
 def gates_table(summary: Summary) -> Table:
     """Accuracy at every gate, under both scorers."""
     rows = [
@@ -82,7 +88,7 @@ def gates_table(summary: Summary) -> Table:
             label,
             number(summary, gate),
             *(
-                number(summary, f"forced_by_rule/{rule}/{gate}") if gate in some else Cell("–")
+                number(summary, forced_key(summary, rule, gate)) if gate in some else Cell("–")
                 for rule, some in summary["forced_by_rule"].items()
             ),
             count(summary, gate),
