@@ -1,5 +1,6 @@
 """Quantised weights, by bitsandbytes on a CPU: sizes, and numbers that do not hang on the batch."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Bits
 
 import interventions as iv
 from interventions.architectures.abilities import abilities
-from interventions.architectures.doctor import report
+from interventions.architectures.doctor import examine, report
 from interventions.architectures.quantisation import dependent_rows, described, quantisation_of
 from interventions.decoding import greedy
-from interventions.errors import SiteError
+from interventions.errors import LoadError, SiteError
 from interventions.metrics import target
 from interventions.streams import RESIDUAL
 
@@ -340,3 +341,12 @@ def test_torchs_own_quantisation(dtype: torch.dtype, whole: bool) -> None:
     other = torch.quantize_per_tensor(weight.dequantize(), 0.1, 0, torch.qint8) if int8 else -weight
     layer.set_weight_bias(other, bias)
     assert model.fingerprint() != before
+
+
+def test_a_config_that_does_not_say_how_is_refused_alike(tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {}}))
+    for call in (iv.load, examine):
+        with pytest.raises(LoadError, match="quantization_config in its config"):
+            call(tmp_path)

@@ -135,7 +135,12 @@ def check_opens(config: Any, place: str, *, device_map: Any) -> None:
     """
     settings = settings_in(config)
     if not settings:
-        return
+        if getattr(config, "quantization_config", None) is None:
+            return
+        raise LoadError(
+            f"{place!r}: quantization_config in its config.json is empty, so it is not said how "
+            "its weights are packed. Take it out if they are not quantised, or get the file again."
+        )
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
 
     method, kind = _method(settings), described(settings)
