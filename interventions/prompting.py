@@ -16,7 +16,7 @@ from interventions.picture_numbers import check_one_range
 from interventions.picture_sources import pictures_in
 from interventions.pictures import as_picture
 from interventions.prompts import Prompt, collate
-from interventions.rows import Span, build_row
+from interventions.rows import Span, build_row, checked_span
 from interventions.tokenizing import ends_of
 from interventions.written import Written, read_rows, written_rows
 
@@ -64,7 +64,7 @@ def make_prompt(
     rows = []
     for i, (one, pictures) in enumerate(zip(written, per_row, strict=True)):
         chosen = {
-            name: one.moved(_of_row(span, i, len(given), name))
+            name: one.moved(checked_span(_of_row(span, i, len(given), name), name=name))
             for name, span in (spans or {}).items()
         }
         rows.append(

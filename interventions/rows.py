@@ -54,6 +54,24 @@ class Row:
     aligned: dict[str, torch.Tensor]
 
 
+def checked_span(span: Any, *, name: str) -> str | tuple[int, int]:
+    """Return a span as a text or two whole numbers, wherever in a text these may lie.
+
+    Raises
+    ------
+    PromptError
+        If it is neither.
+    """
+    if isinstance(span, str):
+        return span
+    expected = "a text of the row, or (start, stop) characters"
+    ends = several(span, f"span {name!r}", expected=expected)
+    if len(ends) != 2:
+        raise PromptError(f"span {name!r} is {shown(span)}. Expected {expected}.")
+    start, stop = (whole(one, f"an offset of span {name!r}") for one in ends)
+    return start, stop
+
+
 def span_bounds(text: str, span: Span, *, name: str) -> tuple[int, int]:
     """Character offsets of a span that must occur exactly once in ``text``.
 
@@ -62,12 +80,9 @@ def span_bounds(text: str, span: Span, *, name: str) -> tuple[int, int]:
     PromptError
         If the text of the span is absent or ambiguous.
     """
+    span = checked_span(span, name=name)
     if not isinstance(span, str):
-        expected = "a text of the row, or (start, stop) characters"
-        ends = several(span, f"span {name!r}", expected=expected)
-        if len(ends) != 2:
-            raise PromptError(f"span {name!r} is {shown(span)}. Expected {expected}.")
-        start, stop = (whole(one, f"an offset of span {name!r}") for one in ends)
+        start, stop = span
         if not 0 <= start < stop <= len(text):
             raise PromptError(
                 f"span {name!r}: offsets {span} are outside the text of {len(text)} characters, "

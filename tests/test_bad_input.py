@@ -67,6 +67,29 @@ def test_roles_that_are_not_there(text: Case, crossed: Case) -> None:
         crossed.prompt.at("image")
 
 
+@pytest.mark.parametrize(
+    "span",
+    [
+        slice(0, 3),
+        range(3),
+        4,
+        1.5,
+        None,
+        [4],
+        [],
+        [1, 2, 3],
+        {0, 3},
+        b"Fr",
+        [0.5, 3],
+        torch.tensor(4),
+    ],
+    ids=repr,
+)
+def test_spans_that_are_none(text: Case, span: Any) -> None:
+    with pytest.raises(PromptError, match="span 'entity'"):
+        text.model.prompt(["France", "Italy"], spans={"entity": [span, "Italy"]})
+
+
 def test_spans_that_are_not_there_or_twice(text: Case) -> None:
     with refused(text.model, PromptError, r"occurs 0 times.*\(start, stop\) character offsets"):
         text.model.prompt("The capital of France is", spans={"entity": "Italy"})

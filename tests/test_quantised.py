@@ -1,8 +1,10 @@
 """Quantised weights, by bitsandbytes on a CPU: sizes, and numbers that do not hang on the batch."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -11,9 +13,10 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Bits
 
 import interventions as iv
 from interventions.architectures.abilities import abilities
-from interventions.architectures.doctor import report
+from interventions.architectures.doctor import examine, report
 from interventions.architectures.quantisation import dependent_rows, described, quantisation_of
 from interventions.decoding import greedy
+from interventions.errors import LoadError, SiteError
 from interventions.metrics import target
 from interventions.streams import RESIDUAL
 
@@ -308,3 +311,42 @@ def test_settings_of_a_format_are_a_part_of_the_model(folders: Path, how: str, c
     else:
         part.compute_dtype = torch.float16
     assert model.fingerprint()["modules"] != before["modules"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions:UserWarning")
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.float16])
+def test_torchs_own_quantisation(dtype: torch.dtype, whole: bool) -> None:
+    module, tokenizer = tiny.build("llama")
+    part = module.eval() if whole else module.model.layers[1].mlp
+    torch.ao.quantization.quantize_dynamic(part, {torch.nn.Linear}, dtype=dtype, inplace=True)
+    model = iv.load(module, tokenizer=tokenizer)
+    int8 = dtype == torch.qint8
+    kind = f"torch dynamic {'int8' if int8 else 'float16'}"
+    assert quantisation_of(module) == model.fingerprint()["quantisation"] == kind
+    assert (model.anatomy.dependent_rows is not None) == int8
+    prompt = prompt_of(model, TEXTS[:2])
+    asked: dict[str, Any] = {"answers": " a", "components": ["mlp_out"], "progress": False}
+    found = iv.sweep(model, prompt, 0.0, roles=["last"], **asked)
+    assert found.attrs["path"] == ("plain" if int8 else "suffix")
+    for row, text in enumerate(TEXTS[:2]):
+        alone = iv.sweep(model, prompt_of(model, [text]), 0.0, roles=["last"], **asked)
+        np.testing.assert_allclose(found.logprob[row], alone.logprob[0], rtol=1e-4)
+    with pytest.raises(SiteError, match=f"{kind}.: no gradient comes back"):
+        iv.attribute(model, prompt, prompt, answers=" a", foils=" b", roles=["last"])
+    before = model.fingerprint()
+    layer: Any = module.model.layers[1].mlp.down_proj
+    weight, bias = layer._weight_bias()
+    other = torch.quantize_per_tensor(weight.dequantize(), 0.1, 0, torch.qint8) if int8 else -weight
+    layer.set_weight_bias(other, bias)
+    assert model.fingerprint() != before
+
+
+def test_a_config_that_does_not_say_how_is_refused_alike(tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {}}))
+    for call in (iv.load, examine):
+        with pytest.raises(LoadError, match="quantization_config in its config"):
+            call(tmp_path)

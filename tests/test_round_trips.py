@@ -125,6 +125,16 @@ def test_verify_takes_what_came_back_from_disk() -> None:
     xr.testing.assert_identical(ours, result("verify", scores=scores))
 
 
+@pytest.mark.parametrize(("k", "seed"), [(1, 0), (2, 1), (5, 0)])
+def test_scores_that_were_verified_are_verified_anew(k: int, seed: int) -> None:
+    plain, checked = result("attribute", verify=False), result("attribute", verify=2)
+    expected = result("verify", scores=plain, k=k, seed=seed)
+    again = result("verify", scores=checked, k=k, seed=seed)
+    xr.testing.assert_equal(again, expected)
+    assert again.attrs["verified"] == expected.attrs["verified"]
+    assert read_provenance(again) == read_provenance(expected)
+
+
 def test_what_has_no_provenance() -> None:
     assert read_provenance(xr.Dataset()) == {}
     assert read_provenance(xr.DataTree()) == {}

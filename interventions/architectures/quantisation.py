@@ -44,7 +44,9 @@ def quantisation_of(module: nn.Module) -> str | None:
     module : torch.nn.Module
         A transformers model, loaded or on meta.
     """
-    found = sorted({kind for part in module.modules() if (kind := _bitsandbytes(part))})
+    found = sorted(
+        {kind for part in module.modules() if (kind := _bitsandbytes(part) or _torchs_own(part))}
+    )
     if found:
         return " and ".join(found)
     settings = settings_in(getattr(module, "config", None))
@@ -58,6 +60,8 @@ def dependent_rows(module: nn.Module) -> str | None:
             state: Any = getattr(part, "state", None)
             if float(getattr(state, "threshold", 0.0) or 0.0) > 0:
                 return _why("bitsandbytes int8")
+        if (kind := _torchs_own(part)) == "torch dynamic int8":
+            return _why(kind)
     settings = settings_in(getattr(module, "config", None))
     if not settings:
         return None
@@ -77,6 +81,11 @@ def dependent_rows(module: nn.Module) -> str | None:
     if method == "compressed-tensors" and not _by_tensor(settings):
         return None
     return _why(kind)
+
+
+def without_gradients(module: nn.Module) -> str | None:
+    """Return the format of weights through which no gradient comes back; None if there is none."""
+    return next((kind for part in module.modules() if (kind := _torchs_own(part))), None)
 
 
 def settings_in(config: Any) -> dict[str, Any]:
@@ -126,7 +135,12 @@ def check_opens(config: Any, place: str, *, device_map: Any) -> None:
     """
     settings = settings_in(config)
     if not settings:
-        return
+        if getattr(config, "quantization_config", None) is None:
+            return
+        raise LoadError(
+            f"{place!r}: quantization_config in its config.json is empty, so it is not said how "
+            "its weights are packed. Take it out if they are not quantised, or get the file again."
+        )
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
 
     method, kind = _method(settings), described(settings)
@@ -165,6 +179,16 @@ def _bitsandbytes(part: nn.Module) -> str | None:
         return "bitsandbytes int8"
     packed = getattr(part.weight, "quant_type", None) if "Linear4bit" in kind else None
     return packed and f"bitsandbytes {packed}"  # a tied head is left as it was
+
+
+def _torchs_own(part: nn.Module) -> str | None:
+    """The format of a layer that torch.ao made, which a model's config does not tell of."""
+    made_in = type(part).__module__
+    packed: Any = getattr(part, "_packed_params", None)
+    if not made_in.startswith("torch.ao.nn.") or not isinstance(packed, nn.Module):
+        return None
+    size = str(getattr(packed, "dtype", "int8")).removeprefix("torch.q").removeprefix("torch.")
+    return f"torch {'dynamic' if '.dynamic' in made_in else 'static'} {size}"
 
 
 def _method(settings: dict[str, Any]) -> str:

@@ -160,7 +160,10 @@ def add_agreement(
         }
     )
     numbers = _agreement(scores["component"].values.tolist(), checked, rng)
-    made = xr.merge([scores, checked, numbers], combine_attrs="override")
+    # What an earlier check found makes room.
+    found = xr.merge([checked, numbers])
+    plain = scores.drop_vars([name for name in scores.variables if name in found.data_vars])
+    made = xr.merge([plain, found], combine_attrs="override")
     made.attrs = {
         **scores.attrs,
         "verified": f"up to {k} top and {k} random places per component, patched exactly",

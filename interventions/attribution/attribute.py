@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from interventions.architectures.quantisation import without_gradients
 from interventions.attribution.agreement import add_agreement
 from interventions.attribution.contrast import (
     DIRECTIONS,
@@ -127,8 +128,8 @@ def attribute(
     RoleError
         For rows of different length, with what to do.
     SiteError
-        For a server that lets no gradients through, a place the model does not have, or a part
-        RelP has no rule for.
+        For a server or quantised layers that let no gradients through, a place the model does
+        not have, or a part RelP has no rule for.
 
     Examples
     --------
@@ -137,6 +138,12 @@ def attribute(
     >>> iv.heatmap(scores)                                                      # doctest: +SKIP
     """
     check_asked(model, clean)
+    if kind := without_gradients(model.module):
+        raise SiteError(
+            f"{model.name} is quantised ({kind}): no gradient comes back through its layers, and "
+            "scores would miss what goes through them. Attribute on the model that it was made "
+            "from, or patch exactly (iv.sweep)."
+        )
     check_settings(metric, method, steps)
     answers = one_or_several(answers, "answers")
     foils = None if foils is None else one_or_several(foils, "foils")
