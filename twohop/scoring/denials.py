@@ -160,11 +160,12 @@ def beside(
     """
     found: set[Mention] = set()
     previous: Mention | None = None
+    supposes = any(one.form == "if" for one in words.words)
     for one in known:
         listed = previous in found and previous is not None and previous.stop == one.start
         if (
             clauses.sentence[one.start] in clauses.questions
-            or _supposed(words, one.start)
+            or (supposes and _supposed(words, one.start))
             or _remarked(words, clauses, one.start)
             or (located and _is_place(words, clauses.first(one.start), one.start))
             or (located and listed and is_soft(words, one.start))
