@@ -20,6 +20,11 @@ KNOWN_MISSES = {
     # What refers back, and a word that belongs to two.
     "Sydney? Canberra? Probably the latter.",
     "in the late 19th or early 20th century",
+    "It's less likely to be Rome than Paris.",
+    # Whose answer is meant, words within a name, and "no" in a language that English has too.
+    "Correct answer: Paris. Your answer: Rome.",
+    "Queen Elizabeth the Second",
+    "Madrid, no Barcelona",
 }
 
 

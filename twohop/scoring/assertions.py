@@ -145,7 +145,10 @@ class _Reading:
             return False
         if sentences[mention.start] == sentences[head[-1].start]:
             return False
-        says = mention.start and self.words.words[mention.start - 1].form in ("is", "was", "ist")
+        says = mention.start and (
+            self.words.words[mention.start - 1].form in ("is", "was", "ist")
+            or ":" in self.words.gap(mention.start)
+        )
         last = mention.stop == len(sentences) or sentences[mention.stop] != sentences[mention.start]
         return bool(says) and last
 

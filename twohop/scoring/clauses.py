@@ -70,6 +70,7 @@ def clauses_of(words: Words) -> Clauses:
     count = len(words.words)
     starts = [0]
     sentences = [0]
+    concedes = count > 0 and words.words[0].form in CONCEDING
     for place in range(1, count):
         form = words.words[place].form
         if ends(words, place, _SENTENCE_ENDS):
@@ -78,8 +79,10 @@ def clauses_of(words: Words) -> Clauses:
         hard = ends(words, place) or (form in CLAUSES and not wholly)
         hard = hard or (is_soft(words, place) and said_at(words, place, NOW) > 0)
         soft = is_soft(words, place) or form == "and"
-        if hard or (soft and _divides(words, starts[-1], place)):
+        if hard or (soft and (concedes or _divides(words, starts[-1], place))):
             starts.append(place)
+            # "although A is ... and B is ..." goes on conceding.
+            concedes = form in CONCEDING or (form == "and" and concedes and not hard)
     of = [0] * count
     spans = list(zip(starts, [*starts[1:], count], strict=True))
     for number, (start, stop) in enumerate(spans):
@@ -101,8 +104,6 @@ def clauses_of(words: Words) -> Clauses:
 def _divides(words: Words, start: int, place: int) -> bool:
     """Whether a comma or "and" before a word divides the part that began at ``start``."""
     before = {one.form for one in words.words[start:place]}
-    if words.words[start].form in CONCEDING:
-        return True
     if not before & VERBS:
         return False
     for following in range(place, len(words.words)):

@@ -1,6 +1,7 @@
 """Which names in an answer are denied, only asked about, or said of something else."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from twohop.scoring.clauses import Clauses, ends, is_soft
 from twohop.scoring.mentions import Mention
@@ -24,6 +25,7 @@ from twohop.scoring.vocabulary import (
     ON_THE_WAY,
     RELATIVE,
     REPORTING,
+    WRONG,
 )
 from twohop.scoring.words import Words, said_at
 
@@ -36,6 +38,10 @@ def _negates(words: Words, place: int, taken: frozenset[int]) -> int:
     spans = (said_at(words, place - back, NOT_NEGATING) > back for back in range(3))
     if place in taken or any(spans):
         return 0
+    if words.words[place].form == "than":  # "no other city than"
+        ahead = [one.form for one in words.words[max(0, place - 4) : place]]
+        if ("no", "other") in pairwise(ahead):
+            return 0
     phrase = said_at(words, place, NEGATING_PHRASES)
     return phrase or int(words.words[place].form in NEGATORS)
 
@@ -61,13 +67,24 @@ def denied(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Ment
         before = words.text[: words.words[one.start].start].rstrip(' "')
         if (
             (goes_on and said_at(words, behind, DENIED))
-            or (is_soft(words, behind) and said_at(words, behind, DENIED_ASIDE))
+            or _called_wrong(words, one)
             or after.startswith(DENIED_BEHIND)
             or before.endswith(DENIED_BEFORE)
             or (one.start and words.words[one.start].gap == "-" and _is_non(words, one.start))
         ):
             found.add(one)
     return found
+
+
+def _called_wrong(words: Words, mention: Mention) -> bool:
+    """Whether a bracket or a part behind a mention says so, or a label: "Wrong: Rome"."""
+    behind = mention.stop
+    width = said_at(words, behind, DENIED_ASIDE) if is_soft(words, behind) else 0
+    over = behind + width
+    if width and (over == len(words.words) or is_soft(words, over) or ends(words, over)):
+        return True
+    label = words.words[mention.start - 1].form if mention.start else ""
+    return label in WRONG and words.gap(mention.start).strip(" *").startswith(":")
 
 
 def _is_non(words: Words, start: int) -> bool:
@@ -143,11 +160,12 @@ def beside(
     """
     found: set[Mention] = set()
     previous: Mention | None = None
+    supposes = any(one.form == "if" for one in words.words)
     for one in known:
         listed = previous in found and previous is not None and previous.stop == one.start
         if (
             clauses.sentence[one.start] in clauses.questions
-            or _supposed(words, one.start)
+            or (supposes and _supposed(words, one.start))
             or _remarked(words, clauses, one.start)
             or (located and _is_place(words, clauses.first(one.start), one.start))
             or (located and listed and is_soft(words, one.start))
@@ -166,7 +184,11 @@ def _supposed(words: Words, start: int) -> bool:
     while stop < len(words.words) and not ends(words, stop):
         stop += 1
     forms = {one.form for one in words.words[first:stop]}
-    return {"if", "were"} <= forms
+    if {"if", "were"} <= forms:
+        return True
+    one = next((i for i in range(first, stop - 1) if words.words[i].form == "if"), None)
+    mine = one is not None and words.words[one + 1].form == "i"  # "if I had to guess"
+    return {"if", "was"} <= forms and bool(forms & {"would", "id"}) and not mine
 
 
 def _remarked(words: Words, clauses: Clauses, start: int) -> bool:

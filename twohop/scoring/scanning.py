@@ -39,6 +39,7 @@ _BEHIND_NUMBER = re.compile(r"(st|nd|rd|th)(?!\w)", re.IGNORECASE)
 _ELIDED = re.compile(r"(?:l|d|qu|dell|nell|all|un)'(?=\w\w)")
 _HANGUL_ENDINGS = "입니다 이다 다 예요 이에요 이야 야 이라고 라고 은 는 이 가 을 를 의 에 에서 로"
 _HANGUL_ENDINGS += " 으로 와 과 도 만 시 인 특별시 광역시"
+_HANGUL_ENDINGS += " 일 인데 이지만 이었습니다 였습니다 이고 이라는 라는"
 # What Turkish puts behind the apostrophe of a name: "Ankara'dır", "Türkiye'nin".
 _TURKISH_ENDING = re.compile(
     r"(?<=\w\w\w)'(?:[dt][iu]r|n?[iu]n|[ny]?[iu]|[ny]?[ae]|[dt][ae]n?|y?l[ae]|s[iu])$"
@@ -113,7 +114,9 @@ def _digits(text: str, start: int) -> tuple[list[Word], int] | None:
         quantity = None if value is None else Number(value, ordinal=True)
         return [Word(forms, (), start, end, text[start:end], "", quantity)], end
     attached = _UNIT.match(text, end)
-    if attached is None and end < len(text) and re.match(_LETTER, text[end]):
+    joined = text[end : end + 1]
+    counted = "\uac00" <= joined <= "\ud7a3"  # Korean writes on what is counted: "1945년"
+    if attached is None and not counted and re.match(_LETTER, joined):
         return None  # "3D", "1880s": a word of its own
     if value is None:
         return [Word((surface,), (), start, end, surface, "")], end

@@ -62,7 +62,8 @@ ANSWERING = _set(
     "3rd together namely "
     "les la le el il der die das est ist es et und y e o ou oder eller tai lub albo "
     "или либо и або او ام و هي هو يا או η και या और है veya yahut ya da ve atau hoac "
-    "또는 혹은 아니면 그리고 "
+    "또는 혹은 아니면 그리고 vielleicht wahrscheinlich peut etre probablement quizas tal vez forse "
+    "возможно может быть наверное вероятно "
     "或 者 还 還 和 与 與 及 と か や 是"
 )
 VERBS = _set(
@@ -77,13 +78,16 @@ CONCEDING = _set("although though while whereas unlike despite even except besid
 RELATIVE = _set("which who whose where that")
 CONTRASTING = _set("but however instead sondern mais sino aber ma yet")
 # Behind a comma: what is so against what was.
-NOW = _phrases("now | today | nowadays | since then | these days")
+NOW = _phrases(
+    "now | today | nowadays | since then | these days | heute | jetzt | aujourdhui | hoy | ahora | "
+    "сейчас | теперь"
+)
 CLAUSES = CONTRASTING | _set("while whereas although though because so")
 
 # Right before a name: it is said of something else, and counts only where nothing else is said.
 BESIDE = _set(
     "unlike near formerly former previously beside alongside outside toward "
-    "towards until like compared"
+    "towards until like compared fruher ehemals autrefois antiguamente раньше ранее"
 )
 BESIDE_PHRASES = _phrases("used to be | was once | once was | was formerly | was previously")
 DIRECTION_OF = _set("north south east west ahead instead outside northeast northwest southeast "
@@ -105,7 +109,9 @@ NEGATORS = _set(
 NEGATING_PHRASES = _phrases(
     "rather than | instead of | other than | as opposed to | no longer | contrary to | "
     "anything but | no evidence | no reason | idea if | say if | tell if | sure if | "
-    "know if | wonder if | clear if | "
+    "know if | wonder if | clear if | no se si | nao sei se | non so se | "
+    "mas grande que | plus grand que | plus grande que | mayor que | maior que | grosser als | "
+    "kleiner als | groter dan | больше чем | "
     "no such | ruled out | rule out | rules out | no es | no era | non e | no way"
 )
 NOT_NEGATING = _phrases(
@@ -121,6 +127,7 @@ DENIED = _phrases(
     "would be incorrect | ist falsch | is not actually | degil | نہيں | نيست"
 )
 # In a bracket behind a name, or behind a comma: it is the wrong one.
+WRONG = _set("wrong incorrect false falsch faux incorrecto")
 DENIED_ASIDE = _phrases(
     "a common misconception | a common mistake | a common error | a misconception | wrong | "
     "incorrect | not correct | not the right | not the correct | falsch | faux"
@@ -138,7 +145,18 @@ DENIED_BEFORE = (
     "ບໍ່ແມ່ນ",
 )
 DENIED_BEHIND = (
-    *("ではな", "ではあり", "でな", "じゃな", "じゃあり", "아닙", "아닌", "아녜"),
+    *(
+        "ではな",
+        "ではあり",
+        "でな",
+        "じゃな",
+        "じゃあり",
+        "でしたが",
+        "だったが",
+        "아닙",
+        "아닌",
+        "아녜",
+    ),
     *("아니라", "아니다", "아니고", "아니에", "아니야", "아니며", "아니었", "아니지"),
 )
 
