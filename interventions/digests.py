@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from interventions.errors import InterventionsError
 
@@ -63,7 +63,12 @@ def add(digest: Any, value: Any) -> None:
         digest.update(value.tobytes())
         # What decides how it is shown, beside its pixels.
         known = {key: value.info[key] for key in ("transparency", "exif") if key in value.info}
-        add(digest, [value.getpalette(), known])
+        orientation = value.getexif().get(ExifTags.Base.Orientation)
+        if orientation is not None:  # which may be set on the object, or come from elsewhere
+            known["orientation"] = repr(orientation)
+        if value.mode.startswith("I"):
+            known["format"] = value.format
+        add(digest, [value.getpalette(None), known])
     elif isinstance(value, Path):
         digest.update(f"path{os.fspath(value)}".encode())
         if value.is_file():

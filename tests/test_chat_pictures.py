@@ -89,6 +89,7 @@ def test_chats_with_pictures_are_collected_like_prompts(tmp_path: Path) -> None:
         {"text": asked(image(a))},
         {"text": asked({"type": "image"}), "images": path},
         {"text": asked(image(a))[0]},
+        asked(image(a))[0],
         {"text": "Which <image> is it?", "images": b},
         asked(image(b), "Which town?"),
     ]
@@ -96,9 +97,9 @@ def test_chats_with_pictures_are_collected_like_prompts(tmp_path: Path) -> None:
     assert collected.shape[1] == len(rows)
     prompt = model.prompt(asked({"type": "image"}), images=a)
     [expected] = iv.read(model, prompt, [iv.Site("resid_post", [1], prompt.at("last_image"))])
-    for row in range(6):
+    for row in range(7):
         assert relative(torch.from_numpy(collected[:, row]), expected[:, 0]) < FLOOR32, row
-    assert relative(torch.from_numpy(collected[:, 7]), expected[:, 0]) > 0.01
+    assert relative(torch.from_numpy(collected[:, 8]), expected[:, 0]) > 0.01
 
 
 def test_settings_reach_the_rows_that_they_are_for(tmp_path: Path) -> None:
