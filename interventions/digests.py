@@ -82,8 +82,12 @@ def add(digest: Any, value: Any, within: tuple[Any, ...] = ()) -> None:
         digest.update(value.tobytes())
         # What decides how it is shown, beside its pixels.
         known = {key: value.info[key] for key in ("transparency", "exif") if key in value.info}
-        # Orientation may have been set in the tags that are open, which are not in ``info`` yet.
-        add(digest, [value.getpalette(), known, _turned(value)], within)
+        orientation = _turned(value)
+        if orientation is not None:  # which may be set on the object, or come from elsewhere
+            known["orientation"] = repr(orientation)
+        if value.mode.startswith("I"):
+            known["format"] = value.format
+        add(digest, [value.getpalette(None), known], within)
     elif isinstance(value, Path):
         digest.update(f"path{os.fspath(value)}".encode())
         if value.is_file():

@@ -89,6 +89,7 @@ def test_chats_with_pictures_are_collected_like_prompts(tmp_path: Path) -> None:
         {"text": asked(image(a))},
         {"text": asked({"type": "image"}), "images": path},
         {"text": asked(image(a))[0]},
+        asked(image(a))[0],
         {"text": "Which <image> is it?", "images": b},
         asked(image(b), "Which town?"),
     ]
@@ -96,9 +97,9 @@ def test_chats_with_pictures_are_collected_like_prompts(tmp_path: Path) -> None:
     assert collected.shape[1] == len(rows)
     prompt = model.prompt(asked({"type": "image"}), images=a)
     [expected] = iv.read(model, prompt, [iv.Site("resid_post", [1], prompt.at("last_image"))])
-    for row in range(6):
+    for row in range(7):
         assert relative(torch.from_numpy(collected[:, row]), expected[:, 0]) < FLOOR32, row
-    assert relative(torch.from_numpy(collected[:, 7]), expected[:, 0]) > 0.01
+    assert relative(torch.from_numpy(collected[:, 8]), expected[:, 0]) > 0.01
 
 
 def test_settings_reach_the_rows_that_they_are_for(tmp_path: Path) -> None:
@@ -210,3 +211,17 @@ def test_rows_that_cannot_stand_together_are_collected_by_themselves(tmp_path: P
         assert "there is no" in found.reason.values[0]
     np.testing.assert_array_equal(ways[0]["last"].values, ways[1]["last"].values)
     iv.collect(model, rows, site, out=tmp_path / "5", batch_rows=5)
+
+
+def test_rows_of_a_collection_are_judged_one_by_one(tmp_path: Path) -> None:
+    model, a, b = model_of("llava"), noise(30, 40), noise(24, 24, seed=1)
+    rows = [{"text": "<image> What?", "images": one} for one in (a / 255, b.astype(float), a)]
+    with pytest.raises(PictureError, match="Give all in one range"):
+        model.prompt([row["text"] for row in rows], images=[row["images"] for row in rows])
+    one, all_three = (
+        iv.collect(model, rows, LAST, out=tmp_path / str(n), batch_rows=n)["last"].values
+        for n in (1, 3)
+    )
+    assert one.shape[1] == 3
+    np.testing.assert_array_equal(one, all_three)
+    np.testing.assert_array_equal(one[:, 0], one[:, 2])

@@ -290,6 +290,30 @@ def test_a_collection_knows_what_was_in_a_picture_file(tmp_path: Path) -> None:
         iv.collect(model, rows, LAST, **asked)
 
 
+def test_a_picture_is_known_by_all_that_decides_how_it_is_shown() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 4), dtype=np.uint8)
+
+    def turned(image: Image.Image) -> None:
+        image.getexif()[274] = 6
+
+    def made_solid(image: Image.Image) -> None:
+        palette = image.getpalette("RGBA")
+        assert palette is not None
+        solid = [255 if i % 4 == 3 else one for i, one in enumerate(palette)]
+        image.putpalette(bytes(solid), "RGBA")
+
+    for make, change in (
+        (lambda: Image.fromarray(pixels[..., :3]), turned),
+        (lambda: Image.fromarray(pixels).quantize(16), made_solid),
+    ):
+        one, other = make(), make()
+        assert digest_of(one) == digest_of(other)
+        change(other)
+        before, after = (np.asarray(iv.as_picture(image)) for image in (one, other))
+        assert not np.array_equal(before, after)
+        assert digest_of(one) != digest_of(other)
+
+
 def test_a_collection_knows_which_tokens_were_meant(tmp_path: Path) -> None:
     site = {"it": iv.RoleSite("resid_post", [1], "it", -1)}
 

@@ -66,8 +66,8 @@ def collect(
     rows : sequence, or callable
         What :meth:`interventions.Model.prompt` takes for one row: a text, chat messages, or a
         mapping with ``text`` and, if need be, ``images`` (one or several, in any form that
-        :func:`interventions.as_picture` takes; paths are opened when their turn comes) and
-        ``spans``. Items are fetched batch by batch, so a sequence may make
+        :func:`interventions.as_picture` takes, each row judged by itself; paths are opened when
+        their turn comes) and ``spans``. Items are fetched batch by batch, so a sequence may make
         them on demand. Or a function that makes the Prompt of the rows with the given numbers;
         then ``n_rows`` is needed.
     sites : mapping of str to RoleSite

@@ -7,7 +7,7 @@ from typing import Any
 
 from interventions.architectures.processor_settings import image_settings
 from interventions.collecting.batches import Maker, RoleSite
-from interventions.digests import UnknownContent, digest_of
+from interventions.digests import digest_of
 from interventions.errors import PictureError, PromptError, SiteError, did_you_mean
 from interventions.messages import HOLDERS, is_message
 from interventions.model import Model
@@ -81,7 +81,8 @@ def maker_of(model: Model, rows: Sequence[Any], sites: Mapping[str, RoleSite], t
         texts, images, spans = [], [], {name: [] for name in wanted}
         for number in numbers:
             given = rows[number]
-            row = given if isinstance(given, Mapping) else {"text": given}
+            listed = isinstance(given, Mapping) and "role" not in given
+            row = given if listed else {"text": given}
             if unknown := sorted(set(row) - set(ROW_KEYS)):
                 raise PromptError(f"a row has {unknown[0]!r}. {did_you_mean(unknown[0], ROW_KEYS)}")
             if "text" not in row:
@@ -117,7 +118,7 @@ def digest_rows(rows: Sequence[Any] | Maker, numbers: Sequence[int]) -> str | No
             found.append(f"{type(error).__name__}: {error}")
     try:
         return digest_of(*found)
-    except (UnknownContent, OSError):  # a file that cannot be read: the row is set aside
+    except Exception:  # unknown content, or a picture that cannot be read, which is set aside
         return None
 
 
