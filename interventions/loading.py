@@ -14,9 +14,9 @@ from interventions.architectures.blocks import OTHERWISE
 from interventions.architectures.blueprints import default_device, sees
 from interventions.architectures.families import tested
 from interventions.architectures.opening import place_of, reading
-from interventions.architectures.quantisation import check_opens
+from interventions.architectures.quantised_opening import check_opens
+from interventions.architectures.unwrapping import unwrapped
 from interventions.architectures.verification import check_components
-from interventions.architectures.wrapping import unwrapped
 from interventions.errors import LoadError
 from interventions.model import Model
 
@@ -280,7 +280,9 @@ def _wrap_remote(
         **given.arguments,
     )
     with suppress(OSError):  # a checkpoint need not have one; its tokens that end a text count
-        nn._module.generation_config = GenerationConfig.from_pretrained(place, revision=revision)
+        settings = GenerationConfig.from_pretrained(place, revision=revision or "main")
+        module: Any = nn._module
+        module.generation_config = settings
     model = Model(nn, name=place, revision=revision, remote=remote)
     _check_image_token(model)
     return model

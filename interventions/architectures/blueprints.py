@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from interventions.architectures.opening import place_of, reading
-from interventions.architectures.quantisation import check_opens
+from interventions.architectures.quantised_opening import check_opens
 from interventions.errors import InterventionsError, LoadError
 
 

@@ -5,35 +5,15 @@ input by everything that goes through it at once: then the numbers of a row depe
 the padding) that it is run with.
 """
 
-import copy
 from typing import Any
 
 from torch import nn
-
-from interventions.errors import LoadError
 
 EACH_ITS_OWN = (
     *("gptq", "awq", "hqq", "quanto", "aqlm", "eetq", "higgs", "vptq", "spqr", "bitnet", "sinq"),
     *("auto-round", "fbgemm_fp8", "gguf", "mxfp4"),
 )
 """Formats that keep inputs as they are, or round each token's by itself."""
-PACKAGES = {
-    "gptq": "optimum gptqmodel",
-    "awq": "gptqmodel",
-    "auto-round": "auto-round",
-    "bitsandbytes": "bitsandbytes",
-    "compressed-tensors": "compressed-tensors",
-    "torchao": "torchao",
-    "quanto": "optimum-quanto",
-    "hqq": "hqq",
-    "aqlm": "aqlm[gpu,cpu]",
-    "eetq": "eetq",
-    "fbgemm_fp8": "fbgemm-gpu",
-    "quark": "amd-quark",
-    "vptq": "vptq",
-    "spqr": "spqr_quant[gpu]",
-}
-"""What each needs beside transformers, as pip is told."""
 
 
 def quantisation_of(module: nn.Module) -> str | None:
@@ -65,7 +45,7 @@ def dependent_rows(module: nn.Module) -> str | None:
     settings = settings_in(getattr(module, "config", None))
     if not settings:
         return None
-    method, kind = _method(settings), described(settings)
+    method, kind = method_of(settings), described(settings)
     if method == "bitsandbytes":
         loaded = any(_bitsandbytes(part) for part in module.modules())
         coming = settings.get("load_in_8bit") and settings.get("llm_int8_threshold", 6.0) > 0
@@ -108,68 +88,13 @@ def described(settings: dict[str, Any]) -> str:
     >>> described({"load_in_8bit": True})
     'bitsandbytes int8'
     """
-    method = _method(settings)
+    method = method_of(settings)
     if method == "bitsandbytes":
         if settings.get("load_in_8bit"):
             return "bitsandbytes int8"
         return f"bitsandbytes {settings.get('bnb_4bit_quant_type', 'fp4')}"
     bits = next((settings[key] for key in ("bits", "w_bit", "nbits") if settings.get(key)), None)
     return method if bits is None else f"{method} {bits} bit"
-
-
-def check_opens(config: Any, place: str, *, device_map: Any) -> None:
-    """Refuse a quantised checkpoint that transformers cannot open here.
-
-    Parameters
-    ----------
-    config : PretrainedConfig
-    place : str
-        For messages.
-    device_map : str, dict or device
-        Where the weights are to go.
-
-    Raises
-    ------
-    LoadError
-        Says what the format is, what is missing, and what to install.
-    """
-    settings = settings_in(config)
-    if not settings:
-        if getattr(config, "quantization_config", None) is None:
-            return
-        raise LoadError(
-            f"{place!r}: quantization_config in its config.json is empty, so it is not said how "
-            "its weights are packed. Take it out if they are not quantised, or get the file again."
-        )
-    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
-
-    method, kind = _method(settings), described(settings)
-    other = "or use the checkpoint that it was made from, which is not quantised"
-    known = {name.split("_4bit")[0].split("_8bit")[0] for name in AUTO_QUANTIZER_MAPPING}
-    if method not in known:
-        raise LoadError(
-            f"{place!r} is quantised ({kind}), a format that transformers does not open: its "
-            f"packed weights would be taken for missing ones. Use one of {', '.join(sorted(known))}"
-            f"; {other}."
-        )
-    try:
-        # Copies: a quantiser that finds no GPU writes into the settings that it will unpack.
-        quantiser = AutoHfQuantizer.from_config(copy.deepcopy(settings), pre_quantized=True)
-        quantiser.validate_environment(
-            device_map=_as_dict(device_map), dtype=None, weights_only=True
-        )
-    except Exception as error:  # each format raises what it likes
-        needs = PACKAGES.get(method)
-        how = f"Install what it needs (pip install {needs})" if needs else "See to that"
-        raise LoadError(
-            f"{place!r} is quantised ({kind}), and cannot be opened here: {error}\n{how}, {other}."
-        ) from error
-
-
-def _as_dict(device_map: Any) -> Any:
-    if isinstance(device_map, dict) or str(device_map) in ("auto", "balanced", "sequential"):
-        return device_map
-    return {"": device_map}
 
 
 def _bitsandbytes(part: nn.Module) -> str | None:
@@ -191,7 +116,8 @@ def _torchs_own(part: nn.Module) -> str | None:
     return f"torch {'dynamic' if '.dynamic' in made_in else 'static'} {size}"
 
 
-def _method(settings: dict[str, Any]) -> str:
+def method_of(settings: dict[str, Any]) -> str:
+    """Name of the format that a quantisation config's settings say, as transformers calls it."""
     method = settings.get("quant_method")
     if method is None:  # as it was in checkpoints of old
         return "bitsandbytes" if any(key.startswith("load_in_") for key in settings) else "unknown"

@@ -14,9 +14,10 @@ import importlib
 import json
 import pickle
 import re
+import tokenize
 import zlib
 from collections.abc import Iterable
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +181,34 @@ class Luggage:
                     text, libraries = LAZY.format(public=public_names(text)), []
                 path = self.path_of(name)
                 assert path is not None
+                text = for_machines(text)
                 sources[name] = (text, path.name == "__init__.py", libraries)
             self._packed[modules] = zlib.compress(json.dumps(sources).encode(), 9)
         return self._packed[modules]
+
+
+def for_machines(text: str) -> str:
+    """A module's source without docstrings and comments; every line keeps its number.
+
+    Examples
+    --------
+    >>> for_machines("# why\\nx = 1  # one\\n")
+    '\\nx = 1\\n'
+    """
+    lines = text.splitlines(keepends=True)
+    for token in tokenize.generate_tokens(StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column].rstrip() + "\n"
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant):
+            continue
+        start, stop = node.lineno - 1, node.end_lineno or node.lineno
+        before = lines[start][: node.col_offset]
+        alone = not before.strip() and not lines[stop - 1][node.end_col_offset :].strip()
+        if isinstance(node.value.value, str) and alone:
+            lines[start:stop] = [f'{before}""\n', *["\n"] * (stop - start - 1)]
+    return "".join(lines)
 
 
 def within(module: str) -> list[str]:
