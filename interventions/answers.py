@@ -127,7 +127,7 @@ def complete(
     patches = all_of_kind(patches, Patch, "patches", error=PatchError)
     check_patches(model, prompt, patches)
     max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=0, most=MOST_TOKENS)
-    batch_rows = min(whole(batch_rows, "batch_rows", least=1), len(prompt))
+    batch_rows = min(whole(batch_rows, "batch_rows", least=1), MOST_TOKENS)
     stop = None if stop is None else text_of(stop, "stop")
     end = None if end is None else text_of(end, "end")
     on_rows = callback(on_rows, "on_rows")
