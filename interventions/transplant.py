@@ -81,7 +81,6 @@ def transplant(
     for at, what in ((read_at, "read_at"), (write_at, "write_at")):
         of_kind(at, Positions, what, error=PatchError)
     chosen = written_once(layer_list(layers, pair.backbone.n_layers), "layer")
-    check_place(pair.backbone, source, "a transplant", chosen, read_at)
     blocks = pair.backbone.anatomy.self_blocks
     if crossing := sorted({*chosen} - {*blocks}):
         raise PatchError(
@@ -89,6 +88,7 @@ def transplant(
             "block of a language model corresponds to. Leave them out: "
             "pair.backbone.anatomy.self_blocks are the others."
         )
+    check_place(pair.backbone, source, "a transplant", chosen, read_at)
     there = [pair.layer_map[blocks.index(layer)] for layer in chosen]
     if to_layers is not None:
         there = written_once(layer_list(to_layers, pair.vlm.n_layers), "layer")

@@ -195,8 +195,10 @@ def test_maps_of_other_architectures(
 ) -> None:
     made = twins.make(key, tmp_path)
     vlm, backbone = iv.load(made.vlm), iv.load(made.backbone)
-    writer = Writer(CHAT, chat_template_of(vlm.processor, name=key))
-    study = Study(vlm, backbone, data_benchmark(check(made.data), writer))
+    checked = check(made.data)
+    chat = replace(CHAT, brief=checked.map.brief_in("chat"))
+    writer = Writer(chat, chat_template_of(vlm.processor, name=key))
+    study = Study(vlm, backbone, data_benchmark(checked, writer))
     every = np.ones(len(study.benchmark.items), dtype=bool)
     for model, shown in ((backbone, False), (vlm, True)):
         exact = patching_map(study, model, every, shown=shown)

@@ -190,7 +190,7 @@ def test_a_failed_write_leaves_the_store_as_it_was(tmp_path: Path) -> None:
     store = Store(tmp_path, {"seed": 0})
     store.put("one", xr.Dataset({"a": ("x", [1.0, 2.0])}))
     with pytest.raises(Exception, match=r".*"):
-        store.put("two", xr.Dataset({"a": ("x", np.array([1j]))}))
+        store.put("two", xr.Dataset({"a": ("x", np.zeros(1, dtype=[("b", int)]))}))
     assert store.stages() == ["one"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.nc", "settings.json"]
 

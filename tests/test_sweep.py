@@ -513,6 +513,9 @@ print("done", flush=True)
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    # As new as the child's: what other tests put on a model is part of what a sweep is bound to.
+    model_of.cache_clear()
+    case_of.cache_clear()
     case = case_of("llama", torch.float32, "sdpa")
     times = 3
     child = CHILD.format(tests=str(Path(__file__).parent), out=str(tmp_path), times=times)

@@ -112,7 +112,7 @@ def test_a_request_is_small(pair_of: PairOf) -> None:
     iv.run(there, case.prompt, patches=[iv.Patch("resid_post", 1, case.place, value)])
     tensors = sum(one.numel() * one.element_size() for one in case.prompt.inputs.values())
     assert len(sizes) == 1
-    assert sizes[0] - tensors < 65_000
+    assert sizes[0] - tensors < 68_000
 
 
 def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
