@@ -19,7 +19,7 @@ import pytest
 import tiny
 import torch
 import xarray as xr
-from families import PATHS, Case, case_of
+from families import PATHS, Case, case_of, model_of
 from floors import relative
 
 import interventions as iv
