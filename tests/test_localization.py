@@ -193,12 +193,10 @@ def test_agreement_of_few_entities_and_of_nothing() -> None:
 def test_maps_of_other_architectures(
     key: str, method: str, roles: list[str], tmp_path: Path
 ) -> None:
-    made = twins.make(key, tmp_path)
+    made = twins.make(key, tmp_path, brief=False)
     vlm, backbone = iv.load(made.vlm), iv.load(made.backbone)
-    checked = check(made.data)
-    chat = replace(CHAT, brief=checked.map.brief_in("chat"))
-    writer = Writer(chat, chat_template_of(vlm.processor, name=key))
-    study = Study(vlm, backbone, data_benchmark(checked, writer))
+    writer = Writer(CHAT, chat_template_of(vlm.processor, name=key))
+    study = Study(vlm, backbone, data_benchmark(check(made.data), writer))
     every = np.ones(len(study.benchmark.items), dtype=bool)
     for model, shown in ((backbone, False), (vlm, True)):
         exact = patching_map(study, model, every, shown=shown)

@@ -98,12 +98,12 @@ def words(model: iv.Model, ids: Sequence[int], ends: set[int]) -> str:
     return " ".join(re.findall("[A-Za-z0-9]+", text.split("\n")[0]))
 
 
-def asked(vlm: iv.Model, backbone: iv.Model, checked: Checked) -> dict[str, list[list[int]]]:
+def asked(
+    vlm: iv.Model, backbone: iv.Model, checked: Checked, *, brief: bool
+) -> dict[str, list[list[int]]]:
     """What each model says, by who is asked of what: to names, to pictures, and as names."""
-    writer = Writer(
-        replace(CHAT, brief=checked.map.brief_in("chat")),
-        chat_template_of(vlm.processor, name="twin"),
-    )
+    chat = replace(CHAT, brief=checked.map.brief_in("chat") if brief else None)
+    writer = Writer(chat, chat_template_of(vlm.processor, name="twin"))
     benchmark = data_benchmark(checked, writer)
     study = Study(vlm=vlm, backbone=backbone, benchmark=benchmark)
     found: dict[str, list[list[int]]] = {"text": [], "image": [], "name": []}
@@ -115,15 +115,15 @@ def asked(vlm: iv.Model, backbone: iv.Model, checked: Checked) -> dict[str, list
     return found
 
 
-def make(key: str, folder: Path) -> Folders:
-    """Write a published pair's twins and their items to a folder."""
+def make(key: str, folder: Path, *, brief: bool = True) -> Folders:
+    """Write a published pair's twins and their items to a folder; ``brief``: as a study asks."""
     pair = PUBLISHED[key]
     folder.mkdir(parents=True, exist_ok=True)
     vlm = opened(pair.vlm)
     backbone = vlm if pair.same_weights else opened(pair.backbone)
     rows = rows_of(folder)
     data = written(folder / "items.jsonl", rows)
-    heard = asked(vlm, backbone, check(data))
+    heard = asked(vlm, backbone, check(data), brief=brief)
     sequences = [ids for several in heard.values() for ids in several]
     ends = endings(sequences) | vlm.end_ids | backbone.end_ids
     for i, row in enumerate(rows):
