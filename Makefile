@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEWEST := .venv-newest
 
-.PHONY: help study test test-newest test-ndif bench lint setup train figures clean
+.PHONY: help study test test-newest test-ndif golden bench lint setup train figures clean
 
 help:
 	@echo "make study    the two-hop study on both embedded pairs; report in runs/"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-ndif  a real NDIF server on loopback, and the operations on it"
 	@echo "make setup    only the environment, in $(VENV)"
 	@echo "make train    retrain the embedded pairs from scratch (about 45 minutes)"
+	@echo "make golden BEFORE=COMMIT  whether studies and operations give the numbers they gave"
 	@echo "make bench    time sweeps, attribution, probes and collection beside other libraries"
 	@echo "make figures  remake the figure of the README from runs/"
 
@@ -57,6 +58,16 @@ test-newest:
 test-ndif: $(READY)
 	@examples/ndif/setup.sh .venv-ndif
 	@$(BIN)/python tests/ndif/launch.py
+
+# The code of a commit and the code that is here run the same; what they gave is compared.
+GOLDEN = $(CURDIR)/runs/golden
+golden: $(READY)
+	@test -n "$(BEFORE)" || { echo "Name a commit to compare with: make golden BEFORE=main"; exit 2; }
+	@commit=$$(git rev-parse --short "$(BEFORE)") && code=$(GOLDEN)/$$commit/code && \
+	  mkdir -p $$code && git archive $$commit | tar -x -C $$code && \
+	  (cd $$code && PYTHONPATH=$$code $(CURDIR)/$(BIN)/python tests/golden.py make ../gave) && \
+	  rm -rf $(GOLDEN)/here && $(BIN)/python tests/golden.py make $(GOLDEN)/here && \
+	  $(BIN)/python tests/golden.py compare $(GOLDEN)/$$commit/gave $(GOLDEN)/here
 
 train: $(READY)
 	@$(BIN)/twohop train flags
