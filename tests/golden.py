@@ -92,7 +92,9 @@ def operations(out: Path) -> Iterator[tuple[str, xr.Dataset]]:
             yield f"attribute-{method}-{kind}", scores
         every = iv.Site("resid_post", slice(None), clean.at("last"))
         [last] = iv.read(model, clean, [every])
-        tokens = iv.run(model, clean).logits.topk(5).indices
+        logits = iv.run(model, clean).logits
+        assert logits is not None
+        tokens = logits.topk(5).indices
         logprob, rank = iv.lens(model, last, tokens)
         axes = ("layer", "row", "token")
         yield f"lens-{kind}", xr.Dataset({"logprob": (axes, logprob), "rank": (axes, rank)})
