@@ -59,7 +59,9 @@ def make_prompt(
 
     def count(tensors: dict[str, torch.Tensor], tokens: int) -> int | None:
         known = model.feature_counts
-        return feature_count(model.module, anatomy, tensors, tokens=tokens, known=known)
+        return feature_count(
+            model.module, anatomy, tensors, tokens=tokens, known=known, told=bool(settings)
+        )
 
     rows = []
     for i, (one, pictures) in enumerate(zip(written, per_row, strict=True)):
