@@ -110,11 +110,12 @@ class ChatTemplate:
 
     def _going_on(self, messages: Sequence[Message]) -> bool:
         last = messages[-1]
-        own = last.role in ASSISTANTS and not last.silent
+        called = last.silent or last.calls  # what stands behind a call would be cut off
+        own = last.role in ASSISTANTS and not called
         wanted = self.settings.get(CONTINUE)
         if wanted is None:
             wanted = own and not self.settings.get(GENERATE)
-        if wanted and (last.silent or not last.parts or not isinstance(last.parts[-1], str)):
+        if wanted and (called or not last.parts or not isinstance(last.parts[-1], str)):
             raise PromptError(
                 f"the last message ({last.role!r}) does not end with a text that could be gone on "
                 f"with. Give it one, or set template_kwargs={{{CONTINUE!r}: False}}."
@@ -130,6 +131,8 @@ class ChatTemplate:
             try:
                 text = self._render(probes, forms, going_on=going_on, extra=EXTRA)
             except PromptError as error:
+                if self._wants_no_pictures(error, probes, forms):
+                    raise
                 refused = refused or error
                 continue
             missing = self._missing(messages, text)
@@ -161,6 +164,19 @@ class ChatTemplate:
             if shown != n_images:
                 return f"writes {shown} image(s), and the messages have {n_images}"
         return None
+
+    def _wants_no_pictures(
+        self, error: PromptError, probes: Sequence[Message], forms: Sequence[bool]
+    ) -> bool:
+        """Whether the template says itself that pictures have no place here, in whatever form."""
+        if type(error.__cause__).__name__ != "TemplateError":  # as raise_exception() raises
+            return False
+        bare = [probe.without_pictures() for probe in probes]
+        try:
+            self._render(bare, forms, going_on=False)
+        except PromptError:
+            return False
+        return any(probe.pictures for probe in probes)
 
     def _order(self, messages: Sequence[Message], probe: str) -> list[Any]:
         """The pictures in the order in which the template writes their places."""
@@ -290,6 +306,8 @@ def find_chat_template(
     """
     source = processor if getattr(processor, "chat_template", None) else tokenizer
     settings = dict(settings or {})
+    if settings.get(GENERATE) and settings.get(CONTINUE):
+        raise PromptError(f"template_kwargs: give either {GENERATE!r} or {CONTINUE!r}.")
     jinja = _chosen(getattr(source, "chat_template", None), settings, name)
     arguments = _arguments(jinja, name)
     for key, value in settings.items():

@@ -44,7 +44,12 @@ def shown(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a number or text of numpy or torch as Python's own; anything else as it is."""
+    """Return a number or text of numpy or torch as Python's own; anything else as it is.
+
+    A text of a class of its own is its letters, while ``str()`` of an Enum's member is its name.
+    """
+    if isinstance(value, str):
+        return str.__str__(value)
     if isinstance(value, torch.Tensor):
         return value if value.ndim or value.device.type == "meta" else value.item()
     if isinstance(value, np.generic | np.ndarray) and not value.ndim:
@@ -160,7 +165,7 @@ def text_of(value: Any, what: str, *, error: Refusal = PromptError) -> str:
             found.encode()
         except UnicodeEncodeError:
             raise error(f"{what} is {shown(value)}, which holds half a character.") from None
-        return str(found)
+        return found
     raise error(f"{what} is {shown(value)}. Expected a text (str).")
 
 
@@ -199,7 +204,7 @@ def _in_a_row(given: Any) -> bool:
 def one_or_several(given: Any, what: str, *, error: Refusal = PromptError) -> Any:
     """Return one text as a str, or several things as a list, whatever they are."""
     one = plain(given)
-    return str(one) if isinstance(one, str) else [plain(each) for each in several(given, what)]
+    return one if isinstance(one, str) else [plain(each) for each in several(given, what)]
 
 
 def names(given: Any, what: str, *, error: Refusal = PromptError, once: bool = False) -> list[str]:
@@ -217,7 +222,7 @@ def names(given: Any, what: str, *, error: Refusal = PromptError, once: bool = F
     """
     one = plain(given)
     if isinstance(one, str):
-        return [str(one)]
+        return [one]
     found = [plain(each) for each in several(given, what, error=error, expected="texts")]
     for i, each in enumerate(found):
         if not isinstance(each, str):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from interventions.errors import PromptError
+from interventions.given import plain
 
 HOLDERS = ("image", "path", "url", "base64", "data", "bytes", "image_url", "source")
 """Where an image part may hold its picture."""
@@ -17,8 +18,11 @@ TEXTS = ("text", "input_text", "output_text")
 IMAGES = ("image", "image_url", "input_image")
 SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 """What Qwen's own tools read from an image part, and no processor does."""
-SILENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+CALLS = ("tool_calls", "function_call")
+SILENT = (*CALLS, "reasoning_content", "reasoning", "thinking")
 """What a message may hold in place of a content."""
+BESIDE = ("image", "images", "image_url", "image_urls", "video", "videos", "audio", "audios")
+"""Where other programs look for what a message shows: beside its content. No template does."""
 ROLES = "such as {'role': 'user', 'content': 'What is the capital of France?'}"
 
 
@@ -61,6 +65,15 @@ class Message:
     def texts(self) -> list[str]:
         """Its texts."""
         return [part for part in self.parts if isinstance(part, str)]
+
+    @property
+    def calls(self) -> bool:
+        """Whether it ends with a call of a tool."""
+        return any(self.more.get(key) for key in CALLS)
+
+    def without_pictures(self) -> "Message":
+        """Return the message with its texts only."""
+        return replace(self, parts=tuple(self.texts) or ("",))
 
     def with_texts(self, texts: Sequence[str]) -> "Message":
         """Return the message with other texts in the places of its own."""
@@ -126,13 +139,19 @@ def _message(given: Any, i: int) -> Message:
             f"{where} of a chat is {type(given).__name__} {str(given)[:60]!r}; expected a mapping, "
             f"{ROLES}."
         )
-    role = given.get("role")
+    role = plain(given.get("role"))
     if not isinstance(role, str) or not role:
         raise PromptError(
             f"{where} of a chat has the role {role!r} and the keys {sorted(map(str, given))}; "
             f"expected a role and a content, {ROLES}."
         )
     more = {str(k): v for k, v in given.items() if k not in ("role", "content") and v is not None}
+    shown = [key for key in BESIDE if key in more and not _empty(more[key])]
+    if shown:
+        raise PromptError(
+            f"{where} ({role!r}) holds {shown[0]!r} beside its content, where no template looks. "
+            "Make it a part of the content: [{'type': 'image', 'image': ...}, 'What is this?']."
+        )
     content = given.get("content")
     if content is None:
         if "content" not in given and not set(more) & {*SILENT}:
@@ -143,16 +162,20 @@ def _message(given: Any, i: int) -> Message:
         calls = bool(set(more) & {*SILENT})
         return Message(role, () if calls else ("",), silent=calls, more=more)
     if isinstance(content, str):
-        return Message(role, (str(content),), more=more)
+        return Message(role, (plain(content),), more=more)
     if isinstance(content, Mapping) or not isinstance(content, list | tuple):
         content = [content]
     parts = tuple(_part(one, f"part {k} of {where} ({role!r})") for k, one in enumerate(content))
     return Message(role, parts or ("",), as_text=False, more=more)
 
 
+def _empty(value: Any) -> bool:
+    return isinstance(value, str | list | tuple) and not value
+
+
 def _part(given: Any, where: str) -> str | Picture:
     if isinstance(given, str):
-        return str(given)
+        return plain(given)
     if not isinstance(given, Mapping):
         if given is None or isinstance(given, bool | int | float | list | tuple):
             raise PromptError(
@@ -177,7 +200,7 @@ def _part(given: Any, where: str) -> str | Picture:
                 f"{where} is a text and holds {' and '.join(held)} too: {_brief(given)}. Give the "
                 "picture a part of its own."
             )
-        return str(text)
+        return plain(text)
     if kind not in IMAGES:
         raise PromptError(
             f"{where} is of type {kind!r}: {_brief(given)}. Parts are texts, "

@@ -173,6 +173,9 @@ def eight_bits(array: np.ndarray) -> np.ndarray:
             said += ": almost black, or 8 bits in a wider type. Give uint8, or 0 to 65535"
             raise PictureError("image_values", said)
         return (array >> 8).astype(np.uint8)
+    if max(tops) == 1 and array.dtype.itemsize > 1:
+        said += ": white is 1, as in a mask, or 255 and this is almost black"
+        raise PictureError("image_values", f"{said}. Give (value * 255).astype('uint8'), or bools")
     if max(tops) > WHITE:
         said += ": which number is white is not known. Give uint8, or uint16 for 16 bits"
         raise PictureError("image_values", said)

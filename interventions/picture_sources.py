@@ -20,6 +20,7 @@ from interventions.picture_numbers import images_of_batch, is_array
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 QUOTED = 80  # characters of a text that are repeated in a message
+TEXT_FILE = "a file of text; open it in binary mode, 'rb'"
 
 
 def located(value: Any, folder: Path) -> Path | bytes | Image.Image | Any:
@@ -142,8 +143,11 @@ def _stored(value: Mapping[Any, Any], folder: Path) -> Path | bytes | Image.Imag
 
 def _read(file: Any) -> bytes:
     """Bytes of an open file from its beginning; it is left where it was."""
+    if isinstance(file, io.TextIOBase):
+        raise PictureError("wrong_type", TEXT_FILE)
+    can_seek = getattr(file, "seekable", lambda: hasattr(file, "seek"))  # mmap does not say
     try:
-        here = file.tell() if file.seekable() else None
+        here = file.tell() if can_seek() else None
         if here is not None:
             file.seek(0)
         data = file.read()
@@ -152,7 +156,7 @@ def _read(file: Any) -> bytes:
     except Exception as error:  # a closed file, and whatever else can be read from raises
         raise PictureError("image_unreadable", f"the file cannot be read: {error}") from error
     if not isinstance(data, bytes | bytearray | memoryview):
-        raise PictureError("wrong_type", "a file of text; open it in binary mode, 'rb'")
+        raise PictureError("wrong_type", TEXT_FILE)
     return bytes(data)
 
 

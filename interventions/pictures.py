@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from interventions.errors import PictureError
 from interventions.picture_numbers import eight_bits, image_of_numbers
@@ -22,7 +22,8 @@ from interventions.picture_sources import located
 LONGEST_TO_SHORTEST = 200
 """Of a longer picture, some processors refuse the shape, and others blow it up beyond memory."""
 WHITE = 255
-PHOTOMETRIC, BITS_PER_SAMPLE = 262, 258  # of TIFF: whether 0 is black, and the depth
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+"""Of TIFF: the depth, whether 0 is black, and whether numbers have a sign."""
 GREY_STEPS = {"L;2": (3, 85), "L;4": (15, 17)}
 """Of PNGs of few grey levels, as PIL calls them: the highest level, and how far two are apart."""
 
@@ -45,7 +46,8 @@ def as_picture(value: Any, *, folder: str | os.PathLike[str] | None = None) -> I
           3 or 4 (RGB, and alpha) channels, or 2 (grey and alpha) as the last axis. Where first
           and last axis could both be the channels, as in 3 x 40 x 3, it is refused.
         - bool: white where true. uint8: 0 to 255. uint16: 0 to 65535; refused where nothing is
-          above 255, as it may then be 8 bits in a wider type. Other integers: 0 to 255.
+          above 255, as it may then be 8 bits in a wider type. Other integers: 0 to 255; refused
+          where the highest is 1, as in a mask.
         - Floats: 0 to 1 where nothing is above 1, else 0 to 255, rounded. Refused are negative
           numbers (normalised already), NaN, and what could be either range: nothing but zeros
           and ones, or fractions of which the highest is between 1 and 16.
@@ -84,7 +86,9 @@ def opened(found: Path | bytes | Image.Image | Any) -> Image.Image:
     PictureError
         As :func:`as_picture`.
     """
+    lenient = ImageFile.LOAD_TRUNCATED_IMAGES  # other libraries set it, to see half a picture
     try:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
         # A file may be larger than it says; what PIL only warns of is refused.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -108,6 +112,8 @@ def opened(found: Path | bytes | Image.Image | Any) -> Image.Image:
         said = str(error) or type(error).__name__
         reason = "image_truncated" if "truncated" in said.lower() else "image_unreadable"
         raise PictureError(reason, said) from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def _content(path: Path) -> bytes:
@@ -122,6 +128,8 @@ def _content(path: Path) -> bytes:
 
 
 def _shown(image: Image.Image) -> Image.Image:
+    if isinstance(image, ImageFile.ImageFile) and not hasattr(image, "fp"):
+        image = image.copy()  # one that was pickled: its pixels are there, its file is not
     _check_size(*image.size)
     frame, first = image.tell(), getattr(image, "_min_frame", 0)  # the first of a PSD is 1
     if frame != first:
@@ -131,7 +139,7 @@ def _shown(image: Image.Image) -> Image.Image:
             f"image.copy() to show this frame, or image.seek({first}) before",
         )
     raw, bits = _raw_mode(image), _bits(image)  # the file knows; forgotten once it is loaded
-    upright = ImageOps.exif_transpose(image)
+    upright = _upright(image)
     _check_size(*upright.size)  # a file may hold more than its header says
     key = upright.info.get("transparency")  # a colour that is seen through
     if upright.mode.startswith("I") or upright.mode == "F":
@@ -154,6 +162,16 @@ def _shown(image: Image.Image) -> Image.Image:
     return shown
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # so that what is wrong with the pixels is not said of EXIF
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # as with files, damaged data raise whatever they lead to
+        image._exif = None  # PIL keeps what it has read so far, and would not complain again
+        said = f"its EXIF or XMP data are damaged, so which side is up is not known: {error}"
+        raise PictureError("image_unreadable", f"{said}. Save it without them") from error
+
+
 def _raw_mode(image: Image.Image) -> str | None:
     """How an unloaded PNG keeps its pixels; empty for another file; None where it is not known."""
     if image.format not in (None, "PNG"):
@@ -165,9 +183,12 @@ def _raw_mode(image: Image.Image) -> str | None:
 def _bits(image: Image.Image) -> int | None:
     """How many bits of a wide mode are used, where the file has said so."""
     tags = getattr(image, "tag_v2", {})
-    if image.mode.startswith("I;16") and tags.get(PHOTOMETRIC) == 0:
-        said = "a 16-bit TIFF in which 0 is white is not read right; save it with 0 as black"
-        raise PictureError("image_values", said)
+    if image.mode.startswith(("I", "F")) and tags.get(PHOTOMETRIC) == 0:
+        said = "a TIFF of more than 8 bits in which 0 is white is not read right"
+        raise PictureError("image_values", f"{said}; save it with 0 as black")
+    if image.mode == "L" and tags.get(SAMPLE_FORMAT) == (2,):
+        said = "a TIFF of numbers with a sign, which are read as if they had none"
+        raise PictureError("image_values", f"{said}; save it as uint8")
     if image.mode.startswith("I;16") and image.format is not None:
         return 12 if tags.get(BITS_PER_SAMPLE) == (12,) else 16
     return 16 if image.mode == "I" and image.format in ("PNG", "PPM") else None

@@ -59,7 +59,9 @@ def make_prompt(
 
     def count(tensors: dict[str, torch.Tensor], tokens: int) -> int | None:
         known = model.feature_counts
-        return feature_count(model.module, anatomy, tensors, tokens=tokens, known=known)
+        return feature_count(
+            model.module, anatomy, tensors, tokens=tokens, known=known, told=bool(settings)
+        )
 
     rows = []
     for i, (one, pictures) in enumerate(zip(written, per_row, strict=True)):
@@ -142,7 +144,7 @@ def _check_begin(model: "Model", rows: Sequence[Written]) -> None:
     if not begin:
         return
     for i, row in enumerate(rows):
-        if row.text.startswith(begin * 2):
+        if _n_begins(model, row, begin, adds) > 1:
             warnings.warn(
                 f"row {i} begins with {begin!r} twice, as it is written. {model.name} was trained "
                 "with one: write it once, or leave it to the tokenizer.",
@@ -157,6 +159,17 @@ def _check_begin(model: "Model", rows: Sequence[Written]) -> None:
                 PromptWarning,
                 stacklevel=4,
             )
+
+
+def _n_begins(model: "Model", row: Written, begin: str, adds: bool) -> int:
+    """How many begin tokens there will be before a row says anything, be it behind its images."""
+    # Llama 3.2 Vision is given one behind an image that a text begins with.
+    mark = None if model.anatomy.cross_blocks else model.image_token
+    ahead = "|".join(re.escape(one) for one in (begin, mark) if one)
+    found = re.match(rf"(?:\s|{ahead})*", row.text)
+    front = found[0] if found else ""
+    by_processor = bool(mark) and mark in front and model.anatomy.family.processor_begins
+    return front.count(begin) + (by_processor or (adds and not row.text.startswith(begin)))
 
 
 def _begins(model: "Model", row: Written) -> bool:

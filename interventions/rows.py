@@ -282,6 +282,11 @@ def build_row(
         for key, value in (encoded.items() if images else ())
         if torch.is_tensor(value) and key not in LEFT_OUT
     }
+    if wrong := [key for key, value in tensors.items() if not value.isfinite().all()]:
+        raise PromptError(
+            f"the processor made {wrong[0]} that are not finite. Look at its rescale_factor, "
+            f"image_mean and image_std, and at processor_kwargs, {dict(settings or {})}."
+        )
     aligned = {key: tensors.pop(key)[0] for key in SEQUENCE_KEYS if key in tensors}
     shown = len(roles.get("image", ()))
     unfilled = 0 if image_token_id is None else ids.count(image_token_id) - shown
@@ -332,5 +337,6 @@ def _check_count(tokens: int, features: int | None, processor: Any) -> None:
         raise PromptError(
             f"{type(processor).__name__} wrote {tokens} image tokens, but the model will make "
             f"{features} image features of these images. The processor does not belong to this "
-            "model, or lacks its patch_size or vision_feature_select_strategy."
+            "model, lacks its patch_size or vision_feature_select_strategy, or was told a size "
+            "that the model does not take."
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from interventions.chats import ChatTemplate, find_chat_template
 from interventions.errors import PromptError
+from interventions.given import plain
 from interventions.messages import Message, Picture, is_message, read_messages
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def read_rows(text: Any) -> list[str | list[Message]]:
         If something is neither.
     """
     if isinstance(text, str):
-        return [text]
+        return [plain(text)]
     if is_message(text):
         return [read_messages([text])]
     if not isinstance(text, Iterable) or isinstance(text, bytes | bytearray):
@@ -72,7 +73,7 @@ def read_rows(text: Any) -> list[str | list[Message]]:
 
 def _row(one: Any) -> str | list[Message]:
     if isinstance(one, str):
-        return str(one)
+        return plain(one)
     if is_message(one) or not isinstance(one, Iterable) or isinstance(one, bytes | bytearray):
         raise _no_row(one)
     return read_messages(one)

@@ -72,6 +72,30 @@ SMOLVLM = (  # a text for the system, parts for the others
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endif %}"
     "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+LLAMA32_VISION = (  # takes either; refuses images beside a system message
+    "{{ bos_token }}{% set ns = namespace(seen=false) %}{% for message in messages %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "{% set ns.seen = true %}{% endif %}{% endfor %}{% endfor %}"
+    "{% if messages[0]['role'] == 'system' and ns.seen %}"
+    "{{ raise_exception('Prompting with images is incompatible with system messages.') }}"
+    "{% endif %}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "{{ '<|image|>' }}{% else %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+TEXTS_ONLY = (  # says itself that it takes no parts
+    "{% for message in messages %}{% if message['content'] is not string %}"
+    "{{ raise_exception('Content must be a string') }}{% endif %}"
+    "{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+)
+CALLING = (  # writes calls of tools behind what is said
+    "{% for message in messages %}{{ '<' + message['role'] + '>' + (message['content'] or '') }}"
+    "{% for call in message['tool_calls'] or [] %}{{ '[CALL]' + call['name'] }}{% endfor %}"
+    "{{ '<end>' }}{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
 
 AS_PARTS = {"llava": LLAVA, "qwen_vl": QWEN_VL}
 AS_TEXT = {

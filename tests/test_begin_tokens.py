@@ -110,6 +110,35 @@ def test_two_that_were_written_are_said() -> None:
         model_of("llama").prompt(CHAT, template_kwargs=doubled)
 
 
+@pytest.mark.parametrize("name", sorted(BEGIN))
+@pytest.mark.parametrize("front", ["\n{0}", " {0}", "{0} {0}", "{0}\n{0}", "\n{0}\n{0}"])
+def test_a_begin_token_that_does_not_begin_a_text_is_said(name: str, front: str) -> None:
+    model = model_of(name)
+    with pytest.warns(PromptWarning, match="begins with .* twice"):
+        ids = ids_of(model, front.format(model.tokenizer.bos_token) + "What is it?")
+    assert begins(model, ids) > 1
+
+
+@pytest.mark.parametrize("name", [name for name in tiny.VLMS if name in BEGIN])
+@pytest.mark.parametrize("front", ["{1}{0}", "{1}\n{0}", "{0}{1}{0}", "\n{0}{1}"])
+def test_a_begin_token_behind_an_image_is_said(name: str, front: str) -> None:
+    model = model_of(name)
+    begin, mark = model.tokenizer.bos_token, model.image_token
+    text = front.format(begin, mark) + "What is it?"
+    if name == "mllama" and not text.startswith("\n"):  # it is trained with it
+        model.prompt(text, images=PICTURE)
+        return
+    with pytest.warns(PromptWarning, match="begins with .* twice"):
+        ids = ids_of(model, text, images=PICTURE)
+    assert begins(model, ids) == 2
+
+
+def test_begin_tokens_of_later_turns_are_as_written() -> None:
+    model = model_of("mistral")
+    begin = model.tokenizer.bos_token
+    assert begins(model, ids_of(model, f"{begin}What is it?{begin}And this?")) == 2
+
+
 def retokenized(name: str, *, front: bool, back: bool) -> iv.Model:
     """A model whose tokenizer adds a begin token, an end token, or neither."""
     module, processor = tiny.build(name)

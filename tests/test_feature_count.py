@@ -130,3 +130,31 @@ def test_counting_changes_no_number() -> None:
     assert torch.equal(first, again)
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("llava", {"crop_size": 8}),
+        ("llava", {"do_center_crop": False}),
+        ("gemma3", {"size": {"height": 64, "width": 64}}),
+        ("paligemma", {"size": {"height": 8, "width": 8}}),
+        ("internvl", {"size": {"height": 8, "width": 8}}),
+        ("idefics3", {"max_image_size": {"longest_edge": 8}}),
+        ("qwen2_5_vl", {"rescale_factor": float("nan")}),
+    ],
+)
+def test_images_that_the_model_cannot_read_are_refused_before_it_runs(name: str, told: Any) -> None:
+    model = model_of(name)
+    before = model.prompt("<image>is it", images=PICTURE)
+    with pytest.raises(PromptError, match="processor"):
+        model.prompt("<image>is it", images=PICTURE, processor_kwargs=told)
+    after = model.prompt("<image>is it", images=PICTURE)
+    assert all(torch.equal(value, before.inputs[key]) for key, value in after.inputs.items())
+
+
+@pytest.mark.parametrize("name", [name for name in TOKENED if name != "llama4"])
+def test_images_in_other_colours_are_read(name: str) -> None:
+    model = model_of(name)
+    grey = model.prompt("<image>is it", images=PICTURE, processor_kwargs={"do_normalize": False})
+    assert grey.roles == model.prompt("<image>is it", images=PICTURE).roles

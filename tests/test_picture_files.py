@@ -1,6 +1,9 @@
 """Files and image objects are shown as people see them: upright, first frame, on white."""
 
+import copy
 import io
+import mmap
+import pickle
 import re
 import struct
 from collections.abc import Callable
@@ -216,6 +219,38 @@ def test_an_image_object_is_left_as_it_was() -> None:
     file.seek(11)
     iv.as_picture(file)
     assert file.tell() == 11
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "AVIF"])
+@pytest.mark.parametrize("again", [lambda one: pickle.loads(pickle.dumps(one)), copy.deepcopy])
+def test_an_image_object_that_was_pickled_is_what_it_was(kind: str, again: Any) -> None:
+    a = noise(32, 24)
+    data = oriented(a, 6, kind) if kind not in ("GIF", "BMP") else encoded(Image.fromarray(a), kind)
+    loaded = reopened(data)
+    loaded.load()
+    for image in (reopened(data), loaded):
+        np.testing.assert_array_equal(pixels(again(image)), pixels(data))
+    chat = [{"role": "user", "content": [{"type": "image", "image": reopened(data)}]}]
+    (part,) = again(chat)[0]["content"]
+    np.testing.assert_array_equal(pixels(part["image"]), pixels(data))
+
+
+def test_files_that_say_little_of_themselves(tmp_path: Path) -> None:
+    class Answer:
+        """As of a request: it can be read, once."""
+
+        def read(self) -> bytes:
+            return data
+
+    data = encoded(Image.fromarray(noise()))
+    with (
+        saved(tmp_path, data).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+    ):
+        mapped.seek(5)
+        np.testing.assert_array_equal(pixels(mapped), noise())
+        assert mapped.tell() == 5
+    np.testing.assert_array_equal(pixels(Answer()), noise())
 
 
 def test_objects_whose_file_is_gone(tmp_path: Path) -> None:

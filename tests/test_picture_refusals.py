@@ -1,6 +1,7 @@
 """What is no picture, or could be two, is refused with the reason."""
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from picture_forms import (
     reopened,
     saved,
 )
-from PIL import Image
+from PIL import Image, ImageFile
 
 import interventions as iv
 from interventions.errors import PictureError, PromptError
@@ -28,6 +29,25 @@ from twohop.entities.reasons import REASONS
 def tiff_with_white_as_zero() -> bytes:
     image = Image.fromarray(np.full((6, 6), 40_000, np.uint16))
     return encoded(image, "TIFF", tiffinfo={262: 0})
+
+
+def tiff(samples: np.ndarray, photometric: int, sample_format: int) -> bytes:
+    """A grey TIFF, written by hand."""
+    (height, width), bits = samples.shape, samples.itemsize * 8
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric),
+            (273, 8 + 2 + 10 * 12 + 4), (277, 1), (278, height), (279, samples.nbytes),
+            (339, sample_format)]  # fmt: skip
+    body = b"".join(
+        struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, n) for tag, n in tags
+    )
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    return head + body + bytes(4) + samples.tobytes()
+
+
+def with_damaged_exif() -> Image.Image:
+    image = Image.fromarray(noise())
+    image.info["exif"] = b"Exif\0\0garbage"
+    return image
 
 
 REFUSED: dict[str, tuple[str, Any]] = {
@@ -80,6 +100,21 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "8 bits of colour, 16 of alpha": (
         "image_values", np.dstack([noise(), np.full((HEIGHT, WIDTH), 65535, np.uint16)])
     ),
+    "white as zero, in floats": (
+        "image_values", tiff((noise(channels=1) / 255).astype("<f4"), 0, 3)
+    ),
+    "8 bits with a sign, in a TIFF": ("image_values", tiff((noise(channels=1) >> 1), 1, 2)),
+    "damaged EXIF": ("image_unreadable", with_damaged_exif()),
+    "a mask of int64": ("image_values", (noise(channels=1) > 99).astype(np.int64)),
+    "a mask of int32 in torch": (
+        "image_values", torch.from_numpy((noise() > 99).astype(np.int32))
+    ),
+    "a mask of int16, with alpha": (
+        "image_values", (noise(channels=4) > 99).astype(np.int16)
+    ),
+    "a mask in PIL's I": (
+        "image_values", Image.fromarray((noise(channels=1) > 99).astype(np.int32))
+    ),
     "masked": ("image_values", np.ma.masked_less(noise(), 9)),
     "objects": ("wrong_type", noise().astype(object)),
     "complex": ("wrong_type", noise().astype(complex)),
@@ -130,6 +165,37 @@ def test_too_many_pixels_are_refused_in_every_form(monkeypatch: pytest.MonkeyPat
         assert refused.value.reason == "image_too_large"
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     np.testing.assert_array_equal(pixels(data), a)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
+def test_half_a_picture_is_refused_where_others_let_pil_read_it(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded(Image.fromarray(noise(64, 64)), kind)
+    cut = data[: len(data) // 2]
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    for form in (cut, reopened(cut), io.BytesIO(cut)):
+        with pytest.raises(PictureError) as refused:
+            iv.as_picture(form)
+        assert refused.value.reason == "image_truncated"
+        assert ImageFile.LOAD_TRUNCATED_IMAGES
+    assert pixels(data).shape == (64, 64, 3)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_a_file_opened_as_text_is_said_to_be_and_stays_where_it_was(tmp_path: Path) -> None:
+    path = saved(tmp_path, encoded(Image.fromarray(noise())))
+    for encoding in ("utf-8", "latin-1"):
+        with path.open(encoding=encoding) as file:
+            with pytest.raises(PictureError, match="binary mode, 'rb'") as refused:
+                iv.as_picture(file)
+            assert refused.value.reason == "wrong_type"
+            assert file.tell() == 0
+
+
+def test_damaged_exif_is_said_to_be() -> None:
+    with pytest.raises(PictureError, match="EXIF or XMP data are damaged"):
+        iv.as_picture(with_damaged_exif())
 
 
 def test_an_array_without_doubt_about_its_axes_is_read() -> None:

@@ -191,6 +191,8 @@ def test_what_a_processor_passes_over_is_refused(name: str) -> None:
     ("told", "words"),
     [
         ({"min_pixels": 900, "max_pixels": 90}, "the first no larger than the second"),
+        ({"max_pixels": None}, "max_pixels=None"),
+        ({"min_pixels": None}, "min_pixels=None"),
         ({"max_pixels": "many"}, "whole numbers"),
         ({"max_pixels": 900, "size": {"shortest_edge": 9}}, "give either 'size'"),
         ({"do_resize": 3, "images_kwargs": {"do_resize": True}}, "given twice"),

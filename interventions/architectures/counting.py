@@ -11,13 +11,20 @@ from typing import Any
 import torch
 
 from interventions.architectures.anatomy import Anatomy
+from interventions.errors import PromptError
 
 Tensors = dict[str, torch.Tensor]
 LIBRARY, PARTS = "transformers.", ("transformers.", "torch.")
 
 
 def feature_count(
-    module: Any, anatomy: Anatomy, tensors: Tensors, *, tokens: int, known: dict[Any, int | None]
+    module: Any,
+    anatomy: Anatomy,
+    tensors: Tensors,
+    *,
+    tokens: int,
+    known: dict[Any, int | None],
+    told: bool = False,
 ) -> int | None:
     """Number of image features that a model will make.
 
@@ -33,20 +40,27 @@ def feature_count(
         How many image tokens the processor wrote.
     known : dict
         What was measured on this model before; added to.
+    told : bool
+        The processor was told something of images, so that the model may not take what it made.
 
     Returns
     -------
     int or None
         None where it is left to the model's own check: its images have no tokens, or it cannot
         be asked.
+
+    Raises
+    ------
+    PromptError
+        If the processor was told something, and the model cannot take what it made.
     """
     if anatomy.image_token_id is None:
         return None
-    if _usual(module, anatomy) and anatomy.family.count(module, tensors) == tokens:
+    if not told and _usual(module, anatomy) and anatomy.family.count(module, tensors) == tokens:
         return tokens
     key = _kind(module, anatomy, tensors)
-    if key not in known:
-        known[key] = _measured(module, tensors)
+    if key not in known or (told and known[key] is None):
+        known[key] = _measured(module, tensors, told)
     return known[key]
 
 
@@ -78,7 +92,7 @@ def _kind(module: Any, anatomy: Anatomy, tensors: Tensors) -> Any:
     return parts, given
 
 
-def _measured(module: Any, tensors: Tensors) -> int | None:
+def _measured(module: Any, tensors: Tensors, told: bool) -> int | None:
     make = getattr(module, "get_image_features", None)
     if make is None:
         return None
@@ -96,7 +110,12 @@ def _measured(module: Any, tensors: Tensors) -> int | None:
         # What fails here fails again when the prompt is run, and is said there.
         with torch.no_grad():
             return _entries(make(**given))
-    except Exception:
+    except Exception as error:
+        if told and weight.device.type != "meta":
+            raise PromptError(
+                "the model cannot read images that were made with these processor_kwargs: "
+                f"{str(error).rstrip('.')}. Leave out what changes their size or shape."
+            ) from error
         return None
 
 

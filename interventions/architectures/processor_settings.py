@@ -75,7 +75,7 @@ def _used(images: Any) -> set[str]:
 
 def _sized(size: dict[str, Any], area: Mapping[str, Any]) -> dict[str, Any]:
     made = {key: plain(value) for key, value in {**size, **area}.items() if value is not None}
-    least, most = (made[key] for key in AREA.values())
+    least, most = (made.get(key) for key in AREA.values())
     if not (isinstance(least, int) and isinstance(most, int) and 0 < least <= most):
         raise PromptError(
             f"processor_kwargs: an image's area is to lie between min_pixels={least!r} and "
