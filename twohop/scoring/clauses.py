@@ -79,7 +79,9 @@ def clauses_of(words: Words) -> Clauses:
         hard = ends(words, place) or (form in CLAUSES and not wholly)
         hard = hard or (is_soft(words, place) and said_at(words, place, NOW) > 0)
         soft = is_soft(words, place) or form == "and"
-        if hard or (soft and (concedes or _divides(words, starts[-1], place))):
+        opens_bracket = "(" in words.gap(place)
+        ceded = concedes and not opens_bracket
+        if hard or (soft and (ceded or _divides(words, starts[-1], place))):
             starts.append(place)
             # "although A is ... and B is ..." goes on conceding.
             concedes = form in CONCEDING or (form == "and" and concedes and not hard)

@@ -8,7 +8,7 @@ BREAK = " -- "  # what a dash between parts of a sentence becomes
 
 _APOSTROPHES = "‘’‛`´ʻʼʽʾʿˈʹ′＇ꞌ՚׳"
 _QUOTES = "“”„‟«»‹›″❝❞〝〞「」『』《》〈〉"
-_HYPHENS = "‐‑⁃−﹣－\u2012"
+_HYPHENS = "‐‑⁃−⁻﹣－\u2012"
 _MARKS = str.maketrans(
     dict.fromkeys(_APOSTROPHES, "'")
     | dict.fromkeys(_QUOTES, '"')
@@ -34,7 +34,8 @@ _BOXED = re.compile(r"\\boxed\b")
 _COMMAND = re.compile(r"\\[A-Za-z]+|\\(?=[^\w\s])")
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _POWER = re.compile(rf"(?<=\d)(⁻?[{_RAISED}]+)")
-_FOOTNOTE = re.compile(rf"(?<![\s\d])(?<!\b[kcm]m)(?<!\bm)(?<!\bft)[{_RAISED}]+")
+# A power is no footnote; the charge of an ion, as in "Na⁺", goes as one does.
+_FOOTNOTE = re.compile(rf"(?<![\s\d^⁻])(?<!\b[kcm]m)(?<!\bm)(?<!\bft)(?:[{_RAISED}]+[⁺⁻]?|[⁺⁻])")
 
 
 def _digit(letter: str) -> str:

@@ -5,11 +5,14 @@ from itertools import pairwise
 
 from twohop.scoring.clauses import Clauses, ends, is_soft
 from twohop.scoring.mentions import Mention
+from twohop.scoring.quantities import Number, is_unit
 from twohop.scoring.vocabulary import (
     AFFIRMING,
+    ANSWERING,
     BESIDE,
     BESIDE_PHRASES,
     BOUNDING,
+    CHOOSING,
     CONCEDING,
     DENIED,
     DENIED_ASIDE,
@@ -21,10 +24,15 @@ from twohop.scoring.vocabulary import (
     LOCATING,
     NEGATING_PHRASES,
     NEGATORS,
+    NO,
     NOT_NEGATING,
     ON_THE_WAY,
     RELATIVE,
+    REPORTERS,
     REPORTING,
+    SAYING,
+    SPANISH,
+    VERBS,
     WRONG,
 )
 from twohop.scoring.words import Words, said_at
@@ -42,6 +50,8 @@ def _negates(words: Words, place: int, taken: frozenset[int]) -> int:
         ahead = [one.form for one in words.words[max(0, place - 4) : place]]
         if ("no", "other") in pairwise(ahead):
             return 0
+    if words.words[place].form == "no" and place + 1 in taken and is_soft(words, place):
+        return int(any(one.form in SPANISH for one in words.words))
     phrase = said_at(words, place, NEGATING_PHRASES)
     return phrase or int(words.words[place].form in NEGATORS)
 
@@ -117,24 +127,38 @@ def _reached(words: Words, place: int, reached: Sequence[Mention]) -> list[Menti
 
 
 def asked(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Mention]:
-    """Mentions in a question ("Is it Paris?") that is not affirmed."""
+    """Mentions in a question that is not affirmed ("Is it Paris?") or is denied ("Paris? No.")."""
     found = set()
     for one in known:
         sentence = clauses.sentence[one.start]
-        if sentence not in clauses.asking:
+        if sentence not in clauses.questions:
             continue
-        following = next(
-            (i for i in range(one.stop, len(words.words)) if clauses.sentence[i] != sentence), None
-        )
-        if following is None or words.words[following].form not in AFFIRMING:
+        reply = _reply(words, clauses, one)
+        if reply in NO or (sentence in clauses.asking and reply not in AFFIRMING):
             found.add(one)
     return found
+
+
+def _reply(words: Words, clauses: Clauses, mention: Mention) -> str:
+    """The word behind a question, if it affirms or denies; not the "no" of "no idea"."""
+    sentence = clauses.sentence[mention.start]
+    place = mention.stop
+    while place < len(words.words) and clauses.sentence[place] == sentence:
+        place += 1
+    if place == len(words.words):
+        return ""
+    alone = place + 1 == len(words.words) or words.gap(place + 1).strip() != ""
+    form = words.words[place].form
+    return form if alone or form in AFFIRMING else ""
 
 
 def bounding(words: Words, known: Sequence[Mention]) -> set[Mention]:
     """Numbers and dates that bound what is meant: "before 1889", "more than 300"."""
     found = set()
+    taken = {i for one in known for i in range(one.start, one.stop)}
     for one in known:
+        if _is_choice(words, one, taken):
+            found.add(one)
         before = one.start - 1
         while before >= 0 and words.words[before].form in ("the", "year"):
             before -= 1
@@ -143,6 +167,31 @@ def bounding(words: Words, known: Sequence[Mention]) -> set[Mention]:
             if near and words.words[before].form in BOUNDING:
                 found.add(one)
     return found
+
+
+def _is_choice(words: Words, mention: Mention, taken: set[int]) -> bool:
+    """Whether "or" joins a number to one that is in no list: "1888 or 1889" says neither.
+
+    The same in another unit, as in "330 metres or 1,083 feet", is no choice.
+    """
+    said = words.words[mention.start].quantity
+    if not isinstance(said, Number):
+        return False
+    for joint, other in (
+        (mention.start - 1, mention.start - 2),
+        (mention.stop, mention.stop + 1),
+    ):
+        if not 0 <= other < len(words.words) or words.words[joint].form not in CHOOSING:
+            continue
+        if other < joint and other not in taken and is_unit(words.words[other].form):
+            other -= 1
+        rival = words.words[other].quantity
+        alike = isinstance(rival, Number) and (
+            said.kind == rival.kind or None in (said.kind, rival.kind)
+        )
+        if other not in taken and alike:
+            return True
+    return False
 
 
 def beside(
@@ -164,12 +213,16 @@ def beside(
     for one in known:
         listed = previous in found and previous is not None and previous.stop == one.start
         if (
-            clauses.sentence[one.start] in clauses.questions
+            (
+                clauses.sentence[one.start] in clauses.questions
+                and _reply(words, clauses, one) not in AFFIRMING
+            )
             or (supposes and _supposed(words, one.start))
             or _remarked(words, clauses, one.start)
             or (located and _is_place(words, clauses.first(one.start), one.start))
             or (located and listed and is_soft(words, one.start))
             or (located and _owns(words, one))
+            or _has_something(words, one)
         ):
             found.add(one)
         previous = one
@@ -195,7 +248,7 @@ def _remarked(words: Words, clauses: Clauses, start: int) -> bool:
     """Whether what stands before a mention, or in its part, says that it is beside the point."""
     first = clauses.first(start)
     part = clauses.words_in(words, clauses.of[start])
-    if _concedes(words, first, start) or (bool({*part} & REPORTING) and "i" not in part):
+    if _concedes(words, first, start) or ("i" not in part and _reported({*part})):
         return True
     if words.words[first].form == "and" and _goes_on_conceding(words, clauses, first):
         return True
@@ -212,6 +265,11 @@ def _remarked(words: Words, clauses: Clauses, start: int) -> bool:
         or (ahead[-1:] == ["of"] and bool({*ahead[:-1]} & DIRECTION_OF))
         or any(said_at(words, start - width, BESIDE_PHRASES) == width for width in (2, 3))
     )
+
+
+def _reported(part: set[str]) -> bool:
+    """Whether a part says what others say: "many think it is Rome"."""
+    return bool(part & REPORTING) or bool(part & REPORTERS and part & SAYING)
 
 
 def _goes_on_conceding(words: Words, clauses: Clauses, first: int) -> bool:
@@ -235,6 +293,13 @@ def _owns(words: Words, mention: Mention) -> bool:
     if glued and words.words[mention.stop].form in ("の", "的"):
         return True
     return words.words[mention.stop - 1].surface.endswith("'s")
+
+
+def _has_something(words: Words, mention: Mention) -> bool:
+    """Whether something of a mention is said, not that it is something: "Rome's rival"."""
+    following = words.words[mention.stop : mention.stop + 1]
+    owns = words.words[mention.stop - 1].surface.endswith("'s") and bool(following)
+    return owns and following[0].gap == " " and following[0].form not in ANSWERING | VERBS
 
 
 def _is_place(words: Words, first: int, start: int) -> bool:

@@ -71,9 +71,14 @@ VERBS = _set(
     "means refers remains became become died born wrote located situated serves speak speaks its "
     "isnt wasnt arent werent doesnt didnt thats"
 )
-REPORTING = _set(
-    "some many most people others commonly popularly often sometimes mistakenly wrongly confused"
+# Who says something else, if a verb of saying is near: "many think", not "many live".
+REPORTERS = _set("some many most people others commonly popularly often sometimes")
+SAYING = _set(
+    "say says said think thinks thought believe believes believed assume assumes assumed claim "
+    "claims claimed guess suppose call calls called consider imagine expect mistake mistaken "
+    "answer confuse known"
 )
+REPORTING = _set("mistakenly wrongly confused")
 CONCEDING = _set("although though while whereas unlike despite even except besides")
 RELATIVE = _set("which who whose where that")
 CONTRASTING = _set("but however instead sondern mais sino aber ma yet")
@@ -92,6 +97,10 @@ BESIDE = _set(
 BESIDE_PHRASES = _phrases("used to be | was once | once was | was formerly | was previously")
 DIRECTION_OF = _set("north south east west ahead instead outside northeast northwest southeast "
                     "southwest northern part center")  # fmt: skip
+# "The city of X" is X, "the capital of X" is not.
+PLACES_OF = _set("city town village state island municipality district republic")
+# Before a name: it is what a picture shows.
+SHOWN = _set("this these country nation flag shows shown depicts represents")
 LOCATING = _set("in at near from within inside outside on by")
 ON_THE_WAY = _set(
     "the a an of city town country capital state province region heart center centre middle "
@@ -185,15 +194,24 @@ ASKING = _set(
     "whose"
 )
 AFFIRMING = _set("yes yeah yep correct indeed right exactly true")
+NO = _set("no nope nah")
+# Words by which a text is Spanish, where "no" denies what follows.
+SPANISH = _set("es son fue era esta llama")
 REFUSING = _phrases(
     "cannot | cant | dont know | do not know | unable | not able | unknown | sorry | not sure | "
     "unsure | no idea | not certain | dont have | do not have | uncertain | couldnt | could not | "
-    "im not | wont | will not | not possible | impossible | "
+    "im not | wont | will not | not possible | impossible | refuse | decline | "
     "weiss nicht | weiss es nicht | weiss ich nicht | sais pas | no lo se | no se | nao sei | "
     "non lo so | non so | weet het niet | weet niet | nie wiem | vet inte | ved ikke | "
     "не знаю | لا اعرف | नहीं पता | नहीं जानता | δεν ξερω | δεν γνωριζω | bilmiyorum | "
     "모르겠습니다 | 모르겠어요 | 모릅니다 | 몰라요"
 )
+# Behind a denial, or "hard to": what somebody who refuses does not do or have.
+KNOWING = _set(
+    "know recall remember tell say determine identify see recognize recognise information context "
+    "clue idea clear certain shown visible provide specify state answer"
+)
+HARDLY = _set("no hard difficult insufficient")
 REFUSING_TEXTS = (
     *("不知道", "不清楚", "无法", "無法", "不能确定", "不确定", "不確定"),
     *("わかりません", "分かりません", "わからない", "分からない", "不明です", "ไม่ทราบ", "ไม่รู้"),
