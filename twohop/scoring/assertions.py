@@ -160,7 +160,7 @@ class _Reading:
     def picks(self, head: Sequence[Mention], mention: Mention) -> bool:
         """Whether a later sentence says which of several it is: "A, B and C. ... is A"."""
         sentences = self.clauses.sentence
-        if len(head) < 2 or mention.name not in [one.name for one in head]:
+        if len(head) < 2 or all(one.name != mention.name for one in head):
             return False
         if sentences[mention.start] == sentences[head[-1].start]:
             return False

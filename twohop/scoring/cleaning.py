@@ -79,7 +79,9 @@ def undressed(text: str) -> str:
     >>> undressed("<answer>Paris</answer><|im_end|>\n<|im_start|>user").split()
     ['Paris']
     """
-    text = _STRUCK.sub(" ", _THOUGHT.sub(" ", text))
+    if "</" in text:
+        text = _THOUGHT.sub(" ", text)
+    text = _STRUCK.sub(" ", text)
     for end in _TURN_ENDS.finditer(text):
         if re.search(r"[^\W_]", _TAG.sub("", text[: end.start()])):
             text = text[: end.start()]

@@ -1,5 +1,6 @@
 """Which names in an answer are denied, only asked about, or said of something else."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -43,32 +44,35 @@ _ARTICLES = frozenset(("the", "a", "an", "that", "of", "or", "nor", "and", "eith
 
 def _negates(words: Words, place: int, taken: frozenset[int]) -> int:
     """Number of words of the denial that begins at a word; 0 where none does."""
-    spans = (said_at(words, place - back, NOT_NEGATING) > back for back in range(3))
-    if place in taken or any(spans):
+    form = words.words[place].form
+    if place in taken or not (form in NEGATORS or form == "no" or form in NEGATING_PHRASES):
         return 0
-    if words.words[place].form == "than":  # "no other city than"
+    if any(said_at(words, place - back, NOT_NEGATING) > back for back in range(3)):
+        return 0
+    if form == "than":  # "no other city than"
         ahead = [one.form for one in words.words[max(0, place - 4) : place]]
         if ("no", "other") in pairwise(ahead):
             return 0
-    if words.words[place].form == "no" and place + 1 in taken and is_soft(words, place):
+    if form == "no" and place + 1 in taken and is_soft(words, place):
         return int(any(one.form in SPANISH for one in words.words))
     phrase = said_at(words, place, NEGATING_PHRASES)
-    return phrase or int(words.words[place].form in NEGATORS)
+    return phrase or int(form in NEGATORS)
 
 
 def denied(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Mention]:
-    """Mentions that are denied: "not Paris", "rather than Paris", "Paris is not the capital"."""
+    """Mentions that are denied: "not Paris", "rather than Paris", "Paris is not the capital".
+
+    They are given, as always, from left to right.
+    """
     taken = frozenset(i for one in known for i in range(one.start, one.stop))
+    starts = [one.start for one in known]
     found: set[Mention] = set()
     for place in range(len(words.words)):
         width = _negates(words, place, taken)
         if width:
             part = clauses.of[place]
-            reached = [
-                one
-                for one in known
-                if place < one.start <= place + _REACH and clauses.of[one.start] == part
-            ]
+            near = known[bisect_right(starts, place) : bisect_right(starts, place + _REACH)]
+            reached = [one for one in near if clauses.of[one.start] == part]
             found.update(_reached(words, place + width, reached))
     for one in known:
         behind = one.stop
@@ -210,6 +214,7 @@ def beside(
     found: set[Mention] = set()
     previous: Mention | None = None
     supposes = any(one.form == "if" for one in words.words)
+    parts = clauses.forms_in(words)
     for one in known:
         listed = previous in found and previous is not None and previous.stop == one.start
         if (
@@ -218,7 +223,7 @@ def beside(
                 and _reply(words, clauses, one) not in AFFIRMING
             )
             or (supposes and _supposed(words, one.start))
-            or _remarked(words, clauses, one.start)
+            or _remarked(words, clauses, one.start, parts[clauses.of[one.start]])
             or (located and _is_place(words, clauses.first(one.start), one.start))
             or (located and listed and is_soft(words, one.start))
             or (located and _owns(words, one))
@@ -244,11 +249,10 @@ def _supposed(words: Words, start: int) -> bool:
     return {"if", "was"} <= forms and bool(forms & {"would", "id"}) and not mine
 
 
-def _remarked(words: Words, clauses: Clauses, start: int) -> bool:
+def _remarked(words: Words, clauses: Clauses, start: int, part: frozenset[str]) -> bool:
     """Whether what stands before a mention, or in its part, says that it is beside the point."""
     first = clauses.first(start)
-    part = clauses.words_in(words, clauses.of[start])
-    if _concedes(words, first, start) or ("i" not in part and _reported({*part})):
+    if _concedes(words, first, start) or ("i" not in part and _reported(part)):
         return True
     if words.words[first].form == "and" and _goes_on_conceding(words, clauses, first):
         return True
@@ -267,7 +271,7 @@ def _remarked(words: Words, clauses: Clauses, start: int) -> bool:
     )
 
 
-def _reported(part: set[str]) -> bool:
+def _reported(part: frozenset[str]) -> bool:
     """Whether a part says what others say: "many think it is Rome"."""
     return bool(part & REPORTING) or bool(part & REPORTERS and part & SAYING)
 

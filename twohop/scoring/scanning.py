@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from dataclasses import replace
 
 from twohop.scoring.counting import ordinal_ending, with_quantities
 from twohop.scoring.letters import fold, in_full
@@ -155,7 +154,10 @@ def scan(text: str) -> Words:
         if not some and (match := _WORD.match(text, place)):
             some, end = [_word(match.group(), place, match.lastgroup)], match.end()
         for one in some:
-            found.append(replace(one, gap=text[behind : one.start]))
+            gap = text[behind : one.start]
+            found.append(
+                Word(one.forms, one.loose, one.start, one.end, one.surface, gap, one.quantity)
+            )
         if some:
             place = behind = end
         else:
