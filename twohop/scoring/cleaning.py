@@ -35,7 +35,9 @@ _COMMAND = re.compile(r"\\[A-Za-z]+|\\(?=[^\w\s])")
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _POWER = re.compile(rf"(?<=\d)(⁻?[{_RAISED}]+)")
 # A power is no footnote; the charge of an ion, as in "Na⁺", goes as one does.
-_FOOTNOTE = re.compile(rf"(?<![\s\d^⁻])(?<!\b[kcm]m)(?<!\bm)(?<!\bft)(?:[{_RAISED}]+[⁺⁻]?|[⁺⁻])")
+_FOOTNOTE = re.compile(
+    rf"(?<![\s\d^⁻])(?<!\b[kcm]m)(?<!\bm)(?<!\b[KCM]M)(?<!\bM)(?<!\bft)(?<!\bFT)(?:[{_RAISED}]+[⁺⁻]?|[⁺⁻])"
+)
 
 
 def _digit(letter: str) -> str:

@@ -33,6 +33,7 @@ from twohop.scoring.vocabulary import (
     REPORTING,
     SAYING,
     SPANISH,
+    SPANISH_ARTICLES,
     VERBS,
     WRONG,
 )
@@ -53,10 +54,20 @@ def _negates(words: Words, place: int, taken: frozenset[int]) -> int:
         ahead = [one.form for one in words.words[max(0, place - 4) : place]]
         if ("no", "other") in pairwise(ahead):
             return 0
-    if form == "no" and place + 1 in taken and is_soft(words, place):
-        return int(any(one.form in SPANISH for one in words.words))
+    if form == "no" and not said_at(words, place, NEGATING_PHRASES):
+        return _is_spanish_not(words, place, taken)
     phrase = said_at(words, place, NEGATING_PHRASES)
     return phrase or int(form in NEGATORS)
+
+
+def _is_spanish_not(words: Words, place: int, taken: frozenset[int]) -> int:
+    """Whether "no" is the Spanish "not": in a Spanish text, between a comma or "y" and a name."""
+    after = place + 1
+    while after < len(words.words) and words.words[after].form in SPANISH_ARTICLES:
+        after += 1
+    joined = is_soft(words, place) or (place > 0 and words.words[place - 1].form == "y")
+    spanish = any(one.form in SPANISH for one in words.words)
+    return int(joined and after in taken and not words.gap(place + 1).strip() and spanish)
 
 
 def denied(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Mention]:
@@ -81,6 +92,7 @@ def denied(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Ment
         before = words.text[: words.words[one.start].start].rstrip(' "')
         if (
             (goes_on and said_at(words, behind, DENIED))
+            or (goes_on and _is_not(words, one))
             or _called_wrong(words, one)
             or after.startswith(DENIED_BEHIND)
             or before.endswith(DENIED_BEFORE)
@@ -88,6 +100,12 @@ def denied(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Ment
         ):
             found.add(one)
     return found
+
+
+def _is_not(words: Words, mention: Mention) -> bool:
+    """Whether "'s not" stands behind a mention: "Rome's not the capital"."""
+    short = words.words[mention.stop - 1].surface.lower().endswith("'s")
+    return short and [one.form for one in words.words[mention.stop : mention.stop + 1]] == ["not"]
 
 
 def _called_wrong(words: Words, mention: Mention) -> bool:
@@ -296,13 +314,13 @@ def _owns(words: Words, mention: Mention) -> bool:
     glued = mention.stop < len(words.words) and words.gap(mention.stop) == ""
     if glued and words.words[mention.stop].form in ("の", "的"):
         return True
-    return words.words[mention.stop - 1].surface.endswith("'s")
+    return words.words[mention.stop - 1].surface.lower().endswith("'s")
 
 
 def _has_something(words: Words, mention: Mention) -> bool:
     """Whether something of a mention is said, not that it is something: "Rome's rival"."""
     following = words.words[mention.stop : mention.stop + 1]
-    owns = words.words[mention.stop - 1].surface.endswith("'s") and bool(following)
+    owns = words.words[mention.stop - 1].surface.lower().endswith("'s") and bool(following)
     return owns and following[0].gap == " " and following[0].form not in ANSWERING | VERBS
 
 

@@ -115,7 +115,7 @@ def _is_owner(words: Words, mention: Mention) -> bool:
     """Whether something of what is mentioned is said: "the capital of X", "X's capital"."""
     ahead = _ahead(words, mention)
     behind = words.words[mention.stop].form if mention.stop < len(words.words) else ""
-    owns = words.words[mention.stop - 1].surface.endswith("'s") and behind not in ANSWERING
+    owns = words.words[mention.stop - 1].surface.lower().endswith("'s") and behind not in ANSWERING
     belongs = ahead[-1:] == ["of"] and not {*ahead[-2:]} & PLACES_OF
     return belongs or behind in ("has", "whose") or bool(behind and owns)
 

@@ -197,6 +197,7 @@ AFFIRMING = _set("yes yeah yep correct indeed right exactly true")
 NO = _set("no nope nah")
 # Words by which a text is Spanish, where "no" denies what follows.
 SPANISH = _set("es son fue era esta llama")
+SPANISH_ARTICLES = _set("el la los las un una")
 REFUSING = _phrases(
     "cannot | cant | dont know | do not know | unable | not able | unknown | sorry | not sure | "
     "unsure | no idea | not certain | dont have | do not have | uncertain | couldnt | could not | "
