@@ -28,6 +28,7 @@ KNOWN_MISSES = {
     # Again only the question could tell.
     "Sydney is the largest city, however Canberra is the capital.",
     "It was started in 1886 and completed in 1889.",
+    "The capital was Bonn before; since 1990 it has been Berlin.",
     # A short accepted name beside a word that makes it another person or thing: in no list.
     "George Washington",
     "Michelle Obama",
@@ -46,6 +47,12 @@ KNOWN_MISSES = {
     "I can't think of anything other than Paris.",
     "Rome ❌ Paris ✅",
     "a student of Rembrandt named Johannes Vermeer",
+    "The successor of George W. Bush: Barack Obama",
+    # Denials that come late, reach far, or are no word of denial.
+    "Rome is a capital, but not of France.",
+    "It would be wrong to say that the capital of the country whose flag is shown in this picture "
+    "is Paris.",
+    "Hardly Paris.",
 }
 
 

@@ -105,7 +105,7 @@ class _Reading:
         following = words.words[place + 1 : place + 2]
         if not following:
             return True
-        if following[0].quantity is not None:
+        if following[0].quantity is not None and "," not in words.gap(place + 1):
             return False
         return words.gap(place + 1).strip() != "" or following[0].form in AFTER_NO
 

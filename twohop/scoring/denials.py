@@ -16,7 +16,6 @@ from twohop.scoring.vocabulary import (
     CHOOSING,
     CONCEDING,
     DENIED,
-    DENIED_ASIDE,
     DENIED_BEFORE,
     DENIED_BEHIND,
     DIRECTION_OF,
@@ -35,9 +34,9 @@ from twohop.scoring.vocabulary import (
     SPANISH,
     SPANISH_ARTICLES,
     VERBS,
-    WRONG,
 )
 from twohop.scoring.words import Words, said_at
+from twohop.scoring.wrongness import called_wrong, is_not, is_that_wrong, said_to_be_wrong
 
 _REACH = 14  # words over which a denial reaches
 _ARTICLES = frozenset(("the", "a", "an", "that", "of", "or", "nor", "and", "either"))
@@ -92,31 +91,15 @@ def denied(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Ment
         before = words.text[: words.words[one.start].start].rstrip(' "')
         if (
             (goes_on and said_at(words, behind, DENIED))
-            or (goes_on and _is_not(words, one))
-            or _called_wrong(words, one)
+            or (goes_on and is_not(words, one))
+            or called_wrong(words, one)
+            or said_to_be_wrong(words, one, taken)
             or after.startswith(DENIED_BEHIND)
             or before.endswith(DENIED_BEFORE)
             or (one.start and words.words[one.start].gap == "-" and _is_non(words, one.start))
         ):
             found.add(one)
     return found
-
-
-def _is_not(words: Words, mention: Mention) -> bool:
-    """Whether "'s not" stands behind a mention: "Rome's not the capital"."""
-    short = words.words[mention.stop - 1].surface.lower().endswith("'s")
-    return short and [one.form for one in words.words[mention.stop : mention.stop + 1]] == ["not"]
-
-
-def _called_wrong(words: Words, mention: Mention) -> bool:
-    """Whether a bracket or a part behind a mention says so, or a label: "Wrong: Rome"."""
-    behind = mention.stop
-    width = said_at(words, behind, DENIED_ASIDE) if is_soft(words, behind) else 0
-    over = behind + width
-    if width and (over == len(words.words) or is_soft(words, over) or ends(words, over)):
-        return True
-    label = words.words[mention.start - 1].form if mention.start else ""
-    return label in WRONG and words.gap(mention.start).strip(" *").startswith(":")
 
 
 def _is_non(words: Words, start: int) -> bool:
@@ -171,6 +154,8 @@ def _reply(words: Words, clauses: Clauses, mention: Mention) -> str:
         return ""
     alone = place + 1 == len(words.words) or words.gap(place + 1).strip() != ""
     form = words.words[place].form
+    if is_that_wrong(words, clauses, place):
+        return "no"
     return form if alone or form in AFFIRMING else ""
 
 
@@ -203,7 +188,9 @@ def _is_choice(words: Words, mention: Mention, taken: set[int]) -> bool:
         (mention.start - 1, mention.start - 2),
         (mention.stop, mention.stop + 1),
     ):
-        if not 0 <= other < len(words.words) or words.words[joint].form not in CHOOSING:
+        if joint < len(words.words) and words.gap(max(joint, mention.start)).strip() == "/":
+            other = joint  # "1889/1890"
+        elif not 0 <= other < len(words.words) or words.words[joint].form not in CHOOSING:
             continue
         if other < joint and other not in taken and is_unit(words.words[other].form):
             other -= 1
@@ -241,7 +228,7 @@ def beside(
                 and _reply(words, clauses, one) not in AFFIRMING
             )
             or (supposes and _supposed(words, one.start))
-            or _remarked(words, clauses, one.start, parts[clauses.of[one.start]])
+            or _remarked(words, clauses, one, parts[clauses.of[one.start]])
             or (located and _is_place(words, clauses.first(one.start), one.start))
             or (located and listed and is_soft(words, one.start))
             or (located and _owns(words, one))
@@ -267,8 +254,16 @@ def _supposed(words: Words, start: int) -> bool:
     return {"if", "was"} <= forms and bool(forms & {"would", "id"}) and not mine
 
 
-def _remarked(words: Words, clauses: Clauses, start: int, part: frozenset[str]) -> bool:
+def _left(words: Words, mention: Mention) -> bool:
+    """Whether a mention is what was before: "Bonn until 1990", "from Bonn to Berlin"."""
+    behind = words.words[mention.stop].form if mention.stop < len(words.words) else ""
+    before = words.words[mention.start - 1].form if mention.start else ""
+    return behind in ("until", "till") or (before == "from" and behind == "to")
+
+
+def _remarked(words: Words, clauses: Clauses, mention: Mention, part: frozenset[str]) -> bool:
     """Whether what stands before a mention, or in its part, says that it is beside the point."""
+    start = mention.start
     first = clauses.first(start)
     if _concedes(words, first, start) or ("i" not in part and _reported(part)):
         return True
@@ -284,6 +279,7 @@ def _remarked(words: Words, clauses: Clauses, start: int, part: frozenset[str]) 
     ahead = [word.form for word in words.words[max(first, before - 1) : before + 1]]
     return (
         (bool(ahead) and ahead[-1] in BESIDE)
+        or _left(words, mention)
         or (ahead[-1:] == ["of"] and bool({*ahead[:-1]} & DIRECTION_OF))
         or any(said_at(words, start - width, BESIDE_PHRASES) == width for width in (2, 3))
     )

@@ -110,7 +110,7 @@ ON_THE_WAY = _set(
 # What is said of the names behind these is denied, to the end of the clause.
 NEGATORS = _set(
     "not isnt wasnt arent werent doesnt didnt dont cant cannot couldnt wouldnt wont aint never "
-    "neither unsure uncertain unlikely doubt doubtful excluding except non without "
+    "neither nor unsure uncertain unlikely doubt doubtful excluding except non without "
     "whether wrongly falsely nowhere refuse refused "
     "nicht kein keine keinen niet geen pas nao nie ne nest inte ikke bukan khong "
     "не δεν οχι ليس ليست لا לא than"
@@ -121,6 +121,8 @@ NEGATING_PHRASES = _phrases(
     "know if | wonder if | clear if | no se si | nao sei se | non so se | "
     "mas grande que | plus grand que | plus grande que | mayor que | maior que | grosser als | "
     "kleiner als | groter dan | больше чем | "
+    "wrong to | incorrect to | false to | mistake to | mistaken to | error to | wrong that | "
+    "incorrect that | false that | untrue that | misconception that | mistake that | myth that | "
     "no such | ruled out | rule out | rules out | no es | no era | non e | no way"
 )
 NOT_NEGATING = _phrases(
@@ -136,7 +138,15 @@ DENIED = _phrases(
     "would be incorrect | ist falsch | is not actually | degil | نہيں | نيست"
 )
 # In a bracket behind a name, or behind a comma: it is the wrong one.
-WRONG = _set("wrong incorrect false falsch faux incorrecto")
+WRONG = _set("wrong incorrect false untrue mistaken falsch faux incorrecto")
+# Between a name and "wrong": then no more than these are, or might be. And what may follow "wrong".
+OTHERS = _set(
+    "other others else rest all any anything everything not isnt arent never no unless if i im may "
+    "might could"
+)
+GUESSES = _set("answer choice guess option one though however")
+# With nothing behind: "Rome is not, Paris is".
+IS_NOT = _phrases("is not | isnt | was not | wasnt")
 DENIED_ASIDE = _phrases(
     "a common misconception | a common mistake | a common error | a misconception | wrong | "
     "incorrect | not correct | not the right | not the correct | falsch | faux"
