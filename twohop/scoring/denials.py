@@ -53,6 +53,8 @@ def _negates(words: Words, place: int, taken: frozenset[int]) -> int:
         ahead = [one.form for one in words.words[max(0, place - 4) : place]]
         if ("no", "other") in pairwise(ahead):
             return 0
+    if form == "no" and words.gap(place + 1).strip():
+        return 0  # "No, es Paris"
     if form == "no" and not said_at(words, place, NEGATING_PHRASES):
         return _is_spanish_not(words, place, taken)
     phrase = said_at(words, place, NEGATING_PHRASES)
