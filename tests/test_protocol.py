@@ -206,7 +206,8 @@ NOT_OF_THE_PROTOCOL = {
     "names, and a number that is none": ("ARMS", "NOT_MEASURED"),
     "rules of docs/scoring.md: how far words reach, and what numbers are called": (
         *("_REACH", "_JOINED", "_JOINED_IF_DIVIDED", "_SHORT", "_LONGEST"),
-        *("SCALES", "MONTHS", "ROMAN", "_ROMAN_DIGITS", "_MARK"),
+        *("SCALES", "_SCALES_BEHIND_DIGITS", "_SCALE_LETTERS"),
+        *("MONTHS", "ROMAN", "_ROMAN_DIGITS", "_MARK"),
     ),
 }
 DRAWN = ("report/comparison_figures.py", "report/comparison_scatter.py", "report/console.py")

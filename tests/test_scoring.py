@@ -1,5 +1,7 @@
 """Scoring of answers, and the statistics behind every interval."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,40 @@ def test_short_answers_and_accents_count() -> None:
 def test_spellings_of_one_name_are_right(said: str, accepted: str) -> None:
     assert outcome(said, answers=[accepted], names=[], answer_set=[]) == "right"
     assert outcome(accepted, answers=[said], names=[], answer_set=[]) == "right"
+
+
+@pytest.mark.parametrize(
+    ("said", "accepted"),
+    [
+        ("6.7 × 10⁷", "67 million"),
+        ("about 1.4×10⁹ people", "1.4 billion"),
+        ("10⁹", "1 billion"),
+        ("2.5 × 10⁻³", "0.0025"),
+        ("67M", "67 million"),
+        ("$1.4B", "1.4 billion"),
+        ("643 801 KM²", "643,801 km²"),
+        ("Na⁺", "Na"),
+        ("Fe³⁺", "Fe"),
+    ],
+)
+def test_raised_and_written_on_scales_are_read(said: str, accepted: str) -> None:
+    assert outcome(said, answers=[accepted], names=[], answer_set=["1"]) == "right"
+
+
+def test_a_small_m_behind_a_number_is_metres() -> None:
+    assert outcome("67m", answers=["67 million"], names=[], answer_set=[]) == "other"
+    assert outcome("67m", answers=["67 m"], names=[], answer_set=[]) == "right"
+
+
+@pytest.mark.parametrize(
+    "said", ["Paris ", "Paris and ", "not Paris ", "Paris's ", "is Paris, ", "<think>", "巴", "1-"]
+)
+def test_a_long_answer_takes_no_long_time(said: str) -> None:
+    text = (said * 20_000)[:20_000]
+    outcome("Rome", answers=["Paris"], names=["France"], answer_set=CAPITALS)  # names are read once
+    began = time.process_time()
+    assert outcome(text, answers=["Paris"], names=["France"], answer_set=CAPITALS)
+    assert time.process_time() - began < 1
 
 
 def test_intervals_resample_entities_not_items() -> None:

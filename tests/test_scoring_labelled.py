@@ -25,6 +25,34 @@ KNOWN_MISSES = {
     "Correct answer: Paris. Your answer: Rome.",
     "Queen Elizabeth the Second",
     "Madrid, no Barcelona",
+    # Again only the question could tell.
+    "Sydney is the largest city, however Canberra is the capital.",
+    "It was started in 1886 and completed in 1889.",
+    "The capital was Bonn before; since 1990 it has been Berlin.",
+    # A short accepted name beside a word that makes it another person or thing: in no list.
+    "George Washington",
+    "Michelle Obama",
+    "Leonardo DiCaprio",
+    "Washington State",
+    "Paris Hilton",
+    "Disneyland Paris",
+    "University of Paris",
+    "The Paris of the East",
+    # The surname first: "Bissau, Guinea" is no name turned round.
+    "Obama, Barack",
+    "Austen, Jane",
+    "Saint-Exupéry, Antoine de",
+    # Halves in words, two denials in one, signs, and two names of which one describes the other.
+    "five and a half million",
+    "I can't think of anything other than Paris.",
+    "Rome ❌ Paris ✅",
+    "a student of Rembrandt named Johannes Vermeer",
+    "The successor of George W. Bush: Barack Obama",
+    # Denials that come late, reach far, or are no word of denial.
+    "Rome is a capital, but not of France.",
+    "It would be wrong to say that the capital of the country whose flag is shown in this picture "
+    "is Paris.",
+    "Hardly Paris.",
 }
 
 

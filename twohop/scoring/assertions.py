@@ -90,7 +90,10 @@ class _Reading:
             if place in self.taken or said_at(self.words, place, NOT_NEGATING):
                 continue
             corrects = said_at(self.words, place, CORRECTIONS) or self._is_no(place)
-            if corrects and (self.opens(place) or place - 1 in found):
+            said_but = (
+                place > 0 and self.words.words[place - 1].form in CONTRASTING and self._is_no(place)
+            )
+            if corrects and (self.opens(place) or place - 1 in found or said_but):
                 found.append(place)
         return found
 
@@ -102,13 +105,29 @@ class _Reading:
         following = words.words[place + 1 : place + 2]
         if not following:
             return True
-        if following[0].quantity is not None:
+        if following[0].quantity is not None and "," not in words.gap(place + 1):
             return False
         return words.gap(place + 1).strip() != "" or following[0].form in AFTER_NO
 
     def _finals(self) -> list[int]:
         words = self.words
-        return [place for place in range(len(words.words)) if said_at(words, place, FINAL)]
+        return [
+            place
+            for place in range(len(words.words))
+            if said_at(words, place, FINAL) or self._concludes(place)
+        ]
+
+    def _concludes(self, place: int) -> bool:
+        """Whether "so" leads to an answer, and nothing but it: "so it's Paris"."""
+        if self.words.words[place].form != "so" or not self.opens(place):
+            return False
+        mention = next((one for one in self.answers if one.start > place), None)
+        if mention is None:
+            return False
+        stop = self.clauses.spans[self.clauses.of[mention.start]][1]
+        return not self.content(place + 1, stop) and not any(
+            place < i < mention.start for i in self.named
+        )
 
     def _labels(self) -> list[int]:
         words = self.words
@@ -141,7 +160,7 @@ class _Reading:
     def picks(self, head: Sequence[Mention], mention: Mention) -> bool:
         """Whether a later sentence says which of several it is: "A, B and C. ... is A"."""
         sentences = self.clauses.sentence
-        if len(head) < 2 or mention.name not in [one.name for one in head]:
+        if len(head) < 2 or all(one.name != mention.name for one in head):
             return False
         if sentences[mention.start] == sentences[head[-1].start]:
             return False
@@ -181,6 +200,7 @@ def asserted(
     *,
     is_answer: Callable[[Mention], bool],
     naming: bool = False,
+    remarks_count: bool = True,
 ) -> list[Mention]:
     """Mentions of answers that a text stands by.
 
@@ -194,6 +214,8 @@ def asserted(
     naming : bool
         Names of all kinds of things are answers here. The first one counts, and others only where
         "or" or "and" puts them beside it; where something is, is no answer if anything else is.
+    remarks_count : bool
+        Whether what is only remarked is asserted where nothing else is.
     """
     if not every:
         return []
@@ -215,6 +237,7 @@ def asserted(
             head = [mention]
         elif joined_by(words, head[-1], mention) if naming else True:
             head += [mention] if reading.continues(head, mention) else []
+    remarks = remarks if remarks_count else []
     found = head or remarks[:1] if naming else head or remarks
     if found and _taken_back(reading, found[-1]):
         return []
@@ -239,4 +262,6 @@ def _replaces(reading: _Reading, head: Sequence[Mention], mention: Mention) -> b
 def _taken_back(reading: _Reading, last: Mention) -> bool:
     """Whether "no" follows the last of the answers, and nothing in its place."""
     place = next((i for i in reading.resets if i >= last.stop), None)
-    return place is not None and reading.words.words[place].form == "no"
+    if place is None or reading.words.words[place].form != "no":
+        return False
+    return not any(last.stop <= one.start < place for one in reading.answers)

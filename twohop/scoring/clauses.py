@@ -1,7 +1,6 @@
 """Where the parts of an answer begin and end: sentences, and what stands between commas."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twohop.scoring.vocabulary import ABBREVIATED, ASKING, CLAUSES, CONCEDING, NOW, VERBS
@@ -40,15 +39,18 @@ class Clauses:
         """First word of the part that a word is in."""
         return self.spans[self.of[place]][0]
 
-    def words_in(self, words: Words, number: int) -> Sequence[str]:
-        """Forms of the words of a part."""
-        start, stop = self.spans[number]
-        return [one.form for one in words.words[start:stop]]
+    def forms_in(self, words: Words) -> list[frozenset[str]]:
+        """Forms of the words of each part."""
+        return [
+            frozenset(one.form for one in words.words[start:stop]) for start, stop in self.spans
+        ]
 
 
 def ends(words: Words, place: int, pattern: re.Pattern[str] = _ENDS) -> bool:
     """Whether something ends before a word; the point of an abbreviation ends nothing."""
     gap = words.gap(place)
+    if gap == " ":  # most gaps
+        return False
     if place and gap.startswith("."):
         before = words.words[place - 1].form
         if before in ABBREVIATED or (len(before) == 1 and before.isalpha()):
@@ -58,7 +60,8 @@ def ends(words: Words, place: int, pattern: re.Pattern[str] = _ENDS) -> bool:
 
 def is_soft(words: Words, place: int) -> bool:
     """Whether a comma or a bracket stands before a word."""
-    return _SOFT.search(words.gap(place)) is not None
+    gap = words.gap(place)
+    return gap != " " and _SOFT.search(gap) is not None
 
 
 def clauses_of(words: Words) -> Clauses:
@@ -71,16 +74,22 @@ def clauses_of(words: Words) -> Clauses:
     starts = [0]
     sentences = [0]
     concedes = count > 0 and words.words[0].form in CONCEDING
+    verbs_ahead = _verbs_ahead(words)
+    verb_before = False
     for place in range(1, count):
         form = words.words[place].form
+        verb_before = verb_before or words.words[place - 1].form in VERBS
         if ends(words, place, _SENTENCE_ENDS):
             sentences.append(place)
         wholly = form == "but" and words.words[place - 1].form in ("anything", "nothing")
         hard = ends(words, place) or (form in CLAUSES and not wholly)
         hard = hard or (is_soft(words, place) and said_at(words, place, NOW) > 0)
         soft = is_soft(words, place) or form == "and"
-        if hard or (soft and (concedes or _divides(words, starts[-1], place))):
+        opens_bracket = "(" in words.gap(place)
+        ceded = concedes and not opens_bracket
+        if hard or (soft and (ceded or (verb_before and verbs_ahead[place]))):
             starts.append(place)
+            verb_before = False
             # "although A is ... and B is ..." goes on conceding.
             concedes = form in CONCEDING or (form == "and" and concedes and not hard)
     of = [0] * count
@@ -101,14 +110,10 @@ def clauses_of(words: Words) -> Clauses:
     )
 
 
-def _divides(words: Words, start: int, place: int) -> bool:
-    """Whether a comma or "and" before a word divides the part that began at ``start``."""
-    before = {one.form for one in words.words[start:place]}
-    if not before & VERBS:
-        return False
-    for following in range(place, len(words.words)):
-        if following > place and (is_soft(words, following) or ends(words, following)):
-            return False
-        if words.words[following].form in VERBS:
-            return True
-    return False
+def _verbs_ahead(words: Words) -> list[bool]:
+    """For each word, whether a verb is it or follows it before the next comma or end."""
+    found = [False] * (len(words.words) + 1)
+    for place in range(len(words.words) - 1, -1, -1):
+        goes_on = found[place + 1] and not (is_soft(words, place + 1) or ends(words, place + 1))
+        found[place] = goes_on or words.words[place].form in VERBS
+    return found

@@ -8,7 +8,7 @@ BREAK = " -- "  # what a dash between parts of a sentence becomes
 
 _APOSTROPHES = "‘’‛`´ʻʼʽʾʿˈʹ′＇ꞌ՚׳"
 _QUOTES = "“”„‟«»‹›″❝❞〝〞「」『』《》〈〉"
-_HYPHENS = "‐‑⁃−﹣－\u2012"
+_HYPHENS = "‐‑⁃−⁻﹣－\u2012"
 _MARKS = str.maketrans(
     dict.fromkeys(_APOSTROPHES, "'")
     | dict.fromkeys(_QUOTES, '"')
@@ -34,7 +34,10 @@ _BOXED = re.compile(r"\\boxed\b")
 _COMMAND = re.compile(r"\\[A-Za-z]+|\\(?=[^\w\s])")
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _POWER = re.compile(rf"(?<=\d)(⁻?[{_RAISED}]+)")
-_FOOTNOTE = re.compile(rf"(?<![\s\d])(?<!\b[kcm]m)(?<!\bm)(?<!\bft)[{_RAISED}]+")
+# A power is no footnote; the charge of an ion, as in "Na⁺", goes as one does.
+_FOOTNOTE = re.compile(
+    rf"(?<![\s\d^⁻])(?<!\b[kcm]m)(?<!\bm)(?<!\b[KCM]M)(?<!\bM)(?<!\bft)(?<!\bFT)(?:[{_RAISED}]+[⁺⁻]?|[⁺⁻])"
+)
 
 
 def _digit(letter: str) -> str:
@@ -78,7 +81,9 @@ def undressed(text: str) -> str:
     >>> undressed("<answer>Paris</answer><|im_end|>\n<|im_start|>user").split()
     ['Paris']
     """
-    text = _STRUCK.sub(" ", _THOUGHT.sub(" ", text))
+    if "</" in text:
+        text = _THOUGHT.sub(" ", text)
+    text = _STRUCK.sub(" ", text)
     for end in _TURN_ENDS.finditer(text):
         if re.search(r"[^\W_]", _TAG.sub("", text[: end.start()])):
             text = text[: end.start()]

@@ -8,6 +8,7 @@ from twohop.scoring.quantities import (
     MONTHS,
     ORDINALS,
     SCALES,
+    SCALES_BEHIND_DIGITS,
     SMALL,
     UNITS,
     Date,
@@ -21,7 +22,7 @@ from twohop.scoring.quantities import (
 from twohop.scoring.words import Word
 
 _SPELLED = {*SMALL, *ORDINALS, *SCALES}
-_ABBREVIATED = ("mn", "bn")  # scales behind digits only
+_SCALES = SCALES | SCALES_BEHIND_DIGITS
 _PRONOUN_AFTER = ("the", "this", "that", "which", "no", "any", "some", "each", "every", "other")
 _PRONOUN_BEFORE = ("of", "can", "could", "should", "another", "day")
 _OF = ("of", "de", "del", "the")
@@ -81,7 +82,7 @@ def _spelled(words: Sequence[Word], place: int) -> tuple[int, Word] | None:
     if isinstance(number, Number) and not number.ordinal:
         value = number.value
         width = 1
-        while (scale := SCALES.get(_form(words, place + width))) and _near(words[place + width]):
+        while (scale := _SCALES.get(_form(words, place + width))) and _near(words[place + width]):
             value *= scale
             width += 1
         if width == 1:
@@ -129,7 +130,7 @@ def _read(words: Sequence[Word], place: int) -> tuple[int, int, bool]:
                 current = 100 * current + value  # a year: "nineteen eighty-four"
             else:
                 break
-        elif form in SCALES and form not in _ABBREVIATED:
+        elif form in SCALES:
             if SCALES[form] == 100:
                 current = 100 * (current if current > 0 else 1)
             else:

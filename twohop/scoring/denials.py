@@ -1,18 +1,21 @@
 """Which names in an answer are denied, only asked about, or said of something else."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
 from twohop.scoring.clauses import Clauses, ends, is_soft
 from twohop.scoring.mentions import Mention
+from twohop.scoring.quantities import Number, is_unit
 from twohop.scoring.vocabulary import (
     AFFIRMING,
+    ANSWERING,
     BESIDE,
     BESIDE_PHRASES,
     BOUNDING,
+    CHOOSING,
     CONCEDING,
     DENIED,
-    DENIED_ASIDE,
     DENIED_BEFORE,
     DENIED_BEHIND,
     DIRECTION_OF,
@@ -21,13 +24,19 @@ from twohop.scoring.vocabulary import (
     LOCATING,
     NEGATING_PHRASES,
     NEGATORS,
+    NO,
     NOT_NEGATING,
     ON_THE_WAY,
     RELATIVE,
+    REPORTERS,
     REPORTING,
-    WRONG,
+    SAYING,
+    SPANISH,
+    SPANISH_ARTICLES,
+    VERBS,
 )
 from twohop.scoring.words import Words, said_at
+from twohop.scoring.wrongness import called_wrong, is_not, is_that_wrong, said_to_be_wrong
 
 _REACH = 14  # words over which a denial reaches
 _ARTICLES = frozenset(("the", "a", "an", "that", "of", "or", "nor", "and", "either"))
@@ -35,30 +44,47 @@ _ARTICLES = frozenset(("the", "a", "an", "that", "of", "or", "nor", "and", "eith
 
 def _negates(words: Words, place: int, taken: frozenset[int]) -> int:
     """Number of words of the denial that begins at a word; 0 where none does."""
-    spans = (said_at(words, place - back, NOT_NEGATING) > back for back in range(3))
-    if place in taken or any(spans):
+    form = words.words[place].form
+    if place in taken or not (form in NEGATORS or form == "no" or form in NEGATING_PHRASES):
         return 0
-    if words.words[place].form == "than":  # "no other city than"
+    if any(said_at(words, place - back, NOT_NEGATING) > back for back in range(3)):
+        return 0
+    if form == "than":  # "no other city than"
         ahead = [one.form for one in words.words[max(0, place - 4) : place]]
         if ("no", "other") in pairwise(ahead):
             return 0
+    if form == "no" and words.gap(place + 1).strip():
+        return 0  # "No, es Paris"
+    if form == "no" and not said_at(words, place, NEGATING_PHRASES):
+        return _is_spanish_not(words, place, taken)
     phrase = said_at(words, place, NEGATING_PHRASES)
-    return phrase or int(words.words[place].form in NEGATORS)
+    return phrase or int(form in NEGATORS)
+
+
+def _is_spanish_not(words: Words, place: int, taken: frozenset[int]) -> int:
+    """Whether "no" is the Spanish "not": in a Spanish text, between a comma or "y" and a name."""
+    after = place + 1
+    while after < len(words.words) and words.words[after].form in SPANISH_ARTICLES:
+        after += 1
+    joined = is_soft(words, place) or (place > 0 and words.words[place - 1].form == "y")
+    spanish = any(one.form in SPANISH for one in words.words)
+    return int(joined and after in taken and not words.gap(place + 1).strip() and spanish)
 
 
 def denied(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Mention]:
-    """Mentions that are denied: "not Paris", "rather than Paris", "Paris is not the capital"."""
+    """Mentions that are denied: "not Paris", "rather than Paris", "Paris is not the capital".
+
+    They are given, as always, from left to right.
+    """
     taken = frozenset(i for one in known for i in range(one.start, one.stop))
+    starts = [one.start for one in known]
     found: set[Mention] = set()
     for place in range(len(words.words)):
         width = _negates(words, place, taken)
         if width:
             part = clauses.of[place]
-            reached = [
-                one
-                for one in known
-                if place < one.start <= place + _REACH and clauses.of[one.start] == part
-            ]
+            near = known[bisect_right(starts, place) : bisect_right(starts, place + _REACH)]
+            reached = [one for one in near if clauses.of[one.start] == part]
             found.update(_reached(words, place + width, reached))
     for one in known:
         behind = one.stop
@@ -67,24 +93,15 @@ def denied(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Ment
         before = words.text[: words.words[one.start].start].rstrip(' "')
         if (
             (goes_on and said_at(words, behind, DENIED))
-            or _called_wrong(words, one)
+            or (goes_on and is_not(words, one))
+            or called_wrong(words, one)
+            or said_to_be_wrong(words, one, taken)
             or after.startswith(DENIED_BEHIND)
             or before.endswith(DENIED_BEFORE)
             or (one.start and words.words[one.start].gap == "-" and _is_non(words, one.start))
         ):
             found.add(one)
     return found
-
-
-def _called_wrong(words: Words, mention: Mention) -> bool:
-    """Whether a bracket or a part behind a mention says so, or a label: "Wrong: Rome"."""
-    behind = mention.stop
-    width = said_at(words, behind, DENIED_ASIDE) if is_soft(words, behind) else 0
-    over = behind + width
-    if width and (over == len(words.words) or is_soft(words, over) or ends(words, over)):
-        return True
-    label = words.words[mention.start - 1].form if mention.start else ""
-    return label in WRONG and words.gap(mention.start).strip(" *").startswith(":")
 
 
 def _is_non(words: Words, start: int) -> bool:
@@ -117,24 +134,40 @@ def _reached(words: Words, place: int, reached: Sequence[Mention]) -> list[Menti
 
 
 def asked(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Mention]:
-    """Mentions in a question ("Is it Paris?") that is not affirmed."""
+    """Mentions in a question that is not affirmed ("Is it Paris?") or is denied ("Paris? No.")."""
     found = set()
     for one in known:
         sentence = clauses.sentence[one.start]
-        if sentence not in clauses.asking:
+        if sentence not in clauses.questions:
             continue
-        following = next(
-            (i for i in range(one.stop, len(words.words)) if clauses.sentence[i] != sentence), None
-        )
-        if following is None or words.words[following].form not in AFFIRMING:
+        reply = _reply(words, clauses, one)
+        if reply in NO or (sentence in clauses.asking and reply not in AFFIRMING):
             found.add(one)
     return found
+
+
+def _reply(words: Words, clauses: Clauses, mention: Mention) -> str:
+    """The word behind a question, if it affirms or denies; not the "no" of "no idea"."""
+    sentence = clauses.sentence[mention.start]
+    place = mention.stop
+    while place < len(words.words) and clauses.sentence[place] == sentence:
+        place += 1
+    if place == len(words.words):
+        return ""
+    alone = place + 1 == len(words.words) or words.gap(place + 1).strip() != ""
+    form = words.words[place].form
+    if is_that_wrong(words, clauses, place):
+        return "no"
+    return form if alone or form in AFFIRMING else ""
 
 
 def bounding(words: Words, known: Sequence[Mention]) -> set[Mention]:
     """Numbers and dates that bound what is meant: "before 1889", "more than 300"."""
     found = set()
+    taken = {i for one in known for i in range(one.start, one.stop)}
     for one in known:
+        if _is_choice(words, one, taken):
+            found.add(one)
         before = one.start - 1
         while before >= 0 and words.words[before].form in ("the", "year"):
             before -= 1
@@ -143,6 +176,33 @@ def bounding(words: Words, known: Sequence[Mention]) -> set[Mention]:
             if near and words.words[before].form in BOUNDING:
                 found.add(one)
     return found
+
+
+def _is_choice(words: Words, mention: Mention, taken: set[int]) -> bool:
+    """Whether "or" joins a number to one that is in no list: "1888 or 1889" says neither.
+
+    The same in another unit, as in "330 metres or 1,083 feet", is no choice.
+    """
+    said = words.words[mention.start].quantity
+    if not isinstance(said, Number):
+        return False
+    for joint, other in (
+        (mention.start - 1, mention.start - 2),
+        (mention.stop, mention.stop + 1),
+    ):
+        if joint < len(words.words) and words.gap(max(joint, mention.start)).strip() == "/":
+            other = joint  # "1889/1890"
+        elif not 0 <= other < len(words.words) or words.words[joint].form not in CHOOSING:
+            continue
+        if other < joint and other not in taken and is_unit(words.words[other].form):
+            other -= 1
+        rival = words.words[other].quantity
+        alike = isinstance(rival, Number) and (
+            said.kind == rival.kind or None in (said.kind, rival.kind)
+        )
+        if other not in taken and alike:
+            return True
+    return False
 
 
 def beside(
@@ -161,15 +221,20 @@ def beside(
     found: set[Mention] = set()
     previous: Mention | None = None
     supposes = any(one.form == "if" for one in words.words)
+    parts = clauses.forms_in(words)
     for one in known:
         listed = previous in found and previous is not None and previous.stop == one.start
         if (
-            clauses.sentence[one.start] in clauses.questions
+            (
+                clauses.sentence[one.start] in clauses.questions
+                and _reply(words, clauses, one) not in AFFIRMING
+            )
             or (supposes and _supposed(words, one.start))
-            or _remarked(words, clauses, one.start)
+            or _remarked(words, clauses, one, parts[clauses.of[one.start]])
             or (located and _is_place(words, clauses.first(one.start), one.start))
             or (located and listed and is_soft(words, one.start))
             or (located and _owns(words, one))
+            or _has_something(words, one)
         ):
             found.add(one)
         previous = one
@@ -191,11 +256,18 @@ def _supposed(words: Words, start: int) -> bool:
     return {"if", "was"} <= forms and bool(forms & {"would", "id"}) and not mine
 
 
-def _remarked(words: Words, clauses: Clauses, start: int) -> bool:
+def _left(words: Words, mention: Mention) -> bool:
+    """Whether a mention is what was before: "Bonn until 1990", "from Bonn to Berlin"."""
+    behind = words.words[mention.stop].form if mention.stop < len(words.words) else ""
+    before = words.words[mention.start - 1].form if mention.start else ""
+    return behind in ("until", "till") or (before == "from" and behind == "to")
+
+
+def _remarked(words: Words, clauses: Clauses, mention: Mention, part: frozenset[str]) -> bool:
     """Whether what stands before a mention, or in its part, says that it is beside the point."""
+    start = mention.start
     first = clauses.first(start)
-    part = clauses.words_in(words, clauses.of[start])
-    if _concedes(words, first, start) or (bool({*part} & REPORTING) and "i" not in part):
+    if _concedes(words, first, start) or ("i" not in part and _reported(part)):
         return True
     if words.words[first].form == "and" and _goes_on_conceding(words, clauses, first):
         return True
@@ -209,9 +281,15 @@ def _remarked(words: Words, clauses: Clauses, start: int) -> bool:
     ahead = [word.form for word in words.words[max(first, before - 1) : before + 1]]
     return (
         (bool(ahead) and ahead[-1] in BESIDE)
+        or _left(words, mention)
         or (ahead[-1:] == ["of"] and bool({*ahead[:-1]} & DIRECTION_OF))
         or any(said_at(words, start - width, BESIDE_PHRASES) == width for width in (2, 3))
     )
+
+
+def _reported(part: frozenset[str]) -> bool:
+    """Whether a part says what others say: "many think it is Rome"."""
+    return bool(part & REPORTING) or bool(part & REPORTERS and part & SAYING)
 
 
 def _goes_on_conceding(words: Words, clauses: Clauses, first: int) -> bool:
@@ -234,7 +312,14 @@ def _owns(words: Words, mention: Mention) -> bool:
     glued = mention.stop < len(words.words) and words.gap(mention.stop) == ""
     if glued and words.words[mention.stop].form in ("の", "的"):
         return True
-    return words.words[mention.stop - 1].surface.endswith("'s")
+    return words.words[mention.stop - 1].surface.lower().endswith("'s")
+
+
+def _has_something(words: Words, mention: Mention) -> bool:
+    """Whether something of a mention is said, not that it is something: "Rome's rival"."""
+    following = words.words[mention.stop : mention.stop + 1]
+    owns = words.words[mention.stop - 1].surface.lower().endswith("'s") and bool(following)
+    return owns and following[0].gap == " " and following[0].form not in ANSWERING | VERBS
 
 
 def _is_place(words: Words, first: int, start: int) -> bool:

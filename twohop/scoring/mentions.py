@@ -59,7 +59,7 @@ class Names:
     def __init__(self, names: Sequence[str]) -> None:
         self._root = _Node()
         self._joined: dict[str, str] = {}
-        self._longest = 0
+        self._beginnings: set[str] = set()
         self._numbers: dict[Decimal, list[tuple[Quantity, str]]] = {}
         self._others: list[tuple[Quantity, str]] = []
         for name in names:
@@ -76,7 +76,7 @@ class Names:
                 divided = _DIVIDED.search(plain(name)) is not None
                 if quantity is None and len(joined) >= (_JOINED_IF_DIVIDED if divided else _JOINED):
                     self._joined.setdefault(joined, name)
-                    self._longest = max(self._longest, len(joined))
+                    self._beginnings.update(joined[:end] for end in range(1, len(joined) + 1))
 
     def _add_quantity(self, quantity: Quantity, name: str) -> None:
         if isinstance(quantity, Number):
@@ -84,6 +84,15 @@ class Names:
                 self._numbers.setdefault(key, []).append((quantity, name))
         else:
             self._others.append((quantity, name))
+
+    def may_begin(self, word: Word) -> bool:
+        """Whether any name could begin with a word; most words begin none."""
+        after = self._root.after
+        return (
+            word.quantity is not None
+            or word.form in self._beginnings
+            or any(form in after for form in (*word.forms, *word.loose))
+        )
 
     def at(self, words: Sequence[Word], start: int) -> Iterator[tuple[int, bool, str]]:
         """Names that begin at a word: where each ends, if it is spelled as usual, and which."""
@@ -113,7 +122,7 @@ class Names:
             said += words[place].form
             if place > start and words[place].gap.strip(" -"):
                 break
-            if len(said) > self._longest:
+            if said not in self._beginnings:
                 break
             if (name := self._joined.get(said)) is not None:
                 yield place + 1, False, name
@@ -178,7 +187,10 @@ def mentions(words: Words, groups: Sequence[tuple[str, Sequence[str]]]) -> list[
     while place < len(words.words):
         best: tuple[int, bool, int] | None = None
         mention = None
+        word = words.words[place]
         for rank, (label, index) in enumerate(indices):
+            if not index.may_begin(word):
+                continue
             for stop, usual, name in index.at(words.words, place):
                 key = (stop, usual, -rank)
                 if (best is None or key > best) and _stands_alone(

@@ -17,7 +17,25 @@ SMALL |= {word: 10 * i for i, word in enumerate(_TENS.split(), start=2)}
 ORDINALS = {word: i for i, word in enumerate(_ORDINALS.split())}
 ORDINALS |= {f"{word[:-1]}ieth": 10 * i for i, word in enumerate(_TENS.split(), start=2)}
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
-SCALES |= {"mn": 10**6, "bn": 10**9, "trillion": 10**12, "lakh": 10**5, "crore": 10**7}
+SCALES |= {"trillion": 10**12, "lakh": 10**5, "crore": 10**7}
+_SCALES_BEHIND_DIGITS = (
+    ("thousands tausend mille mila mil tys тыс тысяч 千", 10**3),
+    ("万 萬 만", 10**4),
+    ("lakhs", 10**5),
+    (
+        "millions millionen millones milhoes milioni miljoen miljoner millioner milyon milionow",
+        10**6,
+    ),
+    ("mn mio mln млн миллионов миллиона", 10**6),
+    ("crores", 10**7),
+    ("亿 億 억", 10**8),
+    ("billions milliarden milliards miliardi miljard miljarder milliarder milyar miliardow", 10**9),
+    ("bn mrd mld млрд миллиардов миллиарда", 10**9),
+    ("trillions", 10**12),
+)
+SCALES_BEHIND_DIGITS = {
+    name: scale for names, scale in _SCALES_BEHIND_DIGITS for name in names.split()
+}
 
 # Names of a unit, its kind, and how many of the kind's base it is. Only factors that are exact:
 # feet and miles are kinds of their own, for "29,029 ft" is "8,848 m" only after rounding.

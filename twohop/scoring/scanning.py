@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from dataclasses import replace
 
 from twohop.scoring.counting import ordinal_ending, with_quantities
 from twohop.scoring.letters import fold, in_full
@@ -35,6 +34,9 @@ _WORD = re.compile(
 _UNIT = re.compile(
     r"(?:(?i:km2|m2|bn|mn|mm|cm|km|kg|mg|ft)|[mg])(?![\w'])|[°%](?:\s?[CcFf]\b)?|[$€£¥]"
 )
+# Written onto digits; a small "m" is metres.
+_SCALE = re.compile(r"(?:M|[Bb])(?![\w'])")
+_SCALE_LETTERS = {"M": 10**6, "B": 10**9}
 _BEHIND_NUMBER = re.compile(r"(st|nd|rd|th)(?!\w)", re.IGNORECASE)
 _ELIDED = re.compile(r"(?:l|d|qu|dell|nell|all|un)'(?=\w\w)")
 _HANGUL_ENDINGS = "입니다 이다 다 예요 이에요 이야 야 이라고 라고 은 는 이 가 을 를 의 에 에서 로"
@@ -113,6 +115,10 @@ def _digits(text: str, start: int) -> tuple[list[Word], int] | None:
         forms = (text[start:end].lower(),)
         quantity = None if value is None else Number(value, ordinal=True)
         return [Word(forms, (), start, end, text[start:end], "", quantity)], end
+    if value is not None and (scaled := _SCALE.match(text, end)):
+        value *= _SCALE_LETTERS[scaled[0].upper()]
+        end = scaled.end()
+        return [Word((written(value),), (), start, end, text[start:end], "", Number(value))], end
     attached = _UNIT.match(text, end)
     joined = text[end : end + 1]
     counted = "\uac00" <= joined <= "\ud7a3"  # Korean writes on what is counted: "1945년"
@@ -148,7 +154,10 @@ def scan(text: str) -> Words:
         if not some and (match := _WORD.match(text, place)):
             some, end = [_word(match.group(), place, match.lastgroup)], match.end()
         for one in some:
-            found.append(replace(one, gap=text[behind : one.start]))
+            gap = text[behind : one.start]
+            found.append(
+                Word(one.forms, one.loose, one.start, one.end, one.surface, gap, one.quantity)
+            )
         if some:
             place = behind = end
         else:

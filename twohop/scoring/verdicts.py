@@ -5,9 +5,18 @@ from typing import Literal
 
 from twohop.scoring.assertions import asserted
 from twohop.scoring.cleaning import LINK
-from twohop.scoring.mentions import mentions
-from twohop.scoring.normal import words_of
-from twohop.scoring.vocabulary import REFUSING, REFUSING_TEXTS
+from twohop.scoring.mentions import Mention, mentions
+from twohop.scoring.normal import normalise, words_of
+from twohop.scoring.vocabulary import (
+    ANSWERING,
+    HARDLY,
+    KNOWING,
+    NEGATORS,
+    PLACES_OF,
+    REFUSING,
+    REFUSING_TEXTS,
+    SHOWN,
+)
 from twohop.scoring.words import Words, said_at
 
 Outcome = Literal["right", "same_type", "echo", "other", "empty"]
@@ -76,18 +85,58 @@ def outcome(
     if not words.words:
         return "other" if LINK.search(text) else "empty"
     every = mentions(words, [("right", answers), ("echo", names), ("same_type", answer_set)])
-    found = {one.label for one in asserted(words, every, is_answer=lambda one: one.label != "echo")}
+    known = {normalise(one) for one in names}
+    both = [one for one in every if one.label == "right" and normalise(one.name) in known]
+    owner = {one for one in both if _is_owner(words, one)}
+    shown = owner | {one for one in both if _is_shown(words, one)}
+    stood_by = shown and asserted(
+        words,
+        every,
+        is_answer=lambda one: one.label != "echo" and one not in shown,
+        remarks_count=False,
+    )
+    stood_by = stood_by or asserted(
+        words, every, is_answer=lambda one: one.label != "echo" and one not in owner
+    )
+    found = {one.label for one in stood_by}
     if found:
         return "same_type" if "same_type" in found else "right"
-    named = any(one.label == "echo" for one in every)
+    named = bool(owner) or any(one.label == "echo" for one in every)
     return "echo" if named and not _refuses(words) else "other"
+
+
+def _ahead(words: Words, mention: Mention) -> list[str]:
+    """The words right before a mention, without "the"."""
+    ahead = [one.form for one in words.words[max(0, mention.start - 4) : mention.start]]
+    return [form for form in ahead if form != "the"]
+
+
+def _is_owner(words: Words, mention: Mention) -> bool:
+    """Whether something of what is mentioned is said: "the capital of X", "X's capital"."""
+    ahead = _ahead(words, mention)
+    behind = words.words[mention.stop].form if mention.stop < len(words.words) else ""
+    owns = words.words[mention.stop - 1].surface.lower().endswith("'s") and behind not in ANSWERING
+    belongs = ahead[-1:] == ["of"] and not {*ahead[-2:]} & PLACES_OF
+    return belongs or behind in ("has", "whose") or bool(behind and owns)
+
+
+def _is_shown(words: Words, mention: Mention) -> bool:
+    """Whether a mention may say what is asked about: "this is X", "the country is X", "in X"."""
+    ahead = _ahead(words, mention)
+    return ahead[-1:] in (["in"], ["to"], ["for"]) or bool({*ahead} & SHOWN)
 
 
 def _refuses(words: Words) -> bool:
     """Whether a text says that there is no answer."""
     if any(one in words.text for one in REFUSING_TEXTS):
         return True
-    return any(said_at(words, place, REFUSING) for place in range(len(words.words)))
+    for place, word in enumerate(words.words):
+        if said_at(words, place, REFUSING):
+            return True
+        near = {one.form for one in words.words[place + 1 : place + 5]}
+        if word.form in NEGATORS | HARDLY and near & KNOWING:
+            return True
+    return False
 
 
 def names_it(text: str, *, names: Sequence[str], others: Sequence[str]) -> bool:

@@ -71,9 +71,14 @@ VERBS = _set(
     "means refers remains became become died born wrote located situated serves speak speaks its "
     "isnt wasnt arent werent doesnt didnt thats"
 )
-REPORTING = _set(
-    "some many most people others commonly popularly often sometimes mistakenly wrongly confused"
+# Who says something else, if a verb of saying is near: "many think", not "many live".
+REPORTERS = _set("some many most people others commonly popularly often sometimes")
+SAYING = _set(
+    "say says said think thinks thought believe believes believed assume assumes assumed claim "
+    "claims claimed guess suppose call calls called consider imagine expect mistake mistaken "
+    "answer confuse known"
 )
+REPORTING = _set("mistakenly wrongly confused")
 CONCEDING = _set("although though while whereas unlike despite even except besides")
 RELATIVE = _set("which who whose where that")
 CONTRASTING = _set("but however instead sondern mais sino aber ma yet")
@@ -92,6 +97,10 @@ BESIDE = _set(
 BESIDE_PHRASES = _phrases("used to be | was once | once was | was formerly | was previously")
 DIRECTION_OF = _set("north south east west ahead instead outside northeast northwest southeast "
                     "southwest northern part center")  # fmt: skip
+# "The city of X" is X, "the capital of X" is not.
+PLACES_OF = _set("city town village state island municipality district republic")
+# Before a name: it is what a picture shows.
+SHOWN = _set("this these country nation flag shows shown depicts represents")
 LOCATING = _set("in at near from within inside outside on by")
 ON_THE_WAY = _set(
     "the a an of city town country capital state province region heart center centre middle "
@@ -101,7 +110,7 @@ ON_THE_WAY = _set(
 # What is said of the names behind these is denied, to the end of the clause.
 NEGATORS = _set(
     "not isnt wasnt arent werent doesnt didnt dont cant cannot couldnt wouldnt wont aint never "
-    "neither unsure uncertain unlikely doubt doubtful excluding except non without "
+    "neither nor unsure uncertain unlikely doubt doubtful excluding except non without "
     "whether wrongly falsely nowhere refuse refused "
     "nicht kein keine keinen niet geen pas nao nie ne nest inte ikke bukan khong "
     "не δεν οχι ليس ليست لا לא than"
@@ -112,6 +121,8 @@ NEGATING_PHRASES = _phrases(
     "know if | wonder if | clear if | no se si | nao sei se | non so se | "
     "mas grande que | plus grand que | plus grande que | mayor que | maior que | grosser als | "
     "kleiner als | groter dan | больше чем | "
+    "wrong to | incorrect to | false to | mistake to | mistaken to | error to | wrong that | "
+    "incorrect that | false that | untrue that | misconception that | mistake that | myth that | "
     "no such | ruled out | rule out | rules out | no es | no era | non e | no way"
 )
 NOT_NEGATING = _phrases(
@@ -127,7 +138,15 @@ DENIED = _phrases(
     "would be incorrect | ist falsch | is not actually | degil | نہيں | نيست"
 )
 # In a bracket behind a name, or behind a comma: it is the wrong one.
-WRONG = _set("wrong incorrect false falsch faux incorrecto")
+WRONG = _set("wrong incorrect false untrue mistaken falsch faux incorrecto")
+# Between a name and "wrong": then no more than these are, or might be. And what may follow "wrong".
+OTHERS = _set(
+    "other others else rest all any anything everything not isnt arent never no unless if i im may "
+    "might could"
+)
+GUESSES = _set("answer choice guess option one though however")
+# With nothing behind: "Rome is not, Paris is".
+IS_NOT = _phrases("is not | isnt | was not | wasnt")
 DENIED_ASIDE = _phrases(
     "a common misconception | a common mistake | a common error | a misconception | wrong | "
     "incorrect | not correct | not the right | not the correct | falsch | faux"
@@ -185,15 +204,25 @@ ASKING = _set(
     "whose"
 )
 AFFIRMING = _set("yes yeah yep correct indeed right exactly true")
+NO = _set("no nope nah")
+# Words by which a text is Spanish, where "no" denies what follows.
+SPANISH = _set("es son fue era esta llama")
+SPANISH_ARTICLES = _set("el la los las un una")
 REFUSING = _phrases(
     "cannot | cant | dont know | do not know | unable | not able | unknown | sorry | not sure | "
     "unsure | no idea | not certain | dont have | do not have | uncertain | couldnt | could not | "
-    "im not | wont | will not | not possible | impossible | "
+    "im not | wont | will not | not possible | impossible | refuse | decline | "
     "weiss nicht | weiss es nicht | weiss ich nicht | sais pas | no lo se | no se | nao sei | "
     "non lo so | non so | weet het niet | weet niet | nie wiem | vet inte | ved ikke | "
     "не знаю | لا اعرف | नहीं पता | नहीं जानता | δεν ξερω | δεν γνωριζω | bilmiyorum | "
     "모르겠습니다 | 모르겠어요 | 모릅니다 | 몰라요"
 )
+# Behind a denial, or "hard to": what somebody who refuses does not do or have.
+KNOWING = _set(
+    "know recall remember tell say determine identify see recognize recognise information context "
+    "clue idea clear certain shown visible provide specify state answer"
+)
+HARDLY = _set("no hard difficult insufficient")
 REFUSING_TEXTS = (
     *("不知道", "不清楚", "无法", "無法", "不能确定", "不确定", "不確定"),
     *("わかりません", "分かりません", "わからない", "分からない", "不明です", "ไม่ทราบ", "ไม่รู้"),

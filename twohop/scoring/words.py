@@ -85,8 +85,11 @@ def said_at(words: Words, place: int, phrases: Phrases) -> int:
     """Return how many words the longest of some phrases takes at a place; 0 where none stands."""
     if not 0 <= place < len(words.words):
         return 0
+    rests = phrases.get(words.words[place].form)
+    if rests is None:  # most words open no phrase
+        return 0
     longest = 0
-    for rest in phrases.get(words.words[place].form, ()):
+    for rest in rests:
         forms = tuple(one.form for one in words.words[place + 1 : place + 1 + len(rest)])
         if forms == rest:
             longest = max(longest, 1 + len(rest))
