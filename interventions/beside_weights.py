@@ -4,11 +4,14 @@ Everything is told by its content, in JSON types that are the same in every proc
 wrote is told by its name: its version is another matter.
 """
 
+import copyreg
 import enum
 import inspect
+import secrets
 from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 from pathlib import PurePath
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from interventions.digests import (
     code_digest,
     digest_of,
     globals_of,
+    named_globals,
     of_library,
     tensor_digest,
 )
@@ -26,13 +30,19 @@ from interventions.digests import (
 PASSING = (
     *("training", "gradient_checkpointing", "kernel_config", "loss_type", "name_or_path"),
     *("max_seq_len_cached", "original_max_seq_len", "rope_deltas", "warnings_issued"),
-    "all_tied_weights_keys",
+    *("all_tied_weights_keys", "_is_hf_initialized"),
+    "_persistent_id",  # nnsight's, of a model that was sent somewhere once
 )
 """Attributes of modules that change without a change of what is computed, or say nothing of it."""
 OF_CONFIG = ("_name_or_path", "name_or_path", "transformers_version", "architectures", "dtype")
 OF_TORCH = frozenset(vars(torch.nn.Module()))
 HELD = ("_parameters", "_buffers", "_modules")
-Known = dict[int, str]  # what was said already, by identity
+BY_NAME = (
+    *("nnsight.", "accelerate.", "transformers.", "interventions.", "peft.", "bitsandbytes."),
+    *("tokenizers.", "logging.", "torch.device."),
+)
+"""Whose objects are told by their name: they keep notes of passes, or say where things are."""
+Known = dict[int, tuple[str, Any]]  # what was said already, by identity; held, else it may be freed
 
 
 def settings_of(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
@@ -46,13 +56,24 @@ def settings_of(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     ------
     (str, JSON type)
     """
-    known = {id(part): path or "the model" for path, part in module.named_modules()}
+    known: Known = {id(one): (path or "the model", one) for path, one in module.named_modules()}
     config = getattr(module, "config", None)
-    known |= {id(one): "config" for one in (config, *_parts(config))}
+    known |= {id(one): ("config", one) for one in (config, *_parts(config))}
+    yield "attention", _attention(config, known)
     for path, part in module.named_modules():
         yield path, _class(type(part), known)
         for name, value in _kept(part):
             yield f"{path}.{name}", _said(value, known)
+
+
+def _attention(config: Any, known: Known) -> Any:
+    """The function of a user's own that a config names for attention; None for a library's."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    names = {str(getattr(one, "_attn_implementation", "")) for one in (config, *_parts(config))}
+    found = {name: ALL_ATTENTION_FUNCTIONS.get(name) for name in sorted(names)}
+    own = {n: one for n, one in found.items() if one and not of_library(_maker(one))}
+    return _said(own, known) if own else None
 
 
 def config_of(module: torch.nn.Module) -> Any:
@@ -77,19 +98,24 @@ def _without(value: Any, names: tuple[str, ...]) -> Any:
 
 def _kept(part: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     """Attributes that were put on a module, without those of torch and of its bookkeeping."""
-    notes = getattr(part, "config", None) is not None and of_library(type(part).__module__)
+    notes = hasattr(part, "save_pretrained") and of_library(type(part).__module__)
     for name, value in sorted(vars(part).items()):
         if name in OF_TORCH or name in PASSING or name.startswith("__"):
             continue
         if name == "forward" and of_library(_maker(value)):
             continue  # nnsight's and accelerate's stand in for the module's own
-        if notes and name.startswith("_") and not torch.is_tensor(value):
+        number = _a_number(value) or torch.is_tensor(value)
+        if notes and name.startswith("_") and not number:
             continue  # transformers' notes on a model
         yield name, value
     # bitsandbytes' state changes at every pass; this alone is a setting.
     threshold = getattr(getattr(part, "state", None), "threshold", None)
     if threshold is not None:
         yield "state.threshold", threshold
+
+
+def _a_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _maker(forward: Any) -> str | None:
@@ -103,14 +129,18 @@ def _said(value: Any, known: Known) -> Any:
     """A value in JSON types; what is not alike is not said alike."""
     if value is None or (isinstance(value, bool | int | float | str)):
         return value
+    if torch.is_tensor(value) and value.is_nested:
+        return ["nested", [_said(one, known) for one in value.unbind()]]
     if torch.is_tensor(value):
         return f"{value.dtype} {tuple(value.shape)} {tensor_digest(value)}"
     if id(value) in known:
-        return f"<{known[id(value)]}>"
+        return f"<{known[id(value)][0]}>"
     if isinstance(value, Mapping | Sequence | Set) and not isinstance(value, bytes | bytearray):
-        known[id(value)] = "itself"
+        known[id(value)] = ("itself", value)
         found = _inside(value, known)
-        del known[id(value)]  # another may come to lie where it was
+        if not of_library(type(value).__module__, getattr(type(value), "__module__", None)):
+            found = [_class(type(value), known), found, _said(_attributes(value), known)]
+        del known[id(value)]
         return found
     if isinstance(value, torch.dtype | np.dtype | PurePath | slice | bytes | bytearray | complex):
         return repr(value)
@@ -125,43 +155,87 @@ def _said(value: Any, known: Known) -> Any:
     name = f"{type(value).__module__}.{type(value).__qualname__}"
     if isinstance(value, enum.Enum):
         return f"{name}.{value.name}"
-    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
-        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, type):
+        return _class(value, known)
+    if isinstance(value, np.ufunc) and "(vectorized)" in repr(value):
+        return [name, secrets.token_hex(6)]  # of a user's function, which is out of reach
+    if isinstance(value, torch.jit.ScriptFunction):
+        return [name, digest_of(value.save_to_buffer())]  # pyright: ignore[reportCallIssue]
+    if callable(value) and hasattr(value, "__qualname__"):
+        return _callable(value, known)
     return _object(value, name, known)
 
 
 def _inside(value: Any, known: Known) -> Any:
     if isinstance(value, Mapping):
-        return {"pairs": [[_said(one, known) for one in pair] for pair in value.items()]}
+        pairs = [[_said(one, known) for one in pair] for pair in value.items()]
+        missing = getattr(value, "default_factory", None)  # gives what is not there
+        return {"pairs": pairs, **({"missing": _said(missing, known)} if missing else {})}
     said = [_said(one, known) for one in value]
     return sorted(said, key=repr) if isinstance(value, Set) else said
 
 
+def _callable(value: Any, known: Known) -> Any:
+    """A method of something built in, by what it is bound to; a cached function, by what it is."""
+    name = f"{getattr(value, '__module__', None)}.{value.__qualname__}"
+    bound = getattr(value, "__self__", None)
+    inner = getattr(value, "__wrapped__", None) if bound is None else bound
+    return name if inner is None or isinstance(inner, ModuleType) else [name, _said(inner, known)]
+
+
+def _noted(value: Any, name: str, known: Known) -> None:
+    """Remember an object; two of one name are told apart by when they were come to."""
+    known[id(value)] = (f"{name} {len(known)}", value)
+
+
 def _object(value: Any, name: str, known: Known) -> Any:
-    known[id(value)] = name
+    _noted(value, name, known)
     if isinstance(value, torch.nn.Module):  # one that is not registered as a part of another
         held = {kind: vars(value)[kind] for kind in HELD}
         kept = {key: _said(one, known) for key, one in (*_kept(value), *held.items())}
         return [_class(type(value), known), kept]
     if hasattr(value, "to_dict") and of_library(type(value).__module__):  # a config of its own
         return _said(_without(value.to_dict(), OF_CONFIG), known)
-    if hasattr(value, "__array__"):
+    if hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
+        array = value if isinstance(value, np.ndarray) else np.asarray(value)
         try:
-            return digest_of(np.asarray(value))
+            return digest_of(array)
         except UnknownContent:
-            return [name, [_said(one, known) for one in np.asarray(value).ravel().tolist()]]
-    if of_library(type(value).__module__):
+            return [name, [_said(one, known) for one in array.ravel().tolist()]]
+    if f"{name}.".startswith(BY_NAME):
         return name
-    slots = [one for kind in type(value).__mro__ for one in getattr(kind, "__slots__", ())]
+    return [_class(type(value), known), _said(_attributes(value) or _reduced(value), known)]
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    slots = [one for kind in type(value).__mro__ for one in _slots(kind)]
     inside = {key: getattr(value, key) for key in slots if hasattr(value, key)}
-    return [name, _said({**inside, **getattr(value, "__dict__", {})}, known)]
+    return {**inside, **getattr(value, "__dict__", {})}
+
+
+def _slots(kind: type) -> list[str]:
+    """Names of what its instances keep without a dict, as they are known outside of it."""
+    given = vars(kind).get("__slots__", ())
+    names = [given] if isinstance(given, str) else [*given]
+    private = f"_{kind.__name__.lstrip('_')}"
+    return [f"{private}{n}" if n.startswith("__") and n[-2:] != "__" else n for n in names]
+
+
+def _reduced(value: Any) -> Any:
+    """What an object without attributes of Python's is made of, as a copy of it would be."""
+    try:
+        made = copyreg.dispatch_table.get(type(value))
+        return made(value) if made is not None else value.__reduce_ex__(4)
+    except Exception:  # of whatever class: it cannot be copied
+        # A lock or a file changes no number. What is called does, and is never known again.
+        return secrets.token_hex(6) if callable(value) else None
 
 
 def _function(function: Any, known: Known) -> Any:
     name = f"{function.__module__}.{function.__qualname__}"
     if of_library(function.__module__):
         return name
-    known[id(function)] = name
+    _noted(function, name, known)
     cells = [_content(cell) for cell in function.__closure__ or ()]
     beside = [cells, function.__defaults__, function.__kwdefaults__, globals_of(function)]
     return [name, code_digest(function.__code__), *(_said(one, known) for one in beside)]
@@ -179,16 +253,36 @@ def _class(kind: type, known: Known) -> Any:
     name = f"{kind.__module__}.{kind.__qualname__}"
     if id(kind) in known:
         return name
-    known[id(kind)] = name
+    _noted(kind, name, known)
     written: dict[str, Any] = {}
     for base in kind.__mro__:
         for key, value in vars(base).items():
-            if key.startswith("__") and key != "__call__":
-                continue
             inner = getattr(value, "fget", None) or getattr(value, "__func__", value)
+            if key.startswith("__") and not inspect.isfunction(inner):
+                continue
             maker = getattr(inner, "__module__", None) if callable(inner) else base.__module__
-            if not of_library(base.__module__, maker) or key in written:
+            number = _a_number(inner) or torch.is_tensor(inner)
+            if number or not of_library(base.__module__, maker) or key in written:
                 written.setdefault(key, inner)
             elif inspect.isfunction(inner) and not of_library(inner.__module__):
                 written.setdefault(key, inner)  # put in the place of the library's own
+            elif inspect.isfunction(inner) and not base.__module__.startswith("torch."):
+                written |= {f"{key}: {name}": one for name, one in _replaced(inner).items()}
     return [name, _said(written, known)] if written else name
+
+
+def _replaced(method: Any) -> dict[str, Any]:
+    """Functions that no library wrote, in the place of those that a library's method calls."""
+    found: dict[str, Any] = {}
+    pending, seen = [inspect.unwrap(method)], set()
+    while pending:
+        plain = pending.pop()
+        for name, value in named_globals(plain).items():
+            if not inspect.isfunction(value) or name in seen:
+                continue
+            seen.add(name)
+            if not of_library(value.__module__):
+                found[name] = value
+            elif value.__module__ == plain.__module__:  # which may call more of them
+                pending.append(inspect.unwrap(value))
+    return found

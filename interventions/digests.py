@@ -31,6 +31,9 @@ LIBRARIES = (
     *SETTLED,
     *("bitsandbytes.", "peft.", "tokenizers.", "builtins.", "functools.", "typing.", "contextlib."),
     *("numpy.", "scipy.", "sklearn.", "pandas.", "xarray.", "PIL.", "einops."),
+    *("safetensors.", "huggingface_hub.", "tqdm.", "torchvision.", "triton.", "kernels."),
+    *("collections.", "abc.", "enum.", "dataclasses.", "types.", "re.", "operator.", "itertools."),
+    *("datetime.", "decimal.", "fractions.", "random.", "logging.", "threading.", "_thread."),
 )
 """Whose code is told by its name; its version is another matter."""
 
@@ -158,14 +161,18 @@ def globals_of(function: Any) -> dict[str, Any]:
     """The global values that a function names, without modules, classes and code of libraries."""
     if of_library(function.__module__):
         return {}
-    names = sorted(_names_in(function.__code__) & {*function.__globals__})
-    found = {name: function.__globals__[name] for name in names}
     return {
         name: value
-        for name, value in found.items()
+        for name, value in named_globals(function).items()
         if not isinstance(value, type | ModuleType)
         and not (callable(value) and of_library(getattr(value, "__module__", None)))
     }
+
+
+def named_globals(function: Any) -> dict[str, Any]:
+    """The global values that a function names, by name."""
+    names = sorted(_names_in(function.__code__) & function.__globals__.keys())
+    return {name: function.__globals__[name] for name in names}
 
 
 def _names_in(code: CodeType) -> set[str]:

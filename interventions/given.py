@@ -126,7 +126,7 @@ def _integer(value: Any) -> int | None:
         return None
     try:
         return operator.index(value)
-    except TypeError:
+    except Exception:  # whatever a class of the user's own raises
         return None
 
 
@@ -154,7 +154,8 @@ def one_of(value: Any, what: str, known: Collection[str], *, error: Refusal = Pr
     found = plain(value)
     if isinstance(found, str) and found in known:
         return str(found)
-    raise error(f"no {what} {shown(value)}. {did_you_mean(str(found), known)}")
+    asked = found if isinstance(found, str) else shown(found)
+    raise error(f"no {what} {shown(value)}. {did_you_mean(asked, known)}")
 
 
 def text_of(value: Any, what: str, *, error: Refusal = PromptError) -> str:
@@ -188,7 +189,17 @@ def several(
     unordered = isinstance(given, str | bytes | bytearray | Mapping | set | frozenset)
     if unordered or not _in_a_row(given):
         raise error(f"{what}: got {shown(given)}. Expected {expected}, in order.")
-    return list(given)
+    return _gone_through(given, what, error)
+
+
+def _gone_through(given: Iterable[Any], what: str, error: Refusal) -> list[Any]:
+    try:
+        return list(given)
+    except Exception as problem:  # of a generator or a class of the user's own
+        said = f"{type(problem).__name__}: {problem}"
+        raise error(f"{what}: {shown(given)} cannot be gone through to its end ({said}).") from (
+            problem
+        )
 
 
 def _in_a_row(given: Any) -> bool:
@@ -197,7 +208,7 @@ def _in_a_row(given: Any) -> bool:
         return False
     if isinstance(given, torch.Tensor):
         dense = given.layout == torch.strided and given.device.type != "meta"
-        return dense and given.ndim == 1
+        return dense and not given.is_quantized and given.ndim == 1
     return getattr(given, "ndim", 1) == 1
 
 
@@ -295,7 +306,8 @@ def index_of(asked: Any, what: str, *, error: Refusal = SiteError) -> int | slic
         raise error(wrong)
     if not _in_a_row(found):
         raise error(wrong)
-    return [_number_of(one, wrong, error) for one in _listed(found)]
+    items = _gone_through(_listed(found), f"{what}s", error)
+    return [_number_of(one, wrong, error) for one in items]
 
 
 def _listed(given: Any) -> Any:

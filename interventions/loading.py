@@ -1,6 +1,6 @@
 """From a repo id, a folder or a ready module to a :class:`~interventions.model.Model`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from interventions.architectures.blocks import OTHERWISE
 from interventions.architectures.blueprints import default_device, sees
 from interventions.architectures.families import tested
 from interventions.architectures.opening import place_of, reading
+from interventions.architectures.quantisation import settings_in
 from interventions.architectures.quantised_opening import check_opens
 from interventions.architectures.unwrapping import unwrapped
 from interventions.architectures.verification import check_components
@@ -149,7 +150,60 @@ def load(
             f"{place!r} is a half-loaded model: {len(missing)} weights are not in the checkpoint, "
             f"such as {missing[0]!r}, and would be random. Use a complete checkpoint."
         )
+    _check_all_used(module, place, report.get("unexpected_keys") or ())
+    if settings_in(config):
+        _check_unpacks(module, place)
     return _wrap(module, given, name=name, revision=revision)
+
+
+def _check_all_used(module: torch.nn.Module, place: str, unexpected: Iterable[str]) -> None:
+    """Refuse a checkpoint that has more of the model's own parts than its config tells of.
+
+    A bias or a scale of a layer that is there, or more blocks: without them other numbers come
+    out. Weights of parts that the model has not, such as another head, are none of its own.
+    """
+    for name in sorted(unexpected):
+        path, _, last = name.rpartition(".")
+        while path:
+            above, _, place_in_it = path.rpartition(".")
+            holder = _part_at(module, above) if above else None
+            if isinstance(holder, torch.nn.ModuleList) and place_in_it.isdigit():
+                if int(place_in_it) >= len(holder):
+                    raise LoadError(
+                        f"{place!r} has weights of {above}.{place_in_it}, but its config.json says "
+                        f"that there are {len(holder)} of these. Use the config that belongs to "
+                        "it."
+                    )
+                break
+            path = above
+        part = _part_at(module, name.rpartition(".")[0])
+        if part is not None and [*part.parameters(recurse=False)]:
+            raise LoadError(
+                f"{place!r} has a {last!r} of {name.rpartition('.')[0]} ({type(part).__name__}), "
+                "which the model that its config.json tells of has not, and would leave out. Use "
+                "the config that belongs to it."
+            )
+
+
+def _check_unpacks(module: Any, place: str) -> None:
+    """Refuse quantised weights that came without what unpacks them, by one pass over a token."""
+    token = torch.zeros(1, 1, dtype=torch.long, device=module.get_input_embeddings().weight.device)
+    try:
+        with torch.no_grad():
+            module.eval()(input_ids=token, use_cache=False)
+    except Exception as error:  # each format fails in a way of its own
+        raise LoadError(
+            f"{place!r} is a half-loaded model: its packed weights cannot be computed with "
+            f"({type(error).__name__}: {error}). Its scales may be missing, or its weights may not "
+            "be packed as quantization_config in its config.json says. Use a complete checkpoint."
+        ) from error
+
+
+def _part_at(module: torch.nn.Module, path: str) -> torch.nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _check_remote(place: str, remote: bool | str, **settings: Any) -> None:

@@ -1,6 +1,8 @@
 """Every public call with arguments that fit, and values that users might hand over instead."""
 
-from collections.abc import Callable
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -19,6 +21,28 @@ import interventions as iv
 
 TEXTS = ["The capital of France is", "Who was the mayor of the town"]
 OTHERS = ["The capital of Italy is", "Who was the baker of the town"]
+
+
+class NoNumber:
+    """A class whose every use as a number or a text fails."""
+
+    def __index__(self) -> int:
+        raise RuntimeError("no number")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def breaking() -> Iterator[int]:
+    yield 0
+    raise RuntimeError("it broke")
+
+
+def quantised() -> torch.Tensor:
+    with warnings.catch_warnings(action="ignore"):  # torch means to move this elsewhere
+        return torch.quantize_per_tensor(torch.zeros(48), 1.0, 0, torch.qint8)
+
+
 VALUES: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
     "True": lambda: True,
@@ -120,6 +144,12 @@ VALUES: dict[str, Callable[[], Any]] = {
     "a tensor of float": lambda: torch.zeros(2, 3),
     "a tensor of one": lambda: torch.zeros(1),
     "a tensor elsewhere": lambda: torch.zeros(2, device="meta"),
+    "a quantised tensor": quantised,
+    "a generator that breaks": breaking,
+    "a class of no number": NoNumber,
+    "labels of time": lambda: np.array(["2020-01-01", "2020-01-02"] * 4, dtype="datetime64[D]"),
+    "a deque": lambda: deque([0, 1]),
+    "keys of a mapping": lambda: {0: "a", 1: "b"}.keys(),
     "a sparse tensor": lambda: torch.zeros(48).to_sparse(),
     "a Series": lambda: pd.Series([0, 1], index=[1, 0]),
     "a Series of text": lambda: pd.Series(["the", "of"], index=[5, 6]),

@@ -1,8 +1,13 @@
 """What modules compute with beside registered weights is a part of what a model is."""
 
+import datetime
 import functools
+import logging
+import operator
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +116,127 @@ def test_whatever_a_module_holds_is_told_by_its_content(what: str, tmp_path: Pat
     torch.testing.assert_close(logits(model, share_prefix=True), logits(other))
     with pytest.raises(ResultsError, match=r"model\.fingerprint\.modules"):
         iv.sweep(model, prompt, 0.0, **asked)
+
+
+def doubled_class(factor: float) -> type:
+    return type("Times", (), {"__call__": lambda _, hidden: hidden * factor})
+
+
+def gives(factor: float) -> Any:
+    return type("Gives", (dict,), {"__missing__": lambda *_: factor})()
+
+
+STRENGTHS = (Strength(2.0), Strength(3.0))
+SAID: dict[str, Callable[[float], Any]] = {
+    "a number without attributes": lambda factor: Decimal(int(factor)),
+    "a span of time": lambda factor: datetime.timedelta(factor),
+    "a cached function": lambda factor: functools.cache(times(factor)),
+    "a method of a tensor": lambda factor: torch.tensor(factor).mul,
+    "a method of a dict": lambda factor: {0: factor}.get,
+    "a part of a list": lambda factor: [factor].__getitem__,
+    "a getter": lambda factor: operator.itemgetter(int(factor)),
+    "a function for arrays": lambda factor: np.vectorize(times(factor)),
+    "an object of a library": lambda factor: torch.distributions.Normal(0.0, factor),
+    "numbers drawn": lambda factor: np.random.default_rng(int(factor)),
+    "a mask": lambda factor: np.ma.masked_array([1, 2], mask=[factor > 2, False]),
+    "a class": doubled_class,
+    "an object of a class": lambda factor: doubled_class(factor)(),
+    "a dict of a class of its own": gives,
+    "a picture": lambda factor: Image.new("L", (2, 2), int(factor)),
+    "a compiled function": lambda factor: torch.jit.trace(times(factor), torch.ones(2)),
+    "which of two is shared": lambda factor: [*STRENGTHS, STRENGTHS[factor > 2]],
+    "tensors of different length": lambda factor: torch.nested.nested_tensor(
+        [torch.ones(1), torch.full((2,), factor)]
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype stage:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("what", SAID)
+def test_what_has_no_attributes_of_pythons_is_told_too(what: str) -> None:
+    one, same, other = (scaled(SAID[what](factor)) for factor in (2.0, 2.0, 3.0))
+    assert fingerprint(one) == fingerprint(same)
+    assert fingerprint(one)["modules"] != fingerprint(other)["modules"]
+
+
+def test_a_function_that_cannot_be_looked_into_is_never_known_again() -> None:
+    made = scaled(np.frompyfunc(times(2.0), 1, 1))
+    assert fingerprint(made)["modules"] != fingerprint(made)["modules"]
+    known = scaled(np.exp)
+    assert fingerprint(known) == fingerprint(known)
+
+
+class Noting:
+    """What keeps a log, and a lock, which change no number."""
+
+    def __init__(self) -> None:
+        self.log, self.lock = logging.getLogger("noting"), threading.Lock()
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.log.debug("seen")
+        return hidden
+
+
+def test_a_log_is_no_part_of_a_model() -> None:
+    model = scaled(Noting())
+    before = fingerprint(model)
+    logits(model)
+    logging.getLogger("noting.of another")
+    assert fingerprint(model) == before
+
+
+def test_a_model_that_was_sent_is_the_same() -> None:
+    model = fresh()
+    before = fingerprint(model)
+    model.nn.lm_head.__getstate__()
+    assert fingerprint(model) == before
+
+
+def replaced_function(model: iv.Model, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    from transformers.models.llama import modeling_llama
+
+    monkeypatch.setattr(modeling_llama, "rotate_half", times(factor))
+
+
+def own_attention(model: iv.Model, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def attention(*args: Any, **kwargs: Any) -> Any:
+        return sdpa_attention_forward(*args, **kwargs)[0] * factor, None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "own", attention)
+    model.module.config._attn_implementation = "own"
+
+
+def number_of_a_class(model: iv.Model, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    kind = type(model.module.model.layers[0].mlp)
+    monkeypatch.setattr(kind, "factor", factor, raising=False)
+
+
+def private_number(model: iv.Model, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    monkeypatch.setattr(model.module, "_factor", factor, raising=False)
+
+
+def private_list(model: iv.Model, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    attention = model.module.model.layers[0].self_attn
+    monkeypatch.setattr(attention, "_factors", [factor], raising=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [replaced_function, own_attention, number_of_a_class, private_number, private_list],
+)
+def test_what_was_put_into_a_librarys_code_counts(
+    change: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fresh()
+    found = [fingerprint(model)["modules"]]
+    for factor in (2.0, 3.0):
+        change(model, monkeypatch, factor)
+        found.append(fingerprint(model)["modules"])
+    assert len({*found}) == 3
 
 
 @pytest.mark.parametrize("function", [by_the_global, through_another])

@@ -83,6 +83,34 @@ def cut(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
+def respelt(**change: Callable[[torch.Tensor], torch.Tensor]) -> Spoil:
+    """Weights of one layer changed by name, and others added beside them."""
+
+    def spoil(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        layer = "model.layers.0.mlp.down_proj"
+        weight = weights[f"{layer}.weight"]
+        made = {f"{layer}.{name}": act(weight.clone()).clone() for name, act in change.items()}
+        save_file(weights | made, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return spoil
+
+
+def pickled(folder: Path, *, keep: float = 1.0) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    whole = (folder / "pytorch_model.bin").read_bytes()
+    (folder / "pytorch_model.bin").write_bytes(whole[: int(len(whole) * keep)])
+
+
+def listed(content: Any) -> Spoil:
+    """In pieces, with another list of them."""
+    return lambda folder: (
+        in_pieces(folder, lose=False),
+        write(folder, "model.safetensors.index.json", content),
+    )
+
+
 REST = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 NO_CONFIG = ("tokenizer.json", "tokenizer_config.json")
 
@@ -159,6 +187,25 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
     "cut short": (cut, r"model\.safetensors has \d+ bytes of \d+.*Download it again"),
     "no weights in the file": (also("model.safetensors", b"12"), "is no file of weights"),
     "an empty file": (also("model.safetensors", b""), "is no file of weights"),
+    "int8 and not a word of it": (
+        respelt(weight=lambda one: (one * 100).to(torch.int8), SCB=lambda one: one[:, 0]),
+        r"down_proj\.weight in model\.safetensors is of type I8.*no quantization_config",
+    ),
+    "float8 and not a word of it": (
+        respelt(weight=lambda one: one.to(torch.float8_e4m3fn)),
+        r"is of type F8_E4M3.*without their scales",
+    ),
+    "a list that is none": (listed([]), r"does not say which weight is in which file"),
+    "a list without files": (listed({"weight_map": []}), r"does not say which weight"),
+    "half a list": (listed(b'{"weight_map": {"a'), r"does not say which weight"),
+    "another name": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "weights.safetensors"),
+        r"'weights\.safetensors', a name under which transformers does not look",
+    ),
+    "a pickle cut short": (
+        lambda folder: pickled(folder, keep=0.8),
+        r"pytorch_model\.bin is no file of weights",
+    ),
     "a page of HTML": (also("model.safetensors", b"<!DOCTYPE html>" * 9), "is no file of weights"),
     "a pickle that is none": (
         only(*REST, pytorch_model__bin=b"<html>"),
@@ -186,10 +233,8 @@ def test_load_and_doctor_say_the_same(
 
 ACCEPTED: dict[str, Spoil] = {
     "in pieces": lambda folder: in_pieces(folder, lose=False),
-    "pickled": lambda folder: (
-        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin"),
-        (folder / "model.safetensors").unlink(),
-    ),
+    "pickled": pickled,
+    "what another model beside it has": respelt(**{"adapter.weight": lambda one: one[0]}),
     "exports beside it": also("model.onnx", b"x"),
     "gguf beside it": also("model-q4.gguf", b"GGUF"),
     "its makers' layout beside it": also("consolidated.safetensors", b"x"),
@@ -209,6 +254,64 @@ def test_what_lies_beside_a_model_does_not_matter(what: str, whole: Path, tmp_pa
     loaded = iv.load(folder)
     assert loaded.n_layers == examine(folder).sizes["n_layers"]
     assert torch.equal(loaded.module.lm_head.weight, iv.load(whole).module.lm_head.weight)
+
+
+LEFT_OUT: dict[str, tuple[Spoil, str]] = {
+    "a bias": (respelt(bias=lambda one: one[:, 0]), r"a 'bias' of .*down_proj \(Linear\)"),
+    "a scale of a pickle": (
+        lambda folder: (respelt(weight_scale=lambda one: one[:1])(folder), pickled(folder)),
+        r"a 'weight_scale' of",
+    ),
+    "blocks": (changed(num_hidden_layers=2), r"weights of model\.layers\.2, .* there are 2 of"),
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_no_part_of_the_checkpoint_is_left_out(what: str, whole: Path, tmp_path: Path) -> None:
+    spoil, reason = LEFT_OUT[what]
+    folder = tmp_path / "it"
+    shutil.copytree(whole, folder)
+    spoil(folder)
+    with pytest.raises(LoadError, match=reason):
+        iv.load(folder)
+
+
+def in_float8(folder: Path, *, scales: bool) -> None:
+    quantised(quant_method="fp8", weight_block_size=[128, 128])(folder)
+    made = {"weight": lambda one: one.to(torch.float8_e4m3fn)}
+    if scales:
+        made["weight_scale_inv"] = lambda one: torch.ones_like(one[:1, :1], dtype=torch.float32)
+    respelt(**made)(folder)
+
+
+def test_packed_weights_without_their_scales_are_half_loaded(whole: Path, tmp_path: Path) -> None:
+    for scales in (True, False):
+        folder = tmp_path / str(scales)
+        shutil.copytree(whole, folder)
+        in_float8(folder, scales=scales)
+    layer = iv.load(tmp_path / "True").module.model.layers[0].mlp.down_proj
+    expected = iv.load(whole).module.model.layers[0].mlp.down_proj.weight.to(torch.float8_e4m3fn)
+    assert torch.equal(layer.weight, expected.float())
+    with pytest.raises(LoadError, match=r"half-loaded model: its packed weights"):
+        iv.load(tmp_path / "False")
+
+
+def test_a_folder_in_the_place_of_weights(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "it"
+    shutil.copytree(whole, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(LoadError, match="a config, and no weights"):
+        iv.load(folder)
+
+
+def test_sizes_that_cannot_be_are_no_crash(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "it"
+    shutil.copytree(whole, folder)
+    changed(vocab_size=1, pad_token_id=2)(folder)
+    for act in (iv.load, examine):
+        with pytest.raises(LoadError, match="must be within num_embeddings"):
+            act(folder)
 
 
 def test_weights_that_are_not_there(whole: Path, tmp_path: Path) -> None:

@@ -104,3 +104,31 @@ def test_a_table_in_memory_is_told_how_to_give_its_rows() -> None:
         open_table(arrow.Table.from_pandas(frame))
     with pytest.raises(DataError, match="bytes was given"):
         open_table(b"abc")
+
+
+def test_a_list_in_the_first_line_costs_that_line(tmp_path: Path, rows: list[Row]) -> None:
+    path = jsonl(tmp_path / "items.jsonl", rows)
+    path.write_text("[1, 2]\n" + path.read_text())
+    report = check(path).report
+    assert (report.usable, report.rows) == (3, 4)
+    path.write_text('[{"entity":\n' + path.read_text())
+    with pytest.raises(DataError, match="begins as a JSON list and is none"):
+        check(path)
+
+
+@pytest.mark.parametrize("unseen", ["\ufeff", "\u200b", "\u2060"])
+def test_characters_that_nobody_sees_are_no_part_of_a_text(
+    tmp_path: Path, rows: list[Row], unseen: str
+) -> None:
+    """A file put together of two has the mark of the second's beginning within it."""
+    expected = [(item.entity, item.answers) for item in check(rows_in(tmp_path, rows)).items]
+    for row in rows:
+        row["entity"] = unseen + row["entity"]
+        row["answers"] = [f"{unseen}{one}{unseen}" for one in row["answers"]] + [unseen]
+    found = check(rows_in(tmp_path, rows)).items
+    assert [(item.entity, item.answers) for item in found] == expected
+    assert texts_of("नेपाल\u200cी | \ufeff") == ["नेपाल\u200cी"]  # which divides what it stands in
+
+
+def rows_in(folder: Path, rows: list[Row]) -> Path:
+    return jsonl(folder / "items.jsonl", rows)

@@ -327,6 +327,23 @@ def test_a_data_set_with_a_format_or_a_transform(tmp_path: Path) -> None:
     assert "transform fails: not this one" in found.report.set_aside[0].said
 
 
+def test_a_transform_leaves_labels_and_short_numbers_what_they_mean(tmp_path: Path) -> None:
+    label = datasets.ClassLabel(names=["Lima", "Paris"])
+    for feature, values, expected in (
+        (label, [1, -1], [("Paris",), ()]),
+        (datasets.List(label), [[1, 0], [0]], [("Paris", "Lima"), ("Lima",)]),
+        (datasets.Value("float32"), [0.1, 2.0], [("0.1",), ("2",)]),
+    ):
+        dataset = made("answers", values, feature)
+        left = check(dataset.with_transform(lambda batch: batch))
+        for checked in (check(dataset), left):
+            assert [item.answers for item in checked.items] == [one for one in expected if one]
+    changed = made("answers", [1, 0], label).with_transform(
+        lambda batch: {**batch, "answers": ["Lyon"] * len(batch["answers"])}
+    )
+    assert [item.answers for item in check(changed).items] == [("Lyon",), ("Lyon",)]
+
+
 def test_values_that_python_cannot_hold_break_their_row_only(tmp_path: Path) -> None:
     table = made("answers", ["a", "b", "c"], V("string")).with_format("arrow")[:]
     at = table.column_names.index("answers")

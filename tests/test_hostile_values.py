@@ -218,6 +218,23 @@ def test_numbers_of_python_keep_their_digits_in_a_model_of_float64() -> None:
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "layers in a quantised tensor": (
+        "Site",
+        {"layers": VALUES["a quantised tensor"]()},
+        "an int, a slice or a list of int",
+    ),
+    "a class of no number": ("Site", {"layers": VALUES["a class of no number"]()}, "a list of int"),
+    "a mode that says nothing": ("Patch", {"mode": VALUES["a class of no number"]()}, "no mode"),
+    "layers of a generator that breaks": (
+        "Site",
+        {"layers": VALUES["a generator that breaks"]},
+        "cannot be gone through to its end .RuntimeError: it broke",
+    ),
+    "answers of a generator that breaks": (
+        "sweep",
+        {"answers": VALUES["a generator that breaks"]},
+        "answers.* cannot be gone through",
+    ),
     "a mask as layers": ("Site", {"layers": [True, False, True, False]}, "where it is True"),
     "a bool as a layer": ("Site", {"layers": True}, "an int, a slice or a list of int"),
     "a set of layers": ("Patch", {"layers": {0, 1}}, "an int, a slice or a list of int"),

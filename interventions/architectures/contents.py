@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from interventions.errors import LoadError
 
@@ -22,6 +23,9 @@ WHOLE = (
 """What transformers looks for, in its order."""
 BESIDE = ("adapter_", "consolidated", "training_args", "optimizer", "scheduler", "rng_state")
 """How names of files begin that end as weights do, and are none of the model in this layout."""
+
+PACKED = ("I", "U", "F8", "F4", "F6")
+"""How types of numbers begin in which no weight is kept that is not quantised."""
 
 HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
 FOREIGN = (
@@ -64,7 +68,7 @@ def check_contents(folder: Path, *, weights: bool) -> None:
     )
     if reason := explained(names, adapter=as_json(folder / ADAPTER)):
         raise LoadError(f"{str(folder)!r} {reason}")
-    top = [name for name in names if "/" not in name]
+    top = [name for name in names if "/" not in name and (folder / name).is_file()]
     for name in top:
         if _is_pointer(folder / name):
             raise LoadError(
@@ -80,9 +84,10 @@ def check_contents(folder: Path, *, weights: bool) -> None:
     own = "mm_vision_tower" not in (as_json(folder / CONFIG) or {})
     if found and own:
         _check_pieces(folder, top)
+    plain = own and not _says_how_packed(as_json(folder / CONFIG) or {})
     for name in found:
         if name.endswith(".safetensors"):
-            _check_safetensors(folder, name)
+            _check_safetensors(folder, name, plain=plain)
         else:
             _check_pickle(folder, name)
     if not found and weights and own:
@@ -143,16 +148,27 @@ def explained(names: Iterable[str], *, adapter: dict[str, Any] | None = None) ->
 def _check_pieces(folder: Path, top: list[str]) -> None:
     """Refuse weights in pieces of which one is missing, or the list of them."""
     used = next((name for name in WHOLE if name in top), None)
-    pieces = [name for name in top if _is_weights(name) and "-of-" in name]
+    weights = [name for name in top if _is_weights(name)]
+    pieces = [name for name in weights if "-of-" in name]
     if used is None and pieces:
         raise LoadError(
             f"{str(folder)!r} has weights in pieces ({pieces[0]!r}), and not the index.json that "
             "says which weight is in which piece. Download it again."
         )
-    if used is None or not used.endswith(".json"):
+    if used is None:
+        raise LoadError(
+            f"{str(folder)!r}: its weights are in {weights[0]!r}, a name under which transformers "
+            f"does not look for any. Call that file {WHOLE[0]!r}, if it holds all of them."
+        )
+    if not used.endswith(".json"):
         return
     listed = (as_json(folder / used) or {}).get("weight_map")
-    wanted = sorted({str(one) for one in (listed or {}).values()})
+    if not isinstance(listed, dict) or not listed:
+        raise LoadError(
+            f"{str(folder)!r}: {used} does not say which weight is in which file (weight_map), as "
+            "a download that was cut short leaves it. Download it again."
+        )
+    wanted = sorted({str(one) for one in listed.values()})
     if lost := [name for name in wanted if not (folder / name).exists()]:
         raise LoadError(
             f"{str(folder)!r} is not complete: {len(lost)} of its {len(wanted)} files of weights "
@@ -161,10 +177,11 @@ def _check_pieces(folder: Path, top: list[str]) -> None:
 
 
 def _check_pickle(folder: Path, name: str) -> None:
-    """Refuse a file of pickled weights that is none by its first bytes."""
+    """Refuse a file of pickled weights that is none by its first bytes, or has lost its end."""
     with (folder / name).open("rb") as file:
-        if file.read(2).startswith((b"PK", b"\x80")):
-            return
+        start = file.read(2)
+    if start.startswith(b"\x80") or (start == b"PK" and is_zipfile(folder / name)):
+        return
     raise LoadError(
         f"{str(folder)!r}: {name} is no file of weights, as a download that was cut short leaves "
         "it. Download it again, better with .safetensors files."
@@ -215,10 +232,20 @@ def _is_pointer(path: Path) -> bool:
         return file.read(len(POINTER)) == POINTER
 
 
-def _check_safetensors(folder: Path, name: str) -> None:
-    """Refuse a file of weights that is shorter than its own list of them says."""
+def _says_how_packed(said: dict[str, Any]) -> bool:
+    """Whether a config says that weights are quantised, in itself or in the config of a part."""
+    inside = [said, *(one for one in said.values() if isinstance(one, dict))]
+    return any(one.get("quantization_config") is not None for one in inside)
+
+
+def _check_safetensors(folder: Path, name: str, *, plain: bool) -> None:
+    """Refuse a file of weights that is shorter than its own list of them says.
+
+    ``plain``: the config does not say that they are packed, so that integers and numbers of 8
+    bits, which mean nothing without their scales, would be taken for weights.
+    """
     size = (folder / name).stat().st_size
-    wanted = None
+    wanted, header = None, {}
     with (folder / name).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if 8 + length <= size:
@@ -229,6 +256,18 @@ def _check_safetensors(folder: Path, name: str) -> None:
             except (ValueError, KeyError, TypeError, IndexError, AttributeError):
                 wanted = None
     if wanted == size:
+        packed = [
+            (key, str(one.get("dtype")))
+            for key, one in header.items()
+            if key.endswith("weight") and str(one.get("dtype")).startswith(PACKED)
+        ]
+        if plain and packed:
+            raise LoadError(
+                f"{str(folder)!r}: {packed[0][0]} in {name} is of type {packed[0][1]}, so it is "
+                f"quantised, and {CONFIG} does not say how (no quantization_config): its numbers "
+                "would be taken for weights without their scales. Get that file again, or use the "
+                "checkpoint that it was made from."
+            )
         return
     why = "is no file of weights" if wanted is None else f"has {size} bytes of {wanted}"
     raise LoadError(

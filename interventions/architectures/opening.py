@@ -67,7 +67,8 @@ def reading(
         yield
     except (
         *(OSError, ValueError, ImportError, KeyError, AttributeError, TypeError, EOFError),
-        *(RuntimeError, ArithmeticError, StrictDataclassError),  # sizes that do not go together
+        # Sizes that do not go together.
+        *(RuntimeError, ArithmeticError, AssertionError, StrictDataclassError),
         *(SafetensorError, UnpicklingError),
     ) as error:
         if (reason := _repo_explained(place, revision)) is not None:

@@ -16,6 +16,10 @@ import numpy as np
 MISSING = ("nan", "NaN", "None", "null", "NULL", "<NA>", "N/A")
 """What CSV and TSV write for nothing. Each may also be a text: a name, a code, a bread."""
 BETWEEN = "|"
+MARK = "\ufeff"
+"""Begins files of some programs, and stands within those that were put together of several."""
+UNSEEN = "\u200b\u2060"
+"""Characters of no width, at the ends of texts copied from pages; within a text they divide."""
 
 
 class CellError(Exception):
@@ -50,7 +54,7 @@ def is_missing(value: Any) -> bool:
     if value is None or isinstance(value, Nothing):
         return True
     if isinstance(value, str):
-        return not value.strip()
+        return not value.replace(MARK, "").strip().strip(UNSEEN)
     if isinstance(value, list | tuple):
         return not value
     if isinstance(value, np.ndarray):
@@ -82,7 +86,7 @@ def text_of(value: Any) -> str | None:
     if is_missing(value):
         return None
     if isinstance(value, str):
-        return " ".join(value.split())
+        return " ".join(value.replace(MARK, "").split()).strip(UNSEEN)
     if isinstance(value, bool | np.bool_):
         raise CellError(f"expected a text, got {value!s}; write the answer as text, such as yes")
     if isinstance(value, Integral | Real | Decimal) and not isinstance(value, np.timedelta64):

@@ -12,7 +12,7 @@ from typing import Any
 
 from interventions.errors import did_you_mean
 from twohop.entities.arrow import BATCH, table_rows
-from twohop.entities.features import meaning
+from twohop.entities.features import NARROW, meaning
 from twohop.entities.rows import DataError, Row, Table, row_of, table_of
 
 HUB = "hf:"
@@ -194,12 +194,34 @@ def _stored(dataset: Any) -> Iterator[Row]:
 
 
 def _transformed(dataset: Any) -> Iterator[Row]:
+    """Rows as the user's function gives them; what it left as it is means what it meant."""
+    features = dataset.features.to_dict()
+    numbers = [name for name, feature in features.items() if _of_numbers(feature)]
+    stored = dataset.with_format("arrow").select_columns(numbers) if numbers else None
     for i in range(len(dataset)):
         place = f"row {i + 1}"
         try:
-            yield row_of(place, dataset[i])
+            values = dataset[i]
         except Exception as error:  # whatever the function raises
             yield Row(place, problem=("wrong_type", f"the data set's transform fails: {error}"))
+            continue
+        if stored is not None and isinstance(values, Mapping):
+            kept = stored[i : i + 1].to_pylist()[0]
+            same = [name for name in numbers if _alike(values.get(name), kept[name])]
+            values = {**values, **{name: meaning(kept[name], features[name]) for name in same}}
+        yield row_of(place, values)
+
+
+def _of_numbers(feature: Any) -> bool:
+    """Whether what is stored is, or holds, a number that stands for something else."""
+    if isinstance(feature, Mapping):
+        own = feature.get("_type") == "ClassLabel" or feature.get("dtype") in NARROW
+        return own or any(_of_numbers(inner) for inner in feature.values())
+    return isinstance(feature, list) and any(_of_numbers(inner) for inner in feature)
+
+
+def _alike(value: Any, stored: Any) -> bool:
+    return type(value) is type(stored) and bool(value == stored)
 
 
 def _streamed(dataset: Any) -> Iterator[Row]:

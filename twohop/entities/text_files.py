@@ -37,9 +37,10 @@ def json_rows(path: Path) -> Iterator[Row]:
     if text.lstrip()[:1] == "[":
         try:
             yield from numbered(_json(text))
+            return
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path} begins as a JSON list and is none: {error}.") from error
-        return
+            if not _is_json(text.strip().split("\n", 1)[0]):  # else it is the first of lines
+                raise DataError(f"{path} begins as a JSON list and is none: {error}.") from error
     if text.strip().split("\n", 1)[0].strip() == "{":
         try:
             found = _json(text)
@@ -63,6 +64,14 @@ def json_rows(path: Path) -> Iterator[Row]:
 
 def _json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_object)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        _json(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Unread:
