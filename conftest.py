@@ -13,6 +13,8 @@ from twohop.published import published_config
 
 ROOT = Path(__file__).parent
 MODELS = ROOT / "docs" / "models.md"
+NAMES = ("torch", "iv", "llm", "vlm", "question", "flag", "named", "other", "shown")
+"""What examples may use without saying where it comes from."""
 CHECKPOINTS = ("lmsys/vicuna-7b-v1.5", "llava-hf/llava-1.5-7b-hf")
 ITEM = {
     "entity": "France",
@@ -24,16 +26,18 @@ ITEM = {
     "answers": ["Paris"],
 }
 POPVQA = {
-    "entities.csv": "s_uri,type,subject,aliases,resized_path\nQ243,landmarks,Eiffel Tower,[],a.png\n",
+    "entities.csv": "s_uri,type,subject,aliases,resized_path\n"
+    "Q243,landmarks,Eiffel Tower,[],a.png\n",
     "questions.csv": "s_uri,subject,relation,question,question_for_image,possible_answers\n"
-    'Q243,Eiffel Tower,city,Where is Eiffel Tower?,Where is this?,"[\'Paris\']"\n',
+    "Q243,Eiffel Tower,city,Where is Eiffel Tower?,Where is this?,\"['Paris']\"\n",
 }
 
 
 @pytest.fixture(scope="session")
 def day() -> dict[str, Any]:
-    """The names that every example may use: those that the code of ``docs/models.md`` makes."""
-    return pages.run(MODELS, {})
+    """What every example may use, by name, as the code of ``docs/models.md`` makes it."""
+    made = pages.run(MODELS, {})
+    return {name: made[name] for name in NAMES}
 
 
 @pytest.fixture(scope="session")

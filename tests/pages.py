@@ -41,9 +41,8 @@ def cells(text: str) -> list[Cell]:
     for block, behind in zip_longest(fenced, fenced[1:]):
         if block["language"] != "python":
             continue
-        shown = None
-        if behind and behind["language"] == "text" and not text[block.end() : behind.start()].strip():
-            shown = behind["body"]
+        next_to = behind and not text[block.end() : behind.start()].strip()
+        shown = behind["body"] if behind and next_to and behind["language"] == "text" else None
         made.append(Cell(text[: block.start()].count("\n") + 2, block["body"], shown))
     return made
 

@@ -1,13 +1,11 @@
 """The pages of the documentation: their code runs, their commands are known, none is left out."""
 
-import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pages
 import pytest
-import yaml
 
 import interventions.cli
 import twohop.cli
