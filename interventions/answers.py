@@ -112,13 +112,13 @@ def complete(
 
     Examples
     --------
-    >>> answered = complete(llm, named, candidates=["Marlow", "Ordu"], stop=" .")
+    >>> answered = complete(llm, named, candidates=["Marlow", "Brenn"], stop=" .")
     >>> answered.texts, answered.choices
     (['Marlow'], [0])
 
     What the name adds, whatever is likely anyway:
 
-    >>> cities = ["Marlow", "Ordu", "Tessin"]
+    >>> cities = ["Marlow", "Brenn", "Tessin"]
     >>> unnamed = llm.prompt("Question : What is the capital of it ? Answer :")
     >>> anyway = complete(llm, unnamed, candidates=cities, every_score=True)
     >>> complete(

@@ -57,7 +57,7 @@ def heatmap(
 
     Examples
     --------
-    >>> scores = iv.attribute(llm, named, other, answers="Marlow", foils="Ordu", verify=False)
+    >>> scores = iv.attribute(llm, named, other, answers="Marlow", foils="Brenn", verify=False)
     >>> iv.heatmap(scores, item=0).savefig("map.png")
     """
     of_kind(dataset, xr.Dataset, "the dataset", error=ResultsError)

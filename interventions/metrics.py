@@ -168,7 +168,7 @@ def target(
 
     Examples
     --------
-    >>> target(llm, named, "Marlow", "Ordu").answers
+    >>> target(llm, named, "Marlow", "Brenn").answers
     [[51]]
     """
     found = _tokens(model, prompt, answers, "answer")

@@ -133,7 +133,7 @@ def attribute(
 
     Examples
     --------
-    >>> scores = iv.attribute(llm, named, other, answers="Marlow", foils="Ordu", verify=2)
+    >>> scores = iv.attribute(llm, named, other, answers="Marlow", foils="Brenn", verify=2)
     >>> scores["score"].sizes
     Frozen({'item': 1, 'component': 4, 'layer': 8, 'position': 12})
     >>> figure = iv.heatmap(scores)

@@ -136,7 +136,7 @@ def sweep(
 
     Examples
     --------
-    >>> swept = iv.sweep(llm, named, other, answers="Marlow", foils="Ordu",
+    >>> swept = iv.sweep(llm, named, other, answers="Marlow", foils="Brenn",
     ...                  metrics=["logit_diff"], roles=["entity", "last"])
     >>> swept["logit_diff"].sizes
     Frozen({'item': 1, 'component': 1, 'layer': 8, 'role': 2})
