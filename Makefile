@@ -86,11 +86,11 @@ $(DOCS_READY): $(READY)
 	@touch $@
 
 docs: $(DOCS_READY)
-	@$(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "site/index.html"
 
 docs-serve: $(DOCS_READY)
-	@$(BIN)/mkdocs serve --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict
 
 # The other libraries are installed in an environment of their own, with the same pins as ours.
 BENCH := .venv-bench

@@ -1,5 +1,7 @@
 """The pages of the documentation: their code runs, their commands are known, none is left out."""
 
+import ast
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,10 @@ from typing import Any
 import pages
 import pytest
 
+import interventions as iv
 import interventions.cli
 import twohop.cli
+from twohop.protocol import documented
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -35,3 +39,56 @@ def test_the_commands_of_a_page_are_known(page: Path) -> None:
                 program, *arguments = shlex.split(line, comments=True) or [""]
                 if program in PARSERS:
                     PARSERS[program]().parse_args(arguments)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 90
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    shown = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
+    named = re.findall(r"^::: interventions\.(\w+)$", shown, re.MULTILINE)
+    assert sorted(named) == sorted(iv.__all__)
+
+
+def protocol_table() -> str:
+    """The table of ``docs/study/protocol.md``."""
+    lines = ["| number | default | what it is | may be | option |", "|---|---|---|---|---|"]
+    for number in documented():
+        option = f"`{number.flag}`" if number.flag else ""
+        cells = (f"`{number.name}`", f"`{number.default}`", number.says, number.allowed.expected)
+        lines.append(f"| {' | '.join((*cells, option))} |")
+    return "\n".join(lines)
+
+
+def test_the_page_on_the_protocol_has_every_number() -> None:
+    text = (DOCS / "study" / "protocol.md").read_text(encoding="utf-8")
+    assert f"<!-- protocol -->\n{protocol_table()}\n<!-- /protocol -->" in text
+
+
+def errors_of(package: str) -> set[str]:
+    """Names of the classes that derive from the base of all errors, or are in ``errors.py``."""
+    bases: dict[str, set[str]] = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = {base.id for base in node.bases if isinstance(base, ast.Name)}
+    known = {"InterventionsError", "LoadError", "PromptError", "RemoteError"}
+    roots = {*known, "UserWarning", "KeyboardInterrupt"}
+    return {name for name, above in bases.items() if above & roots} | (known & {*bases})
+
+
+def test_every_error_has_a_page() -> None:
+    written = {page.stem for page in (DOCS / "errors").glob("*.md")} - {"index"}
+    assert written == errors_of("interventions") | errors_of("twohop")
+    index = (DOCS / "errors" / "index.md").read_text(encoding="utf-8")
+    for name in written:
+        assert f"{name}.md" in index
+        text = (DOCS / "errors" / f"{name}.md").read_text(encoding="utf-8")
+        assert re.findall(r"^## (\w+)$", text, re.MULTILINE) == ["Symptom", "Cause", "Fix"]
+
+
+def test_no_example_is_skipped() -> None:
+    for package in ("interventions", "twohop"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            assert "doctest: +SKIP" not in path.read_text(encoding="utf-8"), path

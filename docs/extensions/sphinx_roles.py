@@ -7,6 +7,8 @@ from griffe import Extension
 
 ROLE = re.compile(r":(?:func|class|meth|attr|data|mod|exc):`(?P<short>~?)(?P<target>[\w.]+)`")
 LITERAL = re.compile(r"::$", re.MULTILINE)
+AXES = re.compile(r"^(?! *(?:>>>|\.\.\.) )[^`\n]*\]\[[^`\n]*$", re.MULTILINE)
+"""Two axes beside each other in a line of prose, which Markdown would take for a link."""
 
 
 def linked(match: re.Match[str], module: str) -> str:
@@ -26,4 +28,5 @@ class SphinxRoles(Extension):
             return
         module = obj.module.path
         text = ROLE.sub(lambda match: linked(match, module), obj.docstring.value)
+        text = AXES.sub(lambda match: match[0].replace("][", "]\\["), text)
         obj.docstring.value = LITERAL.sub(":", text)
