@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = re.compile(r"^```(?P<language>\w+)[^\n]*\n(?P<body>.*?)^```\s*$", re.MULTILINE | re.DOTALL)
+NAME = re.compile(r"`([\w.]+)(?:\.<[^`]*)?`")
 COMPARED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -84,3 +85,9 @@ def run(page: Path, names: dict[str, Any]) -> dict[str, Any]:
             same = doctest.OutputChecker().check_output(cell.shown, got, COMPARED)
             assert same, f"{page}:{cell.line}: the page shows\n{cell.shown}\nit gives\n{got}"
     return known
+
+
+def names(page: Path) -> set[str]:
+    """What a page names in code: whole, and by each part between dots."""
+    found = NAME.findall(page.read_text(encoding="utf-8"))
+    return {*found, *(part for name in found for part in name.split("."))}

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [ROOT / "README.md", *PAGES, *sorted((ROOT / "twohop").rglob("README.md"))]
+NOT_RUN = {"console", "json", "toml"}
 PARSERS = {"interventions": interventions.cli.parser, "twohop": twohop.cli.parser}
 
 
@@ -39,6 +40,35 @@ def test_the_commands_of_a_page_are_known(page: Path) -> None:
                 program, *arguments = shlex.split(line, comments=True) or [""]
                 if program in PARSERS:
                     PARSERS[program]().parse_args(arguments)
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_blocks_of_a_page_are_run_or_no_python(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    fenced = pages.blocks(text)
+    assert {block["language"] for block in fenced} <= {"python", "text", *NOT_RUN}
+    shown = [block for block in fenced if block["language"] == "text"]
+    assert len(shown) == sum(cell.shown is not None for cell in pages.cells(text))
+
+
+@pytest.mark.parametrize(
+    ("page", "got"),
+    [
+        ("```python\n1 + 1\n```\n\n```text\n3\n```\n", "it gives\n2"),
+        ("```python\nprint(5)\n```\n\n```text\nValueError: no\n```\n", "it gives\n5"),
+        ("```python\nx = 1\n```\n\n```python\nx\n```\n\n```text\n2\n```\n", "it gives\n1"),
+    ],
+)
+def test_a_page_that_shows_something_else_is_found(page: str, got: str, tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(page)
+    with pytest.raises(AssertionError, match=got):
+        pages.run(tmp_path / "page.md", {})
+
+
+def test_an_error_that_a_page_does_not_show_is_raised(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("```python\n1 / 0\n```\n\n```text\nNameError: no\n```\n")
+    with pytest.raises(ZeroDivisionError):
+        pages.run(tmp_path / "page.md", {})
 
 
 def test_the_readme_is_short() -> None:
