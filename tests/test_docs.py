@@ -8,16 +8,18 @@ from typing import Any
 
 import pages
 import pytest
+import yaml
 
 import interventions as iv
 import interventions.cli
 import twohop.cli
 from twohop.protocol import documented
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(iv.__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [ROOT / "README.md", *PAGES, *sorted((ROOT / "twohop").rglob("README.md"))]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 NOT_RUN = {"console", "json", "toml"}
 PARSERS = {"interventions": interventions.cli.parser, "twohop": twohop.cli.parser}
 
@@ -69,6 +71,31 @@ def test_an_error_that_a_page_does_not_show_is_raised(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("```python\n1 / 0\n```\n\n```text\nNameError: no\n```\n")
     with pytest.raises(ZeroDivisionError):
         pages.run(tmp_path / "page.md", {})
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_links_of_a_page_lead_to_files(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if not target.startswith(("http:", "https:", "#")):
+            assert (page.parent / target.split("#")[0]).is_file(), target
+
+
+def test_the_contents_name_every_page_once() -> None:
+    contents = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    assert sorted(in_contents(contents)) == sorted(
+        name.removeprefix("docs/") for name in map(name_of, PAGES)
+    )
+
+
+def in_contents(entry: Any) -> list[str]:
+    """The pages of a part of the contents, in order."""
+    if isinstance(entry, str):
+        return [entry]
+    return [
+        page
+        for part in (entry.values() if isinstance(entry, dict) else entry)
+        for page in in_contents(part)
+    ]
 
 
 def test_the_readme_is_short() -> None:
