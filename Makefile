@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEWEST := .venv-newest
 
-.PHONY: help study test test-newest test-ndif golden bench lint setup train figures clean
+.PHONY: help study test test-newest test-ndif golden docs docs-serve bench lint setup train figures clean
 
 help:
 	@echo "make study    the two-hop study on both embedded pairs; report in runs/"
@@ -15,6 +15,7 @@ help:
 	@echo "make setup    only the environment, in $(VENV)"
 	@echo "make train    retrain the embedded pairs from scratch (about 45 minutes)"
 	@echo "make golden BEFORE=COMMIT  whether studies and operations give the numbers they gave"
+	@echo "make docs     the documentation, in site/; make docs-serve shows it while it is written"
 	@echo "make bench    time sweeps, attribution, probes and collection beside other libraries"
 	@echo "make figures  remake the figure of the README from runs/"
 
@@ -74,7 +75,22 @@ train: $(READY)
 
 figures: $(READY)
 	@$(BIN)/twohop compare runs/flags-naming runs/flags-aligned --out runs/compare
-	@cp runs/compare/figures/compare-recovery.png examples/recovery.png
+	@cp runs/compare/figures/compare-recovery.png docs/recovery.png
+
+# Sources are read, not imported; a broken link or reference is an error. The extra is installed
+# when it is missing.
+DOCS_READY := $(VENV)/.docs-ready
+
+$(DOCS_READY): $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS_READY)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html"
+
+docs-serve: $(DOCS_READY)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict
 
 # The other libraries are installed in an environment of their own, with the same pins as ours.
 BENCH := .venv-bench
@@ -90,4 +106,4 @@ bench: $(BENCH_READY)
 	@PYTHONPATH=tests $(BENCH)/bin/python -m benchmarks $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) $(BENCH) $(NEWEST) runs
+	rm -rf $(VENV) $(BENCH) $(NEWEST) runs site

@@ -80,7 +80,7 @@ def pair(vlm: Model, backbone: Model, *, text: str = SAMPLE) -> ModelPair:
 
     Examples
     --------
-    >>> pair(vlm, llm).layer_map[:3]      # doctest: +SKIP
+    >>> pair(vlm, llm).layer_map[:3]
     (0, 1, 2)
     """
     for model, what in ((vlm, "the VLM"), (backbone, "the backbone")):

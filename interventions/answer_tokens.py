@@ -26,7 +26,7 @@ def spaced(model: Model, prompt: Prompt) -> bool:
 
     Examples
     --------
-    >>> spaced(llm, llm.prompt("Question: what is it?\\nAnswer:"))         # doctest: +SKIP
+    >>> spaced(llm, llm.prompt("Question : Which country is Belmora ? Answer :"))
     True
     """
     last = prompt.inputs["input_ids"][:, -1].tolist()

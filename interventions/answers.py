@@ -112,15 +112,18 @@ def complete(
 
     Examples
     --------
-    >>> complete(llm, prompt, candidates=["Paris", "Madrid"]).texts       # doctest: +SKIP
-    ['Paris']
+    >>> answered = complete(llm, named, candidates=["Marlow", "Brenn"], stop=" .")
+    >>> answered.texts, answered.choices
+    (['Marlow'], [0])
 
     What the name adds, whatever is likely anyway:
 
-    >>> anyway = complete(llm, unnamed, candidates=cities, every_score=True)  # doctest: +SKIP
+    >>> cities = ["Marlow", "Brenn", "Tessin"]
+    >>> unnamed = llm.prompt("Question : What is the capital of it ? Answer :")
+    >>> anyway = complete(llm, unnamed, candidates=cities, every_score=True)
     >>> complete(
-    ...     llm, prompt, candidates=cities, rules=["prior_corrected"], prior=anyway.scores[0]
-    ... ).choices                                                         # doctest: +SKIP
+    ...     llm, named, candidates=cities, rules=["prior_corrected"], prior=anyway.scores[0]
+    ... ).choices
     [0]
     """
     check_asked(model, prompt)

@@ -65,7 +65,7 @@ def frozen(
     Examples
     --------
     >>> hold = frozen(llm, named, named.at("last"), slice(4, 8), component="mlp_out")
-    ... # doctest: +SKIP
+    >>> run = iv.run(llm, named, patches=hold)
     """
     layers = index_of(layers, "layer")
     check_written_at(model, prompt, positions, layers)

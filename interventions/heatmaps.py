@@ -57,7 +57,8 @@ def heatmap(
 
     Examples
     --------
-    >>> iv.heatmap(scores, item=0).savefig("map.png")                           # doctest: +SKIP
+    >>> scores = iv.attribute(llm, named, other, answers="Marlow", foils="Brenn", verify=False)
+    >>> iv.heatmap(scores, item=0).savefig("map.png")
     """
     of_kind(dataset, xr.Dataset, "the dataset", error=ResultsError)
     title = None if title is None else text_of(title, "title", error=ResultsError)

@@ -65,9 +65,11 @@ def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Position
 
     Examples
     --------
-    >>> with vlm.trace(shown):                                     # doctest: +SKIP
-    ...     knockout(vlm, slice(4, 12), queries=shown.at("last"), keys=shown.at("image"))
+    >>> with vlm.trace(shown):
+    ...     knockout(vlm, slice(3, 8), queries=shown.at("last"), keys=shown.at("image"))
     ...     logits = vlm.logits[shown.at("last")].save()
+    >>> logits.shape  # [row, vocab]
+    torch.Size([1, 109])
     """
     asked = Knockout(layers, queries, keys)
     for layer in layer_list(asked.layers, model.n_layers):

@@ -41,7 +41,12 @@ def lens(
 
     Examples
     --------
-    >>> logprob, rank = lens(llm, hidden, ids)      # doctest: +SKIP
+    >>> last = iv.Site("resid_post", slice(None), named.at("last"))
+    >>> [hidden] = iv.read(llm, named, [last])
+    >>> marlow = torch.tensor([[51]])
+    >>> logprob, rank = lens(llm, hidden, marlow)
+    >>> rank[-1].item()  # the likeliest behind the last block
+    0
     """
     of_kind(model, Model, "the model", error=PromptError)
     hidden = tensor_of(hidden, "hidden")

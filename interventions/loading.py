@@ -76,7 +76,7 @@ def load(
 
     Examples
     --------
-    >>> vlm = load("llava-hf/llava-1.5-7b-hf")      # doctest: +SKIP
+    >>> vlm = load("llava-hf/llava-1.5-7b-hf")
     """
     # transformers takes seconds to import; `import interventions` should not.
     from transformers import (

@@ -168,8 +168,8 @@ def target(
 
     Examples
     --------
-    >>> target(llm, prompt, "Paris", "Madrid").answers                   # doctest: +SKIP
-    [[12366]]
+    >>> target(llm, named, "Marlow", "Brenn").answers
+    [[51]]
     """
     found = _tokens(model, prompt, answers, "answer")
     against = None if foils is None else _tokens(model, prompt, foils, "foil")

@@ -73,9 +73,11 @@ class Model:
 
     Examples
     --------
-    >>> with vlm.trace(prompt):                                    # doctest: +SKIP
-    ...     entity = vlm.resid_post[0:12, prompt.at("image", -1)].save()
-    ...     logits = vlm.logits[prompt.at("last")].save()
+    >>> with vlm.trace(shown):
+    ...     entity = vlm.resid_post[0:4, shown.at("image", -1)].save()
+    ...     logits = vlm.logits[shown.at("last")].save()
+    >>> entity.shape  # [layer, row, d_model]
+    torch.Size([4, 1, 64])
     """
 
     def __init__(
@@ -263,13 +265,13 @@ class Model:
 
         Examples
         --------
-        >>> named = llm.prompt("The capital of France is", spans={"entity": "France"})
-        ... # doctest: +SKIP
+        >>> named = llm.prompt("The capital of Belmora is", spans={"entity": "Belmora"})
+        >>> llava = iv.load("llava-hf/llava-1.5-7b-hf")
         >>> looked = {"type": "image", "image": "flags/fr.png"}
         >>> asked = {"role": "user", "content": [looked, "Which country is this?"]}
         >>> begun = {"role": "assistant", "content": "This is the flag of"}
-        >>> vlm.prompt([asked, begun], processor_kwargs={"max_pixels": 50_000})
-        ... # doctest: +SKIP
+        >>> llava.prompt([asked, begun], processor_kwargs={"do_center_crop": False}).texts
+        ['<s>USER: <image>\\nWhich country is this? ASSISTANT: This is the flag of']
         """
         return make_prompt(
             self,
@@ -369,9 +371,11 @@ class Model:
 
         Examples
         --------
-        >>> with vlm.generate(prompt, max_new_tokens=5) as tracer:     # doctest: +SKIP
-        ...     vlm.resid_post[3, prompt.at("image", -1)] = value
+        >>> with vlm.generate(shown, max_new_tokens=3) as tracer:
+        ...     vlm.resid_post[3, shown.at("image", -1)] *= 2
         ...     ids = tracer.result.save()
+        >>> vlm.completions(ids, shown)
+        ['Tessin .']
         """
         if max_new_tokens is not None:
             max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=1, most=MOST_TOKENS)

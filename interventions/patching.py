@@ -381,6 +381,7 @@ def read(model: Model, prompt: Prompt, sites: Sequence[Site]) -> list[torch.Tens
     Examples
     --------
     >>> [name] = read(llm, named, [Site("mlp_out", slice(0, 6), named.at("entity", -1))])
-    ... # doctest: +SKIP
+    >>> name.shape  # [layer, row, d_model]
+    torch.Size([6, 1, 64])
     """
     return run(model, prompt, reads=sites, logits=False).reads

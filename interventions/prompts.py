@@ -101,7 +101,8 @@ class Prompt:
 
         Examples
         --------
-        >>> prompt.at("entity", -1)        # doctest: +SKIP
+        >>> named.at("entity", -1).index  # [row, token]
+        tensor([[8]])
         """
         known = sorted({name for roles in self.roles for name in roles})
         role = text_of(role, "a role", error=RoleError)

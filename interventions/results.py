@@ -124,7 +124,9 @@ def read_provenance(result: xr.Dataset | xr.DataArray | xr.DataTree) -> dict[str
 
     Examples
     --------
-    >>> read_provenance(iv.sweep(...))["model"]["id"]                    # doctest: +SKIP
+    >>> swept = iv.sweep(llm, named, other, answers="Marlow", roles=["entity", "last"])
+    >>> read_provenance(swept)["model"]["id"]  # doctest: +ELLIPSIS
+    'micro-backbone-...'
     """
     kinds = (xr.Dataset, xr.DataArray, xr.DataTree)
     stored = of_kind(result, kinds, "the result", error=ResultsError).attrs.get(PROVENANCE, {})

@@ -68,10 +68,13 @@ def transplant(
 
     Examples
     --------
-    >>> patches = transplant(                                          # doctest: +SKIP
-    ...     iv.pair(vlm, llm), named, layers=slice(0, 5),
+    >>> patches = transplant(
+    ...     iv.pair(vlm, llm), named, layers=slice(0, 3),
     ...     read_at=named.at("entity"), write_at=shown.at("image"))
-    >>> iv.complete(vlm, shown, patches=patches).texts                 # doctest: +SKIP
+    >>> iv.complete(vlm, shown, stop=" .").texts
+    ['Tessin']
+    >>> iv.complete(vlm, shown, patches=patches, stop=" .").texts
+    ['Marlow']
     """
     of_kind(pair, ModelPair, "the pair", error=PatchError)
     check_asked(pair.backbone, source)

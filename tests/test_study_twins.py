@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 import twins
 
@@ -26,10 +27,18 @@ from twohop.transplant import WITHOUT_IMAGE_TOKENS
 GAPS = ("gap_points", "gap_relative", "gap_points_forced", "gap_points_vlm_text")
 FIGURES = ("gates", "outcomes", "resolution", "windows", "map", "recovery")
 N_ITEMS = 7
+STUDY_PAGES = Path(__file__).parents[1] / "docs" / "study"
+LISTED = ("outcomes", "diagnosis", "recovered", "followed", "still_right", "forced_by_rule")
+
+
+def undocumented(summary: dict[str, Any]) -> set[str]:
+    """Keys of a summary that the pages on the study do not name."""
+    keys = {*summary, *(key for name in LISTED for key in summary[name])}
+    return keys - pages.names(STUDY_PAGES / "summary.md") - pages.names(STUDY_PAGES / "index.md")
 
 
 def numbers_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every number that the README documents."""
+    """Every number that ``docs/study/summary.md`` documents."""
     found = [summary[name] for name in (*GATES, *GAPS, "lateness_layers")]
     found += [summary["forced"][gate] for gate in GATES if gate != "recognised"]
     found += [summary["outcomes"][one] for one in OUTCOMES]
@@ -50,6 +59,7 @@ def test_the_study_runs_from_one_command(
     assert set(tree.children) == set(STAGES)
     assert summary["n_items"] + summary["n_surface"] == N_ITEMS
     assert summary["architecture"] == PUBLISHED[key].architecture
+    assert not undocumented(summary)
     for number in numbers_of(summary):
         assert set(number) == {"value", "low", "high", "n"}
         assert (number["value"] is None) or number["low"] <= number["value"] <= number["high"]

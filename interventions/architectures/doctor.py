@@ -150,7 +150,7 @@ def examine(source: str | Path, *, revision: str | None = None) -> Report:
 
     Examples
     --------
-    >>> examine("llava-hf/llava-1.5-7b-hf").placeholder      # doctest: +SKIP
+    >>> examine("llava-hf/llava-1.5-7b-hf").placeholder
     '<image>'
     """
     found = blueprint(source, revision=revision)

@@ -133,9 +133,10 @@ def attribute(
 
     Examples
     --------
-    >>> scores = iv.attribute(llm, france, italy, answers=" Paris", foils=" Rome",
-    ...                       method="relp")                                    # doctest: +SKIP
-    >>> iv.heatmap(scores)                                                      # doctest: +SKIP
+    >>> scores = iv.attribute(llm, named, other, answers="Marlow", foils="Brenn", verify=2)
+    >>> scores["score"].sizes
+    Frozen({'item': 1, 'component': 4, 'layer': 8, 'position': 12})
+    >>> figure = iv.heatmap(scores)
     """
     check_asked(model, clean)
     if kind := without_gradients(model.module):

@@ -111,10 +111,11 @@ def collect(
 
     Examples
     --------
-    >>> sites = {"name": RoleSite("resid_post", slice(0, 12), "entity", -1)}
-    >>> rows = [{"text": "Paris is in", "spans": {"entity": "Paris"}}]
-    >>> found = collect(llm, rows, sites, out="runs/names")  # doctest: +SKIP
-    >>> found["name"].sel(layer=3).values                    # doctest: +SKIP
+    >>> sites = {"name": RoleSite("resid_post", slice(0, 4), "entity", -1)}
+    >>> rows = [{"text": "Marlow is in Belmora", "spans": {"entity": "Marlow"}}]
+    >>> collected = collect(llm, rows, sites, out="runs/names")
+    >>> collected["name"].sel(layer=3).shape  # [row, d_model]
+    (1, 64)
     """
     of_kind(model, Model, "the model", error=PromptError)
     progress, out = flag(progress, "progress"), folder_of(out)

@@ -171,7 +171,10 @@ def open_collection(folder: Path | str) -> xr.Dataset:
 
     Examples
     --------
-    >>> open_collection("runs/names")["name"].sel(layer=3)  # doctest: +SKIP
+    >>> site = iv.RoleSite("resid_post", slice(0, 4), "last")
+    >>> made = iv.collect(llm, ["Avaria is in"], {"end": site}, out="runs/ends")
+    >>> open_collection("runs/ends")["end"].sel(layer=3).shape  # [row, d_model]
+    (1, 64)
     """
     folder = folder_of(folder, "the folder")
     if not all((folder / name).exists() for name in (SETTINGS, PROGRESS, COORDS)):

@@ -16,7 +16,9 @@ number of traces and call any operation, and only what it returns travels. For a
 ...         patch = iv.steering(layer, place, vector)
 ...         effects.append((iv.run(model, prompt, patches=[patch]).logits - plain).norm(dim=-1))
 ...     return torch.stack(effects)                              # [layer, row], a few numbers
->>> sweep_result = vlm.job(sweep, prompt, range(12), prompt.at("image"), v)   # doctest: +SKIP
+>>> vector = torch.ones(vlm.d_model)
+>>> vlm.job(sweep, shown, range(4), shown.at("image"), vector).shape
+torch.Size([4, 1])
 
 What it may take: prompts, positions, patches, tensors, numbers, strings, functions, and containers
 of them; prompts are made on this side. What it may return: the same. No Datasets: servers have no

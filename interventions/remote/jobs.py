@@ -94,8 +94,8 @@ class Jobs:
 
     Examples
     --------
-    >>> vlm.jobs = Jobs("runs/jobs")                                   # doctest: +SKIP
-    >>> iv.complete(vlm, shown, patches=patches)                       # doctest: +SKIP
+    >>> far = iv.load("llava-hf/llava-1.5-7b-hf")
+    >>> far.jobs = Jobs("runs/jobs")  # used by every operation of a model on a server
     """
 
     def __init__(

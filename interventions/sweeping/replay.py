@@ -345,8 +345,10 @@ def replay(
 
     Examples
     --------
-    >>> cells = [[iv.ablated("mlp_out", layer, place)] for layer in range(12)]  # doctest: +SKIP
-    >>> iv.replay(llm, prompt, cells)[:, 0, -1]                                 # doctest: +SKIP
+    >>> place = named.at("entity", -1)
+    >>> cells = [[iv.ablated("mlp_out", layer, place)] for layer in range(llm.n_layers)]
+    >>> iv.replay(llm, named, cells).shape  # [cell, row, token, vocab]
+    torch.Size([8, 1, 1, 109])
     """
     check_asked(model, prompt)
     at = prompt.at("last") if logits is None else logits

@@ -136,9 +136,11 @@ def sweep(
 
     Examples
     --------
-    >>> found = iv.sweep(llm, france, spain, answers="Paris", foils="Madrid",  # doctest: +SKIP
+    >>> swept = iv.sweep(llm, named, other, answers="Marlow", foils="Brenn",
     ...                  metrics=["logit_diff"], roles=["entity", "last"])
-    >>> found["logit_diff"].mean("item").plot(col="component")                 # doctest: +SKIP
+    >>> swept["logit_diff"].sizes
+    Frozen({'item': 1, 'component': 1, 'layer': 8, 'role': 2})
+    >>> change = swept["logit_diff"] - swept["clean_logit_diff"]
     """
     check_asked(model, prompt)
     progress = flag(progress, "progress")

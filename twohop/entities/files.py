@@ -95,8 +95,11 @@ def data_benchmark(checked: Checked, writer: Writer, *, alter_views: bool = Fals
 
     Examples
     --------
-    >>> checked = check("items.jsonl")                                  # doctest: +SKIP
-    >>> data_benchmark(checked, Writer(QA)).templates["capital"]        # doctest: +SKIP
+    >>> from twohop.entities.formats import QA
+    >>> from twohop.entities.validation import check
+    >>> checked = check("items.jsonl")
+    >>> data_benchmark(checked, Writer(QA)).templates["capital"].fill("France")
+    'Question: What is the capital of France?\\nAnswer:'
     """
     report = checked.needed().report
     wordings, naming = checked.wordings, checked.map.naming

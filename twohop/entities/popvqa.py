@@ -39,7 +39,7 @@ def table(folder: Path) -> Table:
 
     Examples
     --------
-    >>> table(Path("PopVQA")).columns[:3]     # doctest: +SKIP
+    >>> table(Path("PopVQA")).columns[:3]
     ('entity_id', 'entity', 'aliases')
     """
     entities, broken = _read(folder / ENTITIES)

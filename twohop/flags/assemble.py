@@ -80,8 +80,8 @@ def pair_folder(key: PairKey, *, weights: Path | None = None) -> Path:
     Examples
     --------
     >>> from transformers import AutoProcessor, LlavaForConditionalGeneration
-    >>> folder = pair_folder("flags-aligned")  # doctest: +SKIP
-    >>> vlm = LlavaForConditionalGeneration.from_pretrained(folder)  # doctest: +SKIP
+    >>> folder = pair_folder("flags-aligned")
+    >>> vlm = LlavaForConditionalGeneration.from_pretrained(folder)
     """
     if key not in PAIR_KEYS:
         raise InterventionsError(f"no embedded pair {key!r}; expected one of {list(PAIR_KEYS)}")
