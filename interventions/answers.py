@@ -19,9 +19,11 @@ from interventions.given import MOST_TOKENS, all_of_kind, callback, text_of, who
 from interventions.model import Model
 from interventions.patching import Patch, check_patches, run
 from interventions.prompts import Prompt
+from interventions.returnable import returnable
 from interventions.rows import SEQUENCE_KEYS
 
 
+@returnable
 @dataclass(frozen=True)
 class Completion:
     """Answers of every row of a prompt.

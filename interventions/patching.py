@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from interventions.cache_names import cache_argument, returned_cache, with_cache_named
-from interventions.calling import weightless
 from interventions.checking import check_asked, check_start, check_value, start_of
 from interventions.errors import PatchError, PromptError, RemoteError, SiteError
 from interventions.given import (
@@ -24,6 +23,7 @@ from interventions.model import Model
 from interventions.placing import MODES, Mode, gather
 from interventions.positions import Positions
 from interventions.prompts import Prompt
+from interventions.returnable import returnable
 from interventions.shared_prefix import SHORT, attending_apart
 from interventions.streams import (
     COMPONENTS,
@@ -37,6 +37,7 @@ from interventions.streams import (
     stacked,
     written_once,
 )
+from interventions.wrapped import weightless
 
 HEADS = COMPONENTS.index("head_out")
 MASK = HEADS - 0.5  # a block's attention mask is used before its heads have a result
@@ -68,6 +69,7 @@ class Site:
             of_kind(self.positions, Positions, "the positions of a site", error=SiteError)
 
 
+@returnable
 @dataclass(frozen=True)
 class Patch:
     """A value to be written at a site while a prompt runs.
@@ -135,6 +137,7 @@ def _make_plain(place: Site | Patch) -> None:
         object.__setattr__(place, "heads", index_of(place.heads, "head"))
 
 
+@returnable
 @dataclass(frozen=True)
 class Run:
     """What one forward pass gave.

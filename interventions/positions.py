@@ -6,8 +6,10 @@ import torch
 
 from interventions.errors import RoleError
 from interventions.given import rows_of, shown
+from interventions.returnable import returnable
 
 
+@returnable
 @dataclass(frozen=True)
 class Positions:
     """Token positions, row by row, of one prompt.

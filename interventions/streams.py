@@ -27,7 +27,7 @@ component           what it is
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from nnsight.intervention.interleaver import OutOfOrderError
@@ -37,9 +37,7 @@ from interventions.given import index_of, one_of
 from interventions.given_arrays import tensor_of
 from interventions.placing import Mode, Where, gather, index_list, written
 from interventions.positions import Positions
-
-if TYPE_CHECKING:
-    from interventions.model import Model
+from interventions.wrapped import Wrapped
 
 Layers = int | slice | Sequence[int]
 Heads = int | slice | Sequence[int] | None
@@ -89,7 +87,7 @@ def in_order(what: str) -> Iterator[None]:
         ) from None
 
 
-def check_runs(model: "Model", layer: int, *, images: bool) -> None:
+def check_runs(model: Wrapped, layer: int, *, images: bool) -> None:
     """Refuse a block that does not run."""
     if model.anatomy.parts[layer].cross and not images:
         raise SiteError(
@@ -112,7 +110,7 @@ class Stream:
         For a value that does not fit, or holds NaN.
     """
 
-    def __init__(self, model: "Model", component: Component) -> None:
+    def __init__(self, model: Wrapped, component: Component) -> None:
         self._model = model
         self._component = component
 
@@ -213,7 +211,7 @@ class HeadStream(Stream):
     are still separate here.
     """
 
-    def __init__(self, model: "Model") -> None:
+    def __init__(self, model: Wrapped) -> None:
         super().__init__(model, "head_out")
 
     def __repr__(self) -> str:
@@ -291,7 +289,7 @@ class EmbeddingStream:
     model scales or adds is done.
     """
 
-    def __init__(self, model: "Model") -> None:
+    def __init__(self, model: Wrapped) -> None:
         self._model = model
 
     def _live(self) -> Any:
@@ -313,8 +311,9 @@ class ImageFeatureStream:
     ``[tokens]`` of the projected vision states [row, vision token, d_model].
     """
 
-    def __init__(self, model: "Model") -> None:
+    def __init__(self, model: Wrapped) -> None:
         self._model = model
+        self._embeddings = EmbeddingStream(model)
 
     def _part(self, positions: Any) -> Any:
         model = self._model
@@ -336,13 +335,13 @@ class ImageFeatureStream:
     def __getitem__(self, positions: Any) -> Any:
         part = self._part(positions)
         if part is None:
-            return self._model.embeddings[positions]
+            return self._embeddings[positions]
         return gather(self._states(part.output), positions)
 
     def __setitem__(self, positions: Any, value: Any) -> None:
         part = self._part(positions)
         if part is None:
-            self._model.embeddings[positions] = value
+            self._embeddings[positions] = value
             return
         output = part.output
         part.output = written(self._states(output), positions, value).reshape(output.shape)
@@ -358,7 +357,7 @@ class LogitsStream:
     (``logits_to_keep``).
     """
 
-    def __init__(self, model: "Model") -> None:
+    def __init__(self, model: Wrapped) -> None:
         self._model = model
 
     def _shifted(self, hidden: torch.Tensor, positions: Any) -> Any:

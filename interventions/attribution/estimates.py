@@ -12,9 +12,9 @@ import xarray as xr
 from interventions.attribution.contrast import Contrast
 from interventions.attribution.passes import Place, backward, forward
 from interventions.attribution.relevance import relevance_rules
-from interventions.calling import weightless
 from interventions.errors import SiteError
 from interventions.model import Model
+from interventions.wrapped import weightless
 
 Method = Literal["patching", "ig", "ig-activations", "relp"]
 METHODS: dict[Method, str] = {

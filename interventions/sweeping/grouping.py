@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from interventions.calling import weightless
 from interventions.errors import PatchError
 from interventions.model import Model
 from interventions.patching import Patch
@@ -17,6 +16,7 @@ from interventions.prompts import Prompt
 from interventions.shared_prefix import can_be_kept_apart
 from interventions.streams import layer_list
 from interventions.sweeping.budget import Budget, kept_bytes, pass_tokens, row_bytes
+from interventions.wrapped import weightless
 
 Path = Literal["suffix", "rows", "plain"]
 BEHIND = ("mlp_out", "resid_post")  # a patch there changes nothing but the next block's input

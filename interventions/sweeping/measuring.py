@@ -13,6 +13,7 @@ from interventions.patching import Patch
 from interventions.places import Columns
 from interventions.positions import Positions
 from interventions.prompts import Prompt
+from interventions.returnable import returnable
 from interventions.sources import (
     FromModel,
     Noise,
@@ -58,6 +59,7 @@ class Job:
     budget: int | None
 
 
+@returnable
 @dataclass(frozen=True)
 class Piece:
     """Numbers of some rows and cells.
