@@ -17,7 +17,8 @@ from interventions.decoding import extended, greedy
 from interventions.errors import PatchError, PromptError
 from interventions.given import MOST_TOKENS, all_of_kind, callback, text_of, whole
 from interventions.model import Model
-from interventions.patching import Patch, check_patches, run
+from interventions.patches import Patch, check_patches
+from interventions.patching import run
 from interventions.prompts import Prompt
 from interventions.returnable import returnable
 from interventions.rows import SEQUENCE_KEYS
@@ -171,10 +172,7 @@ def complete(
             some, written = prompt.select(rows), [patch.of_rows(rows) for patch in patches]
         if alone:  # padding would count too
             some, left = some.trimmed()
-            written = [
-                replace(patch, positions=patch.positions.shifted(left, some.length))
-                for patch in written
-            ]
+            written = [patch.shifted(left, some.length) for patch in written]
         prefill = run(model, some, patches=written, keep_cache=True)
         watch = () if ids is None else tokens_of(ids)
         decoded = greedy(model, prefill, max_new_tokens=max_new_tokens, stop=stop, watch=watch)

@@ -6,7 +6,7 @@ from interventions.errors import PatchError, PromptError, SiteError
 from interventions.given import MOST_TOKENS, of_kind, text_of, whole
 from interventions.given_arrays import check_range, tensor_of, token_numbers
 from interventions.model import Model
-from interventions.patching import Patch, check_patches
+from interventions.patches import Patch, check_patches
 
 IDENTITY_PROMPT = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
 

@@ -10,11 +10,19 @@ from interventions.checking import check_asked
 from interventions.errors import PatchError
 from interventions.given import of_kind, one_of
 from interventions.model import Model
-from interventions.patching import Patch, Site, check_place, read
-from interventions.placing import MODES, Mode, gather_padded
-from interventions.positions import Positions
+from interventions.patches import Patch
+from interventions.patching import read
+from interventions.positions import MODES, Mode, Positions, read_padded
 from interventions.prompts import Prompt
-from interventions.streams import RESIDUAL, Component, Layers, layer_list, written_once
+from interventions.sites import (
+    RESIDUAL,
+    Component,
+    Layers,
+    Site,
+    check_place,
+    layer_list,
+    written_once,
+)
 
 How = Literal["one-to-one", "last-to-all", "mean-to-all"]
 HOWS: tuple[How, ...] = ("one-to-one", "last-to-all", "mean-to-all")
@@ -127,4 +135,4 @@ def padded(
 ) -> torch.Tensor:
     """Values [layer, row, position, d_model]; what the mask leaves out is meaningless."""
     [everything] = read(model, source, [Site(component, layers)])
-    return gather_padded(everything, at, layer_axis=True)
+    return read_padded(everything, at, layer_axis=True)

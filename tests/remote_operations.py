@@ -19,7 +19,7 @@ from families import Case
 import interventions as iv
 from interventions.errors import SiteError
 from interventions.remote.backend import Backend
-from interventions.streams import COMPONENTS
+from interventions.sites import COMPONENTS
 from interventions.wrapped import about_weights
 
 CLOSE = 1e-5

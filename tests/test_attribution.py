@@ -21,7 +21,7 @@ from interventions.attribution.agreement import spearman
 from interventions.attribution.attribute import SITES
 from interventions.attribution.relevance import find_rules
 from interventions.errors import InterventionsError, PatchError, PromptError, RoleError, SiteError
-from interventions.streams import Component
+from interventions.sites import Component
 
 ANSWER, FOIL = "river", "town"  # of several tokens, and not as many
 CAPITAL = "Question : What is the capital of {} ? Answer :"

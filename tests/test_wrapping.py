@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 import interventions as iv
 from interventions.architectures.wrapping import adapters_of, original
 from interventions.errors import LoadError
-from interventions.streams import COMPONENTS, Component
+from interventions.sites import COMPONENTS, Component
 
 Wrap = Callable[[Any], Any]
 pytestmark = [  # of PEFT and of torch.compile themselves

@@ -17,7 +17,8 @@ from interventions.errors import ResultsError
 from interventions.given import of_kind, seed_of, whole
 from interventions.metrics import target
 from interventions.model import Model
-from interventions.patching import Patch, run
+from interventions.patches import Patch
+from interventions.patching import run
 from interventions.positions import Positions
 from interventions.prompts import Prompt
 from interventions.results import differences, read_provenance, with_provenance

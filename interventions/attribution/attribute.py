@@ -33,7 +33,7 @@ from interventions.model import Model
 from interventions.places import check_same_tokens, role_labels
 from interventions.prompts import Prompt
 from interventions.results import provenance, with_provenance
-from interventions.streams import COMPONENTS, Component, Layers, check_component, layer_list
+from interventions.sites import COMPONENTS, Component, Layers, check_component, layer_list
 
 GRADIENT_METRICS: tuple[Metric, ...] = ("logprob", "logit_diff")
 TOKENS_AT_ONCE = 4096

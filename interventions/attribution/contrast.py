@@ -11,10 +11,9 @@ from interventions.given import one_of
 from interventions.given_arrays import check_range, tensor_of
 from interventions.metrics import Metric, Target
 from interventions.model import Model
-from interventions.patching import Patch
+from interventions.patches import Patch
 from interventions.places import check_same_tokens, role_labels, role_tokens
-from interventions.placing import fits
-from interventions.positions import Positions
+from interventions.positions import Positions, fits
 from interventions.prompts import Prompt
 
 Which = Literal["run", "source"]

@@ -9,7 +9,7 @@ import torch
 
 from interventions.metrics import METRICS, Metric, Target
 from interventions.model import Model
-from interventions.patching import Patch
+from interventions.patches import Patch
 from interventions.places import Columns
 from interventions.positions import Positions
 from interventions.prompts import Prompt
@@ -133,6 +133,7 @@ def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Itera
     values = values_of(model, job, rows, some)
     source = None
     if isinstance(values, Values):
+        values.check(model.dtype)
         source = _numbers(job, chosen, values.logits, of=FROM_SOURCE)
         values = values.repeated(chosen.repeats)
     specs = list(job.grid.specs())

@@ -35,6 +35,7 @@ from interventions.places import check_same_tokens, columns_of, every_token
 from interventions.progress import LateBar
 from interventions.prompts import Prompt
 from interventions.results import origin, with_provenance
+from interventions.sites import Heads, Layers
 from interventions.sources import (
     NAMED,
     FromLayers,
@@ -46,7 +47,6 @@ from interventions.sources import (
     mapped_layers,
     read_values,
 )
-from interventions.streams import Heads, Layers
 from interventions.sweeping.grid import make_grid
 from interventions.sweeping.grouping import path_of
 from interventions.sweeping.labels import token_roles, token_words
