@@ -11,7 +11,7 @@ from interventions.answers import following
 from interventions.errors import PromptError
 from interventions.given import plain, several, shown
 from interventions.model import Model
-from interventions.positions import Positions
+from interventions.positions import Positions, ragged
 from interventions.prompts import Prompt
 
 Metric = Literal["logprob", "logit_diff", "kl", "changed", "rank"]
@@ -204,11 +204,6 @@ def _tokens(model: Model, prompt: Prompt, texts: str | Sequence[str], what: str)
 
 def _summed(logprobs: torch.Tensor, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
     """Sum, over a row's tokens, of their log-probabilities [row, token, vocab]."""
-    width = max(len(one) for one in tokens)
-    index = torch.zeros(len(tokens), width, dtype=torch.long)
-    mask = torch.zeros(len(tokens), width)
-    for row, one in enumerate(tokens):
-        index[row, : len(one)] = torch.tensor(one)
-        mask[row, : len(one)] = 1
-    index, mask = index.to(logprobs.device), mask.to(logprobs.device)
-    return (logprobs[:, :width].gather(2, index[:, :, None])[..., 0] * mask).sum(-1)
+    index, mask = (part.to(logprobs.device) for part in ragged(tokens))
+    own = logprobs[:, : index.shape[1]].gather(2, index[:, :, None])[..., 0]
+    return (own * mask.float()).sum(-1)

@@ -23,6 +23,7 @@ from interventions.sites import (
     layer_list,
     written_once,
 )
+from interventions.wrapped import where_the_model_is
 
 How = Literal["one-to-one", "last-to-all", "mean-to-all"]
 HOWS: tuple[How, ...] = ("one-to-one", "last-to-all", "mean-to-all")
@@ -116,11 +117,11 @@ def transplant(
                 f"{write_at.role!r} has {write_at.counts.tolist()[:8]}. One-to-one needs as many; "
                 'use how="last-to-all" or "mean-to-all".'
             )
-        value = pair.backbone.job(padded, source, component, chosen, read_at)
+        value = padded(pair.backbone, source, component, chosen, read_at)
     elif how == "last-to-all":
         [value] = read(pair.backbone, source, [Site(component, chosen, read_at.last())])
     else:
-        values = pair.backbone.job(padded, source, component, chosen, read_at)
+        values = padded(pair.backbone, source, component, chosen, read_at)
         mask = read_at.mask.to(values.device)[None, :, :, None]
         value = (values * mask).sum(2) / mask.sum(2)
     if how != "one-to-one":
@@ -130,6 +131,7 @@ def transplant(
     return [Patch(component, there, write_at, value, mode)]
 
 
+@where_the_model_is
 def padded(
     model: Model, source: Prompt, component: Component, layers: Layers, at: Positions
 ) -> torch.Tensor:

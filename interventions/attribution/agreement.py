@@ -23,6 +23,7 @@ from interventions.positions import Positions
 from interventions.prompts import Prompt
 from interventions.results import differences, read_provenance, with_provenance
 from interventions.sweeping.replay import replay
+from interventions.wrapped import where_the_model_is
 
 RESAMPLES = 1000
 Sample = Literal["top", "random"]
@@ -104,10 +105,10 @@ def verify(
         by_role=bool(scores.attrs["by_role"]),
     )
     columns = scores["score"].shape[-1]
-    if contrast.items != scores["item"].values.tolist() or len(contrast.places.run) != columns:
+    if contrast.items != scores["item"].values.tolist() or len(contrast.columns.tokens) != columns:
         raise ResultsError(
             f"the scores have {scores.sizes['item']} items and {columns} columns; these prompts "
-            f"give {len(contrast.items)} and {len(contrast.places.run)}. Give the same prompts."
+            f"give {len(contrast.items)} and {len(contrast.columns.tokens)}. Give the same prompts."
         )
     _check_origin(model, contrast, scores)
     return add_agreement(model, contrast, scores, k=k, seed=seed)
@@ -198,10 +199,9 @@ def _picked(
     return [cell(i) for i in top], [cell(i) for i in drawn]
 
 
+@where_the_model_is
 def exact_effects(model: Model, contrast: Contrast, cells: Sequence[Cell]) -> np.ndarray:
     """Change of the metric when each place alone gets the source's value, nats, [cell]."""
-    if model.remote:
-        return model.job(exact_effects, contrast, cells)
     found = np.full(len(cells), np.nan)
     for item in sorted({one.item for one in cells}):
         mine = [i for i, one in enumerate(cells) if one.item == item]
@@ -233,11 +233,11 @@ def _patch(
 ) -> Patch:
     """The source's value at one place of the only item, as a patch."""
     value = source.values[places.index((cell.component, cell.layer))]
-    _, column, mask = contrast.places.flat("source")
+    _, column, mask = contrast.read_columns.flat()
     value = value[:, (mask[0] & (column[0] == cell.column)).to(value.device)]
     if cell.head is not None:
         value = value.unflatten(-1, (-1, model.anatomy.head_dim))[:, :, cell.head]
-    tokens = torch.tensor([contrast.places.run[cell.column][0]]).repeat(len(value), 1)
+    tokens = torch.tensor([contrast.columns.tokens[cell.column][0]]).repeat(len(value), 1)
     at = Positions(
         tokens, torch.ones_like(tokens, dtype=torch.bool), scored.prompt.length, False, "a place"
     )

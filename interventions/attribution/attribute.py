@@ -185,7 +185,7 @@ def attribute(
         "roles": json.dumps(None if roles is None else list(roles)),
         "steps": steps if method.startswith("ig") else 0,
         "precision": str(model.dtype).removeprefix("torch."),
-        "left_out": json.dumps({row: f"has no {why}" for row, why in contrast.missing.items()}),
+        "left_out": json.dumps(contrast.missing),
         "verified": "not verified",
     }
     settings = {
@@ -277,8 +277,8 @@ def _labels(model: Model, contrast: Contrast, clean: Prompt, corrupt: object) ->
         for name, tokens in texts.items()
         if tokens is not None
     }
-    if (names := contrast.places.names) is not None:
-        return xr.Dataset(coords={**coords, "role": names})
+    if not contrast.each:
+        return xr.Dataset(coords={**coords, "role": contrast.columns.names})
     sides = {"token": clean}
     if isinstance(corrupt, Prompt):
         sides["corrupt_token"] = corrupt

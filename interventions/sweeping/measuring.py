@@ -27,6 +27,7 @@ from interventions.sweeping.budget import Budget, clean_bytes
 from interventions.sweeping.grid import Grid, Spec
 from interventions.sweeping.grouping import Cell, cell, groups, path_of
 from interventions.sweeping.replay import replayed, run_clean
+from interventions.wrapped import where_the_model_is
 
 MOST_ROWS = 64
 FROM_SOURCE: tuple[Metric, ...] = ("logprob", "logit_diff", "rank")  # of the source's own run
@@ -187,6 +188,7 @@ def _numbers(
     return found
 
 
+@where_the_model_is
 def measured(model: Model, job: Job, kept: list[int], done: np.ndarray) -> list[Piece]:
     """Run all rows; what goes to a server as one request."""
     pieces: list[Piece] = []

@@ -39,6 +39,7 @@ from interventions.sweeping.grouping import (
     groups,
     path_of,
 )
+from interventions.wrapped import where_the_model_is
 
 
 @dataclass(frozen=True)
@@ -332,8 +333,19 @@ def replay(
         raise PatchError("cells is empty, so there is nothing to run. Give at least one.")
     for patches in cells:
         check_patches(model, prompt, patches)
-    if model.remote:
-        return model.job(replay, prompt, cells, logits=at, budget=budget, reduce=reduce)
+    return _replay(model, prompt, cells, at, budget, reduce)
+
+
+@where_the_model_is
+def _replay(
+    model: Model,
+    prompt: Prompt,
+    cells: Sequence[Sequence[Patch]],
+    at: Positions,
+    budget: int | None,
+    reduce: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> torch.Tensor:
+    """Run cells that were looked at."""
     made = [cell(model, patches) for patches in cells]
     path, _ = path_of(model, prompt)
     allowed = Budget.of(model, budget)

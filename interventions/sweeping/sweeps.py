@@ -327,7 +327,7 @@ def _pieces(model: Model, job: Job, kept: list[int], table: Table) -> Iterator[P
         )
         job = replace(job, source=values)
     if rows:
-        yield from model.job(measured, job, rows, table.done)
+        yield from measured(model, job, rows, table.done)
 
 
 def _settings(model: Model, job: Job) -> dict[str, Any]:
