@@ -12,10 +12,9 @@ import xarray as xr
 from interventions.attribution.contrast import Contrast, Scored, make_contrast
 from interventions.attribution.passes import Pass, forward
 from interventions.checking import check_asked
-from interventions.digests import digest_of
 from interventions.errors import ResultsError
 from interventions.given import of_kind, seed_of, whole
-from interventions.metrics import target
+from interventions.metrics import Answers, target
 from interventions.model import Model
 from interventions.patches import Patch
 from interventions.patching import run
@@ -47,8 +46,8 @@ def verify(
     clean: Prompt,
     corrupt: Prompt | torch.Tensor | float,
     *,
-    answers: str | Sequence[str],
-    foils: str | Sequence[str] | None = None,
+    answers: Answers,
+    foils: Answers | None = None,
     k: int = 16,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -118,7 +117,7 @@ def _check_origin(model: Model, contrast: Contrast, scores: xr.Dataset) -> None:
     """Refuse scores of another model, of what the model was before, or of other prompts."""
     made = read_provenance(scores)
     lines = differences(made.get("model", {}).get("fingerprint", {}), model.fingerprint())
-    if made.get("settings", {}).get("contrast") != digest_of(contrast):
+    if made.get("settings", {}).get("contrast") != contrast.digest:
         lines.append("the prompts, answers or foils")
     if lines:
         raise ResultsError(

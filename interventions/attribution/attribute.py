@@ -24,11 +24,10 @@ from interventions.attribution.contrast import (
 from interventions.attribution.estimates import METHODS, Method, estimates
 from interventions.attribution.passes import Place
 from interventions.checking import check_asked
-from interventions.digests import digest_of
 from interventions.errors import PromptError, RoleError, SiteError
 from interventions.fingerprints import Unchanged
 from interventions.given import flag, names, one_of, one_or_several, plain, seed_of, whole
-from interventions.metrics import METRICS, UNITS, Metric, target
+from interventions.metrics import METRICS, UNITS, Answers, Metric, target
 from interventions.model import Model
 from interventions.places import check_same_tokens, role_labels
 from interventions.prompts import Prompt
@@ -46,8 +45,8 @@ def attribute(
     clean: Prompt,
     corrupt: Prompt | torch.Tensor | float,
     *,
-    answers: str | Sequence[str],
-    foils: str | Sequence[str] | None = None,
+    answers: Answers,
+    foils: Answers | None = None,
     metric: Metric = "logit_diff",
     components: Sequence[Component] = SITES,
     layers: Layers | None = None,
@@ -75,8 +74,9 @@ def attribute(
     corrupt : Prompt, or Tensor [row, position, d_model], [d_model], or number
         Rows that differ from the clean ones in what is studied; or what enters the first block in
         place of the clean embeddings.
-    answers, foils : str or sequence of str
-        One for all rows or one per row; may be several tokens long.
+    answers, foils : str, or sequence of str or of token ids
+        One text for all rows, or one per row, as a text or as the ids of its tokens; may be
+        several tokens long.
     metric : {"logit_diff", "logprob"}
         In nats, of whole answers. The others have no gradient.
     components : sequence of str
@@ -189,7 +189,7 @@ def attribute(
         "verified": "not verified",
     }
     settings = {
-        "contrast": digest_of(contrast),
+        "contrast": contrast.digest,
         "answers": answers,
         "foils": foils,
         "metric": metric,

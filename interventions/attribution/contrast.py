@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from interventions.digests import digest_of
 from interventions.errors import PatchError, PromptError, RoleError
 from interventions.given import one_of
 from interventions.given_arrays import check_range, tensor_of
@@ -78,6 +79,14 @@ class Contrast:
     metric: Metric
     items: list[int]
     missing: dict[int, str]
+
+    @property
+    def digest(self) -> str:
+        """Of all that scores depend on but the model, whatever classes hold it."""
+        sides = [(side.prompt.digest, side.baseline) for side in (self.run, self.source)]
+        columns = [(part.names, part.tokens) for part in (self.columns, self.read_columns)]
+        target = (self.target.answers, self.target.foils, self.metric)
+        return digest_of(sides, columns, target, self.items)
 
     def rows(self, rows: Sequence[int]) -> "Contrast":
         """Return some rows, counted among those that are left."""
