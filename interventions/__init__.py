@@ -11,10 +11,12 @@ from interventions.knockout import Knockout, knockout
 from interventions.lens import lens, patchscope
 from interventions.loading import load
 from interventions.model import Model
-from interventions.patching import Patch, Run, Site, read, run
+from interventions.patches import Patch
+from interventions.patching import Run, read, run
 from interventions.pictures import as_picture
 from interventions.positions import Positions
 from interventions.prompts import Prompt
+from interventions.sites import Site
 from interventions.sources import FromLayers, FromModel, Noise
 from interventions.sweeping.replay import replay
 from interventions.transplant import transplant

@@ -4,7 +4,7 @@ Patches act in the prefill only. The prefill is run once; greedy decoding and ev
 answer go on from its keys and values.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,13 +15,18 @@ from interventions.checking import check_asked
 from interventions.choosing import RULES, Rule, choose_by, tokens_of
 from interventions.decoding import extended, greedy
 from interventions.errors import PatchError, PromptError
-from interventions.given import MOST_TOKENS, all_of_kind, callback, text_of, whole
+from interventions.given import MOST_TOKENS, all_of_kind, text_of, whole
 from interventions.model import Model
-from interventions.patching import Patch, check_patches, run
+from interventions.patches import Patch, check_patches
+from interventions.patching import run_checked
+from interventions.positions import ragged
 from interventions.prompts import Prompt
+from interventions.returnable import returnable
 from interventions.rows import SEQUENCE_KEYS
+from interventions.wrapped import where_the_model_is
 
 
+@returnable
 @dataclass(frozen=True)
 class Completion:
     """Answers of every row of a prompt.
@@ -67,7 +72,6 @@ def complete(
     stop: str | None = "\n",
     end: str | None = None,
     batch_rows: int = 192,
-    on_rows: Callable[[int], None] | None = None,
 ) -> Completion:
     """Answer every row: greedily, and (given candidates) by forced choice.
 
@@ -98,8 +102,6 @@ def complete(
     batch_rows : int
         Rows per forward pass; changes the memory needed, not the answers. Where rows that run
         together would change each other (``model.anatomy.dependent_rows``) it is 1.
-    on_rows : callable, optional
-        Called with the number of rows after each batch, for a progress bar.
 
     Returns
     -------
@@ -133,7 +135,6 @@ def complete(
     batch_rows = min(whole(batch_rows, "batch_rows", least=1), MOST_TOKENS)
     stop = None if stop is None else text_of(stop, "stop")
     end = None if end is None else text_of(end, "end")
-    on_rows = callback(on_rows, "on_rows")
     ids = None
     given = None if prior is None else _prior(prior, len(prompt))
     if candidates is None and (given is not None or every_score):
@@ -143,23 +144,35 @@ def complete(
     if candidates is not None:
         candidates = candidate_texts(candidates)
         ids = candidate_ids(model, candidates, stop=end or stop, space=spaced(model, prompt))
-    if model.remote:
-        answered = model.job(
-            complete,
-            prompt,
-            patches=patches,
-            candidates=candidates,
-            rules=tuple(rules),
-            prior=given,
-            every_score=every_score,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            end=end,
-            batch_rows=batch_rows,
-        )
-        if on_rows is not None:
-            on_rows(len(prompt))
-        return answered
+    return _complete(
+        model,
+        prompt,
+        patches=patches,
+        ids=ids,
+        rules=tuple(rules),
+        prior=given,
+        every_score=every_score,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        batch_rows=batch_rows,
+    )
+
+
+@where_the_model_is
+def _complete(
+    model: Model,
+    prompt: Prompt,
+    *,
+    patches: Sequence[Patch],
+    ids: list[list[int]] | None,
+    rules: Sequence[Rule],
+    prior: torch.Tensor | None,
+    every_score: bool,
+    max_new_tokens: int,
+    stop: str | None,
+    batch_rows: int,
+) -> Completion:
+    """Answer rows, batch by batch, when all that was asked was looked at."""
     texts: list[str] = []
     cut: list[bool] = []
     choices: dict[str, list[int]] = {} if ids is None else {rule: [] for rule in rules}
@@ -172,11 +185,8 @@ def complete(
             some, written = prompt.select(rows), [patch.of_rows(rows) for patch in patches]
         if alone:  # padding would count too
             some, left = some.trimmed()
-            written = [
-                replace(patch, positions=patch.positions.shifted(left, some.length))
-                for patch in written
-            ]
-        prefill = run(model, some, patches=written, keep_cache=True)
+            written = [patch.shifted(left, some.length) for patch in written]
+        prefill = run_checked(model, some, patches=written, keep_cache=True)
         watch = () if ids is None else tokens_of(ids)
         decoded = greedy(model, prefill, max_new_tokens=max_new_tokens, stop=stop, watch=watch)
         texts += decoded.texts
@@ -187,7 +197,7 @@ def complete(
                 prefill,
                 ids,
                 rules=rules,
-                prior=given if given is None or given.ndim == 1 else given[rows],
+                prior=prior if prior is None or prior.ndim == 1 else prior[rows],
                 every=every_score,
                 most_rows=batch_rows,
                 decoded=decoded,
@@ -197,8 +207,6 @@ def complete(
             first = torch.tensor(found.choices[rules[0]], device=found.scores.device)
             logprobs += found.scores.gather(-1, first[:, None])[:, 0].tolist()
             scores += found.scores.tolist() if every_score else []
-        if on_rows is not None:
-            on_rows(len(rows))
     return Completion(
         texts=texts,
         choices=choices.get(rules[0], []),
@@ -241,13 +249,9 @@ def following(
         Type of the answer's tokens, for models that take one: 1 where a prompt's own tokens, which
         see each other in both directions, must not see the answer.
     """
-    width = max(len(tokens) for tokens in answers) - 1
     inputs = dict(prompt.inputs)
-    extra = torch.full((len(prompt), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(prompt), width), dtype=torch.long)
-    for row, tokens in enumerate(answers):
-        extra[row, : len(tokens) - 1] = torch.tensor(list(tokens[:-1]), dtype=torch.long)
-        mask[row, : len(tokens) - 1] = 1
+    extra, own = ragged([tokens[:-1] for tokens in answers], fill=pad_id)
+    width, mask = extra.shape[1], own.long()
     position = inputs["position_ids"][..., -1:] + 1 + torch.arange(width)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], extra], dim=1)
     inputs["attention_mask"] = torch.cat([inputs["attention_mask"], mask], dim=1)

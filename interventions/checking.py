@@ -1,7 +1,7 @@
 """What a run is given beside its patches and reads, checked before anything runs."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -10,10 +10,7 @@ from interventions.given import of_kind, several, whole
 from interventions.given_arrays import check_range, tensor_of
 from interventions.model import Model
 from interventions.prompts import Prompt
-from interventions.streams import index_list, layer_list
-
-if TYPE_CHECKING:
-    from interventions.patching import Patch
+from interventions.sites import layer_list
 
 
 def check_asked(model: Any, prompt: Any) -> None:
@@ -52,37 +49,4 @@ def check_start(
         raise SiteError(
             f"start={block} skips the blocks below, but "
             + ("keep_cache needs them all." if keep_cache else f"block {min(touched)} is used.")
-        )
-
-
-def check_value(model: Model, patch: "Patch") -> None:
-    """Refuse a value that does not fit where it is to go, or holds NaN."""
-    value, layers = patch.value, layer_list(patch.layers, model.n_layers)
-    heads = patch.component == "head_out"
-    last = [model.anatomy.head_dim if heads else model.d_model]
-    if heads and not isinstance(patch.heads, int):
-        chosen = slice(None) if patch.heads is None else patch.heads
-        last = [len(index_list(chosen, model.anatomy.n_heads, "head")), *last]
-    if value.ndim and value.shape[-1] != last[-1]:
-        raise PatchError(
-            f"a value of width {value.shape[-1]} cannot be written into {patch.component} of "
-            f"{model.name}, which is {last[-1]} wide."
-        )
-    check_range(value, model.dtype)
-    if patch.has_layer_axis and value.shape[0] != len(layers):
-        raise PatchError(
-            f"the patch names {len(layers)} layers but its value has {value.shape[0]} along "
-            "its first axis."
-        )
-    shape = list(value.shape[int(patch.has_layer_axis) :])
-    rows, n = patch.positions.index.shape
-    lead = shape[: len(shape) - len(last)]
-    fits = len(lead) <= 2 and all(a in (1, b) for a, b in zip(lead, (rows, n), strict=False))
-    if shape and not (fits and shape[len(lead) :] == last):
-        layer = [len(layers)] if patch.has_layer_axis else []
-        raise PatchError(
-            f"a value of shape {tuple(value.shape)} does not fit {patch.component} at role "
-            f"{patch.positions.role!r}. Expected {[*layer, rows, n, *last]}, or "
-            f"{[*layer, rows, *last]} to spread one value per row over its positions, or {last}, "
-            "or a number."
         )

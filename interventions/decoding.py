@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from interventions.cache_names import cache_argument, returned_cache
-from interventions.calling import call
 from interventions.errors import PromptError
 from interventions.model import Model
 from interventions.patching import Run
 from interventions.prefixes import take_rows
 from interventions.shared_prefix import attending_apart
 from interventions.thoughts import said_from
+from interventions.wrapped import forward
 
 CROSS = "cross_attention_mask"
 
@@ -41,7 +41,7 @@ def step(model: Model, prefill: Run, rows: torch.Tensor, cache: Any, ids: torch.
         "logits_to_keep": 1 if ids.shape[1] == 1 else 0,
     }
     with attending_apart(model, cache):
-        output = call(model, inputs)
+        output = forward(model, inputs)
     return output.logits[:, -1].float(), returned_cache(output)
 
 

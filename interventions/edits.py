@@ -7,11 +7,11 @@ from interventions.errors import PatchError
 from interventions.given import index_of, number, of_kind, seed_of
 from interventions.given_arrays import tensor_of
 from interventions.model import Model
-from interventions.patching import Patch, Site, check_place, read
-from interventions.placing import gather_padded
-from interventions.positions import Positions
+from interventions.patches import Patch
+from interventions.patching import read
+from interventions.positions import Positions, read_padded
 from interventions.prompts import Prompt
-from interventions.streams import Component, Layers
+from interventions.sites import Component, Layers, Site, check_place
 
 SIGMAS = 3.0
 
@@ -43,7 +43,7 @@ def embedding_noise(
     seed = seed_of(seed, error=PatchError)
     check_written_at(model, prompt, positions, 0)
     [embedded] = read(model, prompt, [Site("resid_pre", 0)])
-    there = gather_padded(embedded, positions)
+    there = read_padded(embedded, positions)
     spread = there[positions.mask.to(there.device)].float().std()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(there.shape, generator=generator).to(embedded.device)
@@ -70,7 +70,7 @@ def frozen(
     layers = index_of(layers, "layer")
     check_written_at(model, prompt, positions, layers)
     [everything] = read(model, prompt, [Site(component, layers)])
-    value = gather_padded(everything, positions, layer_axis=not isinstance(layers, int))
+    value = read_padded(everything, positions, layer_axis=not isinstance(layers, int))
     return [Patch(component, layers, positions, value)]
 
 

@@ -10,7 +10,7 @@ import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -24,9 +24,7 @@ from interventions.digests import (
     globals_of,
     tensor_digest,
 )
-
-if TYPE_CHECKING:
-    from interventions.model import Model
+from interventions.wrapped import Wrapped
 
 HEX = 16  # characters
 MOVED = ("CB", "idx", "subB")
@@ -35,7 +33,7 @@ found, which is no part of the model."""
 OF_A_CALL = ("padding", "truncation")
 
 
-def fingerprint(model: "Model") -> dict[str, Any]:
+def fingerprint(model: Wrapped) -> dict[str, Any]:
     """What a model is at this moment; equal for two that compute the same numbers.
 
     Everything is read anew at every call, but once in a block of :class:`Unchanged`: weights and
@@ -45,7 +43,7 @@ def fingerprint(model: "Model") -> dict[str, Any]:
 
     Parameters
     ----------
-    model : Model
+    model : Wrapped
 
     Returns
     -------
@@ -88,10 +86,10 @@ class Unchanged:
 
     Parameters
     ----------
-    *models : Model
+    *models : Wrapped
     """
 
-    def __init__(self, *models: "Model") -> None:
+    def __init__(self, *models: Wrapped) -> None:
         self.models = models
         self.outer: list[dict[str, Any] | None] = []
 
@@ -168,14 +166,14 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]
                         yield f"{path}.{name}.{key}", value, stays
 
 
-def processing_of(model: "Model") -> str:
+def processing_of(model: Wrapped) -> str:
     """Digest of what makes prompts of texts and pictures: tokenizer, template, image processor.
 
     What a call sets anew, padding and truncation, does not count.
 
     Parameters
     ----------
-    model : Model
+    model : Wrapped
     """
     tokenizer: Any = model.tokenizer
     state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -195,7 +193,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:HEX]
 
 
-def hooks_of(model: "Model") -> list[str]:
+def hooks_of(model: Wrapped) -> list[str]:
     """Hooks, and forwards put in the place of a module's own, that libraries did not put there.
 
     Each with its module, its name and a digest of its code and of what that closes over; where

@@ -5,12 +5,10 @@ which change what is written without a word in the code that asks for it. Here t
 nothing but the tokens that end a text: what is not asked for is set to have no effect.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from interventions.errors import PromptError
-
-if TYPE_CHECKING:
-    from interventions.model import Model
+from interventions.wrapped import Wrapped
 
 DEFAULT_NEW_TOKENS = 20
 WITHOUT_EFFECT: dict[str, Any] = {
@@ -53,13 +51,13 @@ ABOUT_TOKENS = ("bos_token_id", "decoder_start_token_id", "transformers_version"
 
 
 def settings_of(
-    model: "Model", asked: dict[str, Any], *, max_new_tokens: int | None = None
+    model: Wrapped, asked: dict[str, Any], *, max_new_tokens: int | None = None
 ) -> dict[str, Any]:
     """Everything that ``generate`` of transformers is to be told.
 
     Parameters
     ----------
-    model : Model
+    model : Wrapped
     asked : dict
         What the user passed: settings by name, or all of them as ``generation_config``.
     max_new_tokens : int, optional
@@ -103,7 +101,7 @@ def _set_in(config: Any) -> dict[str, Any]:
     }
 
 
-def _check_config(model: "Model") -> None:
+def _check_config(model: Wrapped) -> None:
     found = model.module.config._get_generation_parameters()
     if found:
         named = ", ".join(f"{name}={value!r}" for name, value in found.items())

@@ -14,10 +14,9 @@ from interventions.cache_names import given_cache
 from interventions.errors import SiteError
 from interventions.given import index_of, of_kind
 from interventions.model import Model
-from interventions.placing import check_rows
-from interventions.positions import Positions
+from interventions.positions import Positions, check_rows
 from interventions.prompts import Prompt
-from interventions.streams import Layers, layer_list
+from interventions.sites import Layers, layer_list
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from interventions.errors import PatchError, PromptError, SiteError
 from interventions.given import MOST_TOKENS, of_kind, text_of, whole
 from interventions.given_arrays import check_range, tensor_of, token_numbers
 from interventions.model import Model
-from interventions.patching import Patch, check_patches
+from interventions.patches import Patch, check_patches
+from interventions.wrapped import where_the_model_is
 
 IDENTITY_PROMPT = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
 
@@ -59,8 +60,14 @@ def lens(
             "[row, token]; read one position per row, such as at(role, -1), in a list of layers."
         )
     check_range(hidden, model.dtype, "hidden")
-    if model.remote:
-        return model.job(lens, hidden, tokens)
+    return _chosen_of(model, hidden, tokens)
+
+
+@where_the_model_is
+def _chosen_of(
+    model: Model, hidden: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability and rank of the tokens, layer by layer."""
     logprobs, ranks = [], []
     index = tokens.to(model.device)
     with torch.no_grad():

@@ -20,6 +20,7 @@ from interventions.architectures.unwrapping import unwrapped
 from interventions.architectures.verification import check_components
 from interventions.errors import LoadError
 from interventions.model import Model
+from interventions.wrapped import Runner
 
 
 def load(
@@ -302,7 +303,7 @@ def _wrap(
     # Else the pipeline that nnsight makes moves the module to the first GPU.
     stay = {} if getattr(module, "hf_device_map", None) is not None else {"device": -1}
     nn = TransformersModel(module, task=given.task, **stay, **given.arguments)
-    model = Model(nn, name=name, revision=revision)
+    model = Model(nn, name=name, revision=revision, runner=_sender)
     anatomy = model.anatomy
     _check_image_token(model)
     if not tested(anatomy.model_type) and (wrong := check_components(module, anatomy)):
@@ -337,9 +338,16 @@ def _wrap_remote(
         settings = GenerationConfig.from_pretrained(place, revision=revision or "main")
         module: Any = nn._module
         module.generation_config = settings
-    model = Model(nn, name=place, revision=revision, remote=remote)
+    model = Model(nn, name=place, revision=revision, remote=remote, runner=_sender)
     _check_image_token(model)
     return model
+
+
+def _sender() -> Runner:
+    # What it imports takes most of a second, which a model that runs here should not.
+    from interventions.remote import sending
+
+    return sending
 
 
 def _check_image_token(model: Model) -> None:

@@ -2,20 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from interventions.answer_tokens import spaced, token_ids
 from interventions.answers import following
 from interventions.errors import PromptError
 from interventions.given import plain, several, shown
+from interventions.given_arrays import token_numbers
 from interventions.model import Model
-from interventions.positions import Positions
+from interventions.positions import Positions, ragged
 from interventions.prompts import Prompt
 
 Metric = Literal["logprob", "logit_diff", "kl", "changed", "rank"]
 METRICS: tuple[Metric, ...] = ("logprob", "logit_diff", "kl", "changed", "rank")
+Answers = str | Sequence[str | Sequence[int]]
+"""One text for all rows; or one answer for each, as a text or as the ids of its tokens."""
 UNITS = {
     "logprob": "nats",
     "logit_diff": "nats",
@@ -148,17 +152,17 @@ class Target:
 def target(
     model: Model,
     prompt: Prompt,
-    answers: str | Sequence[str],
-    foils: str | Sequence[str] | None = None,
+    answers: Answers,
+    foils: Answers | None = None,
 ) -> Target:
-    """Tokenise the answers that a metric looks at, as they follow a prompt.
+    """Read the answers that a metric looks at as tokens, as they follow a prompt.
 
     Parameters
     ----------
     model : Model
     prompt : Prompt
-    answers, foils : str or sequence of str
-        One for all rows, or one per row.
+    answers, foils : str, or sequence of str or of token ids
+        One text for all rows; or one per row, each a text or the ids of its tokens.
 
     Raises
     ------
@@ -171,29 +175,37 @@ def target(
     >>> target(llm, named, "Marlow", "Brenn").answers
     [[51]]
     """
-    found = _tokens(model, prompt, answers, "answer")
+    wanted = _tokens(model, prompt, answers, "answer")
     against = None if foils is None else _tokens(model, prompt, foils, "foil")
-    for row, (one, other) in enumerate(zip(found, against or (), strict=False)):
-        n = min(len(one), len(other))
-        if one[:n] == other[:n]:
+    for row, (answer, foil) in enumerate(zip(wanted, against or (), strict=False)):
+        n = min(len(answer), len(foil))
+        if answer[:n] == foil[:n]:
             raise PromptError(
                 f"the answer and the foil of row {row} begin with the same tokens to the end of "
                 "the shorter, so their difference says nothing. Give another foil."
             )
     pad = model.tokenizer.pad_token_id
     two_way = model.anatomy.family.two_way == "prompt"
-    return Target(found, against, pad if pad is not None else 0, token_type=int(two_way))
+    return Target(wanted, against, pad if pad is not None else 0, token_type=int(two_way))
 
 
-def _tokens(model: Model, prompt: Prompt, texts: str | Sequence[str], what: str) -> list[list[int]]:
-    one = plain(texts)
-    given = [one] * len(prompt) if isinstance(one, str) else several(texts, f"{what}s")
-    given = [plain(text) for text in given]
+def _tokens(model: Model, prompt: Prompt, answers: Answers, what: str) -> list[list[int]]:
+    whole = plain(answers)
+    given = [whole] * len(prompt) if isinstance(whole, str) else several(answers, f"{what}s")
+    given = [plain(answer) for answer in given]
     if len(given) != len(prompt):
         raise PromptError(f"{len(given)} {what}s for {len(prompt)} rows. Give one for each row.")
-    if wrong := [row for row, text in enumerate(given) if not isinstance(text, str)]:
-        raise PromptError(f"the {what} of row {wrong[0]} is {shown(given[wrong[0]])}, not a text.")
-    ids = token_ids(model, given, space=spaced(model, prompt))
+    for row, answer in enumerate(given):
+        if not isinstance(answer, str | list | tuple | torch.Tensor | np.ndarray):
+            raise PromptError(
+                f"the {what} of row {row} is {shown(answer)}, not a text or a list of token ids."
+            )
+    texts = [row for row, answer in enumerate(given) if isinstance(answer, str)]
+    ids = [[] if isinstance(answer, str) else _as_ids(model, answer) for answer in given]
+    if texts:
+        read = token_ids(model, [given[row] for row in texts], space=spaced(model, prompt))
+        for row, tokens in zip(texts, read, strict=True):
+            ids[row] = tokens
     if empty := [row for row, tokens in enumerate(ids) if not tokens]:
         raise PromptError(
             f"the {what} of row(s) {empty[:8]} has no tokens ({given[empty[0]]!r}). Leave those "
@@ -202,13 +214,17 @@ def _tokens(model: Model, prompt: Prompt, texts: str | Sequence[str], what: str)
     return ids
 
 
+def _as_ids(model: Model, answer: Any) -> list[int]:
+    if not len(answer):
+        return []
+    ids = token_numbers(answer, model.anatomy.vocab, error=PromptError)
+    if ids.ndim != 1:
+        raise PromptError(f"an answer is {shown(answer)}. Expected a text, or a list of token ids.")
+    return ids.tolist()
+
+
 def _summed(logprobs: torch.Tensor, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
     """Sum, over a row's tokens, of their log-probabilities [row, token, vocab]."""
-    width = max(len(one) for one in tokens)
-    index = torch.zeros(len(tokens), width, dtype=torch.long)
-    mask = torch.zeros(len(tokens), width)
-    for row, one in enumerate(tokens):
-        index[row, : len(one)] = torch.tensor(one)
-        mask[row, : len(one)] = 1
-    index, mask = index.to(logprobs.device), mask.to(logprobs.device)
-    return (logprobs[:, :width].gather(2, index[:, :, None])[..., 0] * mask).sum(-1)
+    index, mask = (part.to(logprobs.device) for part in ragged(tokens))
+    own = logprobs[:, : index.shape[1]].gather(2, index[:, :, None])[..., 0]
+    return (own * mask.float()).sum(-1)

@@ -1,12 +1,11 @@
 """One vocabulary over an nnsight model: prompts, streams, traces."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from nnsight.modeling.transformers import TransformersModel
 
-from interventions.architectures.anatomy import Anatomy, find_anatomy
 from interventions.architectures.faults import check_unbroken
 from interventions.cache_names import (
     cache_argument,
@@ -14,7 +13,6 @@ from interventions.cache_names import (
     names_a_cache,
     with_cache_named,
 )
-from interventions.calling import check_evaluating, normed_and_projected, number_format
 from interventions.errors import PatchError, PromptError, RemoteError
 from interventions.fingerprints import fingerprint
 from interventions.generating import settings_of
@@ -23,7 +21,7 @@ from interventions.given_arrays import check_range, tensor_of
 from interventions.prefixes import PrefixCache
 from interventions.prompting import make_prompt
 from interventions.prompts import Prompt
-from interventions.rows import SEQUENCE_KEYS, Span, placeholder_of
+from interventions.rows import SEQUENCE_KEYS, Span
 from interventions.streams import (
     EmbeddingStream,
     HeadStream,
@@ -31,12 +29,16 @@ from interventions.streams import (
     LogitsStream,
     Stream,
 )
+from interventions.wrapped import (
+    Runner,
+    Wrapped,
+    check_evaluating,
+    normed_and_projected,
+    where_the_model_is,
+)
 
-if TYPE_CHECKING:
-    from interventions.remote.jobs import Jobs
 
-
-class Model:
+class Model(Wrapped):
     """A language model or VLM whose parts have the same names whatever its architecture.
 
     Made by :func:`interventions.load`. ``trace`` and ``generate`` return nnsight's own contexts;
@@ -45,31 +47,14 @@ class Model:
 
     Attributes
     ----------
-    nn : nnsight TransformersModel
-        The wrapped model, for everything nnsight can do.
-    anatomy : Anatomy
-        Where the parts are.
     resid_pre, attn_out, mlp_out, resid_post : Stream
         Indexed ``[layers, positions]`` inside a trace.
     head_out : HeadStream
         Indexed ``[layers, positions, heads]`` inside a trace.
     embeddings, image_features, logits
         Indexed ``[positions]`` inside a trace.
-    remote : bool or str
-        Whether, or at which URL, traces run on an NDIF server.
-    jobs : interventions.remote.Jobs or None
-        Where requests to a server are kept, so that they outlive this process.
-    requests : int
-        How many requests were made to the server.
-    running_rows : int
-        Rows of the prompt that was traced last.
-    running_images : bool
-        Whether it has images.
-    held : dict or None
-        Its fingerprint, while it is known not to change;
-        see :class:`interventions.fingerprints.Unchanged`.
-    feature_counts : dict
-        How many image features were measured, by kind of input.
+    nn, anatomy, module, tokenizer, processor, remote, jobs, requests ...
+        As :class:`interventions.wrapped.Wrapped` has them.
 
     Examples
     --------
@@ -87,14 +72,9 @@ class Model:
         name: str,
         revision: str | None = None,
         remote: bool | str = False,
+        runner: Callable[[], Runner] | None = None,
     ) -> None:
-        self.nn = nn
-        self.name = name
-        self.revision = revision
-        self.remote = remote
-        self.jobs: Jobs | None = None
-        self.requests = 0
-        self.anatomy: Anatomy = find_anatomy(nn._module)
+        super().__init__(nn, name=name, revision=revision, remote=remote, runner=runner)
         self.resid_pre = Stream(self, "resid_pre")
         self.attn_out = Stream(self, "attn_out")
         self.mlp_out = Stream(self, "mlp_out")
@@ -103,90 +83,15 @@ class Model:
         self.embeddings = EmbeddingStream(self)
         self.image_features = ImageFeatureStream(self)
         self.logits = LogitsStream(self)
-        self.running_rows = 0
-        self.running_images = False
-        self.held: dict[str, Any] | None = None
         self._prefixes = PrefixCache()
-        self.feature_counts: dict[Any, int | None] = {}
 
-    def __repr__(self) -> str:
-        kind = "VLM" if self.anatomy.is_vlm else "language model"
-        return f"<Model {self.name}: {kind}, {self.n_layers} layers x {self.d_model}>"
-
-    @property
-    def module(self) -> Any:
-        """The transformers model itself."""
-        return self.nn._module
-
-    @property
-    def n_layers(self) -> int:
-        """Number of decoder blocks."""
-        return self.anatomy.n_layers
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return self.anatomy.d_model
-
-    @property
-    def device(self) -> torch.device:
-        """Where the embeddings are; where inputs are made, for a model that runs elsewhere."""
-        embeddings = self.module.get_submodule(self.anatomy.embeddings)
-        found = next(embeddings.parameters()).device
-        return torch.device("cpu") if found.type == "meta" else found
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Number format of the weights; of those that are not packed, in a quantised model."""
-        return number_format(self.module) or torch.float32
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to a server, where the model is a local one."""
+        return {**super().__getstate__(), "_prefixes": PrefixCache()}
 
     def fingerprint(self) -> dict[str, Any]:
         """What the model is at this moment, by content; see :mod:`interventions.fingerprints`."""
         return fingerprint(self)
-
-    @property
-    def end_ids(self) -> set[int]:
-        """Tokens that end a generation: the tokenizer's, and those of the generation config."""
-        config = getattr(self.module, "generation_config", None)
-        more = getattr(config, "eos_token_id", None)
-        several = more if isinstance(more, list | tuple) else [more]
-        return {one for one in (self.tokenizer.eos_token_id, *several) if one is not None}
-
-    @property
-    def processor(self) -> Any | None:
-        """The image-and-text processor, or None in a text-only model."""
-        return self.nn.processor
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer."""
-        return self.processor.tokenizer if self.processor is not None else self.nn.tokenizer
-
-    @property
-    def image_token(self) -> str | None:
-        """How an image is written in the text of a prompt; None in a text-only model."""
-        token = self.placeholder
-        return token and self.anatomy.family.placeholder.format(image_token=token)
-
-    @property
-    def placeholder(self) -> str | None:
-        """The token that stands for an image in what the processor takes; None without one."""
-        return placeholder_of(self.processor, self.tokenizer, self.anatomy.image_token_id)
-
-    @property
-    def blocks(self) -> Any:
-        """The nnsight envoys of the decoder blocks."""
-        return self.nn.get(self.anatomy.blocks)
-
-    @property
-    def head(self) -> Any:
-        """The nnsight envoy of the output head."""
-        return self.nn.get(self.anatomy.head)
-
-    @property
-    def final_norm(self) -> Any:
-        """The nnsight envoy of the norm before the head."""
-        return self.nn.get(self.anatomy.final_norm)
 
     def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [..., vocab] of hidden states [..., d_model]: final norm, head, cap and scale."""
@@ -196,13 +101,7 @@ class Model:
                 f"hidden states of shape {tuple(hidden.shape)}. Expected [..., {self.d_model}]."
             )
         check_range(hidden, self.dtype, "hidden")
-        if self.remote:
-            return self.job(Model.unembed, hidden)
-        anatomy = self.anatomy
-        logits = normed_and_projected(self, hidden) * anatomy.logit_scale
-        if anatomy.softcap is not None:
-            logits = torch.tanh(logits / anatomy.softcap) * anatomy.softcap
-        return logits
+        return _logits_of(self, hidden)
 
     def prompt(
         self,
@@ -395,27 +294,7 @@ class Model:
         return dict(given) if self.remote else with_cache_named(name, given)
 
     def _place(self, settings: dict[str, Any]) -> dict[str, Any]:
-        if self.remote is False:
-            return settings
-        from interventions.remote.sending import placed
-
-        return placed(self, settings)
-
-    def job(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call ``function(model, *args, **kwargs)`` where the model runs, as one request.
-
-        See :mod:`interventions.remote`. For a local model this is the call itself.
-        """
-        if self.remote is False:
-            return function(self, *args, **kwargs)
-        from interventions.remote.sending import call
-
-        return call(self, function, args, kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What goes to a server, where the model is a local one."""
-        here = {"remote": False, "jobs": None, "held": None}
-        return {**self.__dict__, **here, "_prefixes": PrefixCache(), "feature_counts": {}}
+        return settings if self.remote is False else self.sender.placed(self, settings)
 
     def completions(self, ids: torch.Tensor, prompt: Prompt) -> list[str]:
         """Text that was generated after each row of a prompt, special tokens left out.
@@ -429,3 +308,12 @@ class Model:
         """
         new = ids[:, prompt.full_ids.shape[1] :]
         return self.tokenizer.batch_decode(new, skip_special_tokens=True)
+
+
+@where_the_model_is
+def _logits_of(model: Model, hidden: torch.Tensor) -> torch.Tensor:
+    anatomy = model.anatomy
+    logits = normed_and_projected(model, hidden) * anatomy.logit_scale
+    if anatomy.softcap is not None:
+        logits = torch.tanh(logits / anatomy.softcap) * anatomy.softcap
+    return logits

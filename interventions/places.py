@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from interventions.errors import RoleError
-from interventions.positions import Positions
+from interventions.positions import Positions, ragged
 from interventions.prompts import Prompt
 
 ROLE = re.compile(r"(.+?)(?:\[(-?\d+)\])?")
@@ -41,14 +41,26 @@ class Columns:
 
     def positions(self, which: int, length: int) -> Positions:
         """One column as positions of a prompt of ``length`` tokens."""
-        column = self.tokens[which]
-        width = max(len(row) for row in column)
-        index = torch.zeros(len(column), width, dtype=torch.long)
-        mask = torch.zeros(len(column), width, dtype=torch.bool)
-        for row, tokens in enumerate(column):
-            index[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-            mask[row, : len(tokens)] = True
-        return Positions(index, mask, length, False, self.names[which])
+        return Positions(*ragged(self.tokens[which]), length, False, self.names[which])
+
+    def flat(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens of all columns behind one another, row by row, without gaps.
+
+        Returns
+        -------
+        index, column, mask : Tensor [row, n]
+            Each token, which column it is of, and whether there is one.
+        """
+        n_rows = len(self.tokens[0])
+        tokens = [
+            [token for column in self.tokens for token in column[row]] for row in range(n_rows)
+        ]
+        owners = [
+            [which for which, column in enumerate(self.tokens) for _ in column[row]]
+            for row in range(n_rows)
+        ]
+        index, mask = ragged(tokens)
+        return index, ragged(owners)[0], mask
 
 
 def role_tokens(prompt: Prompt, name: str) -> Column:
@@ -91,16 +103,29 @@ def role_labels(prompt: Prompt) -> list[list[str]]:
     return labels
 
 
-def every_token(prompt: Prompt) -> Columns:
-    """Return each position as a column of its own; rows have none where they are padded."""
+def every_token(prompt: Prompt, *, padding: bool = False) -> Columns:
+    """Return each position as a column of its own; rows have none where they are padded.
+
+    ``padding``: also positions that no row has a token at.
+    """
     labels = role_labels(prompt)
     names, tokens = [], []
     for position in range(prompt.length):
         column = [[position] if row[position] else [] for row in labels]
-        if any(column):
-            found = {row[position] for row in labels if row[position]}
-            names.append(found.pop() if len(found) == 1 else "")
+        if padding or any(column):
+            roles = {row[position] for row in labels if row[position]}
+            names.append(roles.pop() if len(roles) == 1 else "")
             tokens.append(column)
+    return Columns(names, tokens)
+
+
+def narrowest_roles(prompt: Prompt) -> Columns:
+    """Return roles as columns, so that each token counts for the narrowest of its own."""
+    labels = role_labels(prompt)
+    names = list(dict.fromkeys(name for row in labels for name in row if name))
+    tokens = [
+        [[i for i, label in enumerate(row) if label == name] for row in labels] for name in names
+    ]
     return Columns(names, tokens)
 
 
@@ -119,8 +144,8 @@ def columns_of(
     tokens = [role_tokens(prompt, name) for name in roles]
     missing: dict[int, str] = {}
     for name, column in zip(roles, tokens, strict=True):
-        for row, found in enumerate(column):
-            if not found:
+        for row, own in enumerate(column):
+            if not own:
                 missing.setdefault(row, f"no token of role {name!r}")
     if len(missing) == len(prompt):
         raise RoleError(f"no row has all of {', '.join(roles)}. Row 0 has {missing[0]}.")

@@ -4,18 +4,15 @@ import copy
 import json
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicLayer
 
 from interventions.cache_names import returned_cache
-from interventions.calling import call, weightless
 from interventions.fingerprints import fingerprint, hooks_of
 from interventions.shared_prefix import can_be_kept_apart, shared_cache
-
-if TYPE_CHECKING:
-    from interventions.model import Model
+from interventions.wrapped import Wrapped, forward, weightless
 
 KEPT = 8
 
@@ -50,7 +47,7 @@ class PrefixCache:
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
-    def expanded(self, model: "Model", ids: torch.Tensor, n_rows: int) -> Any:
+    def expanded(self, model: Wrapped, ids: torch.Tensor, n_rows: int) -> Any:
         """Return a fresh cache of ``n_rows`` equal rows for the prefix ``ids`` [prefix].
 
         Whatever changes the numbers of a model is noticed: it is looked at anew for every cache.
@@ -59,7 +56,7 @@ class PrefixCache:
         key = (tuple(ids.tolist()), str(ids.device), state)
         if key not in self._kept:
             inputs = {"input_ids": ids[None], "use_cache": True, "logits_to_keep": 1}
-            output = call(model, inputs)
+            output = forward(model, inputs)
             self._kept[key] = returned_cache(output)
         self._kept.move_to_end(key)
         while len(self._kept) > KEPT:

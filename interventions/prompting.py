@@ -4,7 +4,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,16 +18,14 @@ from interventions.pictures import as_picture
 from interventions.prompts import Prompt, collate
 from interventions.rows import Span, build_row, checked_span
 from interventions.tokenizing import ends_of
+from interventions.wrapped import Wrapped
 from interventions.written import Written, read_rows, written_rows
-
-if TYPE_CHECKING:
-    from interventions.model import Model
 
 RESERVED = re.compile(r"image(_\d+)?|last_image|question|last|answer")
 
 
 def make_prompt(
-    model: "Model",
+    model: Wrapped,
     text: str | Sequence[Any],
     *,
     images: Any | None,
@@ -119,7 +117,7 @@ def make_prompt(
     return _in_a_plane(model, prompt) if anatomy.three_axis_positions else prompt
 
 
-def _in_a_plane(model: "Model", prompt: Prompt) -> Prompt:
+def _in_a_plane(model: Wrapped, prompt: Prompt) -> Prompt:
     """Give image tokens the (time, height, width) positions that the model is used to."""
     inputs = dict(prompt.inputs)
     grids = {key: value for key, value in inputs.items() if key.endswith("_grid_thw")}
@@ -138,7 +136,7 @@ def _in_a_plane(model: "Model", prompt: Prompt) -> Prompt:
     return replace(prompt, inputs=inputs)
 
 
-def _check_begin(model: "Model", rows: Sequence[Written]) -> None:
+def _check_begin(model: Wrapped, rows: Sequence[Written]) -> None:
     """Say where a row does not begin as the model is used to."""
     begin, adds = model.tokenizer.bos_token, bool(ends_of(model.tokenizer).begin)
     if not begin:
@@ -161,7 +159,7 @@ def _check_begin(model: "Model", rows: Sequence[Written]) -> None:
             )
 
 
-def _n_begins(model: "Model", row: Written, begin: str, adds: bool) -> int:
+def _n_begins(model: Wrapped, row: Written, begin: str, adds: bool) -> int:
     """How many begin tokens there will be before a row says anything, be it behind its images."""
     # Llama 3.2 Vision is given one behind an image that a text begins with.
     mark = None if model.anatomy.cross_blocks else model.image_token
@@ -172,7 +170,7 @@ def _n_begins(model: "Model", row: Written, begin: str, adds: bool) -> int:
     return front.count(begin) + (by_processor or (adds and not row.text.startswith(begin)))
 
 
-def _begins(model: "Model", row: Written) -> bool:
+def _begins(model: Wrapped, row: Written) -> bool:
     """Whether a chat template begins its prompts with the token that the tokenizer leaves out."""
     if row.images and model.anatomy.family.processor_begins:
         return False
@@ -180,7 +178,7 @@ def _begins(model: "Model", row: Written) -> bool:
     return any("bos_token" in str(source) for source in sources if source)
 
 
-def _images(model: "Model", images: Any | None, n_rows: int) -> list[list[Any]]:
+def _images(model: Wrapped, images: Any | None, n_rows: int) -> list[list[Any]]:
     if images is None:
         return [[] for _ in range(n_rows)]
     if model.processor is None:

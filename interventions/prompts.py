@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from interventions.digests import digest_of
 from interventions.errors import PromptError, RoleError, did_you_mean
 from interventions.given import index_of, rows_of, text_of
 from interventions.positions import Positions, from_lists
@@ -76,6 +77,11 @@ class Prompt:
         """Token ids with the shared prefix in front, [row, prefix + position]."""
         prefix = self.prefix_ids.expand(len(self), -1)
         return torch.cat([prefix, self.inputs["input_ids"]], dim=1)
+
+    @property
+    def digest(self) -> str:
+        """Of what a model is given; where roles lie in it is another matter."""
+        return digest_of(dict(self.inputs), self.prefix_ids)
 
     def at(self, role: str, index: int | slice | Sequence[int] | None = None) -> Positions:
         """Positions of a token role in every row.

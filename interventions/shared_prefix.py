@@ -7,13 +7,12 @@ over a row's own tokens is put together from both parts, which is exact.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-if TYPE_CHECKING:
-    from interventions.model import Model
+from interventions.wrapped import Wrapped
 
 NAME = "shared_prefix"
 FUSED = "_scaled_dot_product_flash_attention_for_cpu"  # gives the sum as well; else by hand
@@ -80,7 +79,7 @@ def _empty(tensor: torch.Tensor) -> tuple[int, int, int]:
 
 
 def shared_cache(
-    model: "Model",
+    model: Wrapped,
     layers: Sequence[tuple[torch.Tensor, torch.Tensor]],
     *,
     n_rows: int,
@@ -111,7 +110,7 @@ def joined(prefix: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def attending_apart(model: "Model", cache: Any) -> Iterator[None]:
+def attending_apart(model: Wrapped, cache: Any) -> Iterator[None]:
     """Let the decoder attend to the prefix of a cache and to a row's own tokens separately.
 
     Nothing changes where the cache does not share one, or the attention is another than sdpa.
@@ -134,12 +133,12 @@ def attending_apart(model: "Model", cache: Any) -> Iterator[None]:
         config._attn_implementation_internal = before
 
 
-def can_be_kept_apart(model: "Model") -> bool:
+def can_be_kept_apart(model: Wrapped) -> bool:
     """Whether the model's attention is the one whose numbers are computed here: sdpa."""
     return _config(model)._attn_implementation == "sdpa"
 
 
-def _config(model: "Model") -> Any:
+def _config(model: Wrapped) -> Any:
     return model.module.config.get_text_config(decoder=True)
 
 

@@ -13,11 +13,11 @@ from interventions.given import index_of, number, of_kind, seed_of
 from interventions.given_arrays import check_range, tensor_of
 from interventions.metrics import Target
 from interventions.model import Model
-from interventions.patching import Site, run
+from interventions.patching import run
 from interventions.places import Columns
 from interventions.positions import Positions
 from interventions.prompts import Prompt
-from interventions.streams import COMPONENTS, Component, Layers, check_component
+from interventions.sites import COMPONENTS, Component, Layers, Site, check_component
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,8 @@ class Values:
         Where each column begins among the tokens.
     tokens : list of list of int
         Which token of its row each one is, [row][token], counted from the row's first.
+    mask : Tensor [row, token], bool
+        Where a row has one.
     logits : Tensor [row, token, vocab] or None
         Of the run they are from, where that was a prompt of the same model.
     """
@@ -107,6 +109,7 @@ class Values:
     layers: list[int]
     starts: list[int]
     tokens: list[list[int]]
+    mask: torch.Tensor
     logits: torch.Tensor | None = None
 
     def at(self, component: str, layer: int, column: int, width: int) -> torch.Tensor:
@@ -123,14 +126,27 @@ class Values:
         chosen = list(rows)
         found = {one: value[:, chosen] for one, value in self.found.items()}
         tokens = [self.tokens[row] for row in chosen]
-        return replace(self, found=found, tokens=tokens, logits=None)
+        return replace(self, found=found, tokens=tokens, mask=self.mask[chosen], logits=None)
 
     def repeated(self, n: int) -> "Values":
         """Return the values of rows that are repeated, as a block, ``n`` times."""
         if n == 1:
             return self
         found = {one: torch.cat([value] * n, 1) for one, value in self.found.items()}
-        return replace(self, found=found)
+        return replace(self, found=found, mask=self.mask.repeat(n, 1))
+
+    def check(self, dtype: torch.dtype) -> None:
+        """Refuse values that cannot be written into a model of a number format.
+
+        What is written from them is not looked at again.
+
+        Raises
+        ------
+        PatchError
+        """
+        for component, value in self.found.items():
+            own = value[:, self.mask.to(value.device)]
+            check_range(own, dtype, f"{component} of the source")
 
 
 def check_columns(run_at: Columns, read_at: Columns) -> None:
@@ -213,7 +229,7 @@ def read_values(
             )
     first = prompt.length - prompt.lengths
     tokens = (at.index - first[:, None]).tolist()
-    return Values(values, list(names or layers), starts, tokens, found.logits)
+    return Values(values, list(names or layers), starts, tokens, at.mask, found.logits)
 
 
 def noisy(values: Values, noise: Noise, items: Sequence[int]) -> Values:

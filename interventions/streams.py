@@ -25,45 +25,19 @@ component           what it is
 ==================  ======================================================================
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from nnsight.intervention.interleaver import OutOfOrderError
 
 from interventions.errors import PatchError, SiteError
-from interventions.given import index_of, one_of
+from interventions.given import index_of
 from interventions.given_arrays import tensor_of
-from interventions.placing import Mode, Where, gather, index_list, written
-from interventions.positions import Positions
-
-if TYPE_CHECKING:
-    from interventions.model import Model
-
-Layers = int | slice | Sequence[int]
-Heads = int | slice | Sequence[int] | None
-Component = Literal["resid_pre", "head_out", "attn_out", "mlp_out", "resid_post"]
-COMPONENTS: tuple[Component, ...] = ("resid_pre", "head_out", "attn_out", "mlp_out", "resid_post")
-RESIDUAL: tuple[Component, ...] = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-"""The components of width d_model."""
-
-
-def check_component(component: str) -> Component:
-    """Return ``component`` if it names a stream with layers, else raise SiteError."""
-    return one_of(component, "component", COMPONENTS, error=SiteError)
-
-
-def layer_list(layers: Layers, n_layers: int) -> list[int]:
-    """Block indices named by an int, slice or list; see :func:`index_list`."""
-    return index_list(layers, n_layers, "layer")
-
-
-def written_once(chosen: list[int], what: str) -> list[int]:
-    """Refuse to write into the same layer or head twice: only one of the values could stay."""
-    if len(set(chosen)) < len(chosen):
-        raise PatchError(f"{what}s {chosen} name one twice, so a value would be written over.")
-    return chosen
+from interventions.positions import Mode, Positions, Where, index_list, read_at, write_at
+from interventions.sites import Component, Heads, Layers, check_runs, layer_list, written_once
+from interventions.wrapped import Wrapped
 
 
 def split_index(key: Any, most: int = 2) -> tuple[Any, ...]:
@@ -89,15 +63,6 @@ def in_order(what: str) -> Iterator[None]:
         ) from None
 
 
-def check_runs(model: "Model", layer: int, *, images: bool) -> None:
-    """Refuse a block that does not run."""
-    if model.anatomy.parts[layer].cross and not images:
-        raise SiteError(
-            f"block {layer} of {model.name} is a cross-attention block, which does not run "
-            "without an image. Leave it out: model.anatomy.self_blocks are the others."
-        )
-
-
 class Stream:
     """One component of the blocks, indexed ``[layers, positions]`` inside a trace.
 
@@ -112,7 +77,7 @@ class Stream:
         For a value that does not fit, or holds NaN.
     """
 
-    def __init__(self, model: "Model", component: Component) -> None:
+    def __init__(self, model: Wrapped, component: Component) -> None:
         self._model = model
         self._component = component
 
@@ -156,11 +121,11 @@ class Stream:
     def __getitem__(self, key: Any) -> Any:  # a tensor, to which nnsight adds .save()
         layers, positions = split_index(key)
         layers = index_of(layers, "layer")
-        found = [
-            gather(self.live(layer), positions)
+        values = [
+            read_at(self.live(layer), positions)
             for layer in layer_list(layers, self._model.n_layers)
         ]
-        return found[0] if isinstance(layers, int) else stacked(found)
+        return values[0] if isinstance(layers, int) else stacked(values)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         layers, positions = split_index(key)
@@ -180,13 +145,25 @@ class Stream:
         """
         layers, value = index_of(layers, "layer"), tensor_of(value)
         chosen = written_once(layer_list(layers, self._model.n_layers), "layer")
-        for layer, one in zip(chosen, per_layer(layers, value, len(chosen)), strict=True):
-            self.replace(layer, written(self.live(layer), positions, one, mode))
+        for layer, own in zip(chosen, per_layer(layers, value, len(chosen)), strict=True):
+            self.put(layer, positions, own, mode=mode)
+
+    def put(
+        self,
+        layer: int,
+        positions: Where,
+        value: torch.Tensor,
+        *,
+        mode: Mode = "set",
+        checked: torch.dtype | None = None,
+    ) -> None:
+        """Write into one layer; ``checked``: see :func:`interventions.positions.write_at`."""
+        self.replace(layer, write_at(self.live(layer), positions, value, mode, checked=checked))
 
 
-def stacked(found: list[torch.Tensor]) -> torch.Tensor:
+def stacked(values: list[torch.Tensor]) -> torch.Tensor:
     """Stack per-layer values, which may lie on several devices, on the first one's."""
-    return torch.stack([one.to(found[0].device) for one in found])
+    return torch.stack([value.to(values[0].device) for value in values])
 
 
 def per_layer(layers: Layers, value: torch.Tensor, n: int) -> list[torch.Tensor]:
@@ -213,7 +190,7 @@ class HeadStream(Stream):
     are still separate here.
     """
 
-    def __init__(self, model: "Model") -> None:
+    def __init__(self, model: Wrapped) -> None:
         super().__init__(model, "head_out")
 
     def __repr__(self) -> str:
@@ -243,13 +220,12 @@ class HeadStream(Stream):
         layers, heads = index_of(layers, "layer"), _heads_of(heads)
         dim = self._model.anatomy.head_dim
         chosen = self._heads(heads)
-        found = []
-        for layer in layer_list(layers, self._model.n_layers):
-            split = gather(self.live(layer), positions).unflatten(-1, (-1, dim))
-            found.append(
-                split[..., chosen[0], :] if isinstance(heads, int) else split[..., chosen, :]
-            )
-        return found[0] if isinstance(layers, int) else stacked(found)
+        wanted = chosen[0] if isinstance(heads, int) else chosen
+        values = [
+            read_at(self.live(layer), positions).unflatten(-1, (-1, dim))[..., wanted, :]
+            for layer in layer_list(layers, self._model.n_layers)
+        ]
+        return values[0] if isinstance(layers, int) else stacked(values)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         layers, positions, heads = split_index(key, 3)
@@ -276,12 +252,26 @@ class HeadStream(Stream):
                 )
             value = value.flatten(-2)
         indices = written_once(layer_list(layers, self._model.n_layers), "layer")
-        for layer, one in zip(indices, per_layer(layers, value, len(indices)), strict=True):
-            hidden = self.live(layer)
-            split = hidden.unflatten(-1, (-1, dim)).clone()
-            part = written(split[:, :, chosen].flatten(2), positions, one, mode)
-            split[:, :, chosen] = part.unflatten(-1, (-1, dim))
-            self.replace(layer, split.flatten(2))
+        for layer, own in zip(indices, per_layer(layers, value, len(indices)), strict=True):
+            self.put(layer, positions, own, mode=mode, heads=heads)
+
+    def put(
+        self,
+        layer: int,
+        positions: Where,
+        value: torch.Tensor,
+        *,
+        mode: Mode = "set",
+        checked: torch.dtype | None = None,
+        heads: Heads = None,
+    ) -> None:
+        """Write into some heads of one layer, whose values are behind one another."""
+        dim, chosen = self._model.anatomy.head_dim, self._heads(heads)
+        split = self.live(layer).unflatten(-1, (-1, dim)).clone()
+        old = split[:, :, chosen].flatten(2)
+        new = write_at(old, positions, value, mode, checked=checked)
+        split[:, :, chosen] = new.unflatten(-1, (-1, dim))
+        self.replace(layer, split.flatten(2))
 
 
 class EmbeddingStream:
@@ -291,7 +281,7 @@ class EmbeddingStream:
     model scales or adds is done.
     """
 
-    def __init__(self, model: "Model") -> None:
+    def __init__(self, model: Wrapped) -> None:
         self._model = model
 
     def _live(self) -> Any:
@@ -299,10 +289,10 @@ class EmbeddingStream:
             return self._model.blocks[0].input
 
     def __getitem__(self, positions: Any) -> Any:
-        return gather(self._live(), positions)
+        return read_at(self._live(), positions)
 
     def __setitem__(self, positions: Any, value: Any) -> None:
-        self._model.blocks[0].input = written(self._live(), positions, value)
+        self._model.blocks[0].input = write_at(self._live(), positions, value)
 
 
 class ImageFeatureStream:
@@ -313,8 +303,9 @@ class ImageFeatureStream:
     ``[tokens]`` of the projected vision states [row, vision token, d_model].
     """
 
-    def __init__(self, model: "Model") -> None:
+    def __init__(self, model: Wrapped) -> None:
         self._model = model
+        self._embeddings = EmbeddingStream(model)
 
     def _part(self, positions: Any) -> Any:
         model = self._model
@@ -336,16 +327,16 @@ class ImageFeatureStream:
     def __getitem__(self, positions: Any) -> Any:
         part = self._part(positions)
         if part is None:
-            return self._model.embeddings[positions]
-        return gather(self._states(part.output), positions)
+            return self._embeddings[positions]
+        return read_at(self._states(part.output), positions)
 
     def __setitem__(self, positions: Any, value: Any) -> None:
         part = self._part(positions)
         if part is None:
-            self._model.embeddings[positions] = value
+            self._embeddings[positions] = value
             return
         output = part.output
-        part.output = written(self._states(output), positions, value).reshape(output.shape)
+        part.output = write_at(self._states(output), positions, value).reshape(output.shape)
 
     def _states(self, output: torch.Tensor) -> torch.Tensor:
         return output.reshape(self._model.running_rows, -1, output.shape[-1])
@@ -358,7 +349,7 @@ class LogitsStream:
     (``logits_to_keep``).
     """
 
-    def __init__(self, model: "Model") -> None:
+    def __init__(self, model: Wrapped) -> None:
         self._model = model
 
     def _shifted(self, hidden: torch.Tensor, positions: Any) -> Any:
@@ -375,11 +366,11 @@ class LogitsStream:
 
     def __getitem__(self, positions: Any) -> Any:
         logits = self._model.nn.output.logits
-        return gather(logits, self._shifted(logits, positions))
+        return read_at(logits, self._shifted(logits, positions))
 
     def __setitem__(self, positions: Any, value: Any) -> None:
         model: Any = self._model.nn
         output = model.output
         shifted = self._shifted(output.logits, positions)
-        output.logits = written(output.logits, shifted, value, infinite=True)  # -inf forbids
+        output.logits = write_at(output.logits, shifted, value, infinite=True)  # -inf forbids
         model.output = output

@@ -10,11 +10,20 @@ from interventions.checking import check_asked
 from interventions.errors import PatchError
 from interventions.given import of_kind, one_of
 from interventions.model import Model
-from interventions.patching import Patch, Site, check_place, read
-from interventions.placing import MODES, Mode, gather_padded
-from interventions.positions import Positions
+from interventions.patches import Patch
+from interventions.patching import read
+from interventions.positions import MODES, Mode, Positions, read_padded
 from interventions.prompts import Prompt
-from interventions.streams import RESIDUAL, Component, Layers, layer_list, written_once
+from interventions.sites import (
+    RESIDUAL,
+    Component,
+    Layers,
+    Site,
+    check_place,
+    layer_list,
+    written_once,
+)
+from interventions.wrapped import where_the_model_is
 
 How = Literal["one-to-one", "last-to-all", "mean-to-all"]
 HOWS: tuple[How, ...] = ("one-to-one", "last-to-all", "mean-to-all")
@@ -111,11 +120,11 @@ def transplant(
                 f"{write_at.role!r} has {write_at.counts.tolist()[:8]}. One-to-one needs as many; "
                 'use how="last-to-all" or "mean-to-all".'
             )
-        value = pair.backbone.job(padded, source, component, chosen, read_at)
+        value = padded(pair.backbone, source, component, chosen, read_at)
     elif how == "last-to-all":
         [value] = read(pair.backbone, source, [Site(component, chosen, read_at.last())])
     else:
-        values = pair.backbone.job(padded, source, component, chosen, read_at)
+        values = padded(pair.backbone, source, component, chosen, read_at)
         mask = read_at.mask.to(values.device)[None, :, :, None]
         value = (values * mask).sum(2) / mask.sum(2)
     if how != "one-to-one":
@@ -125,9 +134,10 @@ def transplant(
     return [Patch(component, there, write_at, value, mode)]
 
 
+@where_the_model_is
 def padded(
     model: Model, source: Prompt, component: Component, layers: Layers, at: Positions
 ) -> torch.Tensor:
     """Values [layer, row, position, d_model]; what the mask leaves out is meaningless."""
     [everything] = read(model, source, [Site(component, layers)])
-    return gather_padded(everything, at, layer_axis=True)
+    return read_padded(everything, at, layer_axis=True)

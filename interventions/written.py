@@ -6,15 +6,13 @@ in any family, or not at all; in a chat, a part of a message may also hold its p
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from interventions.chats import ChatTemplate, find_chat_template
 from interventions.errors import PromptError
 from interventions.given import plain
 from interventions.messages import Message, Picture, is_message, read_messages
-
-if TYPE_CHECKING:
-    from interventions.model import Model
+from interventions.wrapped import Wrapped
 
 PLACE = "<image>"
 """An image's place in the text of any family."""
@@ -87,7 +85,7 @@ def _no_row(one: Any) -> PromptError:
 
 
 def written_rows(
-    model: "Model",
+    model: Wrapped,
     rows: Sequence[str | list[Message]],
     images: Sequence[list[Any]],
     settings: Mapping[str, Any] | None,
@@ -96,7 +94,7 @@ def written_rows(
 
     Parameters
     ----------
-    model : Model
+    model : Wrapped
     rows : sequence
         By :func:`read_rows`.
     images : sequence of list
@@ -117,7 +115,7 @@ def written_rows(
     ]
 
 
-def template_of(model: "Model", settings: Mapping[str, Any] | None) -> ChatTemplate:
+def template_of(model: Wrapped, settings: Mapping[str, Any] | None) -> ChatTemplate:
     """Return a model's chat template, told some settings, which are checked."""
     return find_chat_template(
         model.processor,
@@ -129,7 +127,7 @@ def template_of(model: "Model", settings: Mapping[str, Any] | None) -> ChatTempl
     )
 
 
-def _text(model: "Model", text: str, images: list[Any]) -> Written:
+def _text(model: Wrapped, text: str, images: list[Any]) -> Written:
     placeholder, mark = model.placeholder, model.image_token or ""
     begin = model.tokenizer.bos_token or ""
     edits: list[Edit] = []
@@ -153,7 +151,7 @@ def _text(model: "Model", text: str, images: list[Any]) -> Written:
     return Written(text, images, tuple(edits))
 
 
-def _anywhere(texts: Sequence[str], n_images: int, model: "Model") -> bool:
+def _anywhere(texts: Sequence[str], n_images: int, model: Wrapped) -> bool:
     """Whether ``<image>`` is the place of an image in texts of a family that writes another mark.
 
     Raises
@@ -179,7 +177,7 @@ def _anywhere(texts: Sequence[str], n_images: int, model: "Model") -> bool:
 
 
 def _chat(
-    model: "Model", template: ChatTemplate | None, messages: list[Message], images: list[Any]
+    model: Wrapped, template: ChatTemplate | None, messages: list[Message], images: list[Any]
 ) -> Written:
     assert template is not None
     held = [one for message in messages for one in message.pictures if one.value is not None]

@@ -461,10 +461,7 @@ CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
     ),
     "complete": (
         Call(_complete),
-        (
-            *("prompt", "patches", "candidates", "max_new_tokens", "stop", "end", "batch_rows"),
-            "on_rows",
-        ),
+        ("prompt", "patches", "candidates", "max_new_tokens", "stop", "end", "batch_rows"),
     ),
     "sources": (Call(_sources), ("scale", "seed", "layers")),
     "FromModel": (

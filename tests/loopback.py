@@ -25,7 +25,7 @@ from tornado.web import Application, HTTPError, RequestHandler
 from tornado.websocket import WebSocketHandler
 
 from interventions.errors import RemoteError
-from interventions.remote.hosted import repo_of
+from interventions.remote.backend import repo_of
 from interventions.remote.preflight import MATTERING
 
 

@@ -17,10 +17,10 @@ import xarray as xr
 from families import Case
 
 import interventions as iv
-from interventions.calling import about_weights
 from interventions.errors import SiteError
 from interventions.remote.backend import Backend
-from interventions.streams import COMPONENTS
+from interventions.sites import COMPONENTS
+from interventions.wrapped import about_weights
 
 CLOSE = 1e-5
 OVERHEAD = 4000  # bytes of a request that tell what its values are

@@ -15,7 +15,7 @@ import interventions as iv
 from interventions.architectures.anatomy import find_anatomy
 from interventions.architectures.verification import check_components
 from interventions.errors import LoadError
-from interventions.streams import RESIDUAL
+from interventions.sites import RESIDUAL
 
 hf: Any = transformers
 LAYERS, WIDTH, HEADS = 3, 32, 4

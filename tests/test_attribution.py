@@ -1,5 +1,6 @@
 """Attribution against plain autograd, finite differences and exact patching, on every family."""
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,7 +22,7 @@ from interventions.attribution.agreement import spearman
 from interventions.attribution.attribute import SITES
 from interventions.attribution.relevance import find_rules
 from interventions.errors import InterventionsError, PatchError, PromptError, RoleError, SiteError
-from interventions.streams import Component
+from interventions.sites import Component
 
 ANSWER, FOIL = "river", "town"  # of several tokens, and not as many
 CAPITAL = "Question : What is the capital of {} ? Answer :"
@@ -398,7 +399,8 @@ def test_rows_without_a_role_are_left_out_and_named(swapped: Any) -> None:
     arguments: Any = {"answers": "a", "metric": "logprob", "verify": False}
     scores = iv.attribute(llm, lacking, corrupt, roles=["entity[-1]"], **arguments)
     assert scores["item"].values.tolist() == [0, 2]
-    assert scores.attrs["left_out"] == '{"1": "has no entity[-1]", "3": "has no entity[-1]"}'
+    lacking = "no token of role 'entity[-1]'"
+    assert json.loads(scores.attrs["left_out"]) == {"1": lacking, "3": lacking}
     whole = iv.attribute(llm, clean, corrupt, roles=["entity[-1]"], **arguments)
     assert np.allclose(scores["score"], whole["score"].sel(item=[0, 2]), atol=1e-4)
 

@@ -14,7 +14,7 @@ from interventions.answer_tokens import candidate_ids
 from interventions.answers import following
 from interventions.errors import PromptError, RoleError, SiteError
 from interventions.positions import from_lists
-from interventions.streams import COMPONENTS, RESIDUAL, Component
+from interventions.sites import COMPONENTS, RESIDUAL, Component
 
 FAMILIES = (*tiny.FAMILIES, *TWINS)
 VLMS = [name for name in FAMILIES if sees(name)]

@@ -12,8 +12,8 @@ from floors import FLOOR32, noise, relative
 
 import interventions as iv
 from interventions.errors import SiteError
-from interventions.placing import Mode
-from interventions.streams import Component
+from interventions.positions import Mode
+from interventions.sites import Component
 
 FEW = ("llama", "gemma2", "llava", "qwen2_5_vl", "mllama", "llama4")
 PARTS: tuple[Component, ...] = ("head_out", "attn_out", "mlp_out", "resid_post")

@@ -14,9 +14,9 @@ from transformers import Llama4ForConditionalGeneration
 import interventions as iv
 from interventions.architectures.doctor import report
 from interventions.architectures.faults import FAULTS, fault_of
-from interventions.calling import call
 from interventions.cli import print_report
 from interventions.errors import UpstreamError
+from interventions.wrapped import forward
 
 
 class AsIn524(Llama4ForConditionalGeneration):
@@ -63,7 +63,7 @@ def test_a_broken_model_is_refused_before_anything_runs(broken: iv.Model) -> Non
         lambda: iv.complete(broken, prompt, max_new_tokens=2),
         lambda: broken.trace(prompt),
         lambda: broken.generate(prompt),
-        lambda: call(broken, {"input_ids": torch.ones(1, 3, dtype=torch.long)}),
+        lambda: forward(broken, {"input_ids": torch.ones(1, 3, dtype=torch.long)}),
         lambda: iv.run(broken, broken.prompt("what is it now", share_prefix=True)),
     ):
         with pytest.raises(UpstreamError, match=r"AsIn524 of transformers .*Install transformers"):

@@ -18,7 +18,7 @@ from interventions.architectures.anatomy import find_anatomy
 from interventions.errors import AlignmentError, LoadError, PromptError
 from interventions.lens import lens
 from interventions.probing.probes import fit_probe
-from interventions.streams import COMPONENTS
+from interventions.sites import COMPONENTS
 from twohop.micro.folders import micro_folder
 
 

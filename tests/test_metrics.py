@@ -159,3 +159,20 @@ def test_what_a_metric_needs_is_said(llm: iv.Model, named: iv.Prompt) -> None:
             chosen.values(metric, logits)
     with pytest.raises(PromptError, match="4 answers for 2 rows"):
         chosen.scored(named.select([0, 1]))
+
+
+def test_an_answer_may_be_given_as_the_ids_of_its_tokens(llm: iv.Model) -> None:
+    prompt = llm.prompt(["The capital of France is", "The capital of Spain is"])
+    told = target(llm, prompt, ["the", "is"], "of")
+    assert target(llm, prompt, told.answers, told.foils) == told
+    assert target(llm, prompt, ["the", told.answers[1]], "of") == told
+    for wrong, said in (
+        ([5, 6], "row 0 is 5, not a text or a list of token ids"),
+        ([[5], [10**9]], "vocabulary"),
+        ([[5], [0.5]], "integers"),
+        ([[5], []], "no tokens"),
+        ([[5], [[6]]], "a list of token ids"),
+        ([[5, 6]], "1 answers for 2 rows"),
+    ):
+        with pytest.raises(PromptError, match=said):
+            target(llm, prompt, wrong)

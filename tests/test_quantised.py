@@ -18,7 +18,7 @@ from interventions.architectures.quantisation import dependent_rows, described, 
 from interventions.decoding import greedy
 from interventions.errors import LoadError, SiteError
 from interventions.metrics import target
-from interventions.streams import RESIDUAL
+from interventions.sites import RESIDUAL
 
 FORMATS: dict[str, tuple[dict[str, Any], str]] = {
     "int8": ({"load_in_8bit": True}, "bitsandbytes int8"),

@@ -15,8 +15,8 @@ from floors import FLOOR16, FLOOR32, FLOOR64, noise, relative
 
 import interventions as iv
 from interventions.errors import PatchError, SiteError
-from interventions.patching import Patch
-from interventions.streams import COMPONENTS
+from interventions.patches import Patch
+from interventions.sites import COMPONENTS
 from interventions.sweeping.budget import Budget, clean_bytes
 from interventions.sweeping.grouping import cell, groups, path_of
 from interventions.sweeping.replay import replay, replayed, run_clean

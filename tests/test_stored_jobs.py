@@ -1,5 +1,7 @@
 """What a job folder holds is data: opening it runs no code."""
 
+import subprocess
+import sys
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 
 from interventions.answers import Completion
 from interventions.remote.jobs import stored
+from interventions.remote.package import Luggage
 from interventions.sweeping.measuring import Piece
 
 
@@ -37,3 +40,20 @@ def test_code_in_a_result_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(UnpicklingError):
         stored(tmp_path / "one.result")
     assert "this ran" not in capsys.readouterr().out
+
+
+def test_a_result_is_opened_where_nothing_else_was_done(tmp_path: Path) -> None:
+    """The class of what is stored is found by a process that has not used it yet."""
+    torch.save({"returned": [Piece([0], [2], np.ones((1, 1, 1)))]}, tmp_path / "one.result")
+    reading = (
+        "import sys; from pathlib import Path; from interventions.remote.jobs import stored; "
+        "assert 'interventions.sweeping.measuring' not in sys.modules; "
+        "[piece] = stored(Path(sys.argv[1]))['returned']; assert piece.cells == [2]"
+    )
+    subprocess.run([sys.executable, "-c", reading, tmp_path / "one.result"], check=True)
+
+
+def test_a_class_that_was_not_said_to_be_stored_is_refused(tmp_path: Path) -> None:
+    torch.save({"returned": [Luggage()]}, tmp_path / "one.result")
+    with pytest.raises(UnpicklingError, match="Luggage"):
+        stored(tmp_path / "one.result")

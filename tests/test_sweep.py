@@ -32,7 +32,7 @@ from interventions.errors import (
     SweepInterrupted,
 )
 from interventions.metrics import METRICS, target
-from interventions.patching import Patch
+from interventions.patches import Patch
 from interventions.places import columns_of
 from interventions.results import read_provenance
 from interventions.sources import FromLayers, FromModel, Noise

@@ -19,7 +19,7 @@ from transformers.utils.peft_utils import check_peft_version
 import interventions as iv
 from interventions.architectures.wrapping import adapters_of, original
 from interventions.errors import LoadError
-from interventions.streams import COMPONENTS, Component
+from interventions.sites import COMPONENTS, Component
 
 Wrap = Callable[[Any], Any]
 pytestmark = [  # of PEFT and of torch.compile themselves

@@ -15,7 +15,7 @@ import torch
 from interventions import Model, Patch, Positions, Prompt
 from interventions.alignment import layer_map
 from interventions.positions import from_lists
-from interventions.streams import Component
+from interventions.sites import Component
 from twohop.asking import Scored, Study, by_relation, first_token, image_prompt, score
 from twohop.cells import run_cells
 from twohop.entities.items import Item

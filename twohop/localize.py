@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from interventions import Model, Patch, Prompt, Site
-from interventions.streams import Component
+from interventions.sites import Component
 from twohop.asking import Study
 from twohop.cells import run_cells
 from twohop.memory import read

@@ -9,7 +9,7 @@ import torch
 from interventions import Model, Patch, Prompt, Site
 from interventions.alignment import layer_map
 from interventions.positions import from_lists
-from interventions.streams import Component
+from interventions.sites import Component
 from twohop.asking import (
     Scored,
     Study,

@@ -12,16 +12,17 @@ import xarray as xr
 from interventions.attribution.contrast import Contrast, Scored, make_contrast
 from interventions.attribution.passes import Pass, forward
 from interventions.checking import check_asked
-from interventions.digests import digest_of
 from interventions.errors import ResultsError
 from interventions.given import of_kind, seed_of, whole
-from interventions.metrics import target
+from interventions.metrics import Answers, target
 from interventions.model import Model
-from interventions.patching import Patch, run
+from interventions.patches import Patch
+from interventions.patching import run
 from interventions.positions import Positions
 from interventions.prompts import Prompt
 from interventions.results import differences, read_provenance, with_provenance
 from interventions.sweeping.replay import replay
+from interventions.wrapped import where_the_model_is
 
 RESAMPLES = 1000
 Sample = Literal["top", "random"]
@@ -45,8 +46,8 @@ def verify(
     clean: Prompt,
     corrupt: Prompt | torch.Tensor | float,
     *,
-    answers: str | Sequence[str],
-    foils: str | Sequence[str] | None = None,
+    answers: Answers,
+    foils: Answers | None = None,
     k: int = 16,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -103,10 +104,10 @@ def verify(
         by_role=bool(scores.attrs["by_role"]),
     )
     columns = scores["score"].shape[-1]
-    if contrast.items != scores["item"].values.tolist() or len(contrast.places.run) != columns:
+    if contrast.items != scores["item"].values.tolist() or len(contrast.columns.tokens) != columns:
         raise ResultsError(
             f"the scores have {scores.sizes['item']} items and {columns} columns; these prompts "
-            f"give {len(contrast.items)} and {len(contrast.places.run)}. Give the same prompts."
+            f"give {len(contrast.items)} and {len(contrast.columns.tokens)}. Give the same prompts."
         )
     _check_origin(model, contrast, scores)
     return add_agreement(model, contrast, scores, k=k, seed=seed)
@@ -116,7 +117,7 @@ def _check_origin(model: Model, contrast: Contrast, scores: xr.Dataset) -> None:
     """Refuse scores of another model, of what the model was before, or of other prompts."""
     made = read_provenance(scores)
     lines = differences(made.get("model", {}).get("fingerprint", {}), model.fingerprint())
-    if made.get("settings", {}).get("contrast") != digest_of(contrast):
+    if made.get("settings", {}).get("contrast") != contrast.digest:
         lines.append("the prompts, answers or foils")
     if lines:
         raise ResultsError(
@@ -197,10 +198,9 @@ def _picked(
     return [cell(i) for i in top], [cell(i) for i in drawn]
 
 
+@where_the_model_is
 def exact_effects(model: Model, contrast: Contrast, cells: Sequence[Cell]) -> np.ndarray:
     """Change of the metric when each place alone gets the source's value, nats, [cell]."""
-    if model.remote:
-        return model.job(exact_effects, contrast, cells)
     found = np.full(len(cells), np.nan)
     for item in sorted({one.item for one in cells}):
         mine = [i for i, one in enumerate(cells) if one.item == item]
@@ -232,11 +232,11 @@ def _patch(
 ) -> Patch:
     """The source's value at one place of the only item, as a patch."""
     value = source.values[places.index((cell.component, cell.layer))]
-    _, column, mask = contrast.places.flat("source")
+    _, column, mask = contrast.read_columns.flat()
     value = value[:, (mask[0] & (column[0] == cell.column)).to(value.device)]
     if cell.head is not None:
         value = value.unflatten(-1, (-1, model.anatomy.head_dim))[:, :, cell.head]
-    tokens = torch.tensor([contrast.places.run[cell.column][0]]).repeat(len(value), 1)
+    tokens = torch.tensor([contrast.columns.tokens[cell.column][0]]).repeat(len(value), 1)
     at = Positions(
         tokens, torch.ones_like(tokens, dtype=torch.bool), scored.prompt.length, False, "a place"
     )

@@ -24,16 +24,15 @@ from interventions.attribution.contrast import (
 from interventions.attribution.estimates import METHODS, Method, estimates
 from interventions.attribution.passes import Place
 from interventions.checking import check_asked
-from interventions.digests import digest_of
 from interventions.errors import PromptError, RoleError, SiteError
 from interventions.fingerprints import Unchanged
 from interventions.given import flag, names, one_of, one_or_several, plain, seed_of, whole
-from interventions.metrics import METRICS, UNITS, Metric, target
+from interventions.metrics import METRICS, UNITS, Answers, Metric, target
 from interventions.model import Model
 from interventions.places import check_same_tokens, role_labels
 from interventions.prompts import Prompt
 from interventions.results import provenance, with_provenance
-from interventions.streams import COMPONENTS, Component, Layers, check_component, layer_list
+from interventions.sites import COMPONENTS, Component, Layers, check_component, layer_list
 
 GRADIENT_METRICS: tuple[Metric, ...] = ("logprob", "logit_diff")
 TOKENS_AT_ONCE = 4096
@@ -46,8 +45,8 @@ def attribute(
     clean: Prompt,
     corrupt: Prompt | torch.Tensor | float,
     *,
-    answers: str | Sequence[str],
-    foils: str | Sequence[str] | None = None,
+    answers: Answers,
+    foils: Answers | None = None,
     metric: Metric = "logit_diff",
     components: Sequence[Component] = SITES,
     layers: Layers | None = None,
@@ -75,8 +74,9 @@ def attribute(
     corrupt : Prompt, or Tensor [row, position, d_model], [d_model], or number
         Rows that differ from the clean ones in what is studied; or what enters the first block in
         place of the clean embeddings.
-    answers, foils : str or sequence of str
-        One for all rows or one per row; may be several tokens long.
+    answers, foils : str, or sequence of str or of token ids
+        One text for all rows, or one per row, as a text or as the ids of its tokens; may be
+        several tokens long.
     metric : {"logit_diff", "logprob"}
         In nats, of whole answers. The others have no gradient.
     components : sequence of str
@@ -186,11 +186,11 @@ def attribute(
         "roles": json.dumps(None if roles is None else list(roles)),
         "steps": steps if method.startswith("ig") else 0,
         "precision": str(model.dtype).removeprefix("torch."),
-        "left_out": json.dumps({row: f"has no {why}" for row, why in contrast.missing.items()}),
+        "left_out": json.dumps(contrast.missing),
         "verified": "not verified",
     }
     settings = {
-        "contrast": digest_of(contrast),
+        "contrast": contrast.digest,
         "answers": answers,
         "foils": foils,
         "metric": metric,
@@ -278,8 +278,8 @@ def _labels(model: Model, contrast: Contrast, clean: Prompt, corrupt: object) ->
         for name, tokens in texts.items()
         if tokens is not None
     }
-    if (names := contrast.places.names) is not None:
-        return xr.Dataset(coords={**coords, "role": names})
+    if not contrast.each:
+        return xr.Dataset(coords={**coords, "role": contrast.columns.names})
     sides = {"token": clean}
     if isinstance(corrupt, Prompt):
         sides["corrupt_token"] = corrupt

@@ -6,15 +6,21 @@ from typing import Literal
 
 import torch
 
+from interventions.digests import digest_of
 from interventions.errors import PatchError, PromptError, RoleError
 from interventions.given import one_of
 from interventions.given_arrays import check_range, tensor_of
 from interventions.metrics import Metric, Target
 from interventions.model import Model
-from interventions.patching import Patch
-from interventions.places import check_same_tokens, role_labels, role_tokens
-from interventions.placing import fits
-from interventions.positions import Positions
+from interventions.patches import Patch
+from interventions.places import (
+    Columns,
+    check_same_tokens,
+    columns_of,
+    every_token,
+    narrowest_roles,
+)
+from interventions.positions import Positions, fits
 from interventions.prompts import Prompt
 
 Which = Literal["run", "source"]
@@ -23,51 +29,6 @@ DIRECTIONS: dict[Direction, str] = {
     "denoising": "the corrupt prompt runs, and values of the clean run are put into it",
     "noising": "the clean prompt runs, and values of the corrupt run are put into it",
 }
-
-
-@dataclass(frozen=True)
-class Places:
-    """The columns of a map: tokens of the prompt that runs, and those their values come from.
-
-    Attributes
-    ----------
-    names : list of str or None
-        A column is a role. None: a column is a position.
-    run, source : list of list of list of int
-        Tokens, [column][row]. A row may have none.
-    """
-
-    names: list[str] | None
-    run: list[list[list[int]]]
-    source: list[list[list[int]]]
-
-    def rows(self, rows: Sequence[int]) -> "Places":
-        """Return the places of some rows."""
-        run, source = (
-            [[column[row] for row in rows] for column in side] for side in (self.run, self.source)
-        )
-        return Places(self.names, run, source)
-
-    def flat(self, which: Which) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Tokens of all columns behind one another: token, column, and whether there is one.
-
-        Returns
-        -------
-        index, column, mask : Tensor [row, n]
-        """
-        side = self.run if which == "run" else self.source
-        tokens = [
-            [(token, i) for i, column in enumerate(side) for token in column[row]]
-            for row in range(len(side[0]))
-        ]
-        shape = (len(tokens), max(len(one) for one in tokens))
-        index, column = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-        mask = torch.zeros(shape, dtype=torch.bool)
-        for row, one in enumerate(tokens):
-            if one:
-                index[row, : len(one)], column[row, : len(one)] = torch.tensor(one).T
-                mask[row, : len(one)] = True
-        return index, column, mask
 
 
 @dataclass(frozen=True)
@@ -97,7 +58,10 @@ class Contrast:
     Attributes
     ----------
     run, source : Side
-    places : Places
+    columns, read_columns : Columns
+        Tokens of the run that values are put at, and those of the source that they are from.
+    each : bool
+        A column is a position, not a role.
     target : Target
     metric : str
     items : list of int
@@ -108,11 +72,21 @@ class Contrast:
 
     run: Side
     source: Side
-    places: Places
+    columns: Columns
+    read_columns: Columns
+    each: bool
     target: Target
     metric: Metric
     items: list[int]
     missing: dict[int, str]
+
+    @property
+    def digest(self) -> str:
+        """Of all that scores depend on but the model, whatever classes hold it."""
+        sides = [(side.prompt.digest, side.baseline) for side in (self.run, self.source)]
+        columns = [(part.names, part.tokens) for part in (self.columns, self.read_columns)]
+        target = (self.target.answers, self.target.foils, self.metric)
+        return digest_of(sides, columns, target, self.items)
 
     def rows(self, rows: Sequence[int]) -> "Contrast":
         """Return some rows, counted among those that are left."""
@@ -120,7 +94,8 @@ class Contrast:
             self,
             run=self.run.rows(rows),
             source=self.source.rows(rows),
-            places=self.places.rows(rows),
+            columns=self.columns.rows(rows),
+            read_columns=self.read_columns.rows(rows),
             target=self.target.rows(rows),
             items=[self.items[row] for row in rows],
         )
@@ -143,7 +118,8 @@ class Contrast:
             )
             at = positions(every.index, every.mask, "the baseline")
             before = [Patch("resid_pre", 0, at, value.repeat(repeats, 1, 1))]
-        index, _, mask = self.places.flat(which)
+        columns = self.columns if which == "run" else self.read_columns
+        index, _, mask = columns.flat()
         return Scored(prompt, before, positions(index, mask, "the places"))
 
 
@@ -197,34 +173,47 @@ def make_contrast(
             "Make both without share_prefix, or with the same text as share_prefix=."
         )
     baseline = None if isinstance(corrupt, Prompt) else _baseline(model, clean, corrupt)
-    sides = (Side(clean), Side(other, baseline))
     missing: dict[int, str] = {}
     if roles is None:
         check_same_tokens(clean, other)
-        lists = _every(clean) if not by_role else _by_role(clean)
-        places = Places(lists[0], lists[1], lists[1])
+        columns = narrowest_roles(clean) if by_role else every_token(clean, padding=True)
+        ours = theirs = columns
     else:
         if by_role:
             raise PromptError("by_role=True sums all positions by role; leave out roles=.")
-        names = list(roles)
-        if not names:
-            raise RoleError("roles= is empty. Name roles, or leave it out for all positions.")
-        both = [_of_roles(prompt, names, missing) for prompt in (clean, other)]
-        for i, name in enumerate(names):
-            for row, (one, two) in enumerate(zip(both[0][i], both[1][i], strict=True)):
-                if row not in missing and len(one) != len(two):
-                    raise RoleError(
-                        f"role {name!r} of row {row} has {len(one)} tokens in the clean and "
-                        f"{len(two)} in the corrupt prompt, so they do not correspond. Ask for one "
-                        f"token of it, such as {name}[-1], or use names of as many tokens."
-                    )
-        places = Places(names, *(both if direction == "noising" else both[::-1]))
+        ours, lacking = columns_of(clean, roles, each=False)
+        theirs, missing = columns_of(other, roles, each=False)
+        missing = missing | lacking
+        _check_as_many(ours, theirs, missing)
     kept = [row for row in range(len(clean)) if row not in missing]
     if not kept:
-        raise RoleError(f"no row has all of {', '.join(roles or ())}: row 0 has no {missing[0]}.")
-    source, run = sides if direction == "denoising" else sides[::-1]
-    whole = Contrast(run, source, places, target, metric, list(range(len(clean))), {})
+        raise RoleError(f"no row has all of {', '.join(roles or ())}. Row 0 has {missing[0]}.")
+    sides = ((Side(clean), ours), (Side(other, baseline), theirs))
+    (source, read_columns), (run, columns) = sides if direction == "denoising" else sides[::-1]
+    whole = Contrast(
+        run=run,
+        source=source,
+        columns=columns,
+        read_columns=read_columns,
+        each=roles is None and not by_role,
+        target=target,
+        metric=metric,
+        items=list(range(len(clean))),
+        missing={},
+    )
     return replace(whole.rows(kept), missing=missing)
+
+
+def _check_as_many(clean: Columns, corrupt: Columns, missing: dict[int, str]) -> None:
+    """Refuse roles that have more tokens in one prompt than in the other."""
+    for name, ours, theirs in zip(clean.names, clean.tokens, corrupt.tokens, strict=True):
+        for row, (here, there) in enumerate(zip(ours, theirs, strict=True)):
+            if row not in missing and len(here) != len(there):
+                raise RoleError(
+                    f"role {name!r} of row {row} has {len(here)} tokens in the clean and "
+                    f"{len(there)} in the corrupt prompt, so they do not correspond. Ask for one "
+                    f"token of it, such as {name}[-1], or use names of as many tokens."
+                )
 
 
 def _baseline(model: Model, prompt: Prompt, value: torch.Tensor | float) -> torch.Tensor:
@@ -238,32 +227,3 @@ def _baseline(model: Model, prompt: Prompt, value: torch.Tensor | float) -> torc
             "Give that shape, one vector [d_model], or a number."
         )
     return value.expand(shape)
-
-
-def _every(prompt: Prompt) -> tuple[None, list[list[list[int]]]]:
-    mask = prompt.inputs["attention_mask"][:, -prompt.length :].bool().tolist()
-    return None, [
-        [[position] if row[position] else [] for row in mask] for position in range(prompt.length)
-    ]
-
-
-def _by_role(prompt: Prompt) -> tuple[list[str], list[list[list[int]]]]:
-    labels = role_labels(prompt)
-    names = list(dict.fromkeys(name for row in labels for name in row if name))
-    return names, [
-        [[i for i, label in enumerate(row) if label == name] for row in labels] for name in names
-    ]
-
-
-def _of_roles(
-    prompt: Prompt, names: Sequence[str], missing: dict[int, str]
-) -> list[list[list[int]]]:
-    """Tokens of each role in each row; rows that lack one are noted."""
-    found = []
-    for name in names:
-        column = role_tokens(prompt, name)
-        for row, tokens in enumerate(column):
-            if not tokens:
-                missing.setdefault(row, name)
-        found.append(column)
-    return found

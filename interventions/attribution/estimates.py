@@ -12,9 +12,9 @@ import xarray as xr
 from interventions.attribution.contrast import Contrast
 from interventions.attribution.passes import Place, backward, forward
 from interventions.attribution.relevance import relevance_rules
-from interventions.calling import weightless
 from interventions.errors import SiteError
 from interventions.model import Model
+from interventions.wrapped import weightless, where_the_model_is
 
 Method = Literal["patching", "ig", "ig-activations", "relp"]
 METHODS: dict[Method, str] = {
@@ -56,7 +56,7 @@ def estimates(
     SiteError
         If the model is on a server that lets no gradients through.
     """
-    found = model.job(scores_of_each, contrasts, places, method, steps)
+    found = scores_of_each(model, contrasts, places, method, steps)
     if found is None:
         raise SiteError(
             f"requests for {model.name} run in a process of their own on this server, as it does "
@@ -69,6 +69,7 @@ def estimates(
     return [xr.Dataset(data, coords=coords) for data in found]
 
 
+@where_the_model_is
 def scores_of_each(
     model: Model,
     contrasts: Sequence[Contrast],
@@ -100,10 +101,9 @@ def scores(
         found = _along_activations(model, contrast, places, steps)
     else:
         found = _at_the_run(model, contrast, places, relevance=method == "relp")
-    names = contrast.places.names
-    column = "position" if names is None else "role"
+    column = "position" if contrast.each else "role"
     layers, chosen = _layers(places), _components(places)
-    shape = (len(contrast.items), len(chosen), len(layers), len(contrast.places.run))
+    shape = (len(contrast.items), len(chosen), len(layers), len(contrast.columns.tokens))
     score = np.full(shape, np.nan)
     heads: np.ndarray | None = None
     error = np.full(shape[:3], np.nan)
@@ -174,7 +174,7 @@ def _along_activations(model: Model, contrast: Contrast, places: list[Place], st
     """Mean gradient on the line between the values of each place, one place at a time."""
     run = forward(model, contrast, "run", places)
     source = forward(model, contrast, "source", places)
-    mask = contrast.places.flat("run")[2].to(run.entry.device)
+    mask = contrast.columns.flat()[2].to(run.entry.device)
     products, errors = [], []
     for place, here, there in zip(places, run.values, source.values, strict=True):
         product = torch.zeros(())
@@ -215,9 +215,9 @@ def _product(
 
 def _columns(contrast: Contrast, product: torch.Tensor) -> np.ndarray:
     """Sum the tokens of each column: [item, column, 1 or head]."""
-    _, column, mask = contrast.places.flat("run")
+    _, column, mask = contrast.columns.flat()
     value = torch.where(mask[..., None], product.double().cpu(), 0)
-    shape = (len(value), len(contrast.places.run), value.shape[-1])
+    shape = (len(value), len(contrast.columns.tokens), value.shape[-1])
     made = torch.zeros(shape, dtype=torch.float64)
     made.scatter_add_(1, column[..., None].expand_as(value), value)
     tokens = torch.zeros(shape[:2], dtype=torch.long).scatter_add_(1, column, mask.long())

@@ -10,10 +10,9 @@ import torch
 from interventions.attribution.contrast import Contrast, Which
 from interventions.errors import PatchError
 from interventions.model import Model
-from interventions.patching import Site, run
-from interventions.placing import gather_padded, written
-from interventions.positions import Positions
-from interventions.streams import Component
+from interventions.patching import run
+from interventions.positions import Positions, read_padded, write_at
+from interventions.sites import Component, Site
 
 Place = tuple[Component, int]
 """A component and a layer."""
@@ -123,7 +122,7 @@ def backward(
     with frozen_weights(model), model.trace(prompt, logits_to_keep=keep, use_cache=False):
         hidden = model.blocks[0].input.detach() if entry is None else entry.detach()
         for patch in scored.before if entry is None else ():
-            hidden = written(hidden, patch.positions, patch.value)
+            hidden = write_at(hidden, patch.positions, patch.value)
         hidden = hidden.clone().requires_grad_(write is None)
         model.blocks[0].input = hidden
         for component, layer in places:
@@ -141,8 +140,8 @@ def backward(
         rows = torch.arange(len(prompt), device=logits.device)[:, None]
         metric = target.values(contrast.metric, logits[rows, index.clamp(min=0)])
         found = torch.autograd.grad(metric.sum(), live if write is not None else [*live, hidden])
-        values = nnsight.save([gather_padded(one.detach(), at) for one in live])
-        slopes = nnsight.save([gather_padded(one, at) for one in found[: len(live)]])
+        values = nnsight.save([read_padded(one.detach(), at) for one in live])
+        slopes = nnsight.save([read_padded(one, at) for one in found[: len(live)]])
         entries = nnsight.save([hidden.detach(), *found[len(live) :]])
         result = nnsight.save(metric.detach())
     check_finite(result, [one[at.mask.to(one.device)] for one in slopes])

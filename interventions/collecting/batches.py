@@ -9,10 +9,9 @@ import torch
 from interventions.digests import digest_of
 from interventions.errors import PromptError, ResultsError, SiteError
 from interventions.given import flag, index_of, of_kind, text_of
-from interventions.patching import Site
 from interventions.positions import from_lists
 from interventions.prompts import SINGLE, Prompt
-from interventions.streams import Component, Heads, Layers
+from interventions.sites import Component, Heads, Layers, Site
 
 MOST_TRIED = 100
 Maker = Callable[[list[int]], Prompt]

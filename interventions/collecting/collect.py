@@ -26,10 +26,11 @@ from interventions.fingerprints import Unchanged, processing_of
 from interventions.given import flag, folder_of, named, of_kind, shown, whole
 from interventions.given_arrays import row_values
 from interventions.model import Model
-from interventions.patching import Site, check_heads, check_sites, read
+from interventions.patching import read
+from interventions.positions import index_list
 from interventions.progress import LateBar
 from interventions.results import origin
-from interventions.streams import check_component, index_list, layer_list
+from interventions.sites import Site, check_component, check_heads, check_sites, layer_list
 
 StoredType = Literal["float32", "float16", "bfloat16"]
 Rows = Sequence[Any] | Maker

@@ -27,10 +27,11 @@ xarray, so make them from what comes back. Code of this package, and of packages
 your own script or notebook are sent one by one, as nnsight does it; there,
 ``functools.wraps``, caches, ``super()`` without arguments and ``nonlocal`` do not survive.
 
-An operation of this package begins with three lines, which leave out checks that need no server::
+An operation of this package checks what needs no server, and then calls a function that runs
+where the model is::
 
-    if model.remote:
-        return model.job(operation, prompt, patches=patches)
+    @where_the_model_is
+    def _operation(model, prompt, patches): ...
 
 **Jobs that survive.** With ``model.jobs = Jobs(folder)``, requests are kept on the disk before they
 are sent, and are found again after any crash; see :class:`Jobs`. ``interventions remote MODEL``

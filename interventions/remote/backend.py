@@ -1,7 +1,10 @@
 """nnsight's remote backend, with our packages packed in and errors that say what to do."""
 
+import json
 import sys
 import time
+from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Any
 
@@ -13,7 +16,6 @@ from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel
 
 from interventions.errors import JobError, RemoteError
-from interventions.remote.hosted import hosted, where_else
 from interventions.remote.package import by_reference, with_luggage
 
 NOT_READY = (429, 500, 502, 503, 504)
@@ -161,3 +163,60 @@ def _detail(answer: httpx.Response) -> str:
     except ValueError:
         return answer.text or answer.reason_phrase
     return str(body.get("detail", body) if isinstance(body, dict) else body)
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """A model on a server.
+
+    Attributes
+    ----------
+    repo_id : str
+    level : {"HOT", "WARM", "COLD"}
+        On its device, in memory, or on disk.
+    state : str
+        ``"RUNNING"``, ``"DEPLOYING"``, ``"UNHEALTHY"``, or empty for a cold one.
+    model_key : str or None
+        As nnsight names it, class and task included.
+    """
+
+    repo_id: str
+    level: str
+    state: str
+    model_key: str | None
+
+
+def hosted(backend: Backend) -> list[Hosted]:
+    """Models a server knows; empty if it does not say."""
+    try:
+        found: dict[str, Any] = backend.http("GET", "/status").json().get("deployments", {})
+    except (RemoteError, ValueError):
+        return []
+    return [
+        Hosted(
+            repo_id=one.get("repo_id") or name,
+            level=one.get("deployment_level") or "",
+            state=one.get("application_state") or "",
+            model_key=one.get("model_key"),
+        )
+        for name, one in found.items()
+    ]
+
+
+def repo_of(model_key: str) -> str:
+    """The repo id in nnsight's name of a model."""
+    try:
+        return json.loads(model_key.split(":", 1)[1])["repo_id"]
+    except (ValueError, KeyError, IndexError):
+        return model_key
+
+
+def where_else(known: list[Hosted], model_key: str) -> str:
+    """A sentence about a model that is not to be had, and what is hosted, nearest names first."""
+    wanted = repo_of(model_key)
+    names = sorted({one.repo_id for one in known} - {wanted})
+    if not names:
+        return f"{wanted!r} is not hosted there, and the server names no other model."
+    near = get_close_matches(wanted, names, n=3, cutoff=0.4)
+    hint = f"Nearest: {', '.join(near)}. " if near else ""
+    return f"{wanted!r} is not hosted there. {hint}Hosted: {', '.join(names)}."

@@ -6,33 +6,28 @@ process killed at any moment finds it again. Asking the same of the same model a
 the result that is there, or goes on waiting.
 """
 
+import importlib
 import json
 import time
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from nnsight.schema.response import ResponseModel, Status
 
-from interventions.answers import Completion
 from interventions.digests import UnknownContent, digest_of
 from interventions.errors import JobError, JobTimeout, RemoteError
-from interventions.patching import Patch, Run
-from interventions.positions import Positions
 from interventions.remote.backend import Backend, Unanswered
+from interventions.remote.package import LUGGAGE
 from interventions.remote.sending import backend_of, send
 from interventions.results import write_atomically
-from interventions.sweeping.measuring import Piece
+from interventions.returnable import RETURNABLE
+from interventions.wrapped import Wrapped
 
-if TYPE_CHECKING:
-    from interventions.model import Model
-
-RESULTS = (Completion, Patch, Piece, Positions, Run)
-"""Classes of this package that a stored result may hold."""
 SERVER_FAULTS = ("Sorry for the inconvenience", "was evicted", "cancelled or preempted by")
 """Words of NDIF's messages about failures that are not those of the request's code."""
 UNHEARD = 30.0  # seconds without a word of a request that was sent, after which it is sent again
@@ -105,11 +100,11 @@ class Jobs:
         self.time_limit = time_limit
         self.attempts = attempts
 
-    def call(self, model: "Model", function: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self, model: Wrapped, function: Any, *args: Any, **kwargs: Any) -> Any:
         """Return ``function(model, *args, **kwargs)``, run on the server; see :meth:`submit`."""
         return self.wait(model, self.submit(model, function, *args, **kwargs))
 
-    def submit(self, model: "Model", function: Any, *args: Any, **kwargs: Any) -> str:
+    def submit(self, model: Wrapped, function: Any, *args: Any, **kwargs: Any) -> str:
         """Send a job unless it was sent before; return its name in the folder at once."""
         backend = backend_of(model, remote=model.remote)
         try:
@@ -130,7 +125,7 @@ class Jobs:
             self._send(backend, key, record)
         return key
 
-    def wait(self, model: "Model", key: str) -> Any:
+    def wait(self, model: Wrapped, key: str) -> Any:
         """Wait for a job and return what its function returned.
 
         Raises
@@ -286,8 +281,12 @@ def stored(path: Path) -> Any:
     UnpicklingError
         If it holds anything but tensors, arrays, plain values and results of this package.
     """
+    for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
+        module = name.rpartition(".")[0]
+        if module.startswith("interventions.") and LUGGAGE.path_of(module) is not None:
+            importlib.import_module(module)  # where what may be stored says so
     array = np.zeros(1, dtype=np.float32)
     rebuilt = [array.__reduce__()[0], np.ndarray, np.dtype]
     kinds = [type(np.dtype(one)) for one in ("f4", "f8", "i4", "i8", "?")]
-    with torch.serialization.safe_globals([*RESULTS, *rebuilt, *kinds]):
+    with torch.serialization.safe_globals([*RETURNABLE, *rebuilt, *kinds]):
         return torch.load(path, weights_only=True)

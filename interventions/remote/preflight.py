@@ -5,16 +5,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from interventions.calling import about_weights
 from interventions.errors import JobError, RemoteError
-from interventions.remote.backend import Backend
-from interventions.remote.hosted import Hosted, hosted, where_else
+from interventions.remote.backend import Backend, Hosted, hosted, where_else
 from interventions.remote.sending import backend_of, send
-
-if TYPE_CHECKING:
-    from interventions.model import Model
+from interventions.wrapped import Wrapped, about_weights
 
 MATTERING = {
     "nnsight": "requests are read by it",
@@ -82,7 +78,7 @@ class Preflight:
         return asdict(self)
 
 
-def preflight(model: "Model") -> Preflight:
+def preflight(model: Wrapped) -> Preflight:
     """Ask a server about a model that was loaded with ``remote=``.
 
     Raises
@@ -139,7 +135,7 @@ def differences(backend: Backend) -> list[Difference]:
     return found
 
 
-def _is(one: Hosted, backend: Backend, model: "Model") -> bool:
+def _is(one: Hosted, backend: Backend, model: Wrapped) -> bool:
     if one.model_key is not None:
         return one.model_key == backend.model_key
     return one.repo_id == model.name

@@ -1,21 +1,19 @@
 """Sending traces and whole operations to where a model runs."""
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import nnsight
 
 from interventions.remote.backend import Backend
 from interventions.remote.travel import check_travels
-
-if TYPE_CHECKING:
-    from interventions.model import Model
+from interventions.wrapped import Wrapped
 
 AnyBackend = TypeVar("AnyBackend", bound=Backend)
 ABOUT_WAITING = ("blocking", "job_id", "verbose")
 
 
 def backend_of(
-    model: "Model", *, kind: type[AnyBackend] = Backend, remote: bool | str = True, **settings: Any
+    model: Wrapped, *, kind: type[AnyBackend] = Backend, remote: bool | str = True, **settings: Any
 ) -> AnyBackend:
     """nnsight's way to a server, for one request."""
     nn = model.nn
@@ -23,7 +21,17 @@ def backend_of(
     return kind(nn.to_model_key(), host=host, env=nn._remoteable_get_env(), **settings)
 
 
-def placed(model: "Model", settings: dict[str, Any]) -> dict[str, Any]:
+def send(model: Wrapped, backend: Any, function: Any, args: Any, kwargs: Any) -> None:
+    """Hand a backend the request to run ``function(model, *args, **kwargs)``.
+
+    What the function returns is ``returned`` among what the request saves, in a list.
+    """
+    check_travels(function)
+    with model.nn.session(backend=backend):
+        returned = nnsight.save([function(model, *args, **kwargs)])  # noqa: F841
+
+
+def placed(model: Wrapped, settings: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a trace, with those that say where it runs."""
     settings = dict(settings)
     if settings.get("backend") is not None:
@@ -36,17 +44,7 @@ def placed(model: "Model", settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, "backend": backend_of(model, remote=remote, **about)}
 
 
-def send(model: "Model", backend: Any, function: Any, args: Any, kwargs: Any) -> None:
-    """Hand a backend the request to run ``function(model, *args, **kwargs)``.
-
-    What the function returns is ``returned`` among what the request saves, in a list.
-    """
-    check_travels(function)
-    with model.nn.session(backend=backend):
-        returned = nnsight.save([function(model, *args, **kwargs)])  # noqa: F841
-
-
-def call(model: "Model", function: Any, args: Any, kwargs: Any) -> Any:
+def call(model: Wrapped, function: Any, args: Any, kwargs: Any) -> Any:
     """Run ``function(model, *args, **kwargs)`` as one request; return what it returns."""
     model.requests += 1
     if model.jobs is not None:

@@ -11,14 +11,14 @@ from interventions.errors import SiteError
 from interventions.given import names, shown, whole
 from interventions.model import Model
 from interventions.places import Columns
-from interventions.streams import (
+from interventions.positions import index_list
+from interventions.sites import (
     RESIDUAL,
     Component,
     Heads,
     Layers,
     check_component,
     check_runs,
-    index_list,
     layer_list,
 )
 

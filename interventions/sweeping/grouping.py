@@ -5,18 +5,17 @@ before p as they were: how far that goes, and what a forward pass costs beside i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from interventions.calling import weightless
 from interventions.errors import PatchError
 from interventions.model import Model
-from interventions.patching import Patch
+from interventions.patches import Patch
 from interventions.prompts import Prompt
 from interventions.shared_prefix import can_be_kept_apart
-from interventions.streams import layer_list
 from interventions.sweeping.budget import Budget, kept_bytes, pass_tokens, row_bytes
+from interventions.wrapped import weightless
 
 Path = Literal["suffix", "rows", "plain"]
 BEHIND = ("mlp_out", "resid_post")  # a patch there changes nothing but the next block's input
@@ -88,11 +87,7 @@ def path_of(model: Model, prompt: Prompt) -> tuple[Path, str]:
 
 def cell(model: Model, patches: Sequence[Patch]) -> Cell:
     """Split patches by layer, and find where they begin to change a run."""
-    single: list[Patch] = []
-    for patch in patches:
-        for i, layer in enumerate(layer_list(patch.layers, model.n_layers)):
-            value = patch.value[i] if patch.has_layer_axis else patch.value
-            single.append(replace(patch, layers=layer, value=value))
+    single = [part for patch in patches for part in patch.split(model.n_layers)]
     if not single:
         raise PatchError("a cell needs at least one patch; without any, it is the clean run.")
     places = [one.positions.index[one.positions.mask] for one in single]

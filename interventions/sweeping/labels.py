@@ -1,10 +1,19 @@
-"""What the columns of a sweep over tokens are called."""
+"""What the numbers of a sweep are called: a Dataset."""
+
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
+from interventions.metrics import UNITS
 from interventions.model import Model
 from interventions.places import role_labels
-from interventions.sweeping.measuring import Job
+from interventions.prompts import Prompt
+from interventions.results import origin, with_provenance
+from interventions.sources import FromModel, Noise
+from interventions.sweeping.grouping import path_of
+from interventions.sweeping.measuring import FROM_SOURCE, Job
+from interventions.sweeping.table import Table, with_text
 
 
 def token_roles(job: Job) -> np.ndarray:
@@ -27,3 +36,43 @@ def token_words(model: Model, job: Job) -> np.ndarray:
             if tokens:
                 words[row, k] = model.tokenizer.decode([ids[row][tokens[0]]])
     return words
+
+
+def labelled(
+    model: Model, job: Job, table: Table, settings: dict[str, Any], missing: dict[int, str]
+) -> xr.Dataset:
+    """The numbers of a sweep with what they are called, and how they were made."""
+    grid = job.grid
+    dims = ("item", *grid.axes)
+    made = xr.Dataset(coords={name: list(labels) for name, labels in grid.axes.items()})
+    made = made.assign_coords(item=np.arange(len(job.prompt)))
+    if grid.each:
+        made = made.assign_coords(role=(("item", "position"), token_roles(job)))
+        words = token_words(model, job)
+        made = made.assign_coords(token=(("item", "position"), words))
+    for which, metric in enumerate(job.metrics):
+        unit = {"units": UNITS[metric]}
+        values = table.values[which].reshape(len(job.prompt), *grid.shape)
+        made[metric] = (dims, values, unit)
+        made[f"clean_{metric}"] = ("item", table.clean[which], unit)
+        if isinstance(job.source, Prompt) and metric in FROM_SOURCE:
+            made[f"source_{metric}"] = ("item", table.source[which], unit)
+    path, reason = path_of(model, job.prompt)
+    made.attrs = {
+        "path": path,
+        "path_reason": reason,
+        "left_out": {str(row): why for row, why in sorted(missing.items())},
+        "cells": len(grid),
+    }
+    models = {"model": model}
+    if isinstance(job.source, FromModel):
+        models["backbone"] = job.source.pair.backbone
+    about = origin(**models)
+    return with_text(
+        with_provenance(
+            made,
+            about,
+            settings={key: value for key, value in settings.items() if key not in about},
+            seed=job.source.seed if isinstance(job.source, Noise) else None,
+        )
+    )

@@ -9,10 +9,11 @@ import torch
 
 from interventions.metrics import METRICS, Metric, Target
 from interventions.model import Model
-from interventions.patching import Patch
+from interventions.patches import Patch
 from interventions.places import Columns
 from interventions.positions import Positions
 from interventions.prompts import Prompt
+from interventions.returnable import returnable
 from interventions.sources import (
     FromModel,
     Noise,
@@ -26,6 +27,7 @@ from interventions.sweeping.budget import Budget, clean_bytes
 from interventions.sweeping.grid import Grid, Spec
 from interventions.sweeping.grouping import Cell, cell, groups, path_of
 from interventions.sweeping.replay import replayed, run_clean
+from interventions.wrapped import where_the_model_is
 
 MOST_ROWS = 64
 FROM_SOURCE: tuple[Metric, ...] = ("logprob", "logit_diff", "rank")  # of the source's own run
@@ -58,6 +60,7 @@ class Job:
     budget: int | None
 
 
+@returnable
 @dataclass(frozen=True)
 class Piece:
     """Numbers of some rows and cells.
@@ -131,6 +134,7 @@ def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Itera
     values = values_of(model, job, rows, some)
     source = None
     if isinstance(values, Values):
+        values.check(model.dtype)
         source = _numbers(job, chosen, values.logits, of=FROM_SOURCE)
         values = values.repeated(chosen.repeats)
     specs = list(job.grid.specs())
@@ -184,6 +188,7 @@ def _numbers(
     return found
 
 
+@where_the_model_is
 def measured(model: Model, job: Job, kept: list[int], done: np.ndarray) -> list[Piece]:
     """Run all rows; what goes to a server as one request."""
     pieces: list[Piece] = []

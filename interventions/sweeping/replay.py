@@ -9,7 +9,6 @@ the first patched block on; and where even that would change the numbers, each c
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any
 
 import torch
@@ -20,14 +19,15 @@ from interventions.checking import check_asked
 from interventions.errors import PatchError, SiteError
 from interventions.fingerprints import Unchanged
 from interventions.given import all_of_kind, callback, of_kind, several, shown, whole
+from interventions.given_arrays import check_range
 from interventions.model import Model
-from interventions.patching import Patch, Site, check_patches, check_place, run
-from interventions.placing import written
-from interventions.positions import Positions
+from interventions.patches import Patch, check_patches
+from interventions.patching import run_checked
+from interventions.positions import Positions, write_at
 from interventions.prompts import Prompt
 from interventions.rows import SEQUENCE_KEYS
 from interventions.shared_prefix import is_shared, shared_cache
-from interventions.streams import index_list
+from interventions.sites import Site, check_place
 from interventions.sweeping.budget import Budget, clean_bytes
 from interventions.sweeping.grouping import (
     BEHIND,
@@ -39,6 +39,7 @@ from interventions.sweeping.grouping import (
     groups,
     path_of,
 )
+from interventions.wrapped import where_the_model_is
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,10 @@ def run_clean(
     if suffix and not len(prompt.prefix_ids):
         # This one keeps all, in blocks with windows too.
         inputs = {cache_argument(model.module): DynamicCache()}
-    found = run(model, prompt, reads=reads, logits=at, keep_cache=suffix, inputs=inputs)
+    found = run_checked(model, prompt, reads=reads, logits=at, keep_cache=suffix, inputs=inputs)
     resid = dict(zip(blocks, found.reads, strict=False))
+    for value in resid.values():
+        check_range(value, model.dtype, "what enters a block of the run without patches")
     mlp_out = dict(zip(folded, found.reads[-1], strict=True)) if folded else {}
     layers = []
     if suffix:
@@ -164,7 +167,7 @@ def replayed(
         rows = torch.arange(n).repeat_interleave(len(chosen))
         if path == "plain":
             some = clean.prompt.select(rows)
-            patches = _merged(model, chosen, n, group.position, clean.prompt.length)
+            patches = _merged(model, chosen, group.position, clean.prompt.length)
             logits = _plain(model, some, clean.at.rows(rows), patches, apart=apart)
         else:
             logits = _continued(model, clean, group, chosen, rows, suffix=path == "suffix")
@@ -176,11 +179,12 @@ def _plain(
 ) -> torch.Tensor:
     """Logits of whole rows, together or one after the other."""
     if not apart or len(prompt) == 1:
-        return _logits(run(model, prompt, patches=patches, logits=at))
+        return _logits(run_checked(model, prompt, patches=patches, logits=at))
     found = []
     for row in torch.arange(len(prompt)).split(1):
         own = [patch.of_rows(row) for patch in patches]
-        found.append(_logits(run(model, prompt.select(row), patches=own, logits=at.rows(row))))
+        some = run_checked(model, prompt.select(row), patches=own, logits=at.rows(row))
+        found.append(_logits(some))
     return torch.cat(found)
 
 
@@ -194,7 +198,7 @@ def _continued(
     suffix: bool,
 ) -> torch.Tensor:
     """Logits of cells as rows that start in a block, at a position."""
-    n, at, length = len(clean.prompt), group.position, clean.prompt.length - group.position
+    at, length = group.position, clean.prompt.length - group.position
     resid = clean.resid[group.block][:, at - clean.first :]
     resid = resid.repeat_interleave(len(chosen), 0)
     inside: list[Cell] = []
@@ -207,7 +211,7 @@ def _continued(
         if folded:
             resid[mine] = _folded(resid[mine], folded, clean, at)
         inside.append(replace(one, patches=tuple(behind)))
-    patches = _merged(model, inside, n, at, length)
+    patches = _merged(model, inside, at, length)
     before_it = at + len(clean.prompt.prefix_ids)
     inputs: dict[str, Any] = {}
     if suffix:
@@ -217,7 +221,7 @@ def _continued(
         cache = shared_cache(model, before, n_rows=len(rows), growing=False)
         inputs[cache_argument(model.module)] = cache
     return _logits(
-        run(
+        run_checked(
             model,
             _suffix(clean.prompt, rows, at, prefix=not suffix),
             patches=patches,
@@ -241,59 +245,26 @@ def _folded(resid: torch.Tensor, patches: Sequence[Patch], clean: Clean, at: int
         resid = resid + (changed - here)
     for patch in post:
         resid = _put(resid, patch, at)
+    # Each value was looked at, but what comes of adding and multiplying was not.
+    if mlp or any(patch.mode != "set" for patch in post):
+        check_range(resid, resid.dtype, "what patches behind a block make of its result")
     return resid
 
 
 def _put(hidden: torch.Tensor, patch: Patch, at: int) -> torch.Tensor:
     places = patch.positions.shifted(at, hidden.shape[1])
-    return written(hidden, places, patch.value, patch.mode)
+    return write_at(hidden, places, patch.value, patch.mode, checked=hidden.dtype)
 
 
-def _spread(patch: Patch, *last: int) -> torch.Tensor:
-    """The patch's value as [row, position, *last]."""
-    value = patch.value
-    lead = tuple(patch.positions.index.shape)
-    if value.ndim == 1 + len(last):  # one per row
-        value = value[:, None]
-    return value.expand(*lead, *last)
-
-
-def _merged(model: Model, chosen: Sequence[Cell], n: int, at: int, length: int) -> list[Patch]:
+def _merged(model: Model, chosen: Sequence[Cell], at: int, length: int) -> list[Patch]:
     """The patches of cells, each for its own rows, as few as places and modes allow."""
-    kinds: dict[Any, list[tuple[int, Patch]]] = {}
-    for which, one in enumerate(chosen):
-        for order, patch in enumerate(one.patches):
+    alike: dict[Any, dict[int, Patch]] = {}
+    for which, own in enumerate(chosen):
+        for order, patch in enumerate(own.patches):
             heads = None if patch.heads is None else repr(patch.heads)
             key = (order, patch.component, patch.layers, patch.mode, heads)
-            kinds.setdefault(key, []).append((which, patch))
-    made = []
-    for some in kinds.values():
-        _, like = some[0]
-        last = _last_axes(model, like)
-        width = max(patch.positions.index.shape[1] for _, patch in some)
-        index = torch.zeros(n, len(chosen), width, dtype=torch.long)
-        mask = torch.zeros(n, len(chosen), width, dtype=torch.bool)
-        wide = reduce(torch.promote_types, (patch.value.dtype for _, patch in some))
-        if wide == torch.float64:  # numbers of Python and numpy
-            wide = torch.promote_types(model.dtype, torch.float32)
-        value = torch.zeros(n, len(chosen), width, *last, dtype=wide, device=like.value.device)
-        for which, patch in some:
-            k = patch.positions.index.shape[1]
-            index[:, which, :k] = patch.positions.index - at
-            mask[:, which, :k] = patch.positions.mask
-            value[:, which, :k] = _spread(patch, *last)
-        positions = Positions(index.flatten(0, 1), mask.flatten(0, 1), length, False, "cells")
-        made.append(replace(like, positions=positions, value=value.flatten(0, 1)))
-    return made
-
-
-def _last_axes(model: Model, patch: Patch) -> tuple[int, ...]:
-    if patch.component != "head_out":
-        return (model.d_model,)
-    if isinstance(patch.heads, int):
-        return (model.anatomy.head_dim,)
-    chosen = slice(None) if patch.heads is None else patch.heads
-    return len(index_list(chosen, model.anatomy.n_heads, "head")), model.anatomy.head_dim
+            alike.setdefault(key, {})[which] = patch.shifted(at, length)
+    return [Patch.merge(model, patches, len(chosen)) for patches in alike.values()]
 
 
 def _suffix(prompt: Prompt, rows: torch.Tensor, at: int, *, prefix: bool) -> Prompt:
@@ -364,8 +335,19 @@ def replay(
         raise PatchError("cells is empty, so there is nothing to run. Give at least one.")
     for patches in cells:
         check_patches(model, prompt, patches)
-    if model.remote:
-        return model.job(replay, prompt, cells, logits=at, budget=budget, reduce=reduce)
+    return _replay(model, prompt, cells, at, budget, reduce)
+
+
+@where_the_model_is
+def _replay(
+    model: Model,
+    prompt: Prompt,
+    cells: Sequence[Sequence[Patch]],
+    at: Positions,
+    budget: int | None,
+    reduce: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> torch.Tensor:
+    """Run cells that were looked at."""
     made = [cell(model, patches) for patches in cells]
     path, _ = path_of(model, prompt)
     allowed = Budget.of(model, budget)

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 
@@ -29,29 +28,27 @@ from interventions.given import (
     several,
     whole,
 )
-from interventions.metrics import METRICS, UNITS, Metric, target
+from interventions.metrics import METRICS, Answers, Metric, target
 from interventions.model import Model
 from interventions.places import check_same_tokens, columns_of, every_token
 from interventions.progress import LateBar
 from interventions.prompts import Prompt
-from interventions.results import origin, with_provenance
+from interventions.results import origin
+from interventions.sites import Heads, Layers
 from interventions.sources import (
     NAMED,
     FromLayers,
     FromModel,
-    Noise,
     Source,
     check_columns,
     constant,
     mapped_layers,
     read_values,
 )
-from interventions.streams import Heads, Layers
 from interventions.sweeping.grid import make_grid
-from interventions.sweeping.grouping import path_of
-from interventions.sweeping.labels import token_roles, token_words
+from interventions.sweeping.labels import labelled
 from interventions.sweeping.measuring import Job, Piece, batches, costs, measured, run_rows
-from interventions.sweeping.table import Table, with_text
+from interventions.sweeping.table import Table
 
 
 def sweep(
@@ -59,8 +56,8 @@ def sweep(
     prompt: Prompt,
     source: Source,
     *,
-    answers: str | Sequence[str],
-    foils: str | Sequence[str] | None = None,
+    answers: Answers,
+    foils: Answers | None = None,
     metrics: Metric | Sequence[Metric] = ("logprob",),
     components: str | Sequence[str] = ("resid_post",),
     layers: Layers | None = None,
@@ -87,9 +84,9 @@ def sweep(
         Where values come from: the same model on another prompt or image (row for row), its
         backbone, its own other layers, its own values with noise, or a vector [d_model] or number
         (0 ablates).
-    answers, foils : str or sequence of str
-        For the metrics; one for all rows, or one per row. Answers of several tokens are scored
-        whole.
+    answers, foils : str, or sequence of str or of token ids
+        For the metrics; one text for all rows, or one per row, as a text or as the ids of its
+        tokens. Answers of several tokens are scored whole.
     metrics : sequence of str
         ``"logprob"`` and ``"logit_diff"`` (answer minus foil), nats; ``"kl"`` from the clean to
         the patched next-token distribution, nats; ``"changed"``: another token is the likeliest;
@@ -201,14 +198,14 @@ def _swept(
                 bar.update(spent)
     except KeyboardInterrupt:
         table.save()
-        raise SweepInterrupted(_dataset(model, job, table, settings, missing), out) from None
+        raise SweepInterrupted(labelled(model, job, table, settings, missing), out) from None
     except InterventionsError:
         table.give_up()
         raise
     except BaseException:
         table.save()
         raise
-    dataset = _dataset(model, job, table, settings, missing)
+    dataset = labelled(model, job, table, settings, missing)
     if any(one.remote for one in asked):
         dataset.attrs["requests"] = sum(one.requests for one in asked) - before
     table.finish(dataset)
@@ -220,8 +217,8 @@ def _job(
     prompt: Prompt,
     source: Source,
     *,
-    answers: str | Sequence[str],
-    foils: str | Sequence[str] | None,
+    answers: Answers,
+    foils: Answers | None,
     metrics: Metric | Sequence[Metric],
     components: str | Sequence[str],
     layers: Layers | None,
@@ -329,17 +326,17 @@ def _pieces(model: Model, job: Job, kept: list[int], table: Table) -> Iterator[P
         )
         job = replace(job, source=values)
     if rows:
-        yield from model.job(measured, job, rows, table.done)
+        yield from measured(model, job, rows, table.done)
 
 
 def _settings(model: Model, job: Job) -> dict[str, Any]:
     """What the numbers depend on, in JSON types."""
     source: Any = job.source
     if isinstance(source, Prompt):
-        source = {"prompt": _digest(source)}
+        source = {"prompt": source.digest}
     elif isinstance(source, FromModel):
         source = {
-            "prompt": _digest(source.prompt),
+            "prompt": source.prompt.digest,
             "layers": list(source.pair.layer_map),
             **origin(backbone=source.pair.backbone),
         }
@@ -348,7 +345,7 @@ def _settings(model: Model, job: Job) -> dict[str, Any]:
     else:
         source = repr(source)
     return {
-        "prompt": _digest(job.prompt),
+        "prompt": job.prompt.digest,
         "source": source,
         "answers": _as_text(model, job.target.answers),
         "foils": None if job.target.foils is None else _as_text(model, job.target.foils),
@@ -368,47 +365,3 @@ def _as_text(model: Model, answers: list[list[int]]) -> str | list[str]:
     """The answer of each row; one, where it is the same for all."""
     texts = [model.tokenizer.decode(tokens) for tokens in answers]
     return texts[0] if len(set(texts)) == 1 else texts
-
-
-def _digest(prompt: Prompt) -> str:
-    """Of what a model is given; where roles lie in it is another matter."""
-    return digest_of(dict(prompt.inputs), prompt.prefix_ids)
-
-
-def _dataset(
-    model: Model, job: Job, table: Table, settings: dict[str, Any], missing: dict[int, str]
-) -> xr.Dataset:
-    grid = job.grid
-    dims = ("item", *grid.axes)
-    made = xr.Dataset(coords={name: list(labels) for name, labels in grid.axes.items()})
-    made = made.assign_coords(item=np.arange(len(job.prompt)))
-    if grid.each:
-        made = made.assign_coords(role=(("item", "position"), token_roles(job)))
-        words = token_words(model, job)
-        made = made.assign_coords(token=(("item", "position"), words))
-    for which, metric in enumerate(job.metrics):
-        unit = {"units": UNITS[metric]}
-        values = table.values[which].reshape(len(job.prompt), *grid.shape)
-        made[metric] = (dims, values, unit)
-        made[f"clean_{metric}"] = ("item", table.clean[which], unit)
-        if isinstance(job.source, Prompt) and metric in ("logprob", "logit_diff", "rank"):
-            made[f"source_{metric}"] = ("item", table.source[which], unit)
-    path, reason = path_of(model, job.prompt)
-    made.attrs = {
-        "path": path,
-        "path_reason": reason,
-        "left_out": {str(row): why for row, why in sorted(missing.items())},
-        "cells": len(grid),
-    }
-    models = {"model": model}
-    if isinstance(job.source, FromModel):
-        models["backbone"] = job.source.pair.backbone
-    about = origin(**models)
-    return with_text(
-        with_provenance(
-            made,
-            about,
-            settings={key: value for key, value in settings.items() if key not in about},
-            seed=job.source.seed if isinstance(job.source, Noise) else None,
-        )
-    )

@@ -1,0 +1,94 @@
+"""How the modules of a package import each other: ``python tests/import_graph.py [PACKAGE ...]``.
+
+Prints, for each package, its modules, the arrows between them, and its circles: the strongly
+connected components of more than one module. Every import statement counts, also one inside a
+function or under ``TYPE_CHECKING``. ``import a.b`` and ``from a.b import c`` are arrows to the
+module that holds what is named, not to the packages around it, whose ``__init__`` only says what
+is public.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+Graph = Mapping[str, set[str]]
+"""Module to the modules that it imports."""
+
+say = Console(highlight=False, soft_wrap=True).print
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("interventions", "twohop")
+
+
+def import_graph(package: str, root: Path = ROOT) -> dict[str, set[str]]:
+    """Every module of a package, and which others of it each imports."""
+    paths = {_module_of(path, root): path for path in sorted((root / package).rglob("*.py"))}
+    graph: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        within = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        named = _named(ast.parse(path.read_text(encoding="utf-8")), within)
+        found = {_holder(name, paths) for name in named}
+        graph[module] = {name for name in found if name is not None} - {module}
+    return graph
+
+
+def _module_of(path: Path, root: Path) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _named(tree: ast.AST, within: str) -> Iterator[str]:
+    """What import statements name, in full; ``within`` is the package that holds the module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = within.split(".")[: len(within.split(".")) - node.level + 1]
+            base = ".".join(
+                [*(above if node.level else ()), *([node.module] if node.module else [])]
+            )
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _holder(name: str, modules: Mapping[str, Path]) -> str | None:
+    """The module of the package that a name is, or is in."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def circles(graph: Graph) -> list[list[str]]:
+    """Strongly connected components of more than one module, the largest first."""
+    reach = {module: _reached(graph, module) for module in graph}
+    found = {
+        tuple(sorted(other for other in reach[module] if module in reach[other]))
+        for module in graph
+        if module in reach[module]
+    }
+    return sorted((list(circle) for circle in found), key=lambda circle: (-len(circle), circle))
+
+
+def _reached(graph: Graph, start: str) -> set[str]:
+    seen: set[str] = set()
+    waiting = [*graph[start]]
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting += graph[module]
+    return seen
+
+
+def main(packages: list[str]) -> None:
+    """Print the graph of each package."""
+    for package in packages or PACKAGES:
+        graph = import_graph(package)
+        arrows = sum(len(imported) for imported in graph.values())
+        say(f"{package}: {len(graph)} modules, {arrows} arrows, {len(circles(graph))} circles")
+        for circle in circles(graph):
+            say(f"  circle of {len(circle)}: {', '.join(circle)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
