@@ -14,17 +14,17 @@ import xarray as xr
 from interventions import Model, load
 from interventions.errors import InterventionsError, ResultsError
 from interventions.results import STORE, Store, write_atomically
-from twohop.asking import Study, Tick, image_prompt, longest_answer, no_tick, text_prompt
+from twohop.asking import Study, image_prompt, longest_answer, text_prompt
 from twohop.checkpoints import Digests
 from twohop.entities.digest import asked_parts, named
 from twohop.entities.digest import fingerprint as fingerprint
 from twohop.entities.items import Benchmark, check_items
-from twohop.expected import expected_rows
 from twohop.memory import MemoryTooSmall, ran_out, remedy
 from twohop.pairs import Pair, model_name
 from twohop.protocol import DEFAULT, Protocol
 from twohop.provenance import check_same_models, made_with
-from twohop.reporter import Progress, Reporter
+from twohop.reporter import Reporter
+from twohop.running import SILENT, Progress
 from twohop.soundness import check_sound
 from twohop.stages import BACKBONE_STAGES, NEEDS, STAGES, derived, measured
 from twohop.summary import summarise, verdict_sentence
@@ -150,7 +150,7 @@ class PairRun:
         """The results that a stage is given."""
         return {name: self.own.get(name) for name in NEEDS[stage]}
 
-    def study(self, stage: str, *, models: Models, tick: Tick = no_tick) -> Study:
+    def study(self, stage: str, *, models: Models, progress: Progress = SILENT) -> Study:
         """What a stage works with; the backbone stands in for a VLM that it does not need."""
         alone = stage in BACKBONE_STAGES
         backbone = self._model("backbone", models)
@@ -163,7 +163,7 @@ class PairRun:
                 backbone, self.benchmark, protocol=self.settings.protocol
             ),
             kept=models.results,
-            tick=tick,
+            progress=progress,
             protocol=self.settings.protocol,
         )
 
@@ -187,9 +187,8 @@ class PairRun:
             If a model computes NaN.
         """
         try:
-            study = self.study(stage, models=models, tick=progress.tick)
+            study = self.study(stage, models=models, progress=progress)
             self.check(study, models)
-            progress.expect(expected_rows(stage, study, done))
             return measured(stage, study, done, settings=self.store(stage).settings)
         except Exception as error:
             if not ran_out(error):

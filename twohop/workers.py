@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from twohop.pairs import PAIRS, Pair
-from twohop.reporter import Progress, Reporter
+from twohop.reporter import Reporter, expect_more
+from twohop.running import Progress
 from twohop.runs import Models, PairRun, Settings, open_run
 from twohop.stages import BACKBONE_STAGES, NEEDS, Selection
 
@@ -55,7 +56,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Expected:
-    """How many rows the stage that a worker has begun is expected to have."""
+    """How many rows are to come in the stage that a worker has begun, beside those before."""
 
     rows: int
 
@@ -150,7 +151,7 @@ def run_tasks(
                     bars.update(worker.bar, advance=what)
                     continue
                 if isinstance(what, Expected):
-                    bars.update(worker.bar, total=what.rows)
+                    expect_more(bars, worker.bar, what.rows)
                     continue
                 assert worker.task is not None
                 stage = worker.task[1]
