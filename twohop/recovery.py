@@ -4,28 +4,8 @@ Every arm is tried on *lost* items (recognised, right in text, wrong from the im
 which of them are answered right afterwards; on *kept* items (right from the image) the same arms
 report harm. Patches act in the prefill only. The values are the backbone's at the last token of
 the entity's name, from the text question's run: block outputs in the blocks that give half of its
-enrichment, MLP outputs in the whole enrichment window.
-
-========================================  ========================================================
-arm                                       what is written, and where
-========================================  ========================================================
-``transplant_all_image``                  block outputs, into every image token
-``transplant_last_image``                 the same, into the last image token only
-``transplant_all_image_mlp``              MLP outputs only, into every image token
-``transplant_question``,                  the same three where an image has no tokens: into the
-``transplant_last_token``,                question's tokens, or the last of the prompt
-``transplant_question_mlp``
-``transplant_heuristic``                  block outputs, into the one token where that raises the
-                                          answer's probability most on other entities
-``transplant_random_position``            as the first, into as many random text tokens
-``wrong_entity``                          another entity's values, into every image token
-``mean_entity``                           the mean over the other entities
-``norm_matched``                          random vectors of the same norm
-``back_patching``                         the VLM's own later state, into an earlier layer
-``back_patching_null``                    the same search with another picture's states
-``cot_named``                             the VLM says its own name for it, then is asked
-``cot_gold``, ``cot_wrong``               the same with the right name, with a wrong one
-========================================  ========================================================
+enrichment, MLP outputs in the whole enrichment window. What each arm writes, and where, is in
+:data:`twohop.arms.ALL_ARMS`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,34 +14,14 @@ import numpy as np
 import xarray as xr
 
 from twohop.answering import answers
+from twohop.arms import ARMS, LAST, WHOLE, WRITTEN
 from twohop.asking import Study, chain_prompt, text_array
 from twohop.back_patching import back_patching, dev_part
 from twohop.heuristic import gains, transplant_at
 from twohop.questions import Questions, Rows, Scored
 from twohop.running import Task
-from twohop.transplant import (
-    LAST,
-    PATCH_ARMS,
-    WHOLE,
-    WITHOUT_IMAGE_TOKENS,
-    own_arm,
-    random_positions,
-    transplant_arms,
-)
+from twohop.transplant import own_arm, random_positions, transplant_arms
 from twohop.window import known_items
-
-ARMS = (
-    *PATCH_ARMS[:3],
-    *WITHOUT_IMAGE_TOKENS.values(),
-    "transplant_heuristic",
-    "transplant_random_position",
-    *PATCH_ARMS[3:],
-    "back_patching",
-    "back_patching_null",
-    "cot_named",
-    "cot_gold",
-    "cot_wrong",
-)
 
 
 def chains(questions: Questions, arms: Mapping[str, Sequence[str]]) -> dict[str, Scored]:
@@ -144,9 +104,7 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
     followed: dict[str, np.ndarray] = {}
     still: dict[str, np.ndarray] = {}
     if len(tried):
-        scored = transplant_arms(
-            tried, last_block=last_block, last_mlp=last_mlp, arms=PATCH_ARMS[1:]
-        )
+        scored = transplant_arms(tried, last_block=last_block, last_mlp=last_mlp, arms=WRITTEN[1:])
         every = np.ones(len(tried), bool)
         some = known_items(tried.items, every, seed=study.seed, limit=protocol.random_items)
         rows = [[*tried.items].index(item) for item in some]
@@ -183,7 +141,7 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
     if len(lost):
         # The arm that the diagnosis of every lost item needs is run on all of them.
         [whole] = transplant_arms(
-            lost, last_block=last_block, last_mlp=last_mlp, arms=PATCH_ARMS[:1]
+            lost, last_block=last_block, last_mlp=last_mlp, arms=(WHOLE,)
         ).values()
         tables[whole_arm] = whole.right.astype(float)
         words[whole_arm] = whole.texts

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from twohop.agreement import agreement_of_run, refusals
+from twohop.arms import ALL_ARMS, KNOWN, WITHOUT_IMAGE_TOKENS
 from twohop.asking import SEPARATOR
 from twohop.diagnosis import VERDICTS, beats_its_null
 from twohop.places import IMAGE_ROLES, NO_IMAGE_TOKENS
@@ -16,7 +17,6 @@ from twohop.recall import GATES
 from twohop.resolution import depth
 from twohop.scoring import OUTCOMES
 from twohop.statistics import Estimate, cluster_sums, difference, interval, mcnemar, mean
-from twohop.transplant import PATCH_ARMS, WITHOUT_IMAGE_TOKENS
 
 LOSSES = {
     "knowledge_missing": "not known in text",
@@ -49,7 +49,7 @@ def not_available(resolution: xr.Dataset) -> dict[str, str]:
     if set(IMAGE_ROLES) & set(resolution["role"].values):
         none = WITHOUT_IMAGE_TOKENS.values()
         return {f"recovered/{arm}": AT_IMAGE_TOKENS for arm in none}
-    at_image = [f"recovered/{arm}" for arm in PATCH_ARMS if arm in WITHOUT_IMAGE_TOKENS]
+    at_image = [f"recovered/{arm}" for arm in WITHOUT_IMAGE_TOKENS]
     return dict.fromkeys(["lateness_layers", "lateness_layers_plain", *at_image], NO_IMAGE_TOKENS)
 
 
@@ -273,7 +273,8 @@ def recovered(recovery: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[st
     chosen_on = np.array([dev.get(item, False) for item in recovery["lost"].values], dtype=bool)
     for arm in recovery["arm"].values:
         values = recovery["recovered"].sel(arm=arm).values
-        rows = ~chosen_on if str(arm).startswith("back_patching") else np.ones_like(chosen_on)
+        chose = KNOWN[str(arm)].group == "back_patching"
+        rows = ~chosen_on if chose else np.ones_like(chosen_on)
         found[str(arm)] = measured_mean(values[rows], entity[rows], seed=seed, protocol=protocol)
     own, null = recovery["own"].values, recovery["null"].values
     tried = recovery["tried_entity"].values
@@ -342,15 +343,9 @@ def verdict_sentence(summary: dict[str, Any]) -> str:
     tail = f"; lost, of {summary['n_items']} items: {', '.join(lost)}" if lost else ""
     arms = summary["recovered"]
     said = [
-        f"{label} {100 * arms[arm]['value']:.0f} %"
-        for arm, label in (
-            ("transplant_all_image", "transplanting the backbone's entity gives back"),
-            ("transplant_question", "transplanting it into the question's tokens gives back"),
-            ("transplant_random_position", "at random positions"),
-            ("back_patching", "back-patching"),
-            ("cot_named", "naming it first"),
-        )
-        if arms.get(arm, {}).get("value") is not None
+        f"{arm.verdict} {100 * arms[arm.name]['value']:.0f} %"
+        for arm in ALL_ARMS
+        if arm.verdict and arms.get(arm.name, {}).get("value") is not None
     ]
     return f"{lead}; {when}{tail}" + (f"; {', '.join(said)}." if said else ".")
 

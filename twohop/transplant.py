@@ -9,28 +9,13 @@ import torch
 from interventions import Model, Patch, Prompt, Site
 from interventions.positions import from_lists
 from interventions.streams import Component
+from twohop.arms import LAST, WHOLE, WHOLE_MLP, WITHOUT_IMAGE_TOKENS, WRITTEN
 from twohop.asking import mean_of_others
 from twohop.cells import free_answers
 from twohop.memory import read
 from twohop.places import entity_tokens, has_image_tokens, last_entity_token, question_tokens
 from twohop.questions import Questions, Rows, Scored
 from twohop.running import Task, Tick
-
-WHOLE, LAST, WHOLE_MLP = "transplant_all_image", "transplant_last_image", "transplant_all_image_mlp"
-PATCH_ARMS = (
-    WHOLE,
-    LAST,
-    WHOLE_MLP,
-    "wrong_entity",
-    "mean_entity",
-    "norm_matched",
-)
-WITHOUT_IMAGE_TOKENS = {
-    WHOLE: "transplant_question",
-    LAST: "transplant_last_token",
-    WHOLE_MLP: "transplant_question_mlp",
-}
-"""The arms that take the place of those at image tokens, where an image has none."""
 
 
 def own_arm(vlm: Model, arm: str) -> str:
@@ -104,7 +89,7 @@ def transplant_arms(
     *,
     last_block: int,
     last_mlp: int,
-    arms: Sequence[str] = PATCH_ARMS,
+    arms: Sequence[str] = WRITTEN,
 ) -> dict[str, Scored]:
     """Run the arms that write backbone values at fixed positions.
 
@@ -119,7 +104,7 @@ def transplant_arms(
     last_mlp : int
         MLP outputs are written in blocks 0 to this one.
     arms : sequence of str
-        Which of :data:`PATCH_ARMS`.
+        Which of :data:`twohop.arms.WRITTEN`.
 
     Returns
     -------

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import count as count_from
 from typing import Any
 
+from twohop.arms import WITHOUT_IMAGE_TOKENS
 from twohop.report import wording
 from twohop.report.numbers import measured, read
 from twohop.report.tables import Summary
-from twohop.transplant import WITHOUT_IMAGE_TOKENS
 
 SAME = ("benchmark", "limit", "seed", "twohop")
 TELLING = ("limit", "seed", "benchmark", "twohop")

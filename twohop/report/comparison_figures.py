@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from twohop.arms import ALL_ARMS
 from twohop.report import wording
 from twohop.report.comparison import Classes, Run, runs_of
 from twohop.report.figures import arm_colour, interval
@@ -27,24 +28,8 @@ from twohop.report.style import (
 LONGEST = 30  # characters of a run's name in a line of a figure
 ROW = 0.3  # inches
 BARS_END = 1.85  # of the axis of a panel of bars: beside them it has words
-BARS = (
-    (
-        ("transplant, all image\n(or question's) tokens", "transplant_all_image"),
-        ("transplant, token chosen\non other entities", "transplant_heuristic"),
-        ("transplant, MLP outputs\nonly, all those tokens", "transplant_all_image_mlp"),
-    ),
-    (
-        ("control: same values,\nrandom text tokens", "transplant_random_position"),
-        ("control: another\nentity's values", "wrong_entity"),
-        ("control: random vector,\nsame norm", "norm_matched"),
-    ),
-    (
-        ("back-patching, layers\nfixed on other entities", "back_patching"),
-        ("back-patching null:\nanother picture", "back_patching_null"),
-        ("chain of thought:\nthe VLM's own name", "cot_named"),
-    ),
-)
-"""Panels of the recovery figure: titles and arms."""
+PANELS = sorted((arm for arm in ALL_ARMS if arm.panel), key=lambda arm: arm.panel or ())
+N_PANELS = 3  # of the recovery figure, side by side
 
 
 def wrapped(run: Run) -> str:
@@ -147,19 +132,19 @@ def lateness_comparison(classes: Classes) -> Figure:
 
 def recovery_comparison(classes: Classes) -> Figure:
     """Recovery of each run: a panel for each of the main arms and controls."""
-    n_panels = len(BARS[0])
+    n_lines = -(-len(PANELS) // N_PANELS)
     with look():
-        figure = sheet(len(BARS) * (0.75 - 0.72 * ROW * heights(classes)[2]))
-        panels = figure.subplots(len(BARS), n_panels, sharex=True)
-        for i, line in enumerate(BARS):
-            for j, (title, arm) in enumerate(line):
-                axes = panels[i, j]
-                _bars(axes, classes, arm)
-                run_axis(axes, classes, names=j == 0, until=1 / BARS_END)
-                axes.set_title(title, fontsize=8, loc="left")
-                axes.set_xlim(0, BARS_END)
-                axes.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
-                axes.spines["bottom"].set_bounds(0, 1)
+        figure = sheet(n_lines * (0.75 - 0.72 * ROW * heights(classes)[2]))
+        panels = figure.subplots(n_lines, N_PANELS, sharex=True)
+        for arm, axes in zip(PANELS, panels.flat, strict=True):
+            assert arm.panel is not None
+            place, title = arm.panel
+            _bars(axes, classes, arm.name)
+            run_axis(axes, classes, names=place % N_PANELS == 0, until=1 / BARS_END)
+            axes.set_title(title, fontsize=8, loc="left")
+            axes.set_xlim(0, BARS_END)
+            axes.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
+            axes.spines["bottom"].set_bounds(0, 1)
         figure.supxlabel(
             "share of tried lost items answered right afterwards; n: items tried", fontsize=9
         )

@@ -9,9 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from interventions.results import write_atomically
+from twohop.arms import KNOWN, arm_groups
 from twohop.report import wording
 from twohop.report.numbers import NOT_MEASURED, measured, read, short, written
 from twohop.report.style import (
+    ARM_COLOURS,
     BLUE,
     DARK,
     FAINT,
@@ -184,22 +186,18 @@ def outcomes_figure(summary: Mapping[str, Any]) -> Figure:
         return figure
 
 
-def arm_colour(arm: str) -> str:
+def arm_colour(name: str) -> str:
     """Colour of an arm's bar: controls and nulls are grey."""
-    if arm.startswith("cot_"):
-        return GREEN if arm != "cot_wrong" else GREY
-    if "null" in arm:
-        return GREY
-    if arm.startswith("back_patching"):
-        return ORANGE
-    wrong = ("wrong_entity", "mean_entity", "norm_matched", "transplant_random_position")
-    return GREY if arm in wrong else BLUE
+    arm = KNOWN.get(name)
+    if arm is None:
+        return BLUE
+    return GREY if arm.control else ARM_COLOURS[arm.group]
 
 
 def recovery_figure(summary: Mapping[str, Any]) -> Figure:
     """Share of lost items that each arm gives back, with its controls, and follow rates."""
     arms = {arm: one for arm, one in summary["recovered"].items() if measured(one)}
-    groups = wording.arm_groups(list(arms))
+    groups = arm_groups([*arms])
     rows = sum(len(labels) + 1.1 for _, labels in groups)
     with look():
         figure = sheet(max(1.2, 0.235 * rows + 0.7))

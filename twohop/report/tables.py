@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from twohop.arms import arm_groups, arm_label
 from twohop.protocol import Protocol
 from twohop.report import wording
 from twohop.report.numbers import Unit, measured, p_value, written
@@ -226,7 +227,7 @@ def recovery_table(summary: Summary) -> Table:
     shown = [
         arm for arm in summary["recovered"] if absent.get(f"recovered/{arm}") != AT_IMAGE_TOKENS
     ]
-    for title, arms in wording.arm_groups(shown):
+    for title, arms in arm_groups(shown):
         rows.append(row(title, Cell(""), Cell(""), Cell("")))
         rows += [
             row(
@@ -254,7 +255,7 @@ def harm_table(summary: Summary) -> Table:
     """What the arms do to items that were right."""
     rows = [
         row(
-            wording.arm_label(arm),
+            arm_label(arm),
             number(summary, f"still_right/{arm}"),
             count(summary, f"still_right/{arm}"),
         )
