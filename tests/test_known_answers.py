@@ -30,7 +30,8 @@ from twohop.micro import NAMING, TEMPLATES
 from twohop.micro.parts import build_tokenizer
 from twohop.pairs import Pair
 from twohop.questions import Questions
-from twohop.stages import BACKBONE_STAGES, run_stages
+from twohop.stage_table import BACKBONE_STAGES
+from twohop.stages import run_stages
 from twohop.statistics import difference
 from twohop.study import run_study
 from twohop.summary import lateness

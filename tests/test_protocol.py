@@ -22,7 +22,8 @@ from twohop.cli import main, parser
 from twohop.errors import ProtocolError
 from twohop.protocol import DEFAULT, METHODS, Documented, Protocol, documented
 from twohop.running import Progress
-from twohop.stages import STAGES, run_stage, run_stages
+from twohop.stage_table import STAGES
+from twohop.stages import run_stage, run_stages
 from twohop.statistics import cluster_sums, difference, mean
 from twohop.study import Settings, run_study, study_of
 
@@ -199,6 +200,7 @@ NOT_OF_THE_PROTOCOL = {
         *("ASKED_ROWS", "ALIKE_ROWS", "ANSWER_ROWS", "GROUP_ROWS", "ROWS", "RAGGED_ROWS"),
         *("BATCH_TOKENS", "BATCH", "BLOCK", "REQUEST_BYTES", "WORKERS"),
     ),
+    "which comes first, of panels and of stages": ("ALL_ARMS", "TABLE"),
     "what the word interval means, in every table": ("TAIL",),
     "what is no study, or no picture": ("LEAST_ENTITIES", "LEAST_SIDE", "LONGEST_TO_SHORTEST"),
     "what a check of data points out and shows": ("ALIKE", "SHOWN"),

@@ -16,7 +16,8 @@ from twohop.pairs import PAIRS
 from twohop.reporter import Reporter
 from twohop.running import Progress
 from twohop.runs import Models, Settings
-from twohop.stages import NEEDS, STAGES, Selection, derived, run_stage, run_stages, with_needs
+from twohop.stage_table import NEEDS, STAGES, Selection, derived, with_needs
+from twohop.stages import run_stage, run_stages
 from twohop.study import run_in_turn, run_study, study_of
 from twohop.workers import run_side_by_side
 

@@ -18,7 +18,7 @@ from twohop.micro.layout import LATE_BLOCK, RECALL_BLOCKS
 from twohop.pairs import PAIRS
 from twohop.recall import GATES
 from twohop.scoring import OUTCOMES
-from twohop.stages import STAGES
+from twohop.stage_table import STAGES
 from twohop.study import Settings, run_study
 from twohop.workers import received, run_side_by_side, start_worker
 

@@ -20,7 +20,7 @@ from twohop.pairs import find_pair
 from twohop.published import PUBLISHED
 from twohop.recall import GATES
 from twohop.scoring import OUTCOMES
-from twohop.stages import STAGES
+from twohop.stage_table import STAGES
 
 GAPS = ("gap_points", "gap_relative", "gap_points_forced", "gap_points_vlm_text")
 FIGURES = ("gates", "outcomes", "resolution", "windows", "map", "recovery")

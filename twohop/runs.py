@@ -26,7 +26,8 @@ from twohop.provenance import check_same_models, made_with
 from twohop.reporter import Reporter
 from twohop.running import SILENT, Progress
 from twohop.soundness import check_sound
-from twohop.stages import BACKBONE_STAGES, NEEDS, STAGES, derived, measured
+from twohop.stage_table import BACKBONE_STAGES, NEEDS, STAGES, derived
+from twohop.stages import measured
 from twohop.summary import summarise, verdict_sentence
 
 LEAST_ENTITIES = 2

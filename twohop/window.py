@@ -19,6 +19,7 @@ from twohop.entities.items import Item
 from twohop.memory import read
 from twohop.questions import Questions, Rivals, Rows, by_relation, side_by_side
 from twohop.running import Task, Tick
+from twohop.scoring import normalise
 
 
 def known_items(items: Sequence[Item], right: np.ndarray, *, seed: int, limit: int) -> list[Item]:
@@ -34,6 +35,16 @@ def known_items(items: Sequence[Item], right: np.ndarray, *, seed: int, limit: i
             if group and len(picked) < limit:
                 picked.append(group.pop(0))
     return [items[i] for i in sorted(picked)]
+
+
+def in_circuit(gate: xr.Dataset) -> np.ndarray:
+    """The items on which windows and maps may be measured, [item].
+
+    There the answer is checked token by token, so the free answer at this gate must be the
+    canonical one, which the model gives by itself.
+    """
+    pairs = zip(gate["text"].values[0], gate["answer"].values, strict=True)
+    return np.array([normalise(said) == normalise(answer) for said, answer in pairs], dtype=bool)
 
 
 def windows(study: Study, right: np.ndarray) -> xr.Dataset:

@@ -22,12 +22,9 @@ from twohop.pairs import PAIRS, Pair
 from twohop.reporter import Reporter, expect_more
 from twohop.running import Progress
 from twohop.runs import Models, PairRun, Settings, open_run
-from twohop.stages import BACKBONE_STAGES, NEEDS, Selection
+from twohop.stage_table import BACKBONE_STAGES, NEEDS, TABLE, Selection
 
 WORKERS = 2
-FIRST = ("backbone_text", "recall", "windows", "recovery", "resolution", "map_text", "map_image")
-# What others wait for before what nothing waits for.
-ORDER = (*FIRST, "attribution_text", "attribution_image", "diagnosis")
 Task = tuple[Path, str]  # a store's folder, and a stage
 
 
@@ -126,7 +123,7 @@ def run_tasks(
     tasks: dict[Task, list[PairRun]], workers: Sequence[Worker], reporter: Reporter
 ) -> None:
     """Give tasks, each of one or more runs, to workers until all are stored."""
-    left = sorted(tasks, key=lambda task: ORDER.index(task[1]))
+    left = sorted(tasks, key=lambda task: TABLE[task[1]].turn)
     missing = set(left)
     with reporter.bars() as bars:
         while missing:
@@ -136,7 +133,7 @@ def run_tasks(
                 ]
                 if worker.task is not None or not ready:
                     continue
-                task = next((one for one in ready if one[1] in worker.stages), ready[0])
+                task = next((task for task in ready if task[1] in worker.stages), ready[0])
                 left.remove(task)
                 run, stage = tasks[task][0], task[1]
                 worker.bar = bars.add_task(label(run, stage), total=None)
