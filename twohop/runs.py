@@ -28,7 +28,8 @@ from twohop.running import SILENT, Progress
 from twohop.soundness import check_sound
 from twohop.stage_table import BACKBONE_STAGES, NEEDS, STAGES, derived
 from twohop.stages import measured
-from twohop.summary import summarise, verdict_sentence
+from twohop.statistics import as_json
+from twohop.summary import estimated, verdict_sentence
 
 LEAST_ENTITIES = 2
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -303,17 +304,18 @@ class PairRun:
                 f"written when {', '.join(missing)} are there too: run it without --stage."
             )
             return None
-        summary = summarise(
+        numbers = estimated(
             tree, pair=self.pair.key, seed=self.settings.seed, protocol=self.settings.protocol
         )
-        summary["verdict"] = verdict_sentence(summary)
+        numbers["verdict"] = verdict_sentence(numbers)
+        summary = as_json(numbers)
         write_atomically(
             self.own.folder / "summary.json",
             json.dumps(summary, indent=2, allow_nan=False).encode(),
         )
         with reporter.stage("report") as progress:
             progress.expect(1)
-            write_report(self.own.folder, tree, summary, self.benchmark)
+            write_report(self.own.folder, tree, numbers, self.benchmark)
             progress.tick(1)
         return summary
 

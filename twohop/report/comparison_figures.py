@@ -12,7 +12,7 @@ from twohop.arms import ALL_ARMS
 from twohop.report import wording
 from twohop.report.comparison import Classes, Run, runs_of
 from twohop.report.figures import arm_colour, interval
-from twohop.report.numbers import NOT_MEASURED, Unit, measured, read, short
+from twohop.report.numbers import NOT_MEASURED, Unit, measured, short
 from twohop.report.style import (
     CLASS_MARKS,
     FAINT,
@@ -86,16 +86,15 @@ def dots(axes: Axes, classes: Classes, keys: tuple[str, str], unit: Unit, *, mar
         for run in runs:
             y, said = rows[run.number], []
             for key, shift, fill in ((keys[0], 0.17, colour), (keys[1], -0.17, "white")):
-                one = run.summary[key]
-                said.append(short(one, unit) if measured(one) else "–")
-                if measured(one):
-                    found = read(one)
-                    ends += [found.low, found.high]
-                    interval(axes, one, y + shift, colour=colour)
+                number = run.summary[key]
+                said.append(short(number, unit) if measured(number) else "–")
+                if measured(number):
+                    ends += [number.low, number.high]
+                    interval(axes, number, y + shift, colour=colour)
                     axes.plot(
-                        found.value, y + shift, marker, color=colour, mfc=fill, ms=5, zorder=4
+                        number.value, y + shift, marker, color=colour, mfc=fill, ms=5, zorder=4
                     )
-            n = max(read(run.summary[key]).n for key in keys)
+            n = max(run.summary[key].n for key in keys)
             text = f"{' / '.join(said)}  n {n}" if n else why_not(run.summary, keys[0])
             axes.annotate(
                 text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=7.5
@@ -155,13 +154,12 @@ def _bars(axes: Axes, classes: Classes, at_image: str) -> None:
     _, rows, _ = heights(classes)
     for run in runs_of(classes):
         arm, y = run.arm(at_image), rows[run.number]
-        one = run.summary["recovered"].get(arm)
-        if not measured(one):
+        share = run.summary["recovered"].get(arm)
+        if not measured(share):
             lost = any(map(measured, run.summary["recovered"].values()))
             text = why_not(run.summary, f"recovered/{arm}") if lost else "no lost item"
             axes.text(0.03, y, text, va="center", fontsize=7, color=MUTED, bbox=PAPER)
             continue
-        found = read(one)
-        axes.barh(y, found.value, height=0.62, color=arm_colour(arm), alpha=0.85, zorder=2)
-        interval(axes, one, y, colour=INK, wide=1.1)
-        axes.text(1.06, y, f"{short(one)}  n {found.n}", va="center", fontsize=7)
+        axes.barh(y, share.value, height=0.62, color=arm_colour(arm), alpha=0.85, zorder=2)
+        interval(axes, share, y, colour=INK, wide=1.1)
+        axes.text(1.06, y, f"{short(share)}  n {share.n}", va="center", fontsize=7)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from twohop.arms import KNOWN, arm_groups
 from twohop.report import wording
 from twohop.report.comparison import Classes, Run, by_class, runs_of
-from twohop.report.numbers import Unit, measured, read, whole
+from twohop.report.numbers import Unit, whole
 from twohop.report.tables import Cell, Summary, Table, count, number, row
 
 
@@ -92,8 +92,8 @@ def lateness_table(classes: Classes) -> Table:
 
 def part_of_depth(summary: Summary) -> str:
     """Lateness in per cent of the number of blocks, with its sign; a dash where there is none."""
-    late = read(summary["lateness_layers"])
-    if not measured(summary["lateness_layers"]):
+    late = summary["lateness_layers"]
+    if not late.measured:
         return "–"
     return f"{whole(100 * late.value / summary['n_layers'])}\u00a0%"
 

@@ -8,6 +8,7 @@ from twohop.arms import arm_groups, arm_label
 from twohop.protocol import Protocol
 from twohop.report import wording
 from twohop.report.numbers import Unit, measured, p_value, written
+from twohop.statistics import estimates
 from twohop.summary import AT_IMAGE_TOKENS
 
 Summary = Mapping[str, Any]
@@ -68,7 +69,7 @@ def number(summary: Summary, key: str, unit: Unit = "share", *, n: bool = False)
 def count(summary: Summary, key: str) -> Cell:
     """How many items are behind a number."""
     found = at(summary, key)
-    return Cell(str(found["n"]) if found else "0", f"{key}/n")
+    return Cell(str(found.n) if found else "0", f"{key}/n")
 
 
 def row(label: str, *cells: Cell) -> tuple[Cell, ...]:
@@ -195,7 +196,7 @@ def outcomes_table(summary: Summary) -> Table:
         row(label, number(summary, f"outcomes/{key}"), Cell(meaning))
         for key, (label, meaning) in wording.OUTCOMES.items()
     ]
-    n = summary["outcomes"]["right"]["n"]
+    n = summary["outcomes"]["right"].n
     return Table(
         "outcomes",
         "What the VLM says of the image",
@@ -308,6 +309,7 @@ def any_lost(summary: Summary) -> bool:
 
 def all_tables(summary: Summary) -> dict[str, Table]:
     """Every table of a run, by name."""
+    summary = estimates(summary)
     makers: Sequence = (
         gates_table,
         gap_table,
