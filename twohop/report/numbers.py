@@ -86,7 +86,7 @@ def short(number: Number, unit: Unit = "share") -> str:
 def bounds(number: Number, unit: Unit = "share") -> str:
     """Write the interval of a number, in brackets."""
     found = estimate(number)
-    if math.isnan(found.low):
+    if math.isnan(found.low) or math.isnan(found.high):
         return "[no interval]"
     return f"[{rounded(found.low, unit)}, {rounded(found.high, unit)}]"
 
