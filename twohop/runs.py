@@ -13,7 +13,7 @@ import xarray as xr
 
 from interventions import Model, load
 from interventions.errors import InterventionsError, ResultsError
-from interventions.results import STORE, Store, write_atomically
+from interventions.results import STORE, Store, read_tree, write_atomically
 from twohop.asking import Study, image_prompt, longest_answer, text_prompt
 from twohop.checkpoints import Digests
 from twohop.entities.digest import asked_parts, named
@@ -318,6 +318,21 @@ class PairRun:
             write_report(self.own.folder, tree, numbers, self.benchmark)
             progress.tick(1)
         return summary
+
+
+def read_run(folder: Path | str) -> xr.DataTree:
+    """Read the results of a run that is stored: a Dataset for each stage that is there.
+
+    Raises
+    ------
+    ResultsError
+        If the folder holds none, or they cannot be read.
+
+    Examples
+    --------
+    >>> read_run("runs/micro-late")["recall"]["right"]          # doctest: +SKIP
+    """
+    return read_tree(Path(folder))
 
 
 def open_run(pair: Pair, *, out: Path, settings: Settings) -> PairRun:
