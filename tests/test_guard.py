@@ -28,7 +28,8 @@ from twohop.report.cautions import cautions
 from twohop.report.comparison import differing, labels
 from twohop.report.settings import command, command_note, protocol_rows, settings_rows
 from twohop.runs import Models, PairRun, fingerprint, open_run
-from twohop.stages import Selection, run_stage
+from twohop.stage_table import Selection
+from twohop.stages import run_stage
 from twohop.study import Settings, run_study, study_of
 from twohop.summary import summarise
 from twohop.workers import run_side_by_side

@@ -25,7 +25,8 @@ from twohop.micro.folders import micro_folder
 from twohop.pairs import Pair, find_pair
 from twohop.runs import Models, Settings
 from twohop.soundness import BrokenModel
-from twohop.stages import NEEDS, STAGES, run_stage
+from twohop.stage_table import NEEDS, STAGES
+from twohop.stages import run_stage
 from twohop.study import run_study
 
 

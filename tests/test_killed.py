@@ -17,7 +17,7 @@ import xarray as xr
 
 from interventions.results import Store, read_tree
 from twohop.runs import Settings
-from twohop.stages import STAGES
+from twohop.stage_table import STAGES
 from twohop.study import run_study
 
 PAIR, SETTINGS = "micro-late", Settings(limit=2)

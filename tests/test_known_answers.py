@@ -29,11 +29,13 @@ from twohop.entities.formats import COMPLETION
 from twohop.micro import NAMING, TEMPLATES
 from twohop.micro.parts import build_tokenizer
 from twohop.pairs import Pair
-from twohop.stages import BACKBONE_STAGES, run_stages
+from twohop.questions import Questions
+from twohop.stage_table import BACKBONE_STAGES
+from twohop.stages import run_stages
 from twohop.statistics import difference
 from twohop.study import run_study
 from twohop.summary import lateness
-from twohop.transplant import follows, transplant_arms
+from twohop.transplant import transplant_arms
 from twohop.window import known_items
 
 READ_OUT = PLACES[5]
@@ -310,12 +312,11 @@ def test_arms_that_put_in_nothing_of_the_answer_give_nothing_back(
     for seed in range(4):
         study = replace(found.study, seed=seed)
         items = known_items(study.benchmark.items, lost, seed=seed, limit=18)
-        arms = transplant_arms(
-            study, items, last_block=RECALL[-1], last_mlp=RECALL[-1], arms=[*given]
-        )
+        questions = Questions(study, items)
+        arms = transplant_arms(questions, last_block=RECALL[-1], last_mlp=RECALL[-1], arms=[*given])
         for arm, scored in arms.items():
             given[arm].append(scored.right.mean())
-        followed.append(np.nanmean(follows(study, items, arms["wrong_entity"])))
+        followed.append(np.nanmean(questions.follows(arms["wrong_entity"].texts)))
         answers = [(one.relation, one.answers[0]) for one in items]
         best = [max(answers.count(one) for one in answers if one[0] == r) for r in TEMPLATES]
         guess.append(sum(best) / len(items))

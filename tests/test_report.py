@@ -16,6 +16,7 @@ from rich.console import Console
 
 from interventions.errors import ResultsError
 from interventions.results import read_tree
+from twohop.arms import WITHOUT_IMAGE_TOKENS
 from twohop.pairs import find_pair
 from twohop.published import PUBLISHED
 from twohop.published.architecture import architecture_of
@@ -32,7 +33,6 @@ from twohop.report.tables import all_tables, at
 from twohop.reporter import Reporter
 from twohop.study import run_study
 from twohop.summary import summarise, verdict_sentence
-from twohop.transplant import WITHOUT_IMAGE_TOKENS
 
 FIGURES = ("gates", "outcomes", "resolution", "windows", "map", "recovery")
 VOID = {"meta", "img", "br", "link", "hr", "input"}

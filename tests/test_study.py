@@ -11,14 +11,14 @@ import xarray as xr
 
 from interventions.errors import InterventionsError, ResultsError
 from interventions.results import Store, read_tree
+from twohop.arms import ARMS
 from twohop.cli import main
 from twohop.diagnosis import VERDICTS
 from twohop.micro.layout import LATE_BLOCK, RECALL_BLOCKS
 from twohop.pairs import PAIRS
 from twohop.recall import GATES
-from twohop.recovery import ARMS
 from twohop.scoring import OUTCOMES
-from twohop.stages import STAGES
+from twohop.stage_table import STAGES
 from twohop.study import Settings, run_study
 from twohop.workers import received, run_side_by_side, start_worker
 

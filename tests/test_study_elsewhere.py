@@ -10,7 +10,8 @@ import interventions as iv
 from twohop.asking import Study, longest_answer
 from twohop.micro import micro_folder
 from twohop.pairs import find_pair
-from twohop.stages import STAGES, run_stages
+from twohop.stage_table import STAGES
+from twohop.stages import run_stages
 
 FOLDERS = [str(micro_folder(key)) for key in ("micro-naming", "micro-backbone")]
 ENTITIES = 4

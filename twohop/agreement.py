@@ -1,7 +1,6 @@
 """How far a map by attribution agrees with the exact map, and whether it can be believed."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -111,9 +110,9 @@ def measures(maps: np.ndarray, component: np.ndarray, *, top: int) -> dict[str, 
     }
 
 
-def agreement_of_run(tree: xr.DataTree) -> dict[str, dict[str, Any]]:
-    """Numbers of both maps of a run, by map and measure, as the summary has them."""
-    found: dict[str, dict[str, Any]] = {}
+def agreement_of_run(tree: xr.DataTree) -> dict[str, dict[str, Estimate]]:
+    """Numbers of both maps of a run, by map and measure."""
+    found: dict[str, dict[str, Estimate]] = {}
     for which, stage in ATTRIBUTION_STAGES.items():
         data = tree[stage].to_dataset()
         found[which] = {
@@ -123,7 +122,7 @@ def agreement_of_run(tree: xr.DataTree) -> dict[str, dict[str, Any]]:
                     for name in ("agreement", "agreement_low", "agreement_high")
                 ),
                 n=data.sizes["map_item"],
-            ).as_dict()
+            )
             for measure in data["measure"].values
         }
     return found

@@ -45,25 +45,25 @@ class Decoding:
     end: str | None
 
 
-class Answers(TypedDict):
-    """What a prompt's rows were answered.
+class Answer(TypedDict):
+    """What a row of a prompt was answered.
 
     Attributes
     ----------
-    texts : list of str
-    cut : list of bool
-        Whether a text was at the limit of tokens before it ended.
-    choices : dict of str to list of int
-        By rule, the index of each row's best candidate.
-    scores : list of list of float
-        Without a prior, the log-probability of every candidate, [row][candidate]; these may become
-        one. With it, an empty list for each row.
+    text : str
+    cut : bool
+        Whether the text was at the limit of tokens before it ended.
+    choices : dict of str to int
+        By rule, the index of the best candidate.
+    scores : list of float
+        Without a prior, the log-probability of every candidate; these may become one. With it,
+        empty.
     """
 
-    texts: list[str]
-    cut: list[bool]
-    choices: dict[str, list[int]]
-    scores: list[list[float]]
+    text: str
+    cut: bool
+    choices: dict[str, int]
+    scores: list[float]
 
 
 def answers(
@@ -75,7 +75,7 @@ def answers(
     prior: torch.Tensor | None = None,
     *,
     tick: Tick = no_tick,
-) -> Answers:
+) -> list[Answer]:
     """Ask a prompt: the free answer of every row and, given candidates, the best of them.
 
     Of an answer with a think block, what stands behind it. Rows of like length run together.
@@ -93,17 +93,15 @@ def answers(
     tick : callable
         Told the number of rows done.
     """
-    n, every = len(prompt), candidates is not None and prior is None
-    texts, cut = [""] * n, [False] * n
-    choices = {rule: [-1] * n for rule in rules}
-    scores: list[list[float]] = [[]] * n
+    every = candidates is not None and prior is None
+    answered: dict[int, Answer] = {}
     ragged = len(prompt.lengths.unique()) > 1
     order = prompt.lengths.argsort(stable=True)
     batches = Batches(order, ASKED_ROWS if ragged else ALIKE_ROWS)
     for rows in batches:
         some, _ = prompt.select(rows).trimmed()
         with batches.attempt(rows):
-            found = complete(
+            completion = complete(
                 model,
                 some,
                 candidates=candidates,
@@ -116,9 +114,11 @@ def answers(
                 batch_rows=batches.size,
             )
             for i, row in enumerate(rows.tolist()):
-                texts[row], cut[row] = behind_thoughts(found.texts[i]), found.cut[i]
-                scores[row] = found.scores[i] if every else []
-                for rule, chosen in found.choices_by.items():
-                    choices[rule][row] = chosen[i]
+                answered[row] = {
+                    "text": behind_thoughts(completion.texts[i]),
+                    "cut": completion.cut[i],
+                    "choices": {rule: best[i] for rule, best in completion.choices_by.items()},
+                    "scores": completion.scores[i] if every else [],
+                }
             tick(len(rows))
-    return {"texts": texts, "cut": cut, "choices": choices, "scores": scores}
+    return [answered[row] for row in range(len(prompt))]

@@ -57,7 +57,8 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
     """
     by_id = {item.id: item for item in study.benchmark.items}
     ids = zip(exact["map_item"].values, exact["swapped_with"].values, strict=True)
-    pairs = [(by_id[str(one)], by_id[str(other)]) for one, other in ids]
+    pairs = [(by_id[str(own)], by_id[str(other)]) for own, other in ids]
+    study.progress.expect(len(pairs))
     used, refused = "", ""
     shape = (len(MAP_COMPONENTS), model.n_layers, len(MAP_ROLES), len(pairs))
     score, span = np.full(shape, np.nan), np.full(len(pairs), np.nan)
@@ -71,7 +72,7 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
                     model, swap, method, steps=protocol.attribution_steps
                 )
                 seen += len(swap.rows)
-                study.tick(max(0, seen - told))  # a method before it may have come as far
+                study.progress.tick(max(0, seen - told))  # a method before it may have come as far
                 told = max(seen, told)
         except InterventionsError as error:
             refused = str(error)

@@ -6,14 +6,15 @@ import numpy as np
 import xarray as xr
 
 from interventions import Model, Patch, Prompt, Site
-from twohop.asking import Decoding, Study, another, by_relation, image_prompt, score
+from twohop.answering import Decoding
 from twohop.cells import free_answers
 from twohop.entities.items import Item
 from twohop.errors import ProtocolError
 from twohop.memory import read
 from twohop.places import entity_tokens, padded
 from twohop.protocol import DEFAULT, Protocol
-from twohop.running import Task, Tick, on_each
+from twohop.questions import Questions, Rows
+from twohop.running import Task, Tick
 
 
 def layer_pairs(n_layers: int, *, protocol: Protocol = DEFAULT) -> list[tuple[int, int]]:
@@ -28,14 +29,14 @@ def layer_pairs(n_layers: int, *, protocol: Protocol = DEFAULT) -> list[tuple[in
         [min(round(share * n_layers), n_layers - 1) for share in shares]
         for shares in (protocol.later_layers, protocol.earlier_layers)
     )
-    found = [(s, t) for s in dict.fromkeys(later) for t in dict.fromkeys(earlier) if s > t]
-    if not found:
+    pairs = [(s, t) for s in dict.fromkeys(later) for t in dict.fromkeys(earlier) if s > t]
+    if not pairs:
         raise ProtocolError(
             f"of {n_layers} layers, protocol.later_layers {protocol.later_layers} are {later} and "
             f"protocol.earlier_layers {protocol.earlier_layers} are {earlier}: none is later. "
             "Expected shares further apart."
         )
-    return found
+    return pairs
 
 
 def dev_part(items: Sequence[Item], *, seed: int, protocol: Protocol = DEFAULT) -> np.ndarray:
@@ -50,7 +51,7 @@ def dev_part(items: Sequence[Item], *, seed: int, protocol: Protocol = DEFAULT) 
     return np.array([item.entity.code in part for item in items], dtype=bool)
 
 
-def back_patching(study: Study, items: Sequence[Item]) -> xr.Dataset:
+def back_patching(questions: Questions) -> xr.Dataset:
     """Write the VLM's own later state at the image tokens into an earlier layer.
 
     At the question's tokens where an image has none. Every pair of layers is tried on every item;
@@ -66,28 +67,24 @@ def back_patching(study: Study, items: Sequence[Item]) -> xr.Dataset:
         ``later`` and ``earlier`` (pair); ``chosen`` and ``chosen_null``: index of
         the pair fixed on dev.
     """
+    study, items = questions.study, questions.items
     pairs = layer_pairs(study.vlm.n_layers, protocol=study.protocol)
-    n = len(items)
-    others = another(study, items)
-    tables = {"own": np.zeros((len(pairs), n), bool), "null": np.zeros((len(pairs), n), bool)}
-    groups = list(by_relation(items))
 
-    def task(rows: list[int]) -> Task:
-        template = study.benchmark.templates[items[rows[0]].relation]
-        own = [items[i].entity for i in rows]
-        rivals = [(others[i] or items[i]).entity for i in rows]
-        shown = image_prompt(study, template, own)
-        theirs = image_prompt(study, template, rivals, sized_as=own)
-        return shown, theirs, pairs, study.decoding
+    def arguments(rows: Rows) -> Task:
+        theirs = questions.others.shown(rows, like=questions)
+        return questions.shown(rows), theirs, pairs, study.decoding
 
-    tasks = (task(rows) for _, rows in groups)
-    for (_, rows), both in zip(
-        groups, on_each(study.vlm, said_back, tasks, tick=study.tick), strict=True
-    ):
-        some = [items[i] for i in rows]
-        for name, texts in zip(tables, both, strict=True):
-            for pair, said in enumerate(texts):
-                tables[name][pair, rows] = score(study, some, said, [""] * len(some)).right
+    each = 2 * len(pairs)
+    of_items = questions.map(said_back, arguments, model=study.vlm, each=each)
+    tables = {
+        name: np.array(
+            [
+                questions.score([texts[source][pair] for texts in of_items]).right
+                for pair in range(len(pairs))
+            ]
+        )
+        for source, name in enumerate(("own", "null"))
+    }
     dev = dev_part(items, seed=study.seed, protocol=study.protocol)
     best = {
         name: int(table[:, dev].mean(1).argmax()) if dev.any() else 0
@@ -97,7 +94,7 @@ def back_patching(study: Study, items: Sequence[Item]) -> xr.Dataset:
         {
             "own": (("pair", "tried"), tables["own"]),
             "null": (("pair", "tried"), tables["null"]),
-            "has_null": ("tried", np.array([one is not None for one in others], dtype=bool)),
+            "has_null": ("tried", questions.has_rival),
             "dev": ("tried", dev),
             "later": ("pair", [s for s, _ in pairs]),
             "earlier": ("pair", [t for _, t in pairs]),
@@ -114,8 +111,8 @@ def said_back(
     decoding: Decoding,
     *,
     tick: Tick,
-) -> list[list[list[str]]]:
-    """Free answers with the states of the same picture, then of another one, [source][pair][row].
+) -> list[tuple[list[str], ...]]:
+    """Free answers with the states of the same picture, then of another one, [row][source][pair].
 
     Parameters
     ----------
@@ -128,7 +125,7 @@ def said_back(
     tick : callable
     """
     image, needed = entity_tokens(shown), sorted({later for later, _ in pairs})
-    found = []
+    by_source = []
     for prompt in (shown, theirs):
         place = padded(entity_tokens(prompt))
         [states] = read(model, prompt, [Site("resid_pre", needed, place)])
@@ -136,5 +133,5 @@ def said_back(
             [Patch("resid_pre", earlier, image, states[needed.index(later)])]
             for later, earlier in pairs
         ]
-        found.append(free_answers(model, shown, cells, decoding, tick=tick))
-    return found
+        by_source.append(free_answers(model, shown, cells, decoding, tick=tick))
+    return list(zip(*by_source, strict=True))

@@ -63,9 +63,9 @@ def run_cells(
 
         def measured(logits: torch.Tensor, rows: torch.Tensor = rows) -> torch.Tensor:
             n_cells = len(logits)
-            found = measure(logits.flatten(0, 1), rows.repeat(n_cells))
+            numbers = measure(logits.flatten(0, 1), rows.repeat(n_cells))
             tick(n_cells * len(rows))
-            return found.double().cpu().unflatten(0, (n_cells, len(rows)))
+            return numbers.double().cpu().unflatten(0, (n_cells, len(rows)))
 
         with batches.attempt(rows):
             if bare:
@@ -79,8 +79,8 @@ def run_cells(
                         [_of_rows(patch, rows, left, some.length) for patch in cells[i]]
                         for i in part.tolist()
                     ]
-                    found = replay(model, some, here, logits=at, reduce=measured)
-                    table[part.numpy()[:, None], rows.numpy()] = found.numpy()
+                    numbers = replay(model, some, here, logits=at, reduce=measured)
+                    table[part.numpy()[:, None], rows.numpy()] = numbers.numpy()
             most = parts.size
     return table
 
@@ -99,7 +99,7 @@ def free_answers(
     *,
     tick: Tick,
 ) -> list[list[str]]:
-    """Greedy answers of every row in every cell, as text: [cell][row].
+    """Greedy answers of every row in every cell, as text: [row][cell].
 
     Parameters
     ----------
@@ -113,22 +113,22 @@ def free_answers(
         Told the number of rows done.
     """
     n = len(prompt)
-    texts = [[""] * n for _ in cells]
+    texts = [[""] * len(cells) for _ in range(n)]
     batches = Batches(torch.arange(len(cells) * n), ANSWER_ROWS)
     for batch in batches:
         rows, which = batch % n, batch // n
         with batches.attempt(batch):
             patches = [
-                replace(one, positions=one.positions.only(which == cell))
+                replace(patch, positions=patch.positions.only(which == cell))
                 for cell in which.unique().tolist()
-                for one in (patch.of_rows(rows) for patch in cells[cell])
+                for patch in (patch.of_rows(rows) for patch in cells[cell])
             ]
             prefill = run(model, prompt.select(rows), patches=patches, keep_cache=True)
-            found = greedy(
+            said = greedy(
                 model, prefill, max_new_tokens=decoding.max_new_tokens, stop=decoding.stop
             )
-            for row, cell, text in zip(rows.tolist(), which.tolist(), found.texts, strict=True):
-                texts[cell][row] = text
+            for row, cell, text in zip(rows.tolist(), which.tolist(), said.texts, strict=True):
+                texts[row][cell] = text
             tick(len(batch))
     return texts
 

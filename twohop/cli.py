@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twohop.protocol import Protocol, documented
+from twohop.stage_table import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,13 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    study = commands.add_parser("study", help="run the two-hop study on one or more pairs")
+    study = commands.add_parser(
+        "study",
+        help="run the two-hop study on one or more pairs",
+        epilog="stages:\n"
+        + "\n".join(f"  {stage.name:<18} {stage.says}" for stage in TABLE.values()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     study.add_argument("pair", nargs="*", metavar="PAIR", help="see: twohop pairs")
     study.add_argument("--vlm", metavar="MODEL", help="your own pair: a VLM's repo id or folder,")
     study.add_argument("--backbone", metavar="MODEL", help="and that of its language model")
@@ -70,8 +77,7 @@ def parser() -> argparse.ArgumentParser:
         type=names,
         action="extend",
         metavar="NAME[,NAME]",
-        help="run these only, and what they need: backbone_text, windows, map_text, "
-        "attribution_text, recall, resolution, map_image, attribution_image, recovery, diagnosis",
+        help="run these stages only, and what they need; they are listed below",
     )
     study.add_argument(
         "--force",
@@ -189,7 +195,7 @@ def run_studies(options: argparse.Namespace) -> int:
 
     from twohop.report.compare import read_summary, write_comparison
     from twohop.report.console import print_comparison, print_summary
-    from twohop.stages import Selection
+    from twohop.stage_table import Selection
     from twohop.study import Settings, run_in_turn
     from twohop.workers import run_side_by_side, worth_sharing
 

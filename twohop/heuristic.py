@@ -13,15 +13,14 @@ import numpy as np
 import torch
 
 from interventions import Model, Patch, Positions, Prompt
-from interventions.alignment import layer_map
 from interventions.positions import from_lists
 from interventions.sites import Component
-from twohop.asking import Scored, Study, by_relation, first_token, image_prompt, score
+from twohop.asking import Study, first_token
 from twohop.cells import run_cells
-from twohop.entities.items import Item
 from twohop.places import has_image_tokens, question_tokens
-from twohop.running import Task, Tick, on_each
-from twohop.transplant import Wanted, blocks_to, entity_values, said_in_cells
+from twohop.questions import Questions, Rows, Scored, side_by_side
+from twohop.running import Task, Tick
+from twohop.transplant import Reading, blocks_to, entity_values, said_in_cells
 
 
 @dataclass(frozen=True)
@@ -68,73 +67,62 @@ def places(study: Study) -> list[Place]:
 
 
 def gains(
-    study: Study, items: Sequence[Item], *, component: Component, last: int
+    questions: Questions, *, component: Component, last: int
 ) -> tuple[list[Place], np.ndarray]:
     """Log-probability of the answer's first token that each place gives, [place, item], nats."""
-    found = places(study)
-    [values] = entity_values(study, Wanted(items, component, blocks_to(last)))
-    layers = layer_map(study.vlm, study.backbone)[: len(values)]
-    groups = list(by_relation(items))
+    study, candidates = questions.study, places(questions.study)
+    [values] = entity_values(Reading(questions, component, blocks_to(last)))
+    layers = [*study.pair.layer_map[: len(values)]]
 
-    def task(rows: list[int]) -> Task:
-        some = [items[i] for i in rows]
-        template = study.benchmark.templates[some[0].relation]
-        shown = image_prompt(
-            study,
-            template,
-            [one.entity for one in some],
-            marked=True,
-            share_prefix=template.prefix,
-        )
-        tokens = torch.tensor([first_token(study.vlm, shown, one.answers[0]) for one in some])
+    def arguments(rows: Rows) -> Task:
+        prefix = questions.template(rows).prefix
+        shown = questions.shown(rows, marked=True, share_prefix=prefix)
+        answers = [questions.items[i].answers[0] for i in rows]
+        tokens = torch.tensor([first_token(study.vlm, shown, answer) for answer in answers])
         cells = [
-            Patch(component, layers, place.positions(shown), values[:, rows]) for place in found
+            Patch(component, layers, place.positions(shown), values[:, rows])
+            for place in candidates
         ]
         return shown, cells, tokens
 
-    table = np.zeros((len(found), len(items)))
-    tasks = (task(rows) for _, rows in groups)
-    for (_, rows), part in zip(
-        groups, on_each(study.vlm, logprobs_in_cells, tasks, tick=study.tick), strict=True
-    ):
-        table[:, rows] = part
-    return found, table
+    n = len(candidates)
+    of_items = questions.map(logprobs_in_cells, arguments, model=study.vlm, each=n)
+    return candidates, side_by_side(of_items, (n,))
 
 
 def logprobs_in_cells(
     model: Model, prompt: Prompt, cells: Sequence[Patch], tokens: torch.Tensor, *, tick: Tick
 ) -> np.ndarray:
-    """Log-probability of each row's token at its end, under each patch, [cell, row], nats."""
+    """Log-probability of each row's token at its end, under each patch, [row, cell], nats."""
 
     def logprob(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return logits[:, 0].cpu().log_softmax(-1).gather(1, tokens[rows, None])[:, 0]
 
     # Of a short question, or an image of few tokens, several places are the same token.
-    found: dict[tuple[int, ...], int] = {}
+    different: dict[tuple[int, ...], int] = {}
     which = [
-        found.setdefault(tuple(one.positions.index.flatten().tolist()), len(found)) for one in cells
+        different.setdefault(tuple(cell.positions.index.flatten().tolist()), len(different))
+        for cell in cells
     ]
-    tick((len(cells) - len(found)) * len(prompt))
+    tick((len(cells) - len(different)) * len(prompt))
     table = run_cells(
         model,
         prompt,
-        [[cells[which.index(i)]] for i in range(len(found))],
+        [[cells[which.index(i)]] for i in range(len(different))],
         positions=prompt.at("last"),
         measure=logprob,
         tick=tick,
     )
-    return table[which]
+    return table[which].T
 
 
-def transplant_at(
-    study: Study, items: Sequence[Item], place: Place, *, component: Component, last: int
-) -> Scored:
+def transplant_at(questions: Questions, place: Place, *, component: Component, last: int) -> Scored:
     """Free answers with the backbone's values written at a place."""
-    [values] = entity_values(study, Wanted(items, component, blocks_to(last)))
-    layers = layer_map(study.vlm, study.backbone)[: len(values)]
+    [values] = entity_values(Reading(questions, component, blocks_to(last)))
+    layers = [*questions.study.pair.layer_map[: len(values)]]
 
-    def cells_of(shown: Prompt, rows: list[int]) -> list[list[Patch]]:
+    def cells_of(shown: Prompt, rows: Rows) -> list[list[Patch]]:
         return [[Patch(component, layers, place.positions(shown), values[:, rows])]]
 
-    [texts] = said_in_cells(study, items, cells_of, marked=True) or [[]]
-    return score(study, items, texts, [""] * len(items))
+    [texts] = said_in_cells(questions, cells_of, n_cells=1, marked=True)
+    return questions.score(texts)

@@ -16,7 +16,8 @@ from twohop.asking import Study
 from twohop.cells import run_cells
 from twohop.memory import read
 from twohop.places import padded
-from twohop.running import Tick, on_each
+from twohop.questions import Questions, side_by_side
+from twohop.running import Tick
 from twohop.swaps import MAP_ROLES, Swap, swapped_items, swaps
 
 MAP_COMPONENTS: tuple[Component, ...] = ("attn_out", "mlp_out", "resid_post")
@@ -51,13 +52,22 @@ def patching_map(study: Study, model: Model, right: np.ndarray, *, shown: bool) 
     """
     pairs = swapped_items(study, model, right, shown=shown)
     edges = window_edges(model.n_layers, most=study.protocol.map_windows)
-    shape = (len(MAP_COMPONENTS), len(edges) - 1, len(MAP_ROLES), len(pairs))
-    restored, span = np.full(shape, np.nan), np.zeros(len(pairs))
-    asked = list(swaps(study, model, pairs, shown=shown))
-    tasks = ((swap, edges.tolist()) for swap in asked)
-    found = on_each(model, map_of_relation, tasks, tick=study.tick)
-    for swap, (some, whole) in zip(asked, found, strict=True):
-        restored[..., swap.rows], span[swap.rows] = some, whole
+    questions = Questions(study, [item for item, _ in pairs])
+    swap_of = {swap.rows[0]: swap for swap in swaps(study, model, pairs, shown=shown)}
+    n_cells = {
+        row: (len(edges) - 1) * len(MAP_COMPONENTS) * len(swap.roles)
+        for swap in swap_of.values()
+        for row in swap.rows
+    }
+    of_items = questions.map(
+        map_of_relation,
+        lambda rows: (swap_of[rows[0]], edges.tolist()),
+        model=model,
+        each=[n_cells[row] + 2 for row in range(len(pairs))],
+    )
+    shape = (len(MAP_COMPONENTS), len(edges) - 1, len(MAP_ROLES))
+    restored = side_by_side([cells for cells, _ in of_items], shape)
+    span = side_by_side([whole for _, whole in of_items], ())
     effect = share_of(restored, span, least=study.protocol.least_span)
     return xr.Dataset(
         {
@@ -89,8 +99,8 @@ def share_of(restored: np.ndarray, span: np.ndarray, *, least: float) -> np.ndar
 
 def map_of_relation(
     model: Model, swap: Swap, edges: list[int], *, tick: Tick
-) -> tuple[np.ndarray, np.ndarray]:
-    """What each cell restores, [component, window, role, item], and the whole span, [item].
+) -> list[tuple[np.ndarray, float]]:
+    """Of each item, what each cell restores, [component, window, role], and the whole span.
 
     ``edges`` are those of the windows of blocks, :func:`window_edges`.
     """
@@ -145,4 +155,4 @@ def map_of_relation(
     for cell, (component, window, name) in enumerate(places):
         place = (MAP_COMPONENTS.index(component), window, MAP_ROLES.index(name))
         restored[place] = table[cell] - bottom
-    return restored, top - bottom
+    return [(restored[..., row], float(top[row] - bottom[row])) for row in range(len(clean))]

@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from interventions import Model, Positions, Prompt
-from interventions.alignment import layer_map
+from interventions import Model, ModelPair, Positions, Prompt
 from interventions.positions import from_lists
 
 IMAGE_ROLES = ("image", "last_image")
@@ -54,10 +53,10 @@ def padded(positions: Positions) -> Positions:
     return replace(positions, index=index, mask=torch.ones_like(positions.mask))
 
 
-def backbone_layers(vlm: Model, backbone: Model) -> list[int]:
+def backbone_layers(pair: ModelPair) -> list[int]:
     """For each layer of the VLM, the backbone's at which as many of its blocks are done.
 
     Layer ``l`` is the input of block ``l``; the last one is the output of the last block.
     """
-    blocks = layer_map(vlm, backbone)
-    return [sum(block < layer for block in blocks) for layer in range(vlm.n_layers + 1)]
+    layers = range(pair.vlm.n_layers + 1)
+    return [sum(block < layer for block in pair.layer_map) for layer in layers]

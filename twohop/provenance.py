@@ -9,9 +9,8 @@ import xarray as xr
 from interventions.errors import ResultsError
 from interventions.results import differences, read_provenance
 from twohop.protocol import DEFAULT, Protocol
+from twohop.stage_table import BACKBONE_STAGES
 
-BACKBONE_STAGES = ("backbone_text", "windows", "map_text", "attribution_text")
-"""Stages that ask the backbone alone, which stands in for the VLM there."""
 SHARED = ("benchmark", "asked", "seed", "max_new_tokens", "protocol")
 """Settings that the results of stages have in common wherever they were made."""
 

@@ -18,24 +18,12 @@ import numpy as np
 import torch
 import xarray as xr
 
-from interventions import Model
+from interventions import Model, Prompt
 from interventions.choosing import RULES
 from twohop.answering import DEFAULT_RULE, answers
-from twohop.asking import (
-    Scored,
-    Study,
-    ask,
-    by_relation,
-    chosen_right,
-    first_token,
-    image_prompt,
-    item_coords,
-    name_entities,
-    score,
-    text_array,
-    text_prompt,
-)
+from twohop.asking import Study, first_token, item_coords, name_entities, text_array
 from twohop.entities.items import Item
+from twohop.questions import Questions, Rows, Scored, chosen_right
 from twohop.running import on_each
 
 GATES = ("recognised", "backbone_text", "vlm_text", "vlm_image", "vlm_blank")
@@ -83,15 +71,10 @@ def text_gate(study: Study, model: Model, *, gate: str) -> xr.Dataset:
         ``choice`` is the first. ``forced_choice`` is empty where a rule gives none.
     """
     items = study.benchmark.items
-    templates = study.benchmark.templates
-    prior = unnamed(study, model)
-    scored = ask(
-        study,
+    questions, prior = Questions(study, items), unnamed(study, model)
+    scored = questions.ask(
         model,
-        items,
-        prompt_of=lambda relation, some: text_prompt(
-            model, templates[relation], [item.entity for item in some]
-        ),
+        lambda rows: questions.named(model, rows),
         prior=[prior[item.relation] for item in items],
     )
     return gate_dataset(items, scored, gate=gate)
@@ -112,10 +95,10 @@ def unnamed(study: Study, model: Model) -> dict[str, list[float]]:
         )
         for relation in benchmark.relations
     )
-    found = on_each(model, answers, tasks)
+    answered = on_each(model, answers, tasks)
     return {
-        relation: said["scores"][0]
-        for relation, said in zip(benchmark.relations, found, strict=True)
+        relation: answer["scores"]
+        for relation, [answer] in zip(benchmark.relations, answered, strict=True)
     }
 
 
@@ -141,8 +124,8 @@ def same_decoder(vlm: Model, backbone: Model) -> bool:
             (vlm.anatomy.head, backbone.anatomy.head),
         )
     )
-    for one, its_twin in pairs:
-        mine, other = one.state_dict(), its_twin.state_dict()
+    for part, twin in pairs:
+        mine, other = part.state_dict(), twin.state_dict()
         if mine.keys() != other.keys():
             return False
         if any(not torch.equal(mine[key], other[key]) for key in mine):
@@ -166,16 +149,13 @@ def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:
         answer begins as the entity's name does, so spelling alone may give it).
     """
     benchmark, vlm = study.benchmark, study.vlm
-    items = benchmark.items
-    templates = benchmark.templates
+    questions = Questions(study, benchmark.items)
 
     texts, named, cut = name_entities(study, benchmark.entities)
     row = {entity.code: i for i, entity in enumerate(benchmark.entities)}
-    rows = [row[item.entity.code] for item in items]
-    said = [texts[i] for i in rows]
-    scored = score(study, items, said, [""] * len(items))
-    scored = replace(scored, cut=[cut[i] for i in rows])
-    recognised = gate_dataset(items, scored, gate="recognised")
+    rows = [row[item.entity.code] for item in questions.items]
+    scored = replace(questions.score([texts[i] for i in rows]), cut=[cut[i] for i in rows])
+    recognised = gate_dataset(questions.items, scored, gate="recognised")
     recognised["right"] = (("gate", "item"), named[rows][None])
     recognised["choice_right"] = recognised["right"]
     recognised["outcome"] = (
@@ -189,25 +169,17 @@ def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:
     else:
         vlm_text = text_gate(study, vlm, gate="vlm_text")
 
-    blank = _blank(study)
-    shown = ask(
-        study,
-        vlm,
-        items,
-        prompt_of=lambda relation, some: image_prompt(
-            study, templates[relation], [item.entity for item in some]
-        ),
-        prior=blank.scores,
-    )
+    blank = _blank(questions)
+    shown = questions.ask(vlm, questions.shown, prior=blank.scores)
     gates = [
         recognised,
         backbone_text,
         vlm_text,
-        gate_dataset(items, shown, gate="vlm_image"),
-        gate_dataset(items, blank, gate="vlm_blank"),
+        gate_dataset(questions.items, shown, gate="vlm_image"),
+        gate_dataset(questions.items, blank, gate="vlm_blank"),
     ]
     joined = xr.concat(gates, dim="gate", coords="minimal", compat="override", join="exact")
-    joined["surface"] = ("item", _surface(study))
+    joined["surface"] = ("item", _surface(questions))
     joined.attrs["forced_default"] = DEFAULT_RULE
     joined.attrs["vlm_text"] = (
         "the VLM's decoder is bit-equal to the backbone's, so its text answers are the backbone's"
@@ -217,45 +189,45 @@ def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:
     return joined
 
 
-def _surface(study: Study) -> np.ndarray:
+def _surface(questions: Questions) -> np.ndarray:
     """Whether each item's answer begins with the token that its entity's name does, [item]."""
-    vlm, found = study.vlm, np.zeros(len(study.benchmark.items), dtype=bool)
-    for relation, rows in by_relation(study.benchmark.items):
-        some = [study.benchmark.items[i] for i in rows]
-        template = study.benchmark.templates[relation]
-        asked = text_prompt(vlm, template, [some[0].entity])  # ends as all of them do
-        for row, item in zip(rows, some, strict=True):
-            name = first_token(vlm, asked, item.entity.name)
-            found[row] = name in {first_token(vlm, asked, one) for one in item.answers}
-    return found
+    vlm, items = questions.study.vlm, questions.items
+    begins_alike = np.zeros(len(items), dtype=bool)
+    for rows in questions.parts():
+        asked = questions.named(vlm, rows[:1])  # ends as all of them do
+        for row in rows:
+            name = first_token(vlm, asked, items[row].entity.name)
+            answers_begin = {first_token(vlm, asked, answer) for answer in items[row].answers}
+            begins_alike[row] = name in answers_begin
+    return begins_alike
 
 
-def _blank(study: Study) -> Scored:
+def _blank(questions: Questions) -> Scored:
     """Answers to a blank image of the size of the item's own.
 
     One question per relation and size, as nothing in it names an entity. Its forced choice is what
     the pictures' is corrected by, so it has none that is corrected.
     """
-    items = study.benchmark.items
-    vlm, templates = study.vlm, study.benchmark.templates
-    sizes = {e.code: study.benchmark.view(e.code, 0).size for e in study.benchmark.entities}
+    study, items = questions.study, questions.items
+    vlm, benchmark = study.vlm, study.benchmark
+    sizes = {entity.code: benchmark.view(entity.code, 0).size for entity in benchmark.entities}
     kinds = [(item.relation, sizes[item.entity.code]) for item in items]
     first = dict(zip(reversed(kinds), reversed(items), strict=True))
-    asked = ask(
-        study,
-        vlm,
-        list(first.values()),
-        prompt_of=lambda relation, some: vlm.prompt(
-            [templates[relation].show(vlm.image_token or "")] * len(some),
-            images=[study.benchmark.blank().resize(sizes[one.entity.code]) for one in some],
-        ),
-    )
+    blank = Questions(study, list(first.values()))
+
+    def prompt(rows: Rows) -> Prompt:
+        text = blank.template(rows).show(vlm.image_token or "")
+        of_size = [sizes[blank.items[i].entity.code] for i in rows]
+        pictures = [benchmark.blank().resize(size) for size in of_size]
+        return vlm.prompt([text] * len(rows), images=pictures)
+
+    asked = blank.ask(vlm, prompt)
     place = {kind: i for i, kind in enumerate(first)}
     which = [place[kind] for kind in kinds]
-    scored = score(study, items, [asked.texts[i] for i in which], [asked.choices[i] for i in which])
+    scored = questions.score([asked.texts[i] for i in which], [asked.choices[i] for i in which])
     return replace(
         scored,
-        by_rule={rule: [some[i] for i in which] for rule, some in asked.by_rule.items()},
+        by_rule={rule: [choices[i] for i in which] for rule, choices in asked.by_rule.items()},
         scores=[asked.scores[i] for i in which],
         cut=[asked.cut[i] for i in which],
     )

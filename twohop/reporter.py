@@ -1,30 +1,14 @@
 """What a study says while it runs: bars on a terminal, and a line for each stage."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich import progress as bars
 from rich.console import Console
 
-from twohop.asking import Tick
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How a stage tells how far it is.
-
-    Attributes
-    ----------
-    expect : callable
-        Told once about how many rows there are; until then there is no telling.
-    tick : callable
-        Told the number of rows done since it was last told.
-    """
-
-    expect: Callable[[int], None]
-    tick: Tick
+from twohop.running import Progress
 
 
 @dataclass
@@ -40,7 +24,7 @@ class Reporter:
         with self.bars() as shown:
             bar = shown.add_task(name, total=None)
             yield Progress(
-                lambda rows: shown.update(bar, total=rows),
+                lambda rows: expect_more(shown, bar, rows),
                 lambda rows: shown.update(bar, advance=rows),
             )
         self.finished(name, time.monotonic() - started)
@@ -76,3 +60,9 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, soft_wrap=True)
+
+
+def expect_more(shown: bars.Progress, bar: bars.TaskID, rows: int) -> None:
+    """Let a bar end that many rows later; one that had no end has one from now on."""
+    [total] = [task.total for task in shown.tasks if task.id == bar]
+    shown.update(bar, total=(total or 0) + rows)

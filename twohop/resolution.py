@@ -14,21 +14,15 @@ import torch
 import xarray as xr
 
 from interventions import Model, Positions, Prompt, Site, read
-from interventions.alignment import layer_map
 from interventions.digests import digest_of
 from interventions.lens import lens
 from interventions.probing.probes import fit_probe, fit_probes
-from twohop.asking import (
-    Study,
-    by_relation,
-    first_token,
-    image_prompt,
-    sendable,
-    text_prompt,
-)
-from twohop.entities.items import PLACE, Benchmark, Entity, Template
+from twohop.answering import ASKED_ROWS
+from twohop.asking import Study, first_token, text_prompt
+from twohop.entities.items import PLACE, Benchmark, Entity, Item, Template
 from twohop.places import IMAGE_ROLES, backbone_layers, has_image_tokens, padded
 from twohop.protocol import DEFAULT, Protocol
+from twohop.questions import Questions, Rows, by_relation
 from twohop.running import Task, Tick, on_each
 from twohop.statistics import cluster_sums, interval
 
@@ -45,23 +39,23 @@ def text_states(study: Study, asked: Sequence[tuple[Prompt, Positions]]) -> list
     What the backbone makes of a text is the same for every pair on it, so it is kept.
     """
     model = study.backbone.fingerprint()
-    keys = [
-        (len(prompt), digest_of(model, dict(prompt.inputs), prompt.prefix_ids, at))
-        for prompt, at in asked
-    ]
+    keys = [digest_of(model, dict(prompt.inputs), prompt.prefix_ids, at) for prompt, at in asked]
     tasks = {
         key: (prompt, {"it": at})
         for key, (prompt, at) in zip(keys, asked, strict=True)
         if key not in study.kept
     }
-    found = on_each(study.backbone, states_at, tasks.values(), tick=study.tick)
-    study.kept.update((key, one["it"]) for key, one in zip(tasks, found, strict=True))
-    study.tick(sum(rows for rows, digest in keys if (rows, digest) not in tasks))
+    study.progress.expect(sum(len(prompt) for prompt, _ in tasks.values()))
+    states = on_each(study.backbone, states_at, tasks.values(), tick=study.progress.tick)
+    study.kept.update(
+        (key, of_rows[:, 0].movedim(0, 1).contiguous())
+        for key, of_rows in zip(tasks, states, strict=True)
+    )
     return [study.kept[key] for key in keys]
 
 
-def states_at(model: Model, prompt: Prompt, roles: Roles, *, tick: Tick) -> dict[str, torch.Tensor]:
-    """Residual stream at roles of every row of one prompt, [layer, row, d_model] each."""
+def states_at(model: Model, prompt: Prompt, roles: Roles, *, tick: Tick) -> torch.Tensor:
+    """Residual stream at roles of every row of one prompt, [row, role, layer, d_model]."""
     parts: dict[str, list[torch.Tensor]] = {role: [] for role in roles}
     order = prompt.lengths.argsort(stable=True)  # rows of like length together: little padding
     most = max(1, BATCH_TOKENS // prompt.length)
@@ -79,7 +73,8 @@ def states_at(model: Model, prompt: Prompt, roles: Roles, *, tick: Tick) -> dict
             parts[role].append(averaged(value, roles[role].rows(rows)))
         tick(len(rows))
     back = order.argsort()
-    return {role: torch.cat(some, dim=1)[:, back] for role, some in parts.items()}
+    states = torch.stack([torch.cat(of_role, dim=1)[:, back] for of_role in parts.values()])
+    return states.movedim(2, 0)
 
 
 def averaged(value: torch.Tensor, positions: Positions) -> torch.Tensor:
@@ -98,54 +93,51 @@ def probed_relation(benchmark: Benchmark) -> str:
     Only answers that recur can be probed for, on entities that the probe was not fitted on.
     """
     groups = dict(by_relation(benchmark.items))
-    return min(groups, key=lambda one: len(benchmark.answer_set(one)) / len(groups[one]))
+    return min(
+        groups, key=lambda relation: len(benchmark.answer_set(relation)) / len(groups[relation])
+    )
 
 
-def own_relations(benchmark: Benchmark) -> dict[str, list[int]]:
-    """The relation by which each entity is asked about: relation to entities' rows.
+def own_items(benchmark: Benchmark) -> list[Item]:
+    """The item by which each entity is asked about, [entity].
 
-    The probed one where an entity has it, so that its states serve both probes; else its first.
+    Of the probed relation where an entity has it, so that its states serve both probes; else of the
+    first that it has.
     """
     probed = probed_relation(benchmark)
-    first: dict[str, str] = {}
-    for relation, rows in sorted(by_relation(benchmark.items), key=lambda one: one[0] != probed):
-        for i in rows:
-            first.setdefault(benchmark.items[i].entity.code, relation)
-    groups: dict[str, list[int]] = {}
-    for row, entity in enumerate(benchmark.entities):
-        groups.setdefault(first[entity.code], []).append(row)
-    return groups
+    relations = sorted(benchmark.relations, key=lambda relation: relation != probed)
+    items = {(item.entity.code, item.relation): item for item in benchmark.items}
+    return [
+        next(items[key] for relation in relations if (key := (entity.code, relation)) in items)
+        for entity in benchmark.entities
+    ]
 
 
 def image_states(study: Study, views: Sequence[int]) -> list[dict[str, torch.Tensor]]:
-    """VLM states at its roles, for pictures of every entity, [layer, row, d_model] each.
+    """VLM states at its roles, for pictures of every entity, [layer, entity, d_model] each.
 
     One dict per view.
     """
-    entities = study.benchmark.entities
-    asked = [
-        (view, relation, part)
-        for view in views
-        for relation, rows in own_relations(study.benchmark).items()
-        for part in sendable(study.vlm, rows)
+    vlm, items = study.vlm, own_items(study.benchmark)
+    there = ROLES if has_image_tokens(vlm) else ("last",)
+    questions = Questions(study, items * len(views), [view for view in views for _ in items])
+
+    def arguments(rows: Rows) -> Task:
+        prompt = questions.shown(rows)
+        at = {
+            "image": lambda: prompt.at("image"),
+            "last_image": lambda: prompt.at("image", -1),
+            "last": lambda: prompt.at("last"),
+        }
+        return prompt, {role: at[role]() for role in there}
+
+    # The pictures of thousands would make a request too large to send.
+    most = ASKED_ROWS if vlm.remote else None
+    of_items = questions.map(states_at, arguments, model=vlm, most=most)
+    return [
+        dict(zip(there, torch.stack(of_items[i : i + len(items)], dim=2), strict=True))
+        for i in range(0, len(of_items), len(items))
     ]
-
-    def task(view: int, relation: str, rows: list[int]) -> Task:
-        template = study.benchmark.templates[relation]
-        prompt = image_prompt(study, template, [entities[i] for i in rows], views=view)
-        roles = {"last": prompt.at("last")}
-        if has_image_tokens(study.vlm):
-            roles = {"image": prompt.at("image"), "last_image": prompt.at("image", -1)} | roles
-        return prompt, roles
-
-    tasks = (task(*one) for one in asked)
-    made = on_each(study.vlm, states_at, tasks, tick=study.tick)
-    found: dict[int, dict[str, torch.Tensor]] = {view: {} for view in views}
-    for (view, _, rows), states in zip(asked, made, strict=True):
-        for role, value in states.items():
-            shape = (len(value), len(entities), value.shape[-1])
-            found[view].setdefault(role, torch.zeros(shape))[:, rows] = value
-    return list(found.values())
 
 
 def name_states(
@@ -210,14 +202,16 @@ def resolution(study: Study) -> xr.Dataset:
     test, *fit_parts = image_states(study, (protocol.test_view, *protocol.fit_views))
     roles = [role for role in ROLES if role in test]
     fit_labels = labels.repeat(len(protocol.fit_views))
-    matched = backbone_layers(vlm, study.backbone)
+    matched = backbone_layers(study.pair)
     row_of = {entity.code: row for row, entity in enumerate(entities)}
     asked = [
         (benchmark.templates[relation], [row_of[benchmark.items[i].entity.code] for i in some])
         for relation, some in by_relation(benchmark.items)
     ]
     names = [(template, [entities[row] for row in rows]) for template, rows in asked]
-    named = [found[matched] for found in name_states(study, [*names, (benchmark.naming, entities)])]
+    named = [
+        states[matched] for states in name_states(study, [*names, (benchmark.naming, entities)])
+    ]
     name_labels = torch.tensor([row for _, rows in asked for row in rows] + [*range(n)])
     ridge = protocol.probe_ridge
     transfer = fit_probe(torch.cat(named, dim=1), name_labels, n_classes=n, ridge=ridge)
@@ -233,13 +227,13 @@ def resolution(study: Study) -> xr.Dataset:
         hits["plain"].append(plain.predict(test[role]) == labels)
         hits["transfer"].append(transfer.predict(test[role]) == labels)
         hits["shuffled"].append(shuffled.predict(test[role]) == labels)
-    table = torch.stack([torch.stack(some) for some in hits.values()]).numpy()
+    table = torch.stack([torch.stack(by_role) for by_role in hits.values()]).numpy()
     accuracy = table.mean(-1)
     codes = [entity.code for entity in entities]
     intervals = np.array(
         [
-            [depth_interval(one, codes, seed=study.seed, protocol=protocol) for one in kind]
-            for kind in table
+            [depth_interval(curve, codes, seed=study.seed, protocol=protocol) for curve in by_role]
+            for by_role in table
         ]
     )
 
@@ -265,8 +259,8 @@ def resolution(study: Study) -> xr.Dataset:
             "model": ["vlm", "backbone"],
         },
         attrs={
-            "relation": ", ".join(own_relations(benchmark)),
-            "vlm_blocks": layer_map(vlm, study.backbone),
+            "relation": ", ".join(dict.fromkeys(item.relation for item in own_items(benchmark))),
+            "vlm_blocks": [*study.pair.layer_map],
             "answer_relation": probed,
             "answer_chance": chance,
             "chance": 1 / n,
@@ -282,17 +276,16 @@ def lens_curves(study: Study, hidden: Sequence[torch.Tensor]) -> tuple[np.ndarra
     On no more entities than the protocol's ``lens_entities``: the head is the dearest part of a
     small model.
     """
-    benchmark, vlm = study.benchmark, study.vlm
-    entities = benchmark.entities
-    answers = {(item.entity.code, item.relation): item.answers[0] for item in benchmark.items}
-    tokens = torch.zeros(len(entities), 2, dtype=torch.long)
-    for relation, rows in own_relations(benchmark).items():
-        asked = text_prompt(vlm, benchmark.templates[relation], [entities[rows[0]]])
+    vlm, questions = study.vlm, Questions(study, own_items(study.benchmark))
+    n = len(questions)
+    tokens = torch.zeros(n, 2, dtype=torch.long)
+    for rows in questions.parts():
+        asked = questions.named(vlm, rows[:1])
         for i in rows:
-            said = (entities[i].name, answers[entities[i].code, relation])
-            tokens[i] = torch.tensor([first_token(vlm, asked, one) for one in said])
-    some = [*range(0, len(entities), -(-len(entities) // study.protocol.lens_entities))]
-    logprobs, _ = lens(vlm, torch.cat([one[:, some] for one in hidden]), tokens[some])
+            said = (questions.items[i].entity.name, questions.items[i].answers[0])
+            tokens[i] = torch.tensor([first_token(vlm, asked, text) for text in said])
+    some = [*range(0, n, -(-n // study.protocol.lens_entities))]
+    logprobs, _ = lens(vlm, torch.cat([states[:, some] for states in hidden]), tokens[some])
     curves = logprobs.exp().mean(1).unflatten(0, (len(hidden), -1))
     return curves[..., 0].cpu().numpy(), curves[..., 1].cpu().numpy()
 
@@ -304,7 +297,7 @@ def answer_curves(study: Study, seen: torch.Tensor) -> tuple[np.ndarray, float, 
     ----------
     study : Study
     seen : Tensor [layer, entity, d_model]
-        The VLM's states there, each entity asked about by :func:`own_relations`.
+        The VLM's states there, each entity asked about by its :func:`own_items`.
 
     Returns
     -------
@@ -336,6 +329,6 @@ def answer_curves(study: Study, seen: torch.Tensor) -> tuple[np.ndarray, float, 
             here = probe.predict(last[:, folds == fold]) == labels[folds == fold]
             right[:, folds == fold] = here.float()
         curves.append(right.mean(-1).numpy())
-    curves[1] = curves[1][backbone_layers(study.vlm, study.backbone)]
+    curves[1] = curves[1][backbone_layers(study.pair)]
     chance = float(torch.bincount(labels).max() / len(labels))
     return np.stack(curves), chance, relation

@@ -5,7 +5,7 @@ model is, so that only prompts go there and only what was measured comes back.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,26 @@ Task = tuple[Any, ...]
 
 def no_tick(_rows: int) -> None:
     """Report progress to nobody."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a stage tells how far it is.
+
+    Attributes
+    ----------
+    expect : callable
+        Told the number of rows that are to come, beside those told of before: those of one set of
+        questions, before they are sent.
+    tick : callable
+        Told the number of rows done since it was last told.
+    """
+
+    expect: Tick
+    tick: Tick
+
+
+SILENT = Progress(no_tick, no_tick)
 
 
 def on_each(
@@ -48,12 +68,12 @@ def on_each(
     from interventions.remote import carry
 
     carry("twohop")
-    found: list[Any] = []
+    results: list[Any] = []
     for some in _requests(tasks):
-        results, rows = model.job(_called, function, some)
-        found += results
+        of_request, rows = model.job(_called, function, some)
+        results += of_request
         tick(rows)
-    return found
+    return results
 
 
 def _called(model: Model, function: Callable[..., Any], tasks: list[Task]) -> tuple[list[Any], int]:
@@ -67,7 +87,7 @@ def _requests(tasks: Iterable[Task]) -> Iterator[list[Task]]:
     some: list[Task] = []
     held: dict[int, torch.Tensor] = {}
     for task in tasks:
-        mine = {id(one): one for one in _tensors(task)}
+        mine = {id(tensor): tensor for tensor in _tensors(task)}
         if some and _bytes(held | mine) > REQUEST_BYTES:
             yield some
             some, held = [], {}
@@ -78,7 +98,7 @@ def _requests(tasks: Iterable[Task]) -> Iterator[list[Task]]:
 
 
 def _bytes(tensors: dict[int, torch.Tensor]) -> int:
-    return sum(one.numel() * one.element_size() for one in tensors.values())
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -87,10 +107,10 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
         yield value
         return
     if is_dataclass(value) and not isinstance(value, type):
-        value = [getattr(value, one.name) for one in fields(value)]
+        value = [getattr(value, field.name) for field in fields(value)]
     elif isinstance(value, Mapping):
         value = value.values()
     elif not isinstance(value, list | tuple):
         return
-    for one in value:
-        yield from _tensors(one)
+    for part in value:
+        yield from _tensors(part)

@@ -13,21 +13,23 @@ import xarray as xr
 
 from interventions import Model, load
 from interventions.errors import InterventionsError, ResultsError
-from interventions.results import STORE, Store, write_atomically
-from twohop.asking import Study, Tick, image_prompt, longest_answer, no_tick, text_prompt
+from interventions.results import STORE, Store, read_tree, write_atomically
+from twohop.asking import Study, image_prompt, longest_answer, text_prompt
 from twohop.checkpoints import Digests
 from twohop.entities.digest import asked_parts, named
 from twohop.entities.digest import fingerprint as fingerprint
 from twohop.entities.items import Benchmark, check_items
-from twohop.expected import expected_rows
 from twohop.memory import MemoryTooSmall, ran_out, remedy
 from twohop.pairs import Pair, model_name
 from twohop.protocol import DEFAULT, Protocol
 from twohop.provenance import check_same_models, made_with
-from twohop.reporter import Progress, Reporter
+from twohop.reporter import Reporter
+from twohop.running import SILENT, Progress
 from twohop.soundness import check_sound
-from twohop.stages import BACKBONE_STAGES, NEEDS, STAGES, derived, measured
-from twohop.summary import summarise, verdict_sentence
+from twohop.stage_table import BACKBONE_STAGES, NEEDS, STAGES, derived
+from twohop.stages import measured
+from twohop.statistics import as_json
+from twohop.summary import estimated, verdict_sentence
 
 LEAST_ENTITIES = 2
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -150,7 +152,7 @@ class PairRun:
         """The results that a stage is given."""
         return {name: self.own.get(name) for name in NEEDS[stage]}
 
-    def study(self, stage: str, *, models: Models, tick: Tick = no_tick) -> Study:
+    def study(self, stage: str, *, models: Models, progress: Progress = SILENT) -> Study:
         """What a stage works with; the backbone stands in for a VLM that it does not need."""
         alone = stage in BACKBONE_STAGES
         backbone = self._model("backbone", models)
@@ -163,7 +165,7 @@ class PairRun:
                 backbone, self.benchmark, protocol=self.settings.protocol
             ),
             kept=models.results,
-            tick=tick,
+            progress=progress,
             protocol=self.settings.protocol,
         )
 
@@ -187,9 +189,8 @@ class PairRun:
             If a model computes NaN.
         """
         try:
-            study = self.study(stage, models=models, tick=progress.tick)
+            study = self.study(stage, models=models, progress=progress)
             self.check(study, models)
-            progress.expect(expected_rows(stage, study, done))
             return measured(stage, study, done, settings=self.store(stage).settings)
         except Exception as error:
             if not ran_out(error):
@@ -303,19 +304,35 @@ class PairRun:
                 f"written when {', '.join(missing)} are there too: run it without --stage."
             )
             return None
-        summary = summarise(
+        numbers = estimated(
             tree, pair=self.pair.key, seed=self.settings.seed, protocol=self.settings.protocol
         )
-        summary["verdict"] = verdict_sentence(summary)
+        numbers["verdict"] = verdict_sentence(numbers)
+        summary = as_json(numbers)
         write_atomically(
             self.own.folder / "summary.json",
             json.dumps(summary, indent=2, allow_nan=False).encode(),
         )
         with reporter.stage("report") as progress:
             progress.expect(1)
-            write_report(self.own.folder, tree, summary, self.benchmark)
+            write_report(self.own.folder, tree, numbers, self.benchmark)
             progress.tick(1)
         return summary
+
+
+def read_run(folder: Path | str) -> xr.DataTree:
+    """Read the results of a run that is stored: a Dataset for each stage that is there.
+
+    Raises
+    ------
+    ResultsError
+        If the folder holds none, or they cannot be read.
+
+    Examples
+    --------
+    >>> read_run("runs/micro-late")["recall"]["right"]          # doctest: +SKIP
+    """
+    return read_tree(Path(folder))
 
 
 def open_run(pair: Pair, *, out: Path, settings: Settings) -> PairRun:

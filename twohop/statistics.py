@@ -1,6 +1,6 @@
 """Intervals and tests in which the questions of one entity are not taken for independent."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 from typing import Any
@@ -33,6 +33,15 @@ class Estimate:
     high: float
     n: int
 
+    @property
+    def measured(self) -> bool:
+        """Whether there is a value."""
+        return not np.isnan(self.value)
+
+    def scaled(self, scale: float) -> "Estimate":
+        """The same in another unit, of which ``scale`` make one of this."""
+        return Estimate(self.value * scale, self.low * scale, self.high * scale, self.n)
+
     def as_dict(self) -> dict[str, float | int | None]:
         """The four numbers, with None for what could not be measured."""
         return {
@@ -41,9 +50,48 @@ class Estimate:
         }
 
     def __str__(self) -> str:
-        if np.isnan(self.value):
+        if not self.measured:
             return "not measured"
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] (n {self.n})"
+
+
+NOT_MEASURED = Estimate(np.nan, np.nan, np.nan, 0)
+
+
+def as_json(value: Any) -> Any:
+    """Numbers with intervals as ``summary.json`` has them, however deep in mappings.
+
+    Examples
+    --------
+    >>> as_json({"gap": NOT_MEASURED})
+    {'gap': {'value': None, 'low': None, 'high': None, 'n': 0}}
+    """
+    if isinstance(value, Estimate):
+        return value.as_dict()
+    if isinstance(value, Mapping):
+        return {key: as_json(part) for key, part in value.items()}
+    return value
+
+
+def estimates(value: Any) -> Any:
+    """What ``summary.json`` holds, its numbers with intervals as estimates: :func:`as_json` undone.
+
+    Estimates that are there already stay.
+
+    Examples
+    --------
+    >>> estimates({"gap": {"value": None, "low": None, "high": None, "n": 0}})["gap"].measured
+    False
+    """
+    if not isinstance(value, Mapping):
+        return value
+    if {*value} == {"value", "low", "high", "n"}:
+        middle, low, high = (
+            np.nan if value[name] is None else float(value[name])
+            for name in ("value", "low", "high")
+        )
+        return Estimate(middle, low, high, int(value["n"]))
+    return {key: estimates(part) for key, part in value.items()}
 
 
 def interval(drawn: np.ndarray) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from twohop.asking import Study, longest_answer
 from twohop.pairs import Pair, find_pair
 from twohop.reporter import Reporter
 from twohop.runs import Models, Settings, open_run
-from twohop.stages import Selection
+from twohop.stage_table import Selection
 
 
 def study_of(key: str | Pair, settings: Settings | None = None) -> Study:
@@ -84,7 +84,7 @@ def run_study(
         Shared between calls, so that a backbone is loaded once.
     reporter : Reporter, optional
     stages : sequence of str, optional
-        Run these and what they need of :data:`twohop.stages.STAGES`; default: all.
+        Run these and what they need of :data:`twohop.stage_table.STAGES`; default: all.
     force : bool or sequence of str
         Compute these again though they are stored; True: the ``stages``. What was derived from
         them is given up, and computed again if it is among the ``stages``.

@@ -1,11 +1,13 @@
 """The numbers of the verdict, under names that stay: ``summary.json``."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from twohop.agreement import agreement_of_run, refusals
+from twohop.arms import ALL_ARMS, KNOWN, WITHOUT_IMAGE_TOKENS
 from twohop.asking import SEPARATOR
 from twohop.diagnosis import VERDICTS, beats_its_null
 from twohop.places import IMAGE_ROLES, NO_IMAGE_TOKENS
@@ -15,8 +17,17 @@ from twohop.published.architecture import Class, architecture_of
 from twohop.recall import GATES
 from twohop.resolution import depth
 from twohop.scoring import OUTCOMES
-from twohop.statistics import Estimate, cluster_sums, difference, interval, mcnemar, mean
-from twohop.transplant import PATCH_ARMS, WITHOUT_IMAGE_TOKENS
+from twohop.statistics import (
+    NOT_MEASURED,
+    Estimate,
+    as_json,
+    cluster_sums,
+    difference,
+    estimates,
+    interval,
+    mcnemar,
+    mean,
+)
 
 LOSSES = {
     "knowledge_missing": "not known in text",
@@ -27,7 +38,6 @@ LOSSES = {
     "unexplained": "unexplained",
 }
 AT_IMAGE_TOKENS = "this VLM's image has tokens, and the arms of these names are written there"
-NOT_MEASURED = Estimate(np.nan, np.nan, np.nan, 0)
 
 
 def image_hits(resolution: xr.Dataset, kind: str) -> np.ndarray:
@@ -49,7 +59,7 @@ def not_available(resolution: xr.Dataset) -> dict[str, str]:
     if set(IMAGE_ROLES) & set(resolution["role"].values):
         none = WITHOUT_IMAGE_TOKENS.values()
         return {f"recovered/{arm}": AT_IMAGE_TOKENS for arm in none}
-    at_image = [f"recovered/{arm}" for arm in PATCH_ARMS if arm in WITHOUT_IMAGE_TOKENS]
+    at_image = [f"recovered/{arm}" for arm in WITHOUT_IMAGE_TOKENS]
     return dict.fromkeys(["lateness_layers", "lateness_layers_plain", *at_image], NO_IMAGE_TOKENS)
 
 
@@ -132,6 +142,13 @@ def summarise(
         JSON types. Every number is a dict with ``value``, ``low``, ``high`` (95 %, bootstrap over
         entities) and ``n``; None stands for what could not be measured.
     """
+    return as_json(estimated(tree, pair=pair, seed=seed, protocol=protocol))
+
+
+def estimated(
+    tree: xr.DataTree, *, pair: str, seed: int, protocol: Protocol | None = None
+) -> dict[str, Any]:
+    """Give what :func:`summarise` does, with every number as an :class:`Estimate`."""
     protocol = protocol_of(tree) if protocol is None else protocol
     gates = tree["recall"].to_dataset()
     resolution, windows = tree["resolution"].to_dataset(), tree["windows"].to_dataset()
@@ -155,15 +172,14 @@ def summarise(
             seed=seed,
             protocol=protocol,
         )
-        scale = 1 if relative else 100
-        return Estimate(found.value * scale, found.low * scale, found.high * scale, found.n)
+        return found if relative else found.scaled(100)
 
     outcomes = gates["outcome"].sel(gate="vlm_image").values[counted]
     verdict = verdicts["verdict"].values[counted]
     only_text, only_image, p = mcnemar(
         list(right["backbone_text"][seen]), list(right["vlm_image"][seen])
     )
-    numbers: dict[str, Any] = {
+    numbers: dict[str, Estimate | dict[str, Estimate]] = {
         **{gate: share(right[gate]) for gate in GATES},
         "forced": {gate: share(forced[gate]) for gate in GATES if gate != "recognised"},
         "gap_points": gap("backbone_text", right),
@@ -216,18 +232,11 @@ def summarise(
         "answers_cut": answers_cut(gates),
         "forced_default": str(gates.attrs["forced_default"]),
         "forced_by_rule": {
-            rule: {gate: share(chosen).as_dict() for gate, chosen in some.items()}
+            rule: {gate: share(chosen) for gate, chosen in some.items()}
             for rule, some in forced_by_rule(gates, counted).items()
         },
         "by_relation": accuracy_by_relation(gates, seed=seed, protocol=protocol),
-        **{
-            name: (
-                {key: one.as_dict() for key, one in value.items()}
-                if isinstance(value, dict)
-                else value.as_dict()
-            )
-            for name, value in numbers.items()
-        },
+        **numbers,
     }
 
 
@@ -273,7 +282,8 @@ def recovered(recovery: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[st
     chosen_on = np.array([dev.get(item, False) for item in recovery["lost"].values], dtype=bool)
     for arm in recovery["arm"].values:
         values = recovery["recovered"].sel(arm=arm).values
-        rows = ~chosen_on if str(arm).startswith("back_patching") else np.ones_like(chosen_on)
+        chose = KNOWN[str(arm)].group == "back_patching"
+        rows = ~chosen_on if chose else np.ones_like(chosen_on)
         found[str(arm)] = measured_mean(values[rows], entity[rows], seed=seed, protocol=protocol)
     own, null = recovery["own"].values, recovery["null"].values
     tried = recovery["tried_entity"].values
@@ -302,66 +312,61 @@ def accuracy_by_relation(gates: xr.Dataset, *, seed: int, protocol: Protocol) ->
             for gate in ("backbone_text", "vlm_image")
         )
         table[str(relation)] = {
-            "backbone_text": text.as_dict(),
-            "vlm_image": image.as_dict(),
+            "backbone_text": text,
+            "vlm_image": image,
             "best_constant": constant,
             "above_constant": bool(text.low > constant),
         }
     return table
 
 
-def verdict_sentence(summary: dict[str, Any]) -> str:
+def verdict_sentence(summary: Mapping[str, Any]) -> str:
     """One sentence that says what was found, with its numbers."""
+    summary = estimates(summary)
     pair, gap = summary["pair"], summary["gap_points"]
-    if gap["value"] is None:
+    if not gap.measured:
         return f"{pair}: the gap could not be measured, as no item was recognised."
-    if gap["low"] <= 0 <= gap["high"]:
-        lead = f"{pair} shows no clear gap ({gap['low']:.0f} to {gap['high']:.0f} points"
-    elif gap["value"] > 0:
-        lead = f"{pair} loses {gap['value']:.0f} points of factual recall from the image"
-        lead += f" ({gap['low']:.0f} to {gap['high']:.0f}"
+    if gap.low <= 0 <= gap.high:
+        lead = f"{pair} shows no clear gap ({gap.low:.0f} to {gap.high:.0f} points"
+    elif gap.value > 0:
+        lead = f"{pair} loses {gap.value:.0f} points of factual recall from the image"
+        lead += f" ({gap.low:.0f} to {gap.high:.0f}"
     else:
-        lead = f"{pair} gains {-gap['value']:.0f} points from the image"
-        lead += f" ({-gap['high']:.0f} to {-gap['low']:.0f}"
-    lead += f", {gap['n']} recognised items)"
+        lead = f"{pair} gains {-gap.value:.0f} points from the image"
+        lead += f" ({-gap.high:.0f} to {-gap.low:.0f}"
+    lead += f", {gap.n} recognised items)"
 
     late = summary["lateness_layers"]
     if "lateness_layers" in summary["not_available"]:
         when = "lateness is not available: " + summary["not_available"]["lateness_layers"]
-    elif late["value"] is None and summary["enrichment_end"] < 0:
+    elif not late.measured and summary["enrichment_end"] < 0:
         when = "lateness was not measured, as the backbone's recall has no window"
-    elif late["value"] is None:
+    elif not late.measured:
         when = "its image tokens were not shown to hold the entity in the form recall reads"
     else:
         when = _lateness_in_words(late)
     lost = [
-        f"{100 * summary['diagnosis'][name]['value']:.0f} % {label}"
+        f"{100 * summary['diagnosis'][name].value:.0f} % {label}"
         for name, label in LOSSES.items()
-        if summary["diagnosis"][name]["value"]
+        if summary["diagnosis"][name].value > 0
     ]
     tail = f"; lost, of {summary['n_items']} items: {', '.join(lost)}" if lost else ""
     arms = summary["recovered"]
     said = [
-        f"{label} {100 * arms[arm]['value']:.0f} %"
-        for arm, label in (
-            ("transplant_all_image", "transplanting the backbone's entity gives back"),
-            ("transplant_question", "transplanting it into the question's tokens gives back"),
-            ("transplant_random_position", "at random positions"),
-            ("back_patching", "back-patching"),
-            ("cot_named", "naming it first"),
-        )
-        if arms.get(arm, {}).get("value") is not None
+        f"{arm.verdict} {100 * arms[arm.name].value:.0f} %"
+        for arm in ALL_ARMS
+        if arm.verdict and arms.get(arm.name, NOT_MEASURED).measured
     ]
     return f"{lead}; {when}{tail}" + (f"; {', '.join(said)}." if said else ".")
 
 
-def _lateness_in_words(late: dict[str, Any]) -> str:
-    layers = f"{abs(late['value']):.0f} layer{'' if abs(late['value']) == 1 else 's'}"
-    if late["low"] > 0:
-        interval = f"({late['low']:.0f} to {late['high']:.0f})"
+def _lateness_in_words(late: Estimate) -> str:
+    layers = f"{abs(late.value):.0f} layer{'' if abs(late.value) == 1 else 's'}"
+    if late.low > 0:
+        interval = f"({late.low:.0f} to {late.high:.0f})"
         return f"hop 1 resolves {layers} {interval} after the recall window closes"
-    if late["high"] <= 0:
-        interval = f"({abs(late['high']):.0f} to {abs(late['low']):.0f})"
+    if late.high <= 0:
+        interval = f"({abs(late.high):.0f} to {abs(late.low):.0f})"
         return f"hop 1 is not late: it resolves {layers} {interval} before the recall window closes"
-    interval = f"({late['low']:.0f} to {late['high']:.0f} layers)"
+    interval = f"({late.low:.0f} to {late.high:.0f} layers)"
     return f"whether hop 1 is late cannot be told {interval}"

@@ -8,9 +8,10 @@ import torch
 
 from interventions import Model, Prompt
 from interventions.answer_tokens import spaced, token_ids
-from twohop.asking import Study, another, by_relation, first_token, image_prompt, text_prompt
-from twohop.entities.items import Item, Template
+from twohop.asking import Study, first_token, text_prompt
+from twohop.entities.items import Item
 from twohop.places import question_tokens
+from twohop.questions import Questions, Rows, draw_rivals
 from twohop.window import known_items
 
 MAP_ROLES = ("entity", "between", "last")
@@ -84,9 +85,8 @@ def swapped_items(study: Study, model: Model, right: np.ndarray, *, shown: bool)
         same_length = shown or lengths[item.entity.name] == lengths[other.entity.name]
         return same_length and told(item, other)
 
-    others = another(study, items, alike=alike)
-    pairs = zip(items, others, strict=True)
-    return [(one, other) for one, other in pairs if other is not None and told(one, other)]
+    pairs = zip(items, draw_rivals(study, items, alike=alike), strict=True)
+    return [(own, other) for own, other in pairs if other is not None and told(own, other)]
 
 
 def swaps(study: Study, model: Model, pairs: Sequence[Pair], *, shown: bool) -> Iterator[Swap]:
@@ -100,36 +100,26 @@ def swaps(study: Study, model: Model, pairs: Sequence[Pair], *, shown: bool) -> 
     shown : bool
         Whether it is asked about pictures, as the VLM is, or about names, as the backbone is.
     """
-    for relation, rows in by_relation([item for item, _ in pairs]):
-        template = study.benchmark.templates[relation]
-        own, others = ([pairs[i][which] for i in rows] for which in (0, 1))
-        clean, corrupt, roles = with_map_roles(
-            *_both(study, model, template, own, others, shown=shown)
-        )
+    own, others = (Questions(study, [pair[which] for pair in pairs]) for which in (0, 1))
+    for rows in own.parts():
+        clean, corrupt, roles = with_map_roles(*_both(model, own, others, rows, shown=shown))
         answers, foils = (
-            [first_token(model, clean, item.answers[0]) for item in items]
-            for items in (own, others)
+            [first_token(model, clean, side.items[i].answers[0]) for i in rows]
+            for side in (own, others)
         )
         yield Swap(rows, [pairs[i] for i in rows], clean, corrupt, roles, answers, foils)
 
 
 def _both(
-    study: Study,
-    model: Model,
-    template: Template,
-    own: Sequence[Item],
-    others: Sequence[Item],
-    *,
-    shown: bool,
+    model: Model, own: Questions, others: Questions, rows: Rows, *, shown: bool
 ) -> tuple[Prompt, Prompt]:
     """Both prompts, with the same prefix shared among their rows, or none."""
 
-    def asked(items: Sequence[Item], share_prefix: bool) -> Prompt:
-        entities = [item.entity for item in items]
+    def asked(questions: Questions, share_prefix: bool) -> Prompt:
         if not shown:
-            return text_prompt(model, template, entities, share_prefix=share_prefix)
-        like = [item.entity for item in own]  # pictures of one size have as many tokens
-        return image_prompt(study, template, entities, sized_as=like, share_prefix=share_prefix)
+            return questions.named(model, rows, share_prefix=share_prefix)
+        # Pictures of one size have as many tokens.
+        return questions.shown(rows, like=own, share_prefix=share_prefix)
 
     clean, corrupt = asked(own, True), asked(others, True)
     # A name's first letter may have joined the word before it, in some rows only.
@@ -143,13 +133,13 @@ def with_map_roles(clean: Prompt, corrupt: Prompt) -> tuple[Prompt, Prompt, list
 
     Should a role of a row have more tokens in the one than in the other, it is the last ones.
     """
-    found = [[map_tokens(prompt, row) for row in range(len(prompt))] for prompt in (clean, corrupt)]
-    every = [tokens for side in found for tokens in side]
+    sides = [[map_tokens(prompt, row) for row in range(len(prompt))] for prompt in (clean, corrupt)]
+    every = [tokens for side in sides for tokens in side]
     roles = [name for name in MAP_ROLES if all(tokens.get(name) for tokens in every)]
-    for one, other in zip(*found, strict=True):
+    for own, other in zip(*sides, strict=True):
         for name in roles:
-            n = min(len(one[name]), len(other[name]))
-            one[name], other[name] = one[name][-n:], other[name][-n:]
+            n = min(len(own[name]), len(other[name]))
+            own[name], other[name] = own[name][-n:], other[name][-n:]
     marked = [
         replace(
             prompt,
@@ -158,7 +148,7 @@ def with_map_roles(clean: Prompt, corrupt: Prompt) -> tuple[Prompt, Prompt, list
                 for roles_of_row, tokens in zip(prompt.roles, side, strict=True)
             ],
         )
-        for prompt, side in zip((clean, corrupt), found, strict=True)
+        for prompt, side in zip((clean, corrupt), sides, strict=True)
     ]
     return marked[0], marked[1], roles
 

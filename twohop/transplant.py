@@ -7,40 +7,15 @@ import numpy as np
 import torch
 
 from interventions import Model, Patch, Prompt, Site
-from interventions.alignment import layer_map
 from interventions.positions import from_lists
 from interventions.sites import Component
-from twohop.asking import (
-    Scored,
-    Study,
-    another,
-    by_relation,
-    image_prompt,
-    mean_of_others,
-    score,
-    text_prompt,
-)
+from twohop.arms import LAST, WHOLE, WHOLE_MLP, WITHOUT_IMAGE_TOKENS, WRITTEN
+from twohop.asking import mean_of_others
 from twohop.cells import free_answers
-from twohop.entities.items import Item
 from twohop.memory import read
 from twohop.places import entity_tokens, has_image_tokens, last_entity_token, question_tokens
-from twohop.running import Task, Tick, on_each
-
-WHOLE, LAST, WHOLE_MLP = "transplant_all_image", "transplant_last_image", "transplant_all_image_mlp"
-PATCH_ARMS = (
-    WHOLE,
-    LAST,
-    WHOLE_MLP,
-    "wrong_entity",
-    "mean_entity",
-    "norm_matched",
-)
-WITHOUT_IMAGE_TOKENS = {
-    WHOLE: "transplant_question",
-    LAST: "transplant_last_token",
-    WHOLE_MLP: "transplant_question_mlp",
-}
-"""The arms that take the place of those at image tokens, where an image has none."""
+from twohop.questions import Questions, Rows, Scored
+from twohop.running import Task, Tick
 
 
 def own_arm(vlm: Model, arm: str) -> str:
@@ -49,50 +24,53 @@ def own_arm(vlm: Model, arm: str) -> str:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Values of entities in the backbone.
+class Reading:
+    """Values of entities in the backbone, at the last token of their names.
 
     Attributes
     ----------
-    items : sequence of Item
-        Whose entities.
+    questions : Questions
+        About the entities.
     component : str
     layers : list of int
     """
 
-    items: Sequence[Item]
+    questions: Questions
     component: Component
     layers: list[int]
 
 
-def entity_values(study: Study, *wanted: Wanted) -> list[torch.Tensor]:
-    """Backbone activations at the last token of entities, [layer, item, d_model] for each wanted.
+def entity_values(*readings: Reading) -> list[torch.Tensor]:
+    """Backbone activations at the last token of entities, [layer, item, d_model] for each reading.
 
-    All in one go, as on a server each is a request.
+    Of items of the same relations in the same order; all in one go, as on a server each is a
+    request.
     """
-    parts = [(i, rows) for i, one in enumerate(wanted) for _, rows in by_relation(one.items)]
-    tasks = []
-    for i, rows in parts:
-        some = [wanted[i].items[row] for row in rows]
-        template = study.benchmark.templates[some[0].relation]
-        prompt = text_prompt(study.backbone, template, [one.entity for one in some])
-        tasks.append((prompt, wanted[i].component, wanted[i].layers))
-    found = on_each(study.backbone, name_values, tasks)
-    d_model = study.backbone.d_model
-    values = [torch.zeros(len(one.layers), len(one.items), d_model) for one in wanted]
-    for (i, rows), value in zip(parts, found, strict=True):
-        values[i] = values[i].to(value.dtype)
-        values[i][:, rows] = value
-    return values
+    questions = readings[0].questions
+    backbone = questions.study.backbone
+
+    def arguments(rows: Rows) -> Task:
+        return (
+            [
+                (reading.questions.named(backbone, rows), reading.component, reading.layers)
+                for reading in readings
+            ],
+        )
+
+    of_items = questions.map(name_values, arguments, model=backbone, each=0)
+    return [*torch.stack(of_items, dim=1).split([len(reading.layers) for reading in readings])]
 
 
 def name_values(
-    model: Model, prompt: Prompt, component: Component, layers: list[int], *, tick: Tick
+    model: Model, asked: Sequence[tuple[Prompt, Component, list[int]]], *, tick: Tick
 ) -> torch.Tensor:
-    """Activations at the last token of each row's entity, [layer, row, d_model]."""
-    [found] = read(model, prompt, [Site(component, layers, prompt.at("entity", -1))])
+    """Activations at the last token of entities, those of all prompts, [row, layer, d_model]."""
+    values = [
+        read(model, prompt, [Site(component, layers, prompt.at("entity", -1))])[0].cpu()
+        for prompt, component, layers in asked
+    ]
     tick(0)
-    return found.cpu()
+    return torch.cat(values).movedim(1, 0)
 
 
 def blocks_to(last: int) -> list[int]:
@@ -107,12 +85,11 @@ def matched_noise(values: torch.Tensor, *, seed: int) -> torch.Tensor:
 
 
 def transplant_arms(
-    study: Study,
-    items: Sequence[Item],
+    questions: Questions,
     *,
     last_block: int,
     last_mlp: int,
-    arms: Sequence[str] = PATCH_ARMS,
+    arms: Sequence[str] = WRITTEN,
 ) -> dict[str, Scored]:
     """Run the arms that write backbone values at fixed positions.
 
@@ -121,108 +98,84 @@ def transplant_arms(
 
     Parameters
     ----------
-    study : Study
-    items : sequence of Item
+    questions : Questions
     last_block : int
         Block outputs are written in blocks 0 to this one.
     last_mlp : int
         MLP outputs are written in blocks 0 to this one.
     arms : sequence of str
-        Which of :data:`PATCH_ARMS`.
+        Which of :data:`twohop.arms.WRITTEN`.
 
     Returns
     -------
     dict of str to Scored
         By :func:`own_arm`.
     """
-    other = [one or item for one, item in zip(another(study, items), items, strict=True)]
-    resid, theirs, mlp = entity_values(
-        study,
-        Wanted(items, "resid_post", blocks_to(last_block)),
-        Wanted(other if "wrong_entity" in arms else (), "resid_post", blocks_to(last_block)),
-        Wanted(items if WHOLE_MLP in arms else (), "mlp_out", blocks_to(last_mlp)),
-    )
+    study = questions.study
+    readings = {"own": Reading(questions, "resid_post", blocks_to(last_block))}
+    if "wrong_entity" in arms:
+        readings["other"] = Reading(questions.others, "resid_post", blocks_to(last_block))
+    if WHOLE_MLP in arms:
+        readings["mlp"] = Reading(questions, "mlp_out", blocks_to(last_mlp))
+    values = dict(zip(readings, entity_values(*readings.values()), strict=True))
+    own = values["own"]
     sources: dict[str, tuple[Component, torch.Tensor]] = {
-        WHOLE: ("resid_post", resid),
-        LAST: ("resid_post", resid),
-        WHOLE_MLP: ("mlp_out", mlp),
-        "wrong_entity": ("resid_post", theirs),
-        "mean_entity": ("resid_post", mean_of_others(resid, items)),
-        "norm_matched": ("resid_post", matched_noise(resid, seed=study.seed)),
+        WHOLE: ("resid_post", own),
+        LAST: ("resid_post", own),
+        WHOLE_MLP: ("mlp_out", values.get("mlp", own)),
+        "wrong_entity": ("resid_post", values.get("other", own)),
+        "mean_entity": ("resid_post", mean_of_others(own, questions.items)),
+        "norm_matched": ("resid_post", matched_noise(own, seed=study.seed)),
     }
-    mapped = layer_map(study.vlm, study.backbone)
 
-    def cells_of(shown: Prompt, rows: list[int]) -> list[list[Patch]]:
+    def cells_of(shown: Prompt, rows: Rows) -> list[list[Patch]]:
         # One arm to a cell: a decoding step costs the same for all arms as for one.
         cells = []
         for arm in arms:
             component, value = sources[arm]
             place = (last_entity_token if arm == LAST else entity_tokens)(shown)
-            cells.append([Patch(component, mapped[: len(value)], place, value[:, rows])])
+            blocks = [*study.pair.layer_map[: len(value)]]
+            cells.append([Patch(component, blocks, place, value[:, rows])])
         return cells
 
-    said = said_in_cells(study, items, cells_of)
+    said = said_in_cells(questions, cells_of, n_cells=len(arms))
     return {
-        own_arm(study.vlm, arm): score(study, items, texts, [""] * len(items))
+        own_arm(study.vlm, arm): questions.score(texts)
         for arm, texts in zip(arms, said, strict=True)
     }
 
 
 def said_in_cells(
-    study: Study,
-    items: Sequence[Item],
-    cells_of: Callable[[Prompt, list[int]], list[list[Patch]]],
+    questions: Questions,
+    cells_of: Callable[[Prompt, Rows], list[list[Patch]]],
     *,
+    n_cells: int,
     marked: bool = False,
 ) -> list[list[str]]:
     """Free answers about the pictures of items under interventions, [cell][item].
 
     Parameters
     ----------
-    study : Study
-    items : sequence of Item
+    questions : Questions
     cells_of : callable
         ``cells_of(prompt, rows)`` gives the cells of the prompt of some of the items.
+    n_cells : int
+        How many these are.
     marked : bool
         Leave the question in the rows and give it the role ``asked``, to be written into.
     """
-    groups = list(by_relation(items))
+    study = questions.study
 
-    def task(rows: list[int]) -> Task:
-        template = study.benchmark.templates[items[rows[0]].relation]
-        shown = image_prompt(
-            study,
-            template,
-            [items[i].entity for i in rows],
-            marked=marked,
-            share_prefix=template.prefix if marked else True,
-        )
+    def arguments(rows: Rows) -> Task:
+        share: bool | str = questions.template(rows).prefix if marked else True
+        shown = questions.shown(rows, marked=marked, share_prefix=share)
         return shown, cells_of(shown, rows), study.decoding
 
-    tasks = (task(rows) for _, rows in groups)
-    found = on_each(study.vlm, free_answers, tasks, tick=study.tick)
-    said: list[list[str]] = [[""] * len(items) for _ in (found[0] if found else ())]
-    for (_, rows), texts in zip(groups, found, strict=True):
-        for cell, words in enumerate(texts):
-            for row, text in zip(rows, words, strict=True):
-                said[cell][row] = text
-    return said
+    of_items = questions.map(free_answers, arguments, model=study.vlm, each=n_cells)
+    return [[texts[cell] for texts in of_items] for cell in range(n_cells)]
 
 
-def has_other(study: Study, items: Sequence[Item]) -> np.ndarray:
-    """Whether there is another entity to put in an item's place, [item]."""
-    return np.array([one is not None for one in another(study, items)], dtype=bool)
-
-
-def follows(study: Study, items: Sequence[Item], scored: Scored) -> np.ndarray:
-    """Whether each answer is that of the entity put in; NaN where there was none, [item]."""
-    others = another(study, items)
-    theirs = [one or item for one, item in zip(others, items, strict=True)]
-    again = score(study, theirs, scored.texts, [""] * len(items)).right
-    return np.where(has_other(study, items), again.astype(float), np.nan)
-
-
-def random_positions(study: Study, items: Sequence[Item], *, last_block: int) -> np.ndarray:
+def random_positions(questions: Questions, *, last_block: int) -> np.ndarray:
     """Write the right values at random text tokens instead of the image's.
 
     As many as there are image tokens, but no more than a share of the question's, the protocol's
@@ -233,12 +186,13 @@ def random_positions(study: Study, items: Sequence[Item], *, last_block: int) ->
     ndarray of bool [seed, item]
         Whether the free answer is then right.
     """
+    study = questions.study
     n_seeds, share = study.protocol.random_seeds, study.protocol.random_share
     layers = blocks_to(last_block)
-    mapped = layer_map(study.vlm, study.backbone)[: len(layers)]
-    [values] = entity_values(study, Wanted(items, "resid_post", layers))
+    mapped = [*study.pair.layer_map[: len(layers)]]
+    [values] = entity_values(Reading(questions, "resid_post", layers))
 
-    def cells_of(shown: Prompt, rows: list[int]) -> list[list[Patch]]:
+    def cells_of(shown: Prompt, rows: Rows) -> list[list[Patch]]:
         tokens = (entity_tokens if has_image_tokens(study.vlm) else last_entity_token)(shown)
         question = question_tokens(shown)
         generator = np.random.default_rng(study.seed)
@@ -253,7 +207,5 @@ def random_positions(study: Study, items: Sequence[Item], *, last_block: int) ->
             cells.append([Patch("resid_post", mapped, drawn, mine)])
         return cells
 
-    table = np.zeros((n_seeds, len(items)), dtype=bool)
-    for seed, texts in enumerate(said_in_cells(study, items, cells_of, marked=True)):
-        table[seed] = score(study, items, texts, [""] * len(items)).right
-    return table
+    said = said_in_cells(questions, cells_of, n_cells=n_seeds, marked=True)
+    return np.array([questions.score(texts).right for texts in said])

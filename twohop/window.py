@@ -13,11 +13,13 @@ import xarray as xr
 
 from interventions import Model, Patch, Prompt, Site
 from interventions.answers import following
-from twohop.asking import Study, another, by_relation, item_coords, mean_of_others, text_prompt
+from twohop.asking import Study, item_coords, mean_of_others
 from twohop.cells import answer_ids, answered_cells
 from twohop.entities.items import Item
 from twohop.memory import read
-from twohop.running import Task, Tick, on_each
+from twohop.questions import Questions, Rivals, Rows, by_relation, side_by_side
+from twohop.running import Task, Tick
+from twohop.scoring import normalise
 
 
 def known_items(items: Sequence[Item], right: np.ndarray, *, seed: int, limit: int) -> list[Item]:
@@ -33,6 +35,16 @@ def known_items(items: Sequence[Item], right: np.ndarray, *, seed: int, limit: i
             if group and len(picked) < limit:
                 picked.append(group.pop(0))
     return [items[i] for i in sorted(picked)]
+
+
+def in_circuit(gate: xr.Dataset) -> np.ndarray:
+    """The items on which windows and maps may be measured, [item].
+
+    There the answer is checked token by token, so the free answer at this gate must be the
+    canonical one, which the model gives by itself.
+    """
+    pairs = zip(gate["text"].values[0], gate["answer"].values, strict=True)
+    return np.array([normalise(said) == normalise(answer) for said, answer in pairs], dtype=bool)
 
 
 def windows(study: Study, right: np.ndarray) -> xr.Dataset:
@@ -58,30 +70,20 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
     model, benchmark, protocol = study.backbone, study.benchmark, study.protocol
     items = known_items(benchmark.items, right, seed=study.seed, limit=protocol.window_items)
     n_layers = model.n_layers
-    survives = np.zeros((n_layers + 1, len(items)), dtype=bool)
-    follows = np.full((n_layers, len(items)), np.nan)
-    others = another(study, items)
-    groups = list(by_relation(items))
+    questions = Questions(study, items)
 
-    def task(relation: str, rows: list[int]) -> Task:
-        template = benchmark.templates[relation]
-        some = [items[i] for i in rows]
-        prompt = text_prompt(model, template, [one.entity for one in some])
-        swapped = [(items[i], other) for i in rows if (other := others[i]) is not None]
+    def arguments(rows: Rows) -> Task:
+        rivals = [questions.rivals[i] for i in rows]
+        swapped = [i for i in rows if questions.rivals[i] is not None]
         if not swapped:
-            return prompt, some, None
-        target, source = (
-            text_prompt(model, template, [pair[which].entity for pair in swapped])
-            for which in (0, 1)
-        )
-        return prompt, some, (target, source, [other for _, other in swapped])
+            return questions.named(model, rows), [items[i] for i in rows], rivals, None
+        swap = questions.named(model, swapped), questions.others.named(model, swapped)
+        return questions.named(model, rows), [items[i] for i in rows], rivals, swap
 
-    tasks = (task(*group) for group in groups)
-    found = on_each(model, relation_windows, tasks, tick=study.tick)
-    for (_, rows), (kept_right, followed_it) in zip(groups, found, strict=True):
-        survives[:, rows] = kept_right
-        if followed_it is not None:
-            follows[:, [i for i in rows if others[i] is not None]] = followed_it
+    each = [n_layers + 1 + n_layers * bool(told) for told in questions.has_rival]
+    of_items = questions.map(relation_windows, arguments, model=model, each=each)
+    survives = side_by_side([survived for survived, _ in of_items], (n_layers + 1,), dtype=bool)
+    follows = side_by_side([followed for _, followed in of_items], (n_layers,))
     kept = survives.mean(1) if items else np.zeros(n_layers + 1)
     could_follow = ~np.isnan(follows).any(0)
     followed = follows[:, could_follow].mean(1) if could_follow.any() else np.zeros(n_layers)
@@ -110,10 +112,11 @@ def relation_windows(
     model: Model,
     prompt: Prompt,
     items: Sequence[Item],
-    swaps: tuple[Prompt, Prompt, list[Item]] | None,
+    rivals: Rivals,
+    swap: tuple[Prompt, Prompt] | None,
     *,
     tick: Tick,
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Run both measurements on the items of one relation.
 
     Parameters
@@ -122,17 +125,24 @@ def relation_windows(
     prompt : Prompt
         About all items.
     items : sequence of Item
-    swaps : (Prompt, Prompt, list of Item) or None
-        About the items that have a rival, about their rivals, and these; None if none has one.
+    rivals : list of Item or None
+        Of each item.
+    swap : (Prompt, Prompt) or None
+        About the items that have a rival, and about their rivals; None if none has one.
     tick : callable
 
     Returns
     -------
-    survives : ndarray of bool [edge, item]
-    follows : ndarray of bool [block, rival] or None
+    list of (ndarray of bool [edge], ndarray [block])
+        Of each item, whether its answer survives, and whether it follows: NaN if it has no rival.
     """
     survives = enrichment(model, prompt, items, tick=tick)
-    return survives, None if swaps is None else readout(model, *swaps, tick=tick)
+    follows = np.full((model.n_layers, len(items)), np.nan)
+    if swap is not None:
+        there = np.array([rival is not None for rival in rivals])
+        known = [rival for rival in rivals if rival is not None]
+        follows[:, there] = readout(model, *swap, known, tick=tick)
+    return list(zip(survives.T, follows.T, strict=True))
 
 
 def enrichment(model: Model, prompt: Prompt, items: Sequence[Item], *, tick: Tick) -> np.ndarray:

@@ -19,14 +19,12 @@ from typing import Any
 import torch
 
 from twohop.pairs import PAIRS, Pair
-from twohop.reporter import Progress, Reporter
+from twohop.reporter import Reporter, expect_more
+from twohop.running import Progress
 from twohop.runs import Models, PairRun, Settings, open_run
-from twohop.stages import BACKBONE_STAGES, NEEDS, Selection
+from twohop.stage_table import BACKBONE_STAGES, NEEDS, TABLE, Selection
 
 WORKERS = 2
-FIRST = ("backbone_text", "recall", "windows", "recovery", "resolution", "map_text", "map_image")
-# What others wait for before what nothing waits for.
-ORDER = (*FIRST, "attribution_text", "attribution_image", "diagnosis")
 Task = tuple[Path, str]  # a store's folder, and a stage
 
 
@@ -55,7 +53,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Expected:
-    """How many rows the stage that a worker has begun is expected to have."""
+    """How many rows are to come in the stage that a worker has begun, beside those before."""
 
     rows: int
 
@@ -125,7 +123,7 @@ def run_tasks(
     tasks: dict[Task, list[PairRun]], workers: Sequence[Worker], reporter: Reporter
 ) -> None:
     """Give tasks, each of one or more runs, to workers until all are stored."""
-    left = sorted(tasks, key=lambda task: ORDER.index(task[1]))
+    left = sorted(tasks, key=lambda task: TABLE[task[1]].turn)
     missing = set(left)
     with reporter.bars() as bars:
         while missing:
@@ -135,7 +133,7 @@ def run_tasks(
                 ]
                 if worker.task is not None or not ready:
                     continue
-                task = next((one for one in ready if one[1] in worker.stages), ready[0])
+                task = next((task for task in ready if task[1] in worker.stages), ready[0])
                 left.remove(task)
                 run, stage = tasks[task][0], task[1]
                 worker.bar = bars.add_task(label(run, stage), total=None)
@@ -150,7 +148,7 @@ def run_tasks(
                     bars.update(worker.bar, advance=what)
                     continue
                 if isinstance(what, Expected):
-                    bars.update(worker.bar, total=what.rows)
+                    expect_more(bars, worker.bar, what.rows)
                     continue
                 assert worker.task is not None
                 stage = worker.task[1]

@@ -11,7 +11,7 @@ from remote_operations import same_dataset
 from interventions.results import read_tree
 from twohop.cli import main
 from twohop.runs import Settings
-from twohop.stages import STAGES
+from twohop.stage_table import STAGES
 from twohop.study import run_study
 
 PAIR = "micro-naming"

@@ -11,7 +11,8 @@ from twohop.localize import MAP_COMPONENTS
 from twohop.protocol import Protocol
 from twohop.provenance import made_with, protocol_of
 from twohop.report import wording
-from twohop.report.numbers import measured, read, short, whole, written
+from twohop.report.numbers import estimate, short, whole, written
+from twohop.statistics import estimates
 from twohop.summary import image_hits
 
 
@@ -24,7 +25,7 @@ def cautions(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
         Of a finished run.
     summary : mapping
     """
-    protocol = protocol_of(tree)
+    protocol, summary = protocol_of(tree), estimates(summary)
     return [
         *_about_gates(summary, protocol),
         *_about_cut_answers(summary),
@@ -54,7 +55,7 @@ def _about_versions(tree: xr.DataTree) -> list[str]:
 
 def _about_gates(summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
     found = []
-    blank, image = read(summary["vlm_blank"]), read(summary["vlm_image"])
+    blank, image = summary["vlm_blank"], summary["vlm_image"]
     if image.low <= blank.value:
         found.append(
             f"The VLM is not clearly better with the image ({written(summary['vlm_image'])}) than "
@@ -67,14 +68,14 @@ def _about_gates(summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
             "In text, these relations are not clearly above the best constant answer, so they say "
             f"little about recall: {', '.join(weak)}."
         )
-    free, forced = read(summary["gap_points"]), read(summary["gap_points_forced"])
+    free, forced = summary["gap_points"], summary["gap_points_forced"]
     if abs(free.value - forced.value) >= protocol.caution_scorers:
         found.append(
             f"The two scorers differ: the gap is {whole(free.value)} points in free answers and "
             f"{whole(forced.value)} in forced choice. The difference is format or echo, not recall."
         )
-    named = summary["recognised"]["value"]
-    if named is not None and named < protocol.caution_recognised:
+    named = summary["recognised"]
+    if named.measured and named.value < protocol.caution_recognised:
         found.append(
             f"The VLM names only {short(summary['recognised'])} of the entities. The gap is about "
             "those."
@@ -127,7 +128,7 @@ def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Proto
             f"{reason}. Transplants and back-patching write at the question's tokens instead, and "
             "the map has no row for the entity."
         )
-    elif summary["enrichment_end"] >= 0 and not measured(summary["lateness_layers"]):
+    elif summary["enrichment_end"] >= 0 and not summary["lateness_layers"].measured:
         found.append(
             f"The transfer probe peaks at {100 * transfer.max():.0f} % on the image tokens and "
             "does not "
@@ -188,36 +189,35 @@ def _about_recovery(summary: Mapping[str, Any], protocol: Protocol) -> list[str]
     arms = summary["recovered"]
     at_image = "recovered/transplant_all_image" not in summary["not_available"]
     whole_arm, placebo = (
-        arms.get(arm)
+        estimate(arms.get(arm))
         for arm in (
             "transplant_all_image" if at_image else "transplant_question",
             "transplant_random_position",
         )
     )
-    if measured(whole_arm) and measured(placebo):
-        best, chance = read(whole_arm), read(placebo)
-        near = chance.value >= protocol.caution_random * best.value > 0
-        if chance.high >= best.low or near:
+    if whole_arm.measured and placebo.measured:
+        near = placebo.value >= protocol.caution_random * whole_arm.value > 0
+        if placebo.high >= whole_arm.low or near:
             found.append(
                 f"Random positions recover {written(placebo)}, next to {written(whole_arm)} for "
                 f"the {'image' if at_image else 'question'} "
                 "tokens. The transplant shows that the values suffice, not that the place matters."
             )
-    average = arms.get("mean_entity")
-    if measured(average) and read(average).low > protocol.caution_mean_entity:
+    average = estimate(arms.get("mean_entity"))
+    if average.measured and average.low > protocol.caution_mean_entity:
         found.append(
             f"The mean over entities, which names none, gives back {written(average)}: that much "
             "of any "
             "recovery is guessing the relation's usual answers."
         )
-    minus = summary.get("back_patching_minus_null")
-    if measured(minus) and read(minus).low <= 0:
+    minus = estimate(summary.get("back_patching_minus_null"))
+    if minus.measured and minus.low <= 0:
         found.append(
             f"Back-patching does not clearly beat its null: {short(arms['back_patching'])} against "
-            f"{short(arms['back_patching_null'])}, difference {written(minus)} (n {read(minus).n})."
+            f"{short(arms['back_patching_null'])}, difference {written(minus)} (n {minus.n})."
         )
-    if measured(whole_arm) and read(whole_arm).n < protocol.caution_lost:
-        found.append(f"Only {read(whole_arm).n} items were lost. Every share of them is rough.")
+    if whole_arm.measured and whole_arm.n < protocol.caution_lost:
+        found.append(f"Only {whole_arm.n} items were lost. Every share of them is rough.")
     return found
 
 
@@ -234,7 +234,7 @@ def _about_attribution(
         said = [
             f"{wording.COMPONENTS[one]} {written(numbers[one], 'correlation')}"
             for one in MAP_COMPONENTS
-            if measured(numbers[one]) and doubtful(numbers[one]["low"], protocol=protocol)
+            if numbers[one].measured and doubtful(numbers[one].low, protocol=protocol)
         ]
         if said:
             found.append(

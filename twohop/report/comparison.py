@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import count as count_from
 from typing import Any
 
+from twohop.arms import WITHOUT_IMAGE_TOKENS
 from twohop.report import wording
-from twohop.report.numbers import measured, read
 from twohop.report.tables import Summary
-from twohop.transplant import WITHOUT_IMAGE_TOKENS
+from twohop.statistics import estimates
 
 SAME = ("benchmark", "limit", "seed", "twohop")
 TELLING = ("limit", "seed", "benchmark", "twohop")
@@ -103,12 +103,13 @@ def _said(settings: Mapping[str, Any], key: str) -> str:
 
 def by_class(summaries: Sequence[Summary]) -> Classes:
     """Runs by the class of their architecture, the largest gap first, those without one last."""
+    summaries = [estimates(summary) for summary in summaries]
     names = labels(summaries)
     kinds = [str(one.get("architecture")) for one in summaries]
     kinds = [kind if kind in wording.ARCHITECTURES else "other" for kind in kinds]
 
     def gap(i: int) -> float:
-        value = read(summaries[i]["gap_points"]).value
+        value = summaries[i]["gap_points"].value
         return -math.inf if math.isnan(value) else value
 
     found: Classes = {}
@@ -134,8 +135,8 @@ def lead_sentence(summaries: Sequence[Summary]) -> str:
         for kind, runs in classes.items()
     )
     runs = runs_of(classes)
-    known = [run for run in runs if measured(run.summary["lateness_layers"])]
-    late = [run for run in known if read(run.summary["lateness_layers"]).low > 0]
+    known = [run for run in runs if run.summary["lateness_layers"].measured]
+    late = [run for run in known if run.summary["lateness_layers"].low > 0]
     return (
         f"{sum(map(_loses, runs))} of {len(runs)} runs clearly lose recall from the image "
         f"({counts}); lateness is measured in {len(known)} of {len(runs)}, and clearly positive in "
@@ -145,7 +146,7 @@ def lead_sentence(summaries: Sequence[Summary]) -> str:
 
 def _by_how_much(late: Sequence[Run]) -> str:
     """Each of a few runs by name, or the range of many."""
-    layers = [round(read(run.summary["lateness_layers"]).value) for run in late]
+    layers = [round(run.summary["lateness_layers"].value) for run in late]
     if not late:
         return ""
     if len(late) <= 3:
@@ -155,7 +156,7 @@ def _by_how_much(late: Sequence[Run]) -> str:
 
 
 def _loses(run: Run) -> bool:
-    return read(run.summary["gap_points"]).low > 0
+    return run.summary["gap_points"].low > 0
 
 
 def differing(summaries: Sequence[Summary]) -> list[str]:

@@ -8,10 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from twohop.arms import ALL_ARMS
 from twohop.report import wording
 from twohop.report.comparison import Classes, Run, runs_of
 from twohop.report.figures import arm_colour, interval
-from twohop.report.numbers import NOT_MEASURED, Unit, measured, read, short
+from twohop.report.numbers import NOT_MEASURED, Unit, measured, short
 from twohop.report.style import (
     CLASS_MARKS,
     FAINT,
@@ -27,24 +28,8 @@ from twohop.report.style import (
 LONGEST = 30  # characters of a run's name in a line of a figure
 ROW = 0.3  # inches
 BARS_END = 1.85  # of the axis of a panel of bars: beside them it has words
-BARS = (
-    (
-        ("transplant, all image\n(or question's) tokens", "transplant_all_image"),
-        ("transplant, token chosen\non other entities", "transplant_heuristic"),
-        ("transplant, MLP outputs\nonly, all those tokens", "transplant_all_image_mlp"),
-    ),
-    (
-        ("control: same values,\nrandom text tokens", "transplant_random_position"),
-        ("control: another\nentity's values", "wrong_entity"),
-        ("control: random vector,\nsame norm", "norm_matched"),
-    ),
-    (
-        ("back-patching, layers\nfixed on other entities", "back_patching"),
-        ("back-patching null:\nanother picture", "back_patching_null"),
-        ("chain of thought:\nthe VLM's own name", "cot_named"),
-    ),
-)
-"""Panels of the recovery figure: titles and arms."""
+PANELS = sorted((arm for arm in ALL_ARMS if arm.panel), key=lambda arm: arm.panel or ())
+N_PANELS = 3  # of the recovery figure, side by side
 
 
 def wrapped(run: Run) -> str:
@@ -101,16 +86,15 @@ def dots(axes: Axes, classes: Classes, keys: tuple[str, str], unit: Unit, *, mar
         for run in runs:
             y, said = rows[run.number], []
             for key, shift, fill in ((keys[0], 0.17, colour), (keys[1], -0.17, "white")):
-                one = run.summary[key]
-                said.append(short(one, unit) if measured(one) else "–")
-                if measured(one):
-                    found = read(one)
-                    ends += [found.low, found.high]
-                    interval(axes, one, y + shift, colour=colour)
+                number = run.summary[key]
+                said.append(short(number, unit) if measured(number) else "–")
+                if measured(number):
+                    ends += [number.low, number.high]
+                    interval(axes, number, y + shift, colour=colour)
                     axes.plot(
-                        found.value, y + shift, marker, color=colour, mfc=fill, ms=5, zorder=4
+                        number.value, y + shift, marker, color=colour, mfc=fill, ms=5, zorder=4
                     )
-            n = max(read(run.summary[key]).n for key in keys)
+            n = max(run.summary[key].n for key in keys)
             text = f"{' / '.join(said)}  n {n}" if n else why_not(run.summary, keys[0])
             axes.annotate(
                 text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=7.5
@@ -147,19 +131,19 @@ def lateness_comparison(classes: Classes) -> Figure:
 
 def recovery_comparison(classes: Classes) -> Figure:
     """Recovery of each run: a panel for each of the main arms and controls."""
-    n_panels = len(BARS[0])
+    n_lines = -(-len(PANELS) // N_PANELS)
     with look():
-        figure = sheet(len(BARS) * (0.75 - 0.72 * ROW * heights(classes)[2]))
-        panels = figure.subplots(len(BARS), n_panels, sharex=True)
-        for i, line in enumerate(BARS):
-            for j, (title, arm) in enumerate(line):
-                axes = panels[i, j]
-                _bars(axes, classes, arm)
-                run_axis(axes, classes, names=j == 0, until=1 / BARS_END)
-                axes.set_title(title, fontsize=8, loc="left")
-                axes.set_xlim(0, BARS_END)
-                axes.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
-                axes.spines["bottom"].set_bounds(0, 1)
+        figure = sheet(n_lines * (0.75 - 0.72 * ROW * heights(classes)[2]))
+        panels = figure.subplots(n_lines, N_PANELS, sharex=True)
+        for arm, axes in zip(PANELS, panels.flat, strict=True):
+            assert arm.panel is not None
+            place, title = arm.panel
+            _bars(axes, classes, arm.name)
+            run_axis(axes, classes, names=place % N_PANELS == 0, until=1 / BARS_END)
+            axes.set_title(title, fontsize=8, loc="left")
+            axes.set_xlim(0, BARS_END)
+            axes.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
+            axes.spines["bottom"].set_bounds(0, 1)
         figure.supxlabel(
             "share of tried lost items answered right afterwards; n: items tried", fontsize=9
         )
@@ -170,13 +154,12 @@ def _bars(axes: Axes, classes: Classes, at_image: str) -> None:
     _, rows, _ = heights(classes)
     for run in runs_of(classes):
         arm, y = run.arm(at_image), rows[run.number]
-        one = run.summary["recovered"].get(arm)
-        if not measured(one):
+        share = run.summary["recovered"].get(arm)
+        if not measured(share):
             lost = any(map(measured, run.summary["recovered"].values()))
             text = why_not(run.summary, f"recovered/{arm}") if lost else "no lost item"
             axes.text(0.03, y, text, va="center", fontsize=7, color=MUTED, bbox=PAPER)
             continue
-        found = read(one)
-        axes.barh(y, found.value, height=0.62, color=arm_colour(arm), alpha=0.85, zorder=2)
-        interval(axes, one, y, colour=INK, wide=1.1)
-        axes.text(1.06, y, f"{short(one)}  n {found.n}", va="center", fontsize=7)
+        axes.barh(y, share.value, height=0.62, color=arm_colour(arm), alpha=0.85, zorder=2)
+        interval(axes, share, y, colour=INK, wide=1.1)
+        axes.text(1.06, y, f"{short(share)}  n {share.n}", va="center", fontsize=7)

@@ -9,7 +9,6 @@ from matplotlib.ticker import MaxNLocator
 from twohop.report import wording
 from twohop.report.comparison import Classes, Run
 from twohop.report.comparison_figures import wrapped
-from twohop.report.numbers import measured, read
 from twohop.report.style import CLASS_MARKS, INK, MUTED, SHADE, look, sheet
 from twohop.statistics import Estimate
 
@@ -23,9 +22,9 @@ def gap_against_lateness(classes: Classes) -> Figure:
     In layers, or, where the models differ in depth, in per cent of their blocks.
     """
     runs = [(kind, run) for kind, several in classes.items() for run in several]
-    with_gap = [one for one in runs if measured(one[1].summary["gap_points"])]
-    placed = [one for one in with_gap if measured(one[1].summary["lateness_layers"])]
-    others = [one for one in with_gap if not measured(one[1].summary["lateness_layers"])]
+    with_gap = [one for one in runs if one[1].summary["gap_points"].measured]
+    placed = [one for one in with_gap if one[1].summary["lateness_layers"].measured]
+    others = [one for one in with_gap if not one[1].summary["lateness_layers"].measured]
     alike = len({run.summary["n_layers"] for _, run in runs}) == 1
     names = [wrapped(run) for _, run in runs]
     lines = sum(1 + name.count("\n") for name in names) + len(classes)
@@ -38,7 +37,7 @@ def gap_against_lateness(classes: Classes) -> Figure:
         bounds = [0.0, *(one.low for one in lateness), *(one.high for one in lateness)]
         pad = 1 if alike else 5
         low, high = min(bounds) - pad, max(bounds) + pad
-        gaps = [read(run.summary["gap_points"]) for _, run in placed]
+        gaps = [run.summary["gap_points"] for _, run in placed]
         ends = [0.0, *(one.low for one in gaps), *(one.high for one in gaps)]
         moved = apart(
             [one.value for one in lateness],
@@ -48,7 +47,7 @@ def gap_against_lateness(classes: Classes) -> Figure:
         )
         for (kind, run), late, x in zip(placed, lateness, moved, strict=True):
             _point(axes, kind, run, late.value, x)
-            y = read(run.summary["gap_points"]).value
+            y = run.summary["gap_points"].value
             axes.plot([late.low, late.high], [y, y], color=CLASS_MARKS[kind][0], lw=1.2, zorder=2)
         for x, (kind, run) in enumerate(others):
             _point(strip, kind, run, x, x)
@@ -79,15 +78,14 @@ def gap_against_lateness(classes: Classes) -> Figure:
 
 
 def _lateness(run: Run, *, per_cent: bool) -> Estimate:
-    found = read(run.summary["lateness_layers"])
-    scale = 100 / run.summary["n_layers"] if per_cent else 1
-    return Estimate(found.value * scale, found.low * scale, found.high * scale, found.n)
+    found = run.summary["lateness_layers"]
+    return found.scaled(100 / run.summary["n_layers"]) if per_cent else found
 
 
 def _point(axes: Axes, kind: str, run: Run, x: float, label_at: float) -> None:
     """A run's marker with its number, and, if this had to be moved, a dot at its true place."""
     colour, marker = CLASS_MARKS[kind]
-    gap = read(run.summary["gap_points"])
+    gap = run.summary["gap_points"]
     axes.plot([x, x], [gap.low, gap.high], color=colour, lw=1.2, zorder=2)
     axes.plot(x, gap.value, "o", color=colour, ms=4, zorder=3)
     axes.plot([x, label_at], [gap.value, gap.value], color=MUTED, lw=0.7, ls=":", zorder=3)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from twohop.arms import KNOWN, arm_groups
 from twohop.report import wording
 from twohop.report.comparison import Classes, Run, by_class, runs_of
-from twohop.report.numbers import Unit, measured, read, whole
+from twohop.report.numbers import Unit, whole
 from twohop.report.tables import Cell, Summary, Table, count, number, row
-from twohop.transplant import WITHOUT_IMAGE_TOKENS
 
 
 def _table(
@@ -92,8 +92,8 @@ def lateness_table(classes: Classes) -> Table:
 
 def part_of_depth(summary: Summary) -> str:
     """Lateness in per cent of the number of blocks, with its sign; a dash where there is none."""
-    late = read(summary["lateness_layers"])
-    if not measured(summary["lateness_layers"]):
+    late = summary["lateness_layers"]
+    if not late.measured:
         return "–"
     return f"{whole(100 * late.value / summary['n_layers'])}\u00a0%"
 
@@ -110,15 +110,16 @@ def diagnosis_table(classes: Classes) -> Table:
 def recovery_tables(classes: Classes) -> list[Table]:
     """Recovery of every run, one table for each group of arms."""
     runs = runs_of(classes)
-    in_place_of = {other: arm for arm, other in WITHOUT_IMAGE_TOKENS.items()}
     arms: dict[str, None] = dict.fromkeys(
-        in_place_of.get(str(arm), str(arm)) for run in runs for arm in run.summary["recovered"]
+        KNOWN[name].in_place_of or name if name in KNOWN else name
+        for run in runs
+        for name in run.summary["recovered"]
     )
     note = "Share of the tried lost items that are answered right; n is how many were tried."
     if any(run.arm(arm) != arm for run in runs for arm in arms):
         note += " Where an image has no tokens, the question’s take the place of its tokens."
     found = []
-    for title, group in wording.arm_groups(list(arms)):
+    for title, group in arm_groups([*arms]):
         columns: dict[str, tuple[str, Unit]] = {
             label: (f"recovered/{arm}", "share") for arm, label in group.items()
         }

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
+from twohop.arms import arm_label
 from twohop.entities.items import Benchmark
 from twohop.report import wording
 
@@ -156,4 +157,4 @@ def _arms_of(recovery: xr.Dataset, item: str) -> Iterable[Said]:
             text = f"(right in {100 * share:.0f} % of draws)"
         else:
             text = "(only scored)"
-        yield Said(wording.arm_label(str(arm)), text, share >= 0.5)
+        yield Said(arm_label(str(arm)), text, share >= 0.5)

@@ -9,9 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from interventions.results import write_atomically
+from twohop.arms import KNOWN, arm_groups
 from twohop.report import wording
-from twohop.report.numbers import NOT_MEASURED, measured, read, short, written
+from twohop.report.numbers import NOT_MEASURED, Number, estimate, measured, short, written
 from twohop.report.style import (
+    ARM_COLOURS,
     BLUE,
     DARK,
     FAINT,
@@ -28,6 +30,7 @@ from twohop.report.style import (
     percent_axis,
     sheet,
 )
+from twohop.statistics import Estimate, estimates
 
 PNG_DPI = 150
 
@@ -61,13 +64,10 @@ def save_figures(folder: Path, figures: Mapping[str, Figure]) -> dict[str, bytes
     return vectors
 
 
-def interval(
-    axes: Axes, number: Mapping[str, Any], y: float, *, colour: str, wide: float = 1.4
-) -> None:
+def interval(axes: Axes, number: Estimate, y: float, *, colour: str, wide: float = 1.4) -> None:
     """Draw an interval as a horizontal line."""
-    found = read(number)
     axes.plot(
-        [found.low, found.high], [y, y], color=colour, lw=wide, solid_capstyle="butt", zorder=3
+        [number.low, number.high], [y, y], color=colour, lw=wide, solid_capstyle="butt", zorder=3
     )
 
 
@@ -84,11 +84,11 @@ def gates_figure(summary: Mapping[str, Any]) -> Figure:
             label = short(free)
             if measured(free):
                 interval(axes, free, y + 0.13, colour=BLUE)
-                axes.plot(free["value"], y + 0.13, "o", color=BLUE, ms=6, zorder=4)
+                axes.plot(free.value, y + 0.13, "o", color=BLUE, ms=6, zorder=4)
             if forced and measured(forced):
                 interval(axes, forced, y - 0.13, colour=ORANGE)
                 axes.plot(
-                    forced["value"], y - 0.13, "s", mfc="white", mec=ORANGE, mew=1.6, ms=5, zorder=4
+                    forced.value, y - 0.13, "s", mfc="white", mec=ORANGE, mew=1.6, ms=5, zorder=4
                 )
                 label += f" / {short(forced)}"
             axes.text(1.03, y, label, va="center", fontsize=8)
@@ -109,7 +109,7 @@ def gates_figure(summary: Mapping[str, Any]) -> Figure:
 
 def stacked(
     axes: Axes,
-    shares: Mapping[str, Any],
+    shares: Mapping[str, Number],
     labels: Mapping[str, tuple[str, str]],
     colours: Mapping[str, str],
     *,
@@ -118,7 +118,7 @@ def stacked(
     """One stacked bar of classes that add up to 1, with a legend that carries the shares."""
     left = 0.0
     for name, (label, _) in labels.items():
-        share = read(shares.get(name)).value
+        share = estimate(shares.get(name)).value
         if not share >= 0:
             continue
         axes.barh(
@@ -166,7 +166,7 @@ def outcomes_figure(summary: Mapping[str, Any]) -> Figure:
     with look():
         figure = sheet(2.9)
         above, below = figure.subplots(2, 1)
-        n = summary["outcomes"]["right"]["n"]
+        n = summary["outcomes"]["right"].n
         stacked(
             above,
             summary["outcomes"],
@@ -184,22 +184,19 @@ def outcomes_figure(summary: Mapping[str, Any]) -> Figure:
         return figure
 
 
-def arm_colour(arm: str) -> str:
+def arm_colour(name: str) -> str:
     """Colour of an arm's bar: controls and nulls are grey."""
-    if arm.startswith("cot_"):
-        return GREEN if arm != "cot_wrong" else GREY
-    if "null" in arm:
-        return GREY
-    if arm.startswith("back_patching"):
-        return ORANGE
-    wrong = ("wrong_entity", "mean_entity", "norm_matched", "transplant_random_position")
-    return GREY if arm in wrong else BLUE
+    arm = KNOWN.get(name)
+    if arm is None:
+        return BLUE
+    return GREY if arm.control else ARM_COLOURS[arm.group]
 
 
 def recovery_figure(summary: Mapping[str, Any]) -> Figure:
     """Share of lost items that each arm gives back, with its controls, and follow rates."""
-    arms = {arm: one for arm, one in summary["recovered"].items() if measured(one)}
-    groups = wording.arm_groups(list(arms))
+    summary = estimates(summary)
+    arms = {arm: share for arm, share in summary["recovered"].items() if measured(share)}
+    groups = arm_groups([*arms])
     rows = sum(len(labels) + 1.1 for _, labels in groups)
     with look():
         figure = sheet(max(1.2, 0.235 * rows + 0.7))
@@ -213,15 +210,15 @@ def recovery_figure(summary: Mapping[str, Any]) -> Figure:
             y -= 1
             for arm, label in labels.items():
                 axes.barh(
-                    y, arms[arm]["value"], height=0.62, color=arm_colour(arm), alpha=0.85, zorder=2
+                    y, arms[arm].value, height=0.62, color=arm_colour(arm), alpha=0.85, zorder=2
                 )
                 interval(axes, arms[arm], y, colour=INK, wide=1.2)
                 follow = summary["followed"].get(arm)
-                text = f"{short(arms[arm])}  n {arms[arm]['n']}"
+                text = f"{short(arms[arm])}  n {arms[arm].n}"
                 axes.text(1.04, y, text, va="center", fontsize=7.5)
                 if measured(follow):
                     interval(axes, follow, y, colour=RED, wide=1.0)
-                    axes.plot(follow["value"], y, "D", color=RED, ms=5, zorder=5)
+                    axes.plot(follow.value, y, "D", color=RED, ms=5, zorder=5)
                     axes.text(
                         1.27, y, f"follows {short(follow)}", va="center", fontsize=7.5, color=RED
                     )

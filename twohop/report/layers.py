@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from twohop.places import IMAGE_ROLES
 from twohop.protocol import Protocol
 from twohop.provenance import protocol_of
-from twohop.report.numbers import measured, written
+from twohop.report.numbers import written
 from twohop.report.style import (
     BLUE,
     GREY,
@@ -29,7 +29,7 @@ from twohop.report.style import (
     spread,
 )
 from twohop.resolution import depth
-from twohop.statistics import TAIL, cluster_sums
+from twohop.statistics import TAIL, cluster_sums, estimates
 from twohop.summary import image_hits, vlm_block
 
 KINDS = {
@@ -99,6 +99,7 @@ def layer_axis(axes: Axes, last: int) -> None:
 def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
     """Where the entity (above) and the answer (below) can be read, against the recall windows."""
     data, protocol = tree["resolution"].to_dataset(), protocol_of(tree)
+    summary = estimates(summary)
     x, entities = data["layer"].values, data["entity"].values
     last = int(x[-1])
     end, out = (vlm_block(data, summary[key]) for key in ("enrichment_end", "readout_end"))
@@ -124,7 +125,7 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
             above.plot(x, question, color=colour, lw=1.1, ls=(0, (3, 2)))
             labels.append((question[-1], f"{name.split()[0]}, last token", colour))
             known = "lateness_layers" if kind == "transfer" else "lateness_layers_plain"
-            if measured(summary[known]):
+            if summary[known].measured:
                 first = int(depth(mean, protocol=protocol))
                 above.plot(first, mean[first], "v", color=colour, ms=8, mec="white", zorder=6)
         own = data["backbone_accuracy"].values
@@ -134,8 +135,8 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
         mark_windows(above, end, out)
         percent_axis(above, along="y", top=1.32)
         late = summary["lateness_layers"]
-        if measured(late):
-            found = end + late["value"]
+        if late.measured:
+            found = end + late.value
             words = f"lateness {written(late, 'layers')} layers"
             above.annotate(
                 "",

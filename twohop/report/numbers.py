@@ -4,32 +4,26 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from twohop.statistics import Estimate
+from twohop.statistics import NOT_MEASURED as NONE
+from twohop.statistics import Estimate, estimates
 
 Unit = Literal["share", "points", "layers", "correlation"]
 
 NOT_MEASURED = "not measured"
 
 
-def read(number: Mapping[str, Any] | None) -> Estimate:
-    """Turn a number of ``summary.json`` back into an estimate; None becomes NaN.
-
-    Examples
-    --------
-    >>> read({"value": None, "low": None, "high": None, "n": 0}).n
-    0
-    """
-    if number is None:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    value, low, high = (
-        math.nan if number[key] is None else float(number[key]) for key in ("value", "low", "high")
-    )
-    return Estimate(value, low, high, int(number["n"]))
+Number = Estimate | Mapping[str, Any] | None
+"""A number with its interval: as an estimate, as ``summary.json`` has it, or none at all."""
 
 
-def measured(number: Mapping[str, Any] | None) -> bool:
+def estimate(number: Number) -> Estimate:
+    """Return a number as an estimate; what is none was not measured."""
+    return NONE if number is None else estimates(number)
+
+
+def measured(number: Number) -> bool:
     """Whether there is a value."""
-    return not math.isnan(read(number).value)
+    return estimate(number).measured
 
 
 def whole(value: float) -> str:
@@ -56,13 +50,13 @@ def hundredths(value: float) -> str:
     return f"−{text}" if value < 0 and float(text) else text
 
 
-def written(number: Mapping[str, Any] | None, unit: Unit = "share", *, n: bool = False) -> str:
+def written(number: Number, unit: Unit = "share", *, n: bool = False) -> str:
     """Write a number with its interval, e.g. ``92 % [86, 97]``.
 
     Parameters
     ----------
-    number : mapping or None
-        With ``value``, ``low``, ``high`` and ``n``.
+    number : Estimate, mapping or None
+        A mapping has ``value``, ``low``, ``high`` and ``n``.
     unit : str
         Shares are written in per cent, correlations with two decimals; points and layers as they
         are.
@@ -74,23 +68,34 @@ def written(number: Mapping[str, Any] | None, unit: Unit = "share", *, n: bool =
     >>> written({"value": 0.92, "low": 0.86, "high": 0.97, "n": 71}).replace("\\u00a0", " ")
     '92 % [86, 97]'
     """
-    found = read(number)
-    if math.isnan(found.value):
+    found = estimate(number)
+    if not found.measured:
         return NOT_MEASURED
-    if unit == "correlation":
-        value, low, high = (hundredths(one) for one in (found.value, found.low, found.high))
-        return f"{value} [{low}, {high}]"
-    scale, sign = (100, "\u00a0%") if unit == "share" else (1, "")
-    if math.isnan(found.low):
-        return f"{whole(found.value * scale)}{sign} [no interval]"
-    low, high = whole(found.low * scale), whole(found.high * scale)
-    text = f"{whole(found.value * scale)}{sign} [{low}, {high}]"
+    text = f"{short(found, unit)} {bounds(found, unit)}"
     return f"{text} (n\u00a0{found.n})" if n else text
 
 
-def short(number: Mapping[str, Any] | None, unit: Unit = "share") -> str:
+def short(number: Number, unit: Unit = "share") -> str:
     """Write a number without its interval."""
-    return written(number, unit).split(" [")[0]
+    found = estimate(number)
+    if not found.measured:
+        return NOT_MEASURED
+    return rounded(found.value, unit) + ("\u00a0%" if unit == "share" else "")
+
+
+def bounds(number: Number, unit: Unit = "share") -> str:
+    """Write the interval of a number, in brackets."""
+    found = estimate(number)
+    if math.isnan(found.low) or math.isnan(found.high):
+        return "[no interval]"
+    return f"[{rounded(found.low, unit)}, {rounded(found.high, unit)}]"
+
+
+def rounded(value: float, unit: Unit) -> str:
+    """Write one value as far as it is told."""
+    if unit == "correlation":
+        return hundredths(value)
+    return whole(value * (100 if unit == "share" else 1))
 
 
 def p_value(p: float) -> str:

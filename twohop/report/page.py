@@ -24,7 +24,7 @@ from twohop.report.figures import (
 )
 from twohop.report.layers import resolution_figure, windows_figure
 from twohop.report.maps import attribution_methods, map_figure
-from twohop.report.numbers import Unit, measured, read, whole, written
+from twohop.report.numbers import Unit, bounds, estimate, short, whole
 from twohop.report.settings import (
     command,
     command_note,
@@ -33,6 +33,7 @@ from twohop.report.settings import (
     stage_rows,
 )
 from twohop.report.tables import all_tables, at
+from twohop.statistics import estimates
 from twohop.summary import verdict_sentence
 
 REPORT = "report.html"
@@ -102,11 +103,10 @@ def key_number(
     summary: Mapping[str, Any], key: str, label: str, unit: Unit = "share", *, reason: str = ""
 ) -> KeyNumber:
     """A number of the summary, large, with its interval beneath, or why there is none."""
-    found = at(summary, key)
-    text = written(found, unit)
-    value, _, interval = text.partition(" [")
-    if interval:
-        detail = f"[{interval}, n\u00a0{read(found).n}"
+    number = estimate(at(summary, key))
+    value = short(number, unit)
+    if number.measured:
+        detail = f"{bounds(number, unit)}, n\u00a0{number.n}"
     elif key in summary["not_available"]:
         value, detail = "not available", summary["not_available"][key]
     elif key.startswith("recovered"):
@@ -162,7 +162,7 @@ def alt_texts(summary: Mapping[str, Any]) -> dict[str, str]:
     """What each figure shows, in words, for those who do not see it."""
     end, out = summary["enrichment_end"], summary["readout_end"]
     late = summary["lateness_layers"]
-    when = f"{whole(late['value'])} layers" if measured(late) else "not measured"
+    when = f"{whole(late.value)} layers" if late.measured else "not measured"
     return {
         "gates": "Dots with intervals: accuracy at each gate, free answer and forced choice. "
         "The numbers are in the table Accuracy at each gate.",
@@ -194,7 +194,7 @@ TITLES = {
 
 
 def write_report(
-    folder: Path, tree: xr.DataTree, summary: dict[str, Any], benchmark: Benchmark
+    folder: Path, tree: xr.DataTree, summary: Mapping[str, Any], benchmark: Benchmark
 ) -> Path:
     """Write ``report.html`` and ``figures/`` into a run's folder.
 
@@ -203,8 +203,8 @@ def write_report(
     folder : Path
     tree : DataTree
         Of the finished run.
-    summary : dict
-        From :func:`twohop.summary.summarise`.
+    summary : mapping
+        From :func:`twohop.summary.summarise`, or :func:`~twohop.summary.estimated`.
     benchmark : Benchmark
         For the pictures, the questions and its notes.
 
@@ -213,6 +213,7 @@ def write_report(
     Path
         Of the page. It is one file, with figures and styles inside.
     """
+    summary = estimates(summary)
     vectors = save_figures(folder, draw(tree, summary))
     alts = alt_texts(summary)
     plates = {

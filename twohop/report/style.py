@@ -31,6 +31,8 @@ VERDICT_COLOURS = {
     "late": RED,
     "unexplained": DARK,
 }
+ARM_COLOURS = {"transplant": BLUE, "control": GREY, "back_patching": ORANGE, "chain": GREEN}
+"""Of each group of arms."""
 CLASS_MARKS = {
     "llava": (BLUE, "o"),
     "native": (GREEN, "s"),

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from twohop.arms import arm_groups, arm_label
 from twohop.protocol import Protocol
 from twohop.report import wording
 from twohop.report.numbers import Unit, measured, p_value, written
+from twohop.statistics import estimates
 from twohop.summary import AT_IMAGE_TOKENS
 
 Summary = Mapping[str, Any]
@@ -67,7 +69,7 @@ def number(summary: Summary, key: str, unit: Unit = "share", *, n: bool = False)
 def count(summary: Summary, key: str) -> Cell:
     """How many items are behind a number."""
     found = at(summary, key)
-    return Cell(str(found["n"]) if found else "0", f"{key}/n")
+    return Cell(str(found.n) if found else "0", f"{key}/n")
 
 
 def row(label: str, *cells: Cell) -> tuple[Cell, ...]:
@@ -194,7 +196,7 @@ def outcomes_table(summary: Summary) -> Table:
         row(label, number(summary, f"outcomes/{key}"), Cell(meaning))
         for key, (label, meaning) in wording.OUTCOMES.items()
     ]
-    n = summary["outcomes"]["right"]["n"]
+    n = summary["outcomes"]["right"].n
     return Table(
         "outcomes",
         "What the VLM says of the image",
@@ -226,7 +228,7 @@ def recovery_table(summary: Summary) -> Table:
     shown = [
         arm for arm in summary["recovered"] if absent.get(f"recovered/{arm}") != AT_IMAGE_TOKENS
     ]
-    for title, arms in wording.arm_groups(shown):
+    for title, arms in arm_groups(shown):
         rows.append(row(title, Cell(""), Cell(""), Cell("")))
         rows += [
             row(
@@ -254,7 +256,7 @@ def harm_table(summary: Summary) -> Table:
     """What the arms do to items that were right."""
     rows = [
         row(
-            wording.arm_label(arm),
+            arm_label(arm),
             number(summary, f"still_right/{arm}"),
             count(summary, f"still_right/{arm}"),
         )
@@ -307,6 +309,7 @@ def any_lost(summary: Summary) -> bool:
 
 def all_tables(summary: Summary) -> dict[str, Table]:
     """Every table of a run, by name."""
+    summary = estimates(summary)
     makers: Sequence = (
         gates_table,
         gap_table,

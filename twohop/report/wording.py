@@ -53,48 +53,6 @@ VERDICTS = {
     "unexplained": ("unexplained", "none of the above, failed transplants included"),
 }
 
-ARM_GROUPS: tuple[tuple[str, dict[str, str]], ...] = (
-    (
-        "Transplant: the backbone's entity",
-        {
-            "transplant_all_image": "into all image tokens",
-            "transplant_last_image": "into the last image token",
-            "transplant_all_image_mlp": "MLP outputs only, all image tokens",
-            "transplant_question": "into the question's tokens",
-            "transplant_last_token": "into the last token",
-            "transplant_question_mlp": "MLP outputs only, question's tokens",
-            "transplant_heuristic": "at the token chosen on other entities",
-        },
-    ),
-    (
-        "Controls: what should not help",
-        {
-            "transplant_random_position": "same values, random text tokens",
-            "wrong_entity": "another entity's values",
-            "mean_entity": "mean over the other entities",
-            "norm_matched": "random vector, same norm",
-        },
-    ),
-    (
-        "Back-patching: the VLM's own later state",
-        {
-            "back_patching": "layers fixed on other entities",
-            "back_patching_null": "same, another picture (null)",
-            "back_patching_grid_mean": "mean over all layer pairs",
-            "back_patching_oracle": "best pair per item (oracle)",
-            "back_patching_null_oracle": "best pair per item, null",
-        },
-    ),
-    (
-        "Chain of thought: name it, then ask",
-        {
-            "cot_named": "the VLM's own name",
-            "cot_gold": "the right name given",
-            "cot_wrong": "a wrong name given",
-        },
-    ),
-)
-
 ARCHITECTURES = {
     "llava": "LLaVA-style",
     "native": "native",
@@ -105,22 +63,3 @@ ARCHITECTURES = {
 COMPONENTS = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual stream"}
 MAPS = {"text": "Backbone, text", "image": "VLM, image"}
 MAP_ROLES = {"entity": "entity", "between": "between", "last": "last token"}
-
-
-def arm_groups(known: list[str]) -> list[tuple[str, dict[str, str]]]:
-    """Groups of the arms that a run has, in order; arms without a label come last."""
-    groups = [
-        (title, {arm: label for arm, label in arms.items() if arm in known})
-        for title, arms in ARM_GROUPS
-    ]
-    labelled = {arm for _, arms in ARM_GROUPS for arm in arms}
-    rest = {arm: arm.replace("_", " ") for arm in known if arm not in labelled}
-    return [(title, arms) for title, arms in (*groups, ("Other arms", rest)) if arms]
-
-
-def arm_label(arm: str) -> str:
-    """Full name of an arm, to be read on its own."""
-    for title, arms in ARM_GROUPS:
-        if arm in arms:
-            return f"{title.split(':')[0].removesuffix('s')}: {arms[arm]}"
-    return arm.replace("_", " ")
