@@ -3,32 +3,32 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from interventions.alignment import ModelPair, pair
-from interventions.answers import Completion, complete
 from interventions.collecting.batches import RoleSite
-from interventions.edits import ablated, embedding_noise, frozen, steering
-from interventions.knockout import Knockout, knockout
-from interventions.lens import lens, patchscope
-from interventions.loading import load
-from interventions.model import Model
-from interventions.patches import Patch
-from interventions.patching import Run, read, run
-from interventions.pictures import as_picture
-from interventions.positions import Positions
-from interventions.prompts import Prompt
-from interventions.sites import Site
-from interventions.sources import FromLayers, FromModel, Noise
+from interventions.model.loading import load
+from interventions.model.model import Model
+from interventions.model.pairing import ModelPair, pair
+from interventions.model.sites import Site
+from interventions.prompt.pictures import as_picture
+from interventions.prompt.positions import Positions
+from interventions.prompt.prompt import Prompt
+from interventions.running.complete import Completion, complete
+from interventions.running.edits import ablated, embedding_noise, frozen, steering
+from interventions.running.knockout import Knockout, knockout
+from interventions.running.lens import lens, patchscope
+from interventions.running.patches import Patch
+from interventions.running.run import Run, read, run
+from interventions.running.transplant import transplant
 from interventions.sweeping.replay import replay
-from interventions.transplant import transplant
+from interventions.sweeping.sources import FromLayers, FromModel, Noise
 
 if TYPE_CHECKING:
     from interventions.attribution.agreement import verify
     from interventions.attribution.attribute import attribute
     from interventions.collecting.collect import collect
-    from interventions.collecting.collection import open_collection
-    from interventions.heatmaps import heatmap
-    from interventions.probing.selectivity import probe
-    from interventions.sweeping.sweeps import sweep
+    from interventions.collecting.folder import open_collection
+    from interventions.probing.probe import probe
+    from interventions.sweeping.heatmap import heatmap
+    from interventions.sweeping.sweep import sweep
 
 __all__ = [
     "Completion",
@@ -72,10 +72,10 @@ __all__ = [
 LATER = {
     "attribute": "attribution.attribute",
     "collect": "collecting.collect",
-    "heatmap": "heatmaps",
-    "open_collection": "collecting.collection",
-    "probe": "probing.selectivity",
-    "sweep": "sweeping.sweeps",
+    "heatmap": "sweeping.heatmap",
+    "open_collection": "collecting.folder",
+    "probe": "probing.probe",
+    "sweep": "sweeping.sweep",
     "verify": "attribution.agreement",
 }
 

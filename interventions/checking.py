@@ -8,9 +8,9 @@ import torch
 from interventions.errors import PatchError, PromptError, SiteError
 from interventions.given import of_kind, several, whole
 from interventions.given_arrays import check_range, tensor_of
-from interventions.model import Model
-from interventions.prompts import Prompt
-from interventions.sites import layer_list
+from interventions.model.model import Model
+from interventions.model.sites import layer_list
+from interventions.prompt.prompt import Prompt
 
 
 def check_asked(model: Any, prompt: Any) -> None:

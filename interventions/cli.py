@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from interventions.architectures.doctor import Part, Report
+    from interventions.model.architectures.doctor import Part, Report
     from interventions.remote.preflight import Preflight
 
 
@@ -57,11 +57,11 @@ def doctor(options: argparse.Namespace) -> int:
     """``interventions doctor``.
 
     With ``--json``, an object whose keys are the attributes of
-    :class:`interventions.architectures.doctor.Report`.
+    :class:`interventions.model.architectures.doctor.Report`.
     """
     from transformers.utils import logging
 
-    from interventions.architectures.doctor import examine
+    from interventions.model.architectures.doctor import examine
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -84,7 +84,7 @@ def remote(options: argparse.Namespace) -> int:
     from nnsight import CONFIG
     from transformers.utils import logging
 
-    from interventions.loading import load
+    from interventions.model.loading import load
     from interventions.remote.preflight import preflight
 
     logging.set_verbosity_error()
@@ -123,7 +123,7 @@ def print_preflight(found: "Preflight", console: "Console") -> None:
 
 def families(options: argparse.Namespace) -> int:
     """``interventions families``."""
-    from interventions.architectures.family_table import markdown
+    from interventions.model.architectures.family_table import markdown
 
     sys.stdout.write(markdown() + "\n")
     return 0
@@ -162,7 +162,7 @@ def print_report(report: "Report", console: "Console") -> None:
     console.print(parts)
 
     if report.special or report.notes:
-        from interventions.architectures.abilities import listed
+        from interventions.model.architectures.abilities import listed
 
         heading("What is special")
         special = _grid()
@@ -248,7 +248,7 @@ def _base(report: "Report", part: "Part") -> str:
 def _described(part: "Part", base: str) -> str:
     from rich.markup import escape
 
-    from interventions.architectures.abilities import listed
+    from interventions.model.architectures.abilities import listed
 
     path = (part.path.removeprefix(base) if base else part.path).replace("{L}", "L")
     if not base and part.layers:

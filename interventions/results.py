@@ -15,9 +15,9 @@ import torch
 import xarray as xr
 
 from interventions.errors import ResultsError
-from interventions.fingerprints import hooks_of
 from interventions.given import of_kind
-from interventions.model import Model
+from interventions.model.fingerprints import hooks_of
+from interventions.model.model import Model
 from interventions.storable import storable
 
 STORE = "results.nc"

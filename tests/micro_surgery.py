@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
-from twohop.entities import micro
-from twohop.entities.items import Benchmark
+from twohop.items.items import Benchmark
 from twohop.micro import ENTITIES, NAMING, TEMPLATES, MicroKey, micro_folder
+from twohop.micro import benchmark as micro
 from twohop.micro.layout import D_MODEL, RECALL_BLOCKS, vocabulary
 from twohop.micro.parts import (
     build_processor,

@@ -18,9 +18,9 @@ from families import Case
 
 import interventions as iv
 from interventions.errors import SiteError
+from interventions.model.sites import COMPONENTS
+from interventions.model.wrapped import about_weights
 from interventions.remote.backend import Backend
-from interventions.sites import COMPONENTS
-from interventions.wrapped import about_weights
 
 CLOSE = 1e-5
 OVERHEAD = 4000  # bytes of a request that tell what its values are

@@ -7,9 +7,9 @@ import tiny
 from families import model_of
 
 import interventions as iv
-from interventions.answer_tokens import candidate_ids, spaced, token_ids
 from interventions.errors import PromptError
-from interventions.metrics import target
+from interventions.prompt.answer_tokens import candidate_ids, spaced, token_ids
+from interventions.sweeping.metrics import target
 
 ANSWERS = ("Paris", "the Hague", "42 people", "Île-de-France")
 TURN = ({"role": "user", "content": "What is the capital of France?"},)
@@ -83,6 +83,6 @@ def test_the_mark_that_ends_a_turn_ends_a_candidate() -> None:
         model, prompt, candidates=["Paris", "Paris Rome"], stop="\n", end="<|im_end|>"
     )
     prefill = iv.run(model, prompt, keep_cache=True)
-    from interventions.choosing import choose
+    from interventions.running.forced_choice import choose
 
     assert asked.logprobs == choose(model, prefill, [short, long])[1]

@@ -7,12 +7,12 @@ from PIL import Image
 from raw_hooks import part, set_at
 
 import interventions as iv
-from interventions.answer_tokens import candidate_ids
-from interventions.answers import following
-from interventions.choosing import choose, tokens_of
-from interventions.decoding import greedy
 from interventions.errors import PromptError
-from interventions.shared_prefix import is_shared
+from interventions.prompt.answer_tokens import candidate_ids
+from interventions.running.complete import following
+from interventions.running.forced_choice import choose, tokens_of
+from interventions.running.greedy import greedy
+from interventions.running.prefix_attention import is_shared
 from twohop.micro.world import answers
 
 
@@ -59,7 +59,7 @@ def test_answers_from_a_shared_prefix(
 ) -> None:
     """Rows of several lengths that go on from one copy of their beginning, or from one each."""
     if not apart:
-        monkeypatch.setattr("interventions.patching.SHORT", 0)
+        monkeypatch.setattr("interventions.running.run.SHORT", 0)
     model: iv.Model = request.getfixturevalue(which)
     ahead = "Question : What is the capital of"
     texts = [f"{ahead} Avaria ?", f"{ahead} Belmora and of Avaria ? Question : Which ?"]

@@ -2,10 +2,18 @@
 
 from pathlib import Path
 
-from twohop.arms import ALL_ARMS, ARMS, GROUPS, WITHOUT_IMAGE_TOKENS, WRITTEN, arm_groups, arm_label
 from twohop.report.comparison_figures import N_PANELS, PANELS
 from twohop.report.figures import arm_colour
 from twohop.report.style import GREY
+from twohop.stages.recovery.arms import (
+    ALL_ARMS,
+    ARMS,
+    GROUPS,
+    WITHOUT_IMAGE_TOKENS,
+    WRITTEN,
+    arm_groups,
+    arm_label,
+)
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 

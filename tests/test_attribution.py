@@ -16,13 +16,13 @@ from nnsight.intervention.source import STATE
 from transformers.models.llama import modeling_llama as llama
 
 import interventions as iv
-from interventions.answer_tokens import spaced, token_ids
-from interventions.answers import following
 from interventions.attribution.agreement import spearman
 from interventions.attribution.attribute import SITES
 from interventions.attribution.relevance import find_rules
 from interventions.errors import InterventionsError, PatchError, PromptError, RoleError, SiteError
-from interventions.sites import Component
+from interventions.model.sites import Component
+from interventions.prompt.answer_tokens import spaced, token_ids
+from interventions.running.complete import following
 
 ANSWER, FOIL = "river", "town"  # of several tokens, and not as many
 CAPITAL = "Question : What is the capital of {} ? Answer :"

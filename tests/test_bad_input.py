@@ -18,7 +18,7 @@ from interventions.errors import (
     RoleError,
     SiteError,
 )
-from interventions.positions import from_lists
+from interventions.prompt.positions import from_lists
 
 PICTURE = tiny.picture((40, 30))
 

@@ -22,7 +22,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 import interventions as iv
 from interventions.digests import digest_of
 from interventions.errors import ResultsError
-from interventions.fingerprints import fingerprint, hooks_of, weights_digest
+from interventions.model.fingerprints import fingerprint, hooks_of, weights_digest
 
 TEXTS = ["The capital of France is", "The capital of Italy is"]
 FACTOR = 2.0

@@ -13,22 +13,22 @@ import xarray as xr
 from families import model_of
 from test_data import Row, jsonl, rows  # noqa: F401
 
-from twohop.asking import longest_answer
+from twohop.ask.study import longest_answer
 from twohop.cli import main
-from twohop.entities import micro
-from twohop.entities.datamap import BRIEF, DataMap, Wording, read_map
-from twohop.entities.formats import CHAT, QA, Writer, chat_template_of
-from twohop.entities.items import Benchmark
-from twohop.entities.sources import DataError
-from twohop.entities.validation import check
+from twohop.items.datamap import BRIEF, DataMap, Wording, read_map
+from twohop.items.formats import CHAT, QA, Writer, chat_template_of
+from twohop.items.items import Benchmark
+from twohop.items.reading import DataError
+from twohop.items.validation import check
+from twohop.micro import benchmark as micro
 from twohop.pairs import own_pair, with_data
 from twohop.protocol import Protocol
-from twohop.recall import text_gate
 from twohop.report.cautions import cautions
-from twohop.runs import Settings, fingerprint
-from twohop.stages import run_stages
-from twohop.study import study_of
-from twohop.summary import answers_cut, summarise, verdict_sentence
+from twohop.report.summary import answers_cut, summarise, verdict_sentence
+from twohop.running.pair_run import Settings, fingerprint
+from twohop.running.study import study_of
+from twohop.stages.recall import text_gate
+from twohop.stages.run import run_stages
 
 FAMILY = "qwen2_5_vl"
 OWN = "One word."

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 import interventions as iv
-from interventions.cache_names import (
+from interventions.errors import PromptError
+from interventions.model.cache_names import (
     NAMES,
     cache_argument,
     given_cache,
@@ -22,7 +23,6 @@ from interventions.cache_names import (
     returned_cache,
     with_cache_named,
 )
-from interventions.errors import PromptError
 
 SOURCES = Path(__file__).parents[1]
 TEXT = "The capital of France is the big river"
@@ -165,4 +165,4 @@ def test_one_module_knows_the_names() -> None:
         for path in (SOURCES / package).rglob("*.py")
         if used.search(path.read_text(encoding="utf-8"))
     }
-    assert found == {"interventions/cache_names.py"}
+    assert found == {"interventions/model/cache_names.py"}

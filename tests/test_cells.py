@@ -5,10 +5,10 @@ import torch
 from floors import FLOOR32, NAMES, noise, relative
 
 import interventions as iv
-from interventions.answers import following
-from twohop.cells import answer_ids, answered_cells, run_cells
-from twohop.entities.micro import benchmark
-from twohop.running import no_tick
+from interventions.running.complete import following
+from twohop.ask.on_server import no_tick
+from twohop.micro.benchmark import benchmark
+from twohop.stages.patched import answer_ids, answered_cells, run_cells
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def cells_of(llm: iv.Model, prompt: iv.Prompt) -> list[list[iv.Patch]]:
 def test_cells_are_runs_of_their_own(
     llm: iv.Model, asked: iv.Prompt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("twohop.cells.GROUP_ROWS", 3)  # rows in several groups
+    monkeypatch.setattr("twohop.stages.patched.GROUP_ROWS", 3)  # rows in several groups
     assert len(asked.lengths.unique()) > 1
     cells, rows_done = cells_of(llm, asked), []
     token = torch.arange(len(asked)) + 5

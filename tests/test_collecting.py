@@ -16,7 +16,7 @@ import xarray as xr
 from floors import FLOOR32, NAMES, relative
 
 import interventions as iv
-from interventions.collecting import collection
+from interventions.collecting import folder as collection
 from interventions.errors import PromptError, ResultsError, SiteError
 
 LAYERS = 4
@@ -176,7 +176,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import interventions as iv
-from interventions.collecting import collection
+from interventions.collecting import folder as collection
 from test_collecting import SITES, rows_of
 from twohop.micro.folders import micro_folder
 collection.SAVE_EVERY_S = 0.0

@@ -10,11 +10,11 @@ from families import PATHS, TWINS, Case, arguments_of, case_of, part, raw_run, s
 from floors import FLOOR16, FLOOR32, FLOOR64, noise, relative
 
 import interventions as iv
-from interventions.answer_tokens import candidate_ids
-from interventions.answers import following
 from interventions.errors import PromptError, RoleError, SiteError
-from interventions.positions import from_lists
-from interventions.sites import COMPONENTS, RESIDUAL, Component
+from interventions.model.sites import COMPONENTS, RESIDUAL, Component
+from interventions.prompt.answer_tokens import candidate_ids
+from interventions.prompt.positions import from_lists
+from interventions.running.complete import following
 
 FAMILIES = (*tiny.FAMILIES, *TWINS)
 VLMS = [name for name in FAMILIES if sees(name)]

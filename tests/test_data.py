@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from interventions.errors import InterventionsError
-from twohop.entities.datamap import Wording
-from twohop.entities.reasons import FLAGS, REASONS
-from twohop.entities.sources import DataError
-from twohop.entities.validation import Checked, check
+from twohop.items.datamap import Wording
+from twohop.items.reading import DataError
+from twohop.items.reasons import FLAGS, REASONS
+from twohop.items.validation import Checked, check
 
 COUNTRIES = {"France": "Paris", "Peru": "Lima", "Ghana": "Accra"}
 
@@ -364,7 +364,7 @@ def test_entities_of_one_name_are_told_apart_by_their_ids(tmp_path: Path, rows: 
 
 
 def test_names_and_answers_may_be_of_any_script(tmp_path: Path, rows: list[Row]) -> None:
-    from twohop.entities.items import Entity, Item, check_items
+    from twohop.items.items import Entity, Item, check_items
 
     rows[0] |= {"entity": "法国", "question": "法国的首都是哪里？", "answers": ["巴黎"]}
     rows[1] |= {"entity": "Tromsø", "question": "Where is Tromsø?", "answers": ["Troms"]}
@@ -392,8 +392,8 @@ ODD: list[Any] = [
 
 
 def test_odd_cells_in_any_field_are_a_reason(tmp_path: Path, rows: list[Row]) -> None:
-    from twohop.entities.datamap import FIELDS
-    from twohop.entities.items import check_items
+    from twohop.items.datamap import FIELDS
+    from twohop.items.items import check_items
 
     good = [{**row, "image": tmp_path / row["image"]} for row in rows[1:]]
     for name in FIELDS:

@@ -15,10 +15,10 @@ from PIL import Image
 from test_data import WRITERS, Row, as_parquet, drawn, encoded, flags, jsonl, rows, summary  # noqa: F401
 
 from interventions.errors import PictureError
-from twohop.entities.datamap import DataMap, Wording, read_map
-from twohop.entities.pictures import altered, picture_of
-from twohop.entities.sources import DataError
-from twohop.entities.validation import check
+from twohop.items.datamap import DataMap, Wording, read_map
+from twohop.items.pictures import altered, picture_of
+from twohop.items.reading import DataError
+from twohop.items.validation import check
 
 
 @pytest.mark.filterwarnings("ignore:Cannot")  # dill, as datasets uses it

@@ -8,8 +8,8 @@ import pytest
 from test_data import Row, drawn, jsonl, rows  # noqa: F401
 from test_data_types import made
 
-from twohop.entities.sources import DataError
-from twohop.entities.validation import check
+from twohop.items.reading import DataError
+from twohop.items.validation import check
 
 datasets = pytest.importorskip("datasets", reason="the package datasets is optional")
 pytestmark = pytest.mark.filterwarnings("ignore:Cannot")  # dill, as datasets uses it

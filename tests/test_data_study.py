@@ -16,12 +16,13 @@ from test_data import Row, drawn, jsonl, rows  # noqa: F401
 
 from interventions.errors import PromptError
 from interventions.results import read_tree
-from twohop.asking import Study, chain_prompt, image_prompt, text_array, text_prompt
+from twohop.ask.study import Study, chain_prompt, image_prompt, text_array, text_prompt
 from twohop.cli import main
-from twohop.entities import flags, micro
-from twohop.entities.datamap import DataMap, Wording, read_map
-from twohop.entities.files import Views, check_views, data_benchmark
-from twohop.entities.formats import (
+from twohop.flags import benchmark as flags
+from twohop.flags import templates
+from twohop.items.benchmark import Views, check_views, data_benchmark
+from twohop.items.datamap import DataMap, Wording, read_map
+from twohop.items.formats import (
     CHAT,
     COMPLETION,
     QA,
@@ -30,15 +31,15 @@ from twohop.entities.formats import (
     chat_template_of,
     end_of_turn,
 )
-from twohop.entities.items import Benchmark, Template
-from twohop.entities.pictures import Picture, picture_of
-from twohop.entities.sources import DataError
-from twohop.entities.validation import check
-from twohop.flags import templates
+from twohop.items.items import Benchmark, Template
+from twohop.items.pictures import Picture, picture_of
+from twohop.items.reading import DataError
+from twohop.items.validation import check
+from twohop.micro import benchmark as micro
 from twohop.micro import micro_folder
 from twohop.pairs import PAIRS, find_pair, model_name, own_pair, with_data
-from twohop.runs import fingerprint
-from twohop.study import Settings, run_study
+from twohop.running.pair_run import fingerprint
+from twohop.running.study import Settings, run_study
 
 CAPITAL = Wording("What is the capital of {entity}?")
 SHOWN = Wording("What is the capital of {entity}?", "Which capital has this country?")

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_data import Row, as_csv, jsonl, rows  # noqa: F401
 
-from twohop.entities.cells import texts_of
-from twohop.entities.sources import DataError, open_table
-from twohop.entities.validation import check
+from twohop.items.cells import texts_of
+from twohop.items.reading import DataError, open_table
+from twohop.items.validation import check
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv"])

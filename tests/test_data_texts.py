@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from test_data import Row, as_csv, as_parquet, jsonl, rows  # noqa: F401
 
 from twohop.cli import main
-from twohop.entities.cells import CellError, text_of, texts_of
-from twohop.entities.datamap import DataMap, read_map
-from twohop.entities.sources import DataError, open_table
-from twohop.entities.validation import check
+from twohop.items.cells import CellError, text_of, texts_of
+from twohop.items.datamap import DataMap, read_map
+from twohop.items.reading import DataError, open_table
+from twohop.items.validation import check
 
 datasets = pytest.importorskip("datasets", reason="the package datasets is optional")
 pa = pytest.importorskip("pyarrow", reason="pyarrow is in the extra `parquet`")

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from test_data import Row, as_csv, as_parquet, drawn, encoded, jsonl, rows  # noqa: F401
 
-from twohop.entities.sources import DataError
-from twohop.entities.validation import Checked, check
+from twohop.items.reading import DataError
+from twohop.items.validation import Checked, check
 
 datasets = pytest.importorskip("datasets", reason="the package datasets is optional")
 pa = pytest.importorskip("pyarrow", reason="pyarrow is in the extra `parquet`")

@@ -12,8 +12,8 @@ from floors import FLOOR32, noise, relative
 
 import interventions as iv
 from interventions.errors import SiteError
-from interventions.positions import Mode
-from interventions.sites import Component
+from interventions.model.sites import Component
+from interventions.prompt.positions import Mode
 
 FEW = ("llama", "gemma2", "llava", "qwen2_5_vl", "mllama", "llama4")
 PARTS: tuple[Component, ...] = ("head_out", "attn_out", "mlp_out", "resid_post")

@@ -6,7 +6,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twohop.report.numbers import NOT_MEASURED, Unit, bounds, short, written
+from twohop.report.estimates import NOT_MEASURED, Unit, bounds, short, written
 from twohop.statistics import Estimate, as_json, estimates
 
 VALUES = st.floats(-1e6, 1e6) | st.just(math.nan)

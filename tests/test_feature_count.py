@@ -9,9 +9,9 @@ from families import model_of
 from torch import nn
 
 import interventions as iv
-from interventions.architectures.anatomy import find_anatomy
-from interventions.architectures.counting import feature_count
 from interventions.errors import PromptError
+from interventions.model.architectures.anatomy import find_anatomy
+from interventions.prompt.feature_count import feature_count
 
 PICTURE = tiny.picture((40, 30))
 TOKENED = [name for name in tiny.VLMS if name != "mllama"]

@@ -20,7 +20,7 @@ import interventions as iv
 from interventions import digests
 from interventions.digests import UnknownContent, digest_of
 from interventions.errors import ResultsError
-from interventions.fingerprints import fingerprint, hooks_of, weights_digest
+from interventions.model.fingerprints import fingerprint, hooks_of, weights_digest
 from twohop.micro.folders import micro_folder
 
 FAMILIES = ("llama", "gemma3", "qwen2_5_vl", "mllama", "idefics3")

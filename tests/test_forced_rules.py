@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import interventions as iv
-from interventions.answer_tokens import candidate_ids
-from interventions.choosing import RULES, choose_by
 from interventions.errors import PromptError
+from interventions.prompt.answer_tokens import candidate_ids
+from interventions.running.forced_choice import RULES, choose_by
 from twohop.micro.world import answers
 
 CITIES = list(answers("capital"))
@@ -153,10 +153,10 @@ def test_rules_and_priors_that_do_not_fit(
 
 
 def test_choices_by_rule_in_a_study() -> None:
-    from twohop.asking import text_prompt
-    from twohop.runs import Settings
-    from twohop.stages import run_stages
-    from twohop.study import study_of
+    from twohop.ask.study import text_prompt
+    from twohop.running.pair_run import Settings
+    from twohop.running.study import study_of
+    from twohop.stages.run import run_stages
 
     study = study_of("micro-aligned", Settings(limit=6))
     gates = run_stages(["recall"], study)["recall"]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 import interventions as iv
-from interventions.decoding import greedy
 from interventions.errors import PromptError
-from interventions.generating import WITHOUT_EFFECT
+from interventions.running.generating import WITHOUT_EFFECT
+from interventions.running.greedy import greedy
 
 NEW = 6
 

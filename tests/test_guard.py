@@ -18,21 +18,21 @@ from test_protocol import changes
 import interventions as iv
 from interventions.errors import ResultsError
 from interventions.results import differences, read_tree
-from twohop.checkpoints import SIDECAR, Digests, kind_of
-from twohop.entities.items import Benchmark, Template
+from twohop.items.items import Benchmark, Template
 from twohop.micro.folders import MICRO_KEYS, MicroKey, micro_folder
 from twohop.pairs import PAIRS, Pair, own_pair
 from twohop.protocol import Protocol
-from twohop.provenance import check_same_models
 from twohop.report.cautions import cautions
 from twohop.report.comparison import differing, labels
 from twohop.report.settings import command, command_note, protocol_rows, settings_rows
-from twohop.runs import Models, PairRun, fingerprint, open_run
-from twohop.stage_table import Selection
-from twohop.stages import run_stage
-from twohop.study import Settings, run_study, study_of
-from twohop.summary import summarise
-from twohop.workers import run_side_by_side
+from twohop.report.summary import summarise
+from twohop.running.checkpoints import SIDECAR, Digests, kind_of
+from twohop.running.pair_run import Models, PairRun, fingerprint, open_run
+from twohop.running.provenance import check_same_models
+from twohop.running.study import Settings, run_study, study_of
+from twohop.running.workers import run_side_by_side
+from twohop.stages.run import run_stage
+from twohop.stages.table import Selection
 
 MICRO = PAIRS["micro-late"]
 TWO = Settings(limit=2)

@@ -18,16 +18,16 @@ from safetensors.torch import load_file, save_file
 import interventions as iv
 from interventions.errors import InterventionsError, ResultsError
 from interventions.results import read_tree
-from twohop.asking import Study, longest_answer
-from twohop.entities.items import Item
-from twohop.memory import MemoryTooSmall
+from twohop.ask.memory import MemoryTooSmall
+from twohop.ask.study import Study, longest_answer
+from twohop.items.items import Item
 from twohop.micro.folders import micro_folder
 from twohop.pairs import Pair, find_pair
-from twohop.runs import Models, Settings
-from twohop.soundness import BrokenModel
-from twohop.stage_table import NEEDS, STAGES
-from twohop.stages import run_stage
-from twohop.study import run_study
+from twohop.running.pair_run import Models, Settings
+from twohop.running.soundness import BrokenModel
+from twohop.running.study import run_study
+from twohop.stages.run import run_stage
+from twohop.stages.table import NEEDS, STAGES
 
 
 @pytest.fixture(scope="module")

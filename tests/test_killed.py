@@ -16,9 +16,9 @@ import pytest
 import xarray as xr
 
 from interventions.results import Store, read_tree
-from twohop.runs import Settings
-from twohop.stage_table import STAGES
-from twohop.study import run_study
+from twohop.running.pair_run import Settings
+from twohop.running.study import run_study
+from twohop.stages.table import STAGES
 
 PAIR, SETTINGS = "micro-late", Settings(limit=2)
 Moment = Callable[[psutil.Process, Path], bool]
@@ -28,7 +28,7 @@ Moment = Callable[[psutil.Process, Path], bool]
 def start() -> Callable[[Path], ForkServerProcess]:
     """Begin the study in a process of its own; what it imports has been imported once for all."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["twohop.study", "twohop.report.page", "nnsight"])
+    context.set_forkserver_preload(["twohop.running.study", "twohop.report.page", "nnsight"])
 
     def begin(out: Path) -> ForkServerProcess:
         asked = {"out": out, "settings": SETTINGS}

@@ -23,20 +23,20 @@ from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 from interventions import load
 from interventions.results import read_tree
-from twohop.asking import Study, longest_answer
-from twohop.diagnosis import diagnosis
-from twohop.entities.formats import COMPLETION
+from twohop.ask.questions import Questions
+from twohop.ask.study import Study, longest_answer
+from twohop.items.formats import COMPLETION
 from twohop.micro import NAMING, TEMPLATES
 from twohop.micro.parts import build_tokenizer
 from twohop.pairs import Pair
-from twohop.questions import Questions
-from twohop.stage_table import BACKBONE_STAGES
-from twohop.stages import run_stages
+from twohop.report.summary import lateness
+from twohop.running.study import run_study
+from twohop.stages.diagnosis import diagnosis
+from twohop.stages.recovery.transplants import transplant_arms
+from twohop.stages.run import run_stages
+from twohop.stages.table import BACKBONE_STAGES
+from twohop.stages.windows import known_items
 from twohop.statistics import difference
-from twohop.study import run_study
-from twohop.summary import lateness
-from twohop.transplant import transplant_arms
-from twohop.window import known_items
 
 READ_OUT = PLACES[5]
 """Last block behind which a swapped entity still changes the micro backbone's answer."""

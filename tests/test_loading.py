@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 import interventions as iv
-from interventions.alignment import layer_map
-from interventions.architectures.anatomy import find_anatomy
 from interventions.errors import AlignmentError, LoadError, PromptError
-from interventions.lens import lens
-from interventions.probing.probes import fit_probe
-from interventions.sites import COMPONENTS
+from interventions.model.architectures.anatomy import find_anatomy
+from interventions.model.pairing import layer_map
+from interventions.model.sites import COMPONENTS
+from interventions.probing.ridge import fit_probe
+from interventions.running.lens import lens
 from twohop.micro.folders import micro_folder
 
 

@@ -9,20 +9,20 @@ import twins
 import xarray as xr
 
 import interventions as iv
-from twohop.agreement import agreement, doubtful, in_windows
-from twohop.asking import Study
-from twohop.attribution_map import attribution_map
-from twohop.entities.files import data_benchmark
-from twohop.entities.formats import CHAT, Writer, chat_template_of
-from twohop.entities.items import Item
-from twohop.entities.validation import check
-from twohop.localize import patching_map
+from twohop.ask.study import Study
+from twohop.items.benchmark import data_benchmark
+from twohop.items.formats import CHAT, Writer, chat_template_of
+from twohop.items.items import Item
+from twohop.items.validation import check
 from twohop.micro.folders import micro_folder
 from twohop.micro.layout import GATHER_BLOCKS, READ_BLOCKS, RECALL_BLOCKS, has_attention, has_mlp
 from twohop.micro.world import facts
 from twohop.pairs import find_pair
 from twohop.protocol import Protocol
-from twohop.swaps import MAP_ROLES, swapped_items, swaps
+from twohop.stages.maps.agreement import agreement, doubtful, in_windows
+from twohop.stages.maps.attributed import attribution_map
+from twohop.stages.maps.contrasts import MAP_ROLES, swapped_items, swaps
+from twohop.stages.maps.exact import patching_map
 
 COMPONENTS = ("attn_out", "mlp_out", "resid_post")
 

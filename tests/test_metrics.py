@@ -9,9 +9,9 @@ from families import arguments_of, case_of
 from floors import FLOOR32, FLOOR64, NAMES, relative
 
 import interventions as iv
-from interventions.cache_names import cache_argument, returned_cache
 from interventions.errors import PromptError
-from interventions.metrics import METRICS, UNITS, Target, target
+from interventions.model.cache_names import cache_argument, returned_cache
+from interventions.sweeping.metrics import METRICS, UNITS, Target, target
 
 
 def logits_of(model: iv.Model, prompt: iv.Prompt, chosen: Target) -> torch.Tensor:

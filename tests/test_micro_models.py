@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from interventions.errors import InterventionsError
-from twohop.entities.items import Template
+from twohop.items.items import Template
 from twohop.micro import (
     ENTITIES,
     EVALUATION_START,

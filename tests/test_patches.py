@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import interventions as iv
-from interventions.patches import Patch
-from interventions.positions import Positions, from_lists, ragged
-from interventions.transplant import padded
+from interventions.prompt.positions import Positions, from_lists, ragged
+from interventions.running.patches import Patch
+from interventions.running.transplant import padded
 
 LENGTH = 7
 lists = st.lists(st.lists(st.integers(0, LENGTH - 1), max_size=5), min_size=1, max_size=4)
@@ -61,4 +61,4 @@ def test_merged_patches_write_what_each_wrote_into_its_own_rows(llm: iv.Model) -
 
 def test_what_runs_where_the_model_is_is_found_by_its_name() -> None:
     assert pickle.loads(pickle.dumps(padded)) is padded
-    assert (padded.__module__, padded.__name__) == ("interventions.transplant", "padded")
+    assert (padded.__module__, padded.__name__) == ("interventions.running.transplant", "padded")

@@ -33,7 +33,7 @@ from PIL import Image, ImageOps
 
 import interventions as iv
 from interventions.errors import PictureError
-from twohop.entities.pictures import picture_of
+from twohop.items.pictures import picture_of
 
 UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda a: a,

@@ -22,8 +22,8 @@ from PIL import Image, ImageFile
 
 import interventions as iv
 from interventions.errors import PictureError, PromptError
-from twohop.entities.pictures import picture_of
-from twohop.entities.reasons import REASONS
+from twohop.items.pictures import picture_of
+from twohop.items.reasons import REASONS
 
 
 def tiff_with_white_as_zero() -> bytes:

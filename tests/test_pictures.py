@@ -17,9 +17,9 @@ from PIL import Image
 
 import interventions as iv
 from interventions.errors import PictureError, PromptError
-from interventions.pictures import LONGEST_TO_SHORTEST
-from twohop.entities.pictures import LEAST_SIDE, picture_of
-from twohop.entities.validation import check
+from interventions.prompt.pictures import LONGEST_TO_SHORTEST
+from twohop.items.pictures import LEAST_SIDE, picture_of
+from twohop.items.validation import check
 
 
 def could_be_two(name: str, a: Pixels) -> bool:

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 import interventions as iv
 from interventions.errors import ProbeError
 from interventions.probing.logistic import fit_logistic
-from interventions.probing.probes import fit_probe
+from interventions.probing.ridge import fit_probe
 
 N_LAYERS = 3
 

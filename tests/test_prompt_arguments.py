@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import interventions as iv
 from interventions.errors import PromptError
-from interventions.thoughts import THOUGHTS, behind_thoughts, closed, opened, said_from
-from twohop.asking import Decoding, answers
-from twohop.entities.formats import chat_template_of, end_of_turn
+from interventions.prompt.thoughts import THOUGHTS, behind_thoughts, closed, opened, said_from
+from twohop.ask.study import Decoding, answers
+from twohop.items.formats import chat_template_of, end_of_turn
 
 CHAT = [{"role": "user", "content": "Is <think> a tag?"}]
 PICTURE = tiny.picture((400, 300))

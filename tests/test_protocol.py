@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 import twohop
 from interventions.attribution.estimates import METHODS as ENGINE_METHODS
+from twohop.ask.on_server import Progress
 from twohop.cli import main, parser
 from twohop.errors import ProtocolError
 from twohop.protocol import DEFAULT, METHODS, Documented, Protocol, documented
-from twohop.running import Progress
-from twohop.stage_table import STAGES
-from twohop.stages import run_stage, run_stages
+from twohop.running.study import Settings, run_study, study_of
+from twohop.stages.run import run_stage, run_stages
+from twohop.stages.table import STAGES
 from twohop.statistics import cluster_sums, difference, mean
-from twohop.study import Settings, run_study, study_of
 
 FIELDS = documented()
 SIZES = [one for one in FIELDS if one.flag]

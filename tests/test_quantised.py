@@ -12,13 +12,17 @@ from families import case_of
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 
 import interventions as iv
-from interventions.architectures.abilities import abilities
-from interventions.architectures.doctor import examine, report
-from interventions.architectures.quantisation import dependent_rows, described, quantisation_of
-from interventions.decoding import greedy
 from interventions.errors import LoadError, SiteError
-from interventions.metrics import target
-from interventions.sites import RESIDUAL
+from interventions.model.architectures.abilities import abilities
+from interventions.model.architectures.doctor import examine, report
+from interventions.model.architectures.quantisation import (
+    dependent_rows,
+    described,
+    quantisation_of,
+)
+from interventions.model.sites import RESIDUAL
+from interventions.running.greedy import greedy
+from interventions.sweeping.metrics import target
 
 FORMATS: dict[str, tuple[dict[str, Any], str]] = {
     "int8": ({"load_in_8bit": True}, "bitsandbytes int8"),

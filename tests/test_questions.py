@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import interventions as iv
-from twohop.asking import Study
-from twohop.entities.micro import benchmark
-from twohop.questions import Questions, draw_rivals, side_by_side
-from twohop.running import Progress, Tick
+from twohop.ask.on_server import Progress, Tick
+from twohop.ask.questions import Questions, draw_rivals, side_by_side
+from twohop.ask.study import Study
+from twohop.micro.benchmark import benchmark
 
 ITEMS = benchmark().items
 

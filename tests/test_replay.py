@@ -15,11 +15,11 @@ from floors import FLOOR16, FLOOR32, FLOOR64, noise, relative
 
 import interventions as iv
 from interventions.errors import PatchError, SiteError
-from interventions.patches import Patch
-from interventions.sites import COMPONENTS
+from interventions.model.sites import COMPONENTS
+from interventions.running.patches import Patch
 from interventions.sweeping.budget import Budget, clean_bytes
-from interventions.sweeping.grouping import cell, groups, path_of
 from interventions.sweeping.replay import replay, replayed, run_clean
+from interventions.sweeping.schedule import cell, groups, path_of
 
 FAMILIES = (*tiny.FAMILIES, *TWINS)
 SDPA = [name for name in FAMILIES if not PATHS[name].no_sdpa]

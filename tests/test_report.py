@@ -16,7 +16,6 @@ from rich.console import Console
 
 from interventions.errors import ResultsError
 from interventions.results import read_tree
-from twohop.arms import WITHOUT_IMAGE_TOKENS
 from twohop.pairs import find_pair
 from twohop.published import PUBLISHED
 from twohop.published.architecture import architecture_of
@@ -24,15 +23,16 @@ from twohop.report.compare import read_summary, write_comparison
 from twohop.report.comparison import labels
 from twohop.report.comparison_scatter import apart
 from twohop.report.console import print_comparison, print_summary
+from twohop.report.estimates import NOT_MEASURED, written
 from twohop.report.examples import examples
-from twohop.report.numbers import NOT_MEASURED, written
 from twohop.report.page import unbroken, write_report
 from twohop.report.settings import command, command_note, flat, settings_rows
 from twohop.report.style import spread
+from twohop.report.summary import summarise, verdict_sentence
 from twohop.report.tables import all_tables, at
-from twohop.reporter import Reporter
-from twohop.study import run_study
-from twohop.summary import summarise, verdict_sentence
+from twohop.running.reporter import Reporter
+from twohop.running.study import run_study
+from twohop.stages.recovery.arms import WITHOUT_IMAGE_TOKENS
 
 FIGURES = ("gates", "outcomes", "resolution", "windows", "map", "recovery")
 VOID = {"meta", "img", "br", "link", "hr", "input"}

@@ -11,15 +11,15 @@ from rich.console import Console
 
 from interventions.errors import InterventionsError
 from interventions.results import read_tree
+from twohop.ask.on_server import Progress
 from twohop.cli import main, parser
 from twohop.pairs import PAIRS
-from twohop.reporter import Reporter
-from twohop.running import Progress
-from twohop.runs import Models, Settings
-from twohop.stage_table import NEEDS, STAGES, Selection, derived, with_needs
-from twohop.stages import run_stage, run_stages
-from twohop.study import run_in_turn, run_study, study_of
-from twohop.workers import run_side_by_side
+from twohop.running.pair_run import Models, Settings
+from twohop.running.reporter import Reporter
+from twohop.running.study import run_in_turn, run_study, study_of
+from twohop.running.workers import run_side_by_side
+from twohop.stages.run import run_stage, run_stages
+from twohop.stages.table import NEEDS, STAGES, Selection, derived, with_needs
 
 TWO = Settings(limit=2)
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from interventions.answers import Completion
 from interventions.remote.jobs import stored
-from interventions.remote.package import Luggage
-from interventions.sweeping.measuring import Piece
+from interventions.remote.shipping import Luggage
+from interventions.running.complete import Completion
+from interventions.sweeping.measure import Piece
 
 
 class Code:
@@ -47,7 +47,7 @@ def test_a_result_is_opened_where_nothing_else_was_done(tmp_path: Path) -> None:
     torch.save({"returned": [Piece([0], [2], np.ones((1, 1, 1)))]}, tmp_path / "one.result")
     reading = (
         "import sys; from pathlib import Path; from interventions.remote.jobs import stored; "
-        "assert 'interventions.sweeping.measuring' not in sys.modules; "
+        "assert 'interventions.sweeping.measure' not in sys.modules; "
         "[piece] = stored(Path(sys.argv[1]))['returned']; assert piece.cells == [2]"
     )
     subprocess.run([sys.executable, "-c", reading, tmp_path / "one.result"], check=True)

@@ -7,7 +7,7 @@ from raw_hooks import raw_run, set_at
 
 import interventions as iv
 from interventions.errors import PatchError, SiteError
-from interventions.sites import RESIDUAL, Component
+from interventions.model.sites import RESIDUAL, Component
 
 KINDS = ("llm", "vlm")
 

@@ -11,16 +11,16 @@ import xarray as xr
 
 from interventions.errors import InterventionsError, ResultsError
 from interventions.results import Store, read_tree
-from twohop.arms import ARMS
 from twohop.cli import main
-from twohop.diagnosis import VERDICTS
 from twohop.micro.layout import LATE_BLOCK, RECALL_BLOCKS
 from twohop.pairs import PAIRS
-from twohop.recall import GATES
+from twohop.running.study import Settings, run_study
+from twohop.running.workers import received, run_side_by_side, start_worker
 from twohop.scoring import OUTCOMES
-from twohop.stage_table import STAGES
-from twohop.study import Settings, run_study
-from twohop.workers import received, run_side_by_side, start_worker
+from twohop.stages.diagnosis import VERDICTS
+from twohop.stages.recall import GATES
+from twohop.stages.recovery.arms import ARMS
+from twohop.stages.table import STAGES
 
 
 @pytest.fixture(scope="session")
@@ -215,7 +215,7 @@ def test_mistakes_on_the_command_line_end_in_one_message(
 
 
 def test_items_with_one_id_twice_are_refused() -> None:
-    from twohop.entities.items import Entity, Item, check_items
+    from twohop.items.items import Entity, Item, check_items
 
     item = Item("a/b", Entity("a", "A"), "b", ("x",))
     with pytest.raises(InterventionsError, match="occurs twice"):

@@ -7,11 +7,11 @@ from elsewhere import Worker, sends_to, without_weights
 from remote_operations import same_dataset
 
 import interventions as iv
-from twohop.asking import Study, longest_answer
+from twohop.ask.study import Study, longest_answer
 from twohop.micro import micro_folder
 from twohop.pairs import find_pair
-from twohop.stage_table import STAGES
-from twohop.stages import run_stages
+from twohop.stages.run import run_stages
+from twohop.stages.table import STAGES
 
 FOLDERS = [str(micro_folder(key)) for key in ("micro-naming", "micro-backbone")]
 ENTITIES = 4

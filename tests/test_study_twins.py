@@ -14,14 +14,14 @@ import twins
 
 from interventions.errors import InterventionsError
 from interventions.results import read_tree
-from twohop.arms import ARMS, WITHOUT_IMAGE_TOKENS
 from twohop.cli import main
-from twohop.diagnosis import VERDICTS
 from twohop.pairs import find_pair
 from twohop.published import PUBLISHED
-from twohop.recall import GATES
 from twohop.scoring import OUTCOMES
-from twohop.stage_table import STAGES
+from twohop.stages.diagnosis import VERDICTS
+from twohop.stages.recall import GATES
+from twohop.stages.recovery.arms import ARMS, WITHOUT_IMAGE_TOKENS
+from twohop.stages.table import STAGES
 
 GAPS = ("gap_points", "gap_relative", "gap_points_forced", "gap_points_vlm_text")
 FIGURES = ("gates", "outcomes", "resolution", "windows", "map", "recovery")

@@ -31,12 +31,12 @@ from interventions.errors import (
     SiteError,
     SweepInterrupted,
 )
-from interventions.metrics import METRICS, target
-from interventions.patches import Patch
-from interventions.places import columns_of
+from interventions.prompt.columns import columns_of
 from interventions.results import read_provenance
-from interventions.sources import FromLayers, FromModel, Noise
-from interventions.sweeping.sweeps import sweep
+from interventions.running.patches import Patch
+from interventions.sweeping.metrics import METRICS, target
+from interventions.sweeping.sources import FromLayers, FromModel, Noise
+from interventions.sweeping.sweep import sweep
 
 mpl.use("Agg")
 ROLES = ["image", "entity[-1]", "last"]
@@ -375,7 +375,7 @@ def test_items_in_another_order_or_batch_give_the_same_numbers(
         **arguments,
     )
     close(two.logprob, one.logprob.values[back])
-    monkeypatch.setattr(sys.modules["interventions.sweeping.measuring"], "MOST_ROWS", 1)
+    monkeypatch.setattr(sys.modules["interventions.sweeping.measure"], "MOST_ROWS", 1)
     three = sweep(case.model, prompt, source, answers=answers, **arguments)
     close(three.logprob, one.logprob.values)
 
@@ -498,8 +498,8 @@ import torch
 sys.path.insert(0, {tests!r})
 torch.set_num_threads(1)
 from families import case_of
-from interventions.sources import Noise
-from interventions.sweeping.sweeps import sweep
+from interventions.sweeping.sources import Noise
+from interventions.sweeping.sweep import sweep
 import interventions.sweeping.table
 interventions.sweeping.table.SAVE_EVERY_S = 0.0
 case = case_of("llama", torch.float32, "sdpa")

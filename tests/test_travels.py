@@ -25,19 +25,20 @@ from remote_operations import (
 
 import interventions as iv
 from interventions.errors import RemoteError
-from interventions.remote.package import LUGGAGE, imports
-from interventions.remote.travel import check_travels
+from interventions.remote.shippable import check_travels
+from interventions.remote.shipping import LUGGAGE, imports
 
 ROOT = Path(__file__).resolve().parents[1]
 ON_A_SERVER = {"torch", "transformers", "nnsight", "numpy", "accelerate", "safetensors", "PIL"}
 """Libraries that every NDIF server has."""
 
-MODULES = sorted(LUGGAGE.closure({"interventions.lens", "interventions.answers"}))
+MODULES = sorted(LUGGAGE.closure({"interventions.running.lens", "interventions.running.complete"}))
 
 
 def test_the_closure_is_what_an_operation_needs() -> None:
-    assert {"interventions.model", "interventions.patching", "interventions.prefixes"} <= {*MODULES}
-    left_out = {"interventions.cli", "interventions.loading", "interventions.remote.jobs"}
+    needed = {"model.model", "running.run", "running.prefix_cache"}
+    assert {f"interventions.{module}" for module in needed} <= {*MODULES}
+    left_out = {"interventions.cli", "interventions.model.loading", "interventions.remote.jobs"}
     assert not left_out & {*MODULES}
 
 

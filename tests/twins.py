@@ -16,11 +16,11 @@ from typing import Any
 import tiny
 
 import interventions as iv
-from interventions.decoding import greedy
-from twohop.asking import Study, image_prompt, text_prompt
-from twohop.entities.files import data_benchmark
-from twohop.entities.formats import CHAT, Writer, chat_template_of
-from twohop.entities.validation import Checked, check
+from interventions.running.greedy import greedy
+from twohop.ask.study import Study, image_prompt, text_prompt
+from twohop.items.benchmark import data_benchmark
+from twohop.items.formats import CHAT, Writer, chat_template_of
+from twohop.items.validation import Checked, check
 from twohop.published import PUBLISHED, published_config
 
 PLACES = ("Bern", "Oslo", "Lima", "Kiel")

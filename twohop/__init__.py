@@ -8,13 +8,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from twohop.asking import Study
+    from twohop.ask.study import Study
     from twohop.pairs import PAIRS, Pair, find_pair, own_pair, with_data
     from twohop.protocol import Protocol
     from twohop.report.compare import read_summary
-    from twohop.runs import Settings, read_run
-    from twohop.stages import run_stage, run_stages
-    from twohop.study import run_study, study_of
+    from twohop.running.pair_run import Settings, read_run
+    from twohop.running.study import run_study, study_of
+    from twohop.stages.run import run_stage, run_stages
 
 __all__ = [
     "PAIRS",
@@ -38,16 +38,16 @@ LATER = {
     "PAIRS": "pairs",
     "Pair": "pairs",
     "Protocol": "protocol",
-    "Settings": "runs",
-    "Study": "asking",
+    "Settings": "running.pair_run",
+    "Study": "ask.study",
     "find_pair": "pairs",
     "own_pair": "pairs",
-    "read_run": "runs",
+    "read_run": "running.pair_run",
     "read_summary": "report.compare",
-    "run_stage": "stages",
-    "run_stages": "stages",
-    "run_study": "study",
-    "study_of": "study",
+    "run_stage": "stages.run",
+    "run_stages": "stages.run",
+    "run_study": "running.study",
+    "study_of": "running.study",
     "with_data": "pairs",
 }
 

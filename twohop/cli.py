@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twohop.protocol import Protocol, documented
-from twohop.stage_table import TABLE
+from twohop.stages.table import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -195,9 +195,9 @@ def run_studies(options: argparse.Namespace) -> int:
 
     from twohop.report.compare import read_summary, write_comparison
     from twohop.report.console import print_comparison, print_summary
-    from twohop.stage_table import Selection
-    from twohop.study import Settings, run_in_turn
-    from twohop.workers import run_side_by_side, worth_sharing
+    from twohop.running.study import Settings, run_in_turn
+    from twohop.running.workers import run_side_by_side, worth_sharing
+    from twohop.stages.table import Selection
 
     quiet_libraries()
     share_heads_on_a_cpu()
@@ -236,8 +236,8 @@ def asked_pairs(options: argparse.Namespace, protocol: Protocol) -> "list[Pair]"
     from rich.console import Console
 
     from interventions.errors import InterventionsError
-    from twohop.entities.datamap import read_map
-    from twohop.entities.validation import check
+    from twohop.items.datamap import read_map
+    from twohop.items.validation import check
     from twohop.pairs import find_pair, own_pair, with_data
     from twohop.report.data import print_data
 
@@ -276,14 +276,14 @@ def asked_pairs(options: argparse.Namespace, protocol: Protocol) -> "list[Pair]"
 def check_data(options: argparse.Namespace) -> int:
     """``twohop data check``.
 
-    With ``--json``, the report as :meth:`twohop.entities.validation.Report.as_dict` gives it.
+    With ``--json``, the report as :meth:`twohop.items.validation.Report.as_dict` gives it.
     """
     import json
 
     from rich.console import Console
 
-    from twohop.entities.datamap import read_map
-    from twohop.entities.validation import check
+    from twohop.items.datamap import read_map
+    from twohop.items.validation import check
     from twohop.report.data import print_data
 
     with Console(stderr=True).status(f"checking {options.data}"):

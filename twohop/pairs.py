@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from interventions.errors import InterventionsError, did_you_mean
-from twohop.entities.formats import CHAT, COMPLETION, QA, Kind, PromptFormat, writer_for
-from twohop.entities.items import Benchmark
-from twohop.entities.validation import Checked
+from twohop.items.formats import CHAT, COMPLETION, QA, Kind, PromptFormat, writer_for
+from twohop.items.items import Benchmark
+from twohop.items.validation import Checked
 from twohop.protocol import DEFAULT, Protocol
 from twohop.published import PUBLISHED, PublishedPair
 
@@ -32,7 +32,7 @@ class Pair:
         One line for lists.
     format : PromptFormat, optional
         How it is asked about items of a file. None: see
-        :func:`twohop.entities.formats.writer_for`.
+        :func:`twohop.items.formats.writer_for`.
     served : (str, str), optional
         What a server calls the VLM and the backbone, where that is not where they are here.
     """
@@ -65,7 +65,7 @@ def _flags_backbone() -> Path:
 
 
 def _flags_benchmark() -> Benchmark:
-    from twohop.entities.flags import benchmark
+    from twohop.flags.benchmark import benchmark
 
     return benchmark()
 
@@ -78,7 +78,7 @@ def _micro_folder(key: str) -> Path:
 
 
 def _micro_benchmark() -> Benchmark:
-    from twohop.entities.micro import benchmark
+    from twohop.micro.benchmark import benchmark
 
     return benchmark()
 
@@ -180,7 +180,7 @@ def _place(model: str | Path) -> str:
 def model_name(place: Path | str) -> str:
     """What results call a model: a built-in one by its name, another by where it is.
 
-    Which weights are there is told apart by :class:`twohop.checkpoints.Digests`.
+    Which weights are there is told apart by :class:`twohop.running.checkpoints.Digests`.
     """
     return ASSEMBLED.sub("", place.name) if isinstance(place, Path) else place
 
@@ -199,7 +199,7 @@ def with_data(
     ----------
     pair : Pair
     checked : Checked
-        From :func:`twohop.entities.validation.check`.
+        From :func:`twohop.items.validation.check`.
     format : {"chat", "qa", "completion"}, optional
         How it is asked; default: what the map says, else what the pair declares.
     alter_views : bool
@@ -212,7 +212,7 @@ def with_data(
     DataError
         If no item is usable, or entities have too few pictures.
     """
-    from twohop.entities.files import check_views, data_benchmark
+    from twohop.items.benchmark import check_views, data_benchmark
 
     checked.needed()
     if not alter_views:

@@ -14,15 +14,15 @@ from interventions.attribution.passes import Pass, forward
 from interventions.checking import check_asked
 from interventions.errors import ResultsError
 from interventions.given import of_kind, seed_of, whole
-from interventions.metrics import Answers, target
-from interventions.model import Model
-from interventions.patches import Patch
-from interventions.patching import run
-from interventions.positions import Positions
-from interventions.prompts import Prompt
+from interventions.model.model import Model
+from interventions.model.wrapped import where_the_model_is
+from interventions.prompt.positions import Positions
+from interventions.prompt.prompt import Prompt
 from interventions.results import differences, read_provenance, with_provenance
+from interventions.running.patches import Patch
+from interventions.running.run import run
+from interventions.sweeping.metrics import Answers, target
 from interventions.sweeping.replay import replay
-from interventions.wrapped import where_the_model_is
 
 RESAMPLES = 1000
 Sample = Literal["top", "random"]

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import xarray as xr
 
-from interventions.architectures.quantisation import without_gradients
 from interventions.attribution.agreement import add_agreement
 from interventions.attribution.contrast import (
     DIRECTIONS,
@@ -25,14 +24,15 @@ from interventions.attribution.estimates import METHODS, Method, estimates
 from interventions.attribution.passes import Place
 from interventions.checking import check_asked
 from interventions.errors import PromptError, RoleError, SiteError
-from interventions.fingerprints import Unchanged
 from interventions.given import flag, names, one_of, one_or_several, plain, seed_of, whole
-from interventions.metrics import METRICS, UNITS, Answers, Metric, target
-from interventions.model import Model
-from interventions.places import check_same_tokens, role_labels
-from interventions.prompts import Prompt
+from interventions.model.architectures.quantisation import without_gradients
+from interventions.model.fingerprints import Unchanged
+from interventions.model.model import Model
+from interventions.model.sites import COMPONENTS, Component, Layers, check_component, layer_list
+from interventions.prompt.columns import check_same_tokens, role_labels
+from interventions.prompt.prompt import Prompt
 from interventions.results import provenance, with_provenance
-from interventions.sites import COMPONENTS, Component, Layers, check_component, layer_list
+from interventions.sweeping.metrics import METRICS, UNITS, Answers, Metric, target
 
 GRADIENT_METRICS: tuple[Metric, ...] = ("logprob", "logit_diff")
 TOKENS_AT_ONCE = 4096

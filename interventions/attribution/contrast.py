@@ -10,18 +10,18 @@ from interventions.digests import digest_of
 from interventions.errors import PatchError, PromptError, RoleError
 from interventions.given import one_of
 from interventions.given_arrays import check_range, tensor_of
-from interventions.metrics import Metric, Target
-from interventions.model import Model
-from interventions.patches import Patch
-from interventions.places import (
+from interventions.model.model import Model
+from interventions.prompt.columns import (
     Columns,
     check_same_tokens,
     columns_of,
     every_token,
     narrowest_roles,
 )
-from interventions.positions import Positions, fits
-from interventions.prompts import Prompt
+from interventions.prompt.positions import Positions, fits
+from interventions.prompt.prompt import Prompt
+from interventions.running.patches import Patch
+from interventions.sweeping.metrics import Metric, Target
 
 Which = Literal["run", "source"]
 Direction = Literal["denoising", "noising"]

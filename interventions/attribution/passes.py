@@ -9,10 +9,10 @@ import torch
 
 from interventions.attribution.contrast import Contrast, Which
 from interventions.errors import PatchError
-from interventions.model import Model
-from interventions.patching import run
-from interventions.positions import Positions, read_padded, write_at
-from interventions.sites import Component, Site
+from interventions.model.model import Model
+from interventions.model.sites import Component, Site
+from interventions.prompt.positions import Positions, read_padded, write_at
+from interventions.running.run import run
 
 Place = tuple[Component, int]
 """A component and a layer."""

@@ -24,7 +24,7 @@ from nnsight.intervention.source import STATE
 from torch import nn
 
 from interventions.errors import SiteError
-from interventions.model import Model
+from interventions.model.model import Model
 
 Rule = Callable[[Any, Any], Any]
 """Takes the input and the output of a module; gives an output of equal value."""

@@ -9,9 +9,9 @@ import torch
 from interventions.digests import digest_of
 from interventions.errors import PromptError, ResultsError, SiteError
 from interventions.given import flag, index_of, of_kind, text_of
-from interventions.positions import from_lists
-from interventions.prompts import SINGLE, Prompt
-from interventions.sites import Component, Heads, Layers, Site
+from interventions.model.sites import Component, Heads, Layers, Site
+from interventions.prompt.positions import from_lists
+from interventions.prompt.prompt import SINGLE, Prompt
 
 MOST_TRIED = 100
 Maker = Callable[[list[int]], Prompt]

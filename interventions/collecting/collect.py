@@ -18,19 +18,19 @@ from interventions.collecting.batches import (
     first_batch,
     make_batches,
 )
-from interventions.collecting.collection import Collection, as_stored, open_collection
-from interventions.collecting.given_rows import Told, digest_rows, maker_of
+from interventions.collecting.folder import Collection, as_stored, open_collection
+from interventions.collecting.rows import Told, digest_rows, maker_of
 from interventions.digests import digest_of
 from interventions.errors import PromptError, ResultsError, SiteError
-from interventions.fingerprints import Unchanged, processing_of
 from interventions.given import flag, folder_of, named, of_kind, shown, whole
 from interventions.given_arrays import row_values
-from interventions.model import Model
-from interventions.patching import read
-from interventions.positions import index_list
+from interventions.model.fingerprints import Unchanged, processing_of
+from interventions.model.model import Model
+from interventions.model.sites import Site, check_component, check_heads, check_sites, layer_list
 from interventions.progress import LateBar
+from interventions.prompt.positions import index_list
 from interventions.results import origin
-from interventions.sites import Site, check_component, check_heads, check_sites, layer_list
+from interventions.running.run import read
 
 StoredType = Literal["float32", "float16", "bfloat16"]
 Rows = Sequence[Any] | Maker

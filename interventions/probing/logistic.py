@@ -7,7 +7,7 @@ import torch
 
 from interventions.errors import ProbeError
 from interventions.given import number, whole
-from interventions.probing.probes import Probe, checked_rows, scaling
+from interventions.probing.ridge import Probe, checked_rows, scaling
 
 HISTORY = 10
 LINE_STEPS = 8

@@ -45,7 +45,7 @@ Keys come from ``NDIF_API_KEY`` or nnsight's config, and go into the header of a
 """
 
 from interventions.remote.jobs import Jobs, Record
-from interventions.remote.package import carry
 from interventions.remote.preflight import Preflight, preflight
+from interventions.remote.shipping import carry
 
 __all__ = ["Jobs", "Preflight", "Record", "carry", "preflight"]

@@ -16,7 +16,7 @@ from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel
 
 from interventions.errors import JobError, RemoteError
-from interventions.remote.package import by_reference, with_luggage
+from interventions.remote.shipping import by_reference, with_luggage
 
 NOT_READY = (429, 500, 502, 503, 504)
 KEY = "Set NDIF_API_KEY, or run 'nnsight login' once; keys are from https://login.ndif.us."

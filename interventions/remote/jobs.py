@@ -21,12 +21,12 @@ from nnsight.schema.response import ResponseModel, Status
 
 from interventions.digests import UnknownContent, digest_of
 from interventions.errors import JobError, JobTimeout, RemoteError
+from interventions.model.wrapped import Wrapped
 from interventions.remote.backend import Backend, Unanswered
-from interventions.remote.package import LUGGAGE
 from interventions.remote.sending import backend_of, send
+from interventions.remote.shipping import LUGGAGE
 from interventions.results import write_atomically
 from interventions.returnable import RETURNABLE
-from interventions.wrapped import Wrapped
 
 SERVER_FAULTS = ("Sorry for the inconvenience", "was evicted", "cancelled or preempted by")
 """Words of NDIF's messages about failures that are not those of the request's code."""

@@ -8,9 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from interventions.errors import JobError, RemoteError
+from interventions.model.wrapped import Wrapped, about_weights
 from interventions.remote.backend import Backend, Hosted, hosted, where_else
 from interventions.remote.sending import backend_of, send
-from interventions.wrapped import Wrapped, about_weights
 
 MATTERING = {
     "nnsight": "requests are read by it",

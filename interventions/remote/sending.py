@@ -4,9 +4,9 @@ from typing import Any, TypeVar
 
 import nnsight
 
+from interventions.model.wrapped import Wrapped
 from interventions.remote.backend import Backend
-from interventions.remote.travel import check_travels
-from interventions.wrapped import Wrapped
+from interventions.remote.shippable import check_travels
 
 AnyBackend = TypeVar("AnyBackend", bound=Backend)
 ABOUT_WAITING = ("blocking", "job_id", "verbose")

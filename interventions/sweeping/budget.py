@@ -7,7 +7,7 @@ import psutil
 import torch
 
 from interventions.errors import PatchError
-from interventions.model import Model
+from interventions.model.model import Model
 
 SHARE = 0.4  # of the memory that is free
 PASS_SECONDS = 1.5e-3  # that a block of a forward pass costs beside its arithmetic

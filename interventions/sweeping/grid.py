@@ -9,10 +9,8 @@ import numpy as np
 
 from interventions.errors import SiteError
 from interventions.given import names, shown, whole
-from interventions.model import Model
-from interventions.places import Columns
-from interventions.positions import index_list
-from interventions.sites import (
+from interventions.model.model import Model
+from interventions.model.sites import (
     RESIDUAL,
     Component,
     Heads,
@@ -21,6 +19,8 @@ from interventions.sites import (
     check_runs,
     layer_list,
 )
+from interventions.prompt.columns import Columns
+from interventions.prompt.positions import index_list
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from interventions.metrics import UNITS
-from interventions.model import Model
-from interventions.places import role_labels
-from interventions.prompts import Prompt
+from interventions.model.model import Model
+from interventions.prompt.columns import role_labels
+from interventions.prompt.prompt import Prompt
 from interventions.results import origin, with_provenance
-from interventions.sources import FromModel, Noise
-from interventions.sweeping.grouping import path_of
-from interventions.sweeping.measuring import FROM_SOURCE, Job
+from interventions.sweeping.measure import FROM_SOURCE, Job
+from interventions.sweeping.metrics import UNITS
+from interventions.sweeping.schedule import path_of
+from interventions.sweeping.sources import FromModel, Noise
 from interventions.sweeping.table import Table, with_text
 
 

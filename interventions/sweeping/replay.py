@@ -14,22 +14,23 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from interventions.cache_names import cache_argument
 from interventions.checking import check_asked
 from interventions.errors import PatchError, SiteError
-from interventions.fingerprints import Unchanged
 from interventions.given import all_of_kind, callback, of_kind, several, shown, whole
 from interventions.given_arrays import check_range
-from interventions.model import Model
-from interventions.patches import Patch, check_patches
-from interventions.patching import run_checked
-from interventions.positions import Positions, write_at
-from interventions.prompts import Prompt
-from interventions.rows import SEQUENCE_KEYS
-from interventions.shared_prefix import is_shared, shared_cache
-from interventions.sites import Site, check_place
+from interventions.model.cache_names import cache_argument
+from interventions.model.fingerprints import Unchanged
+from interventions.model.model import Model
+from interventions.model.sites import Site, check_place
+from interventions.model.wrapped import where_the_model_is
+from interventions.prompt.positions import Positions, write_at
+from interventions.prompt.prompt import Prompt
+from interventions.prompt.rows import SEQUENCE_KEYS
+from interventions.running.patches import Patch, check_patches
+from interventions.running.prefix_attention import is_shared, shared_cache
+from interventions.running.run import run_checked
 from interventions.sweeping.budget import Budget, clean_bytes
-from interventions.sweeping.grouping import (
+from interventions.sweeping.schedule import (
     BEHIND,
     Cell,
     Group,
@@ -39,7 +40,6 @@ from interventions.sweeping.grouping import (
     groups,
     path_of,
 )
-from interventions.wrapped import where_the_model_is
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import xarray as xr
 
 from interventions.errors import ResultsError
 from interventions.results import Store, write_atomically
-from interventions.sweeping.measuring import Piece
+from interventions.sweeping.measure import Piece
 
 PART = "cells.npz"
 STAGE = "sweep"

@@ -13,9 +13,9 @@ from benchmarks.contest import Case, Contestant, Run
 from benchmarks.models import ANSWER, FOIL, WORDS, Bench, plain
 from benchmarks.peers import Task, blocks
 from interventions.attribution.attribute import SITES
-from interventions.metrics import target
 from interventions.probing.logistic import fit_logistic
-from interventions.probing.probes import scaling
+from interventions.probing.ridge import scaling
+from interventions.sweeping.metrics import target
 
 N_CLASSES, N_LABELS, PROBE_SAMPLE = 20, 4, 3
 C, TOL, MAX_ITER = 1.0, 1e-5, 1000

@@ -10,11 +10,11 @@ from benchmarks.bound import counted, needed
 from benchmarks.contest import Case, Contestant, Run
 from benchmarks.models import ANSWER, Bench
 from benchmarks.peers import PEERS, Cell, Task
-from interventions.metrics import target
-from interventions.places import columns_of
-from interventions.sources import FromModel
+from interventions.prompt.columns import columns_of
+from interventions.sweeping.metrics import target
 from interventions.sweeping.replay import replay
-from interventions.sweeping.sweeps import sweep
+from interventions.sweeping.sources import FromModel
+from interventions.sweeping.sweep import sweep
 
 SAMPLE = 3  # cells that those who run one at a time are timed on
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.grids import text_only
 from benchmarks.models import ANSWER, SHAPES, make
-from interventions.sweeping.sweeps import sweep
+from interventions.sweeping.sweep import sweep
 
 CALLS, SETTLED = 20, 5  # what the allocator keeps is settled after so many calls
 BUDGET = 256 * 2**20

@@ -10,9 +10,9 @@ from remote_operations import same_dataset
 
 from interventions.results import read_tree
 from twohop.cli import main
-from twohop.runs import Settings
-from twohop.stage_table import STAGES
-from twohop.study import run_study
+from twohop.running.pair_run import Settings
+from twohop.running.study import run_study
+from twohop.stages.table import STAGES
 
 PAIR = "micro-naming"
 ENTITIES = 4

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interventions.cache_names import cache_argument, returned_cache
+from interventions.model.cache_names import cache_argument, returned_cache
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twohop.entities.items import Template
+from twohop.items.items import Template
 from twohop.micro.layout import BOS, EOS, IMAGE_TOKENS, PAD, band_words, vocabulary
 from twohop.micro.templates import IMAGE_PLACEHOLDER, NAMING, TEMPLATES, description
 from twohop.micro.world import ENTITIES, RELATIONS, Entity, Relation, answers, facts

@@ -5,7 +5,7 @@ placeholder `{entity}` filled with a name (text) or with `<image>` (image, same 
 no worked examples: the backbone needs none, and short prompts are quick.
 """
 
-from twohop.entities.items import Template
+from twohop.items.items import Template
 from twohop.micro.world import Entity, Relation
 
 IMAGE_PLACEHOLDER = "<image>"

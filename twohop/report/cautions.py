@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from twohop.agreement import ATTRIBUTION_STAGES, doubtful
-from twohop.localize import MAP_COMPONENTS
 from twohop.protocol import Protocol
-from twohop.provenance import made_with, protocol_of
 from twohop.report import wording
-from twohop.report.numbers import estimate, short, whole, written
+from twohop.report.estimates import estimate, short, whole, written
+from twohop.report.summary import image_hits
+from twohop.running.provenance import made_with, protocol_of
+from twohop.stages.maps.agreement import ATTRIBUTION_STAGES, doubtful
+from twohop.stages.maps.exact import MAP_COMPONENTS
 from twohop.statistics import estimates
-from twohop.summary import image_hits
 
 
 def cautions(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:

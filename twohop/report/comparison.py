@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import count as count_from
 from typing import Any
 
-from twohop.arms import WITHOUT_IMAGE_TOKENS
 from twohop.report import wording
 from twohop.report.tables import Summary
+from twohop.stages.recovery.arms import WITHOUT_IMAGE_TOKENS
 from twohop.statistics import estimates
 
 SAME = ("benchmark", "limit", "seed", "twohop")

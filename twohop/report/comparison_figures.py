@@ -8,11 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from twohop.arms import ALL_ARMS
 from twohop.report import wording
 from twohop.report.comparison import Classes, Run, runs_of
+from twohop.report.estimates import NOT_MEASURED, Unit, measured, short
 from twohop.report.figures import arm_colour, interval
-from twohop.report.numbers import NOT_MEASURED, Unit, measured, short
 from twohop.report.style import (
     CLASS_MARKS,
     FAINT,
@@ -24,6 +23,7 @@ from twohop.report.style import (
     look,
     sheet,
 )
+from twohop.stages.recovery.arms import ALL_ARMS
 
 LONGEST = 30  # characters of a run's name in a line of a figure
 ROW = 0.3  # inches

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from twohop.arms import KNOWN, arm_groups
 from twohop.report import wording
 from twohop.report.comparison import Classes, Run, by_class, runs_of
-from twohop.report.numbers import Unit, whole
+from twohop.report.estimates import Unit, whole
 from twohop.report.tables import Cell, Summary, Table, count, number, row
+from twohop.stages.recovery.arms import KNOWN, arm_groups
 
 
 def _table(

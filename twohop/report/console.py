@@ -10,8 +10,8 @@ from rich.table import Table as RichTable
 
 from twohop.report.comparison import by_class, differing, lead_sentence
 from twohop.report.comparison_tables import short_table
+from twohop.report.summary import verdict_sentence
 from twohop.report.tables import Table, all_tables
-from twohop.summary import verdict_sentence
 
 SHOWN = ("gates", "gap", "relations", "lateness", "outcomes", "diagnosis", "recovery", "harm")
 WIDTH = 80
@@ -44,7 +44,7 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     Parameters
     ----------
     summary : mapping
-        From :func:`twohop.summary.summarise`.
+        From :func:`twohop.report.summary.summarise`.
     console : Console
         Tables take at most 80 columns.
     """

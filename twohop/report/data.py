@@ -4,8 +4,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from twohop.entities.reasons import FLAGS, REASONS
-from twohop.entities.validation import Report
+from twohop.items.reasons import FLAGS, REASONS
+from twohop.items.validation import Report
 
 SHOWN = 5  # rows named for a reason, or places for a flag
 

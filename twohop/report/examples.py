@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from twohop.arms import arm_label
-from twohop.entities.items import Benchmark
+from twohop.items.items import Benchmark
 from twohop.report import wording
+from twohop.stages.recovery.arms import arm_label
 
 N_EXAMPLES = 8
 PICTURE_WIDTH = 150

@@ -9,9 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from interventions.results import write_atomically
-from twohop.arms import KNOWN, arm_groups
 from twohop.report import wording
-from twohop.report.numbers import NOT_MEASURED, Number, estimate, measured, short, written
+from twohop.report.estimates import NOT_MEASURED, Number, estimate, measured, short, written
 from twohop.report.style import (
     ARM_COLOURS,
     BLUE,
@@ -30,6 +29,7 @@ from twohop.report.style import (
     percent_axis,
     sheet,
 )
+from twohop.stages.recovery.arms import KNOWN, arm_groups
 from twohop.statistics import Estimate, estimates
 
 PNG_DPI = 150

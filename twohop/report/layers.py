@@ -8,10 +8,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from twohop.places import IMAGE_ROLES
+from twohop.ask.roles import IMAGE_ROLES
 from twohop.protocol import Protocol
-from twohop.provenance import protocol_of
-from twohop.report.numbers import written
+from twohop.report.estimates import written
 from twohop.report.style import (
     BLUE,
     GREY,
@@ -28,9 +27,10 @@ from twohop.report.style import (
     sheet,
     spread,
 )
-from twohop.resolution import depth
+from twohop.report.summary import image_hits, vlm_block
+from twohop.running.provenance import protocol_of
+from twohop.stages.resolution import depth
 from twohop.statistics import TAIL, cluster_sums, estimates
-from twohop.summary import image_hits, vlm_block
 
 KINDS = {
     "plain": ("plain probe", BLUE),

@@ -7,9 +7,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from twohop.agreement import doubtful
 from twohop.report import wording
 from twohop.report.style import FAINT, INK, MUTED, look, nothing, sheet
+from twohop.stages.maps.agreement import doubtful
 
 ALIKE = "an entity\nand its swap\nare answered alike"
 NO_ITEM = "no item that\nthe model should know"

@@ -12,9 +12,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from interventions.results import write_atomically
-from twohop.entities.items import Benchmark
-from twohop.provenance import protocol_of
+from twohop.items.items import Benchmark
 from twohop.report.cautions import cautions
+from twohop.report.estimates import Unit, bounds, estimate, short, whole
 from twohop.report.examples import examples
 from twohop.report.figures import (
     gates_figure,
@@ -24,7 +24,6 @@ from twohop.report.figures import (
 )
 from twohop.report.layers import resolution_figure, windows_figure
 from twohop.report.maps import attribution_methods, map_figure
-from twohop.report.numbers import Unit, bounds, estimate, short, whole
 from twohop.report.settings import (
     command,
     command_note,
@@ -32,9 +31,10 @@ from twohop.report.settings import (
     settings_rows,
     stage_rows,
 )
+from twohop.report.summary import verdict_sentence
 from twohop.report.tables import all_tables, at
+from twohop.running.provenance import protocol_of
 from twohop.statistics import estimates
-from twohop.summary import verdict_sentence
 
 REPORT = "report.html"
 
@@ -204,7 +204,7 @@ def write_report(
     tree : DataTree
         Of the finished run.
     summary : mapping
-        From :func:`twohop.summary.summarise`, or :func:`~twohop.summary.estimated`.
+        From :func:`twohop.report.summary.summarise`, or :func:`~twohop.report.summary.estimated`.
     benchmark : Benchmark
         For the pictures, the questions and its notes.
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from twohop.arms import arm_groups, arm_label
 from twohop.protocol import Protocol
 from twohop.report import wording
-from twohop.report.numbers import Unit, measured, p_value, written
+from twohop.report.estimates import Unit, measured, p_value, written
+from twohop.report.summary import AT_IMAGE_TOKENS
+from twohop.stages.recovery.arms import arm_groups, arm_label
 from twohop.statistics import estimates
-from twohop.summary import AT_IMAGE_TOKENS
 
 Summary = Mapping[str, Any]
 

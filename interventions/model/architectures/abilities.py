@@ -1,0 +1,200 @@
+"""Which streams and operations a model has, and what to use where one is missing."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from interventions.model.architectures.anatomy import Anatomy
+
+State = Literal["yes", "partly", "no"]
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Whether something works with a model.
+
+    Attributes
+    ----------
+    name : str
+        A stream or an operation, as it is called in code.
+    state : {"yes", "partly", "no"}
+    note : str
+        What it gives; the condition, where it works partly; what to use instead, where it does not.
+    """
+
+    name: str
+    state: State
+    note: str
+
+
+WHOLE = "is ignored (rows run whole, numbers are the same)"
+
+
+def abilities(anatomy: Anatomy) -> tuple[Ability, ...]:
+    """Return what can be done with a model, in the order in which it is usually asked."""
+    return (*_images(anatomy), *_streams(anatomy), *_operations(anatomy))
+
+
+def listed(layers: list[int]) -> str:
+    """Write block indices down as short as can be.
+
+    Examples
+    --------
+    >>> listed([0, 1, 2, 3, 5, 6, 9])
+    '0-3, 5, 6, 9'
+    >>> listed(list(range(3, 100, 5)))
+    '3, 8, 13, ..., 98'
+    """
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    names = [
+        name
+        for one in runs
+        for name in ([f"{one[0]}-{one[-1]}"] if len(one) > 2 else [str(layer) for layer in one])
+    ]
+    return ", ".join(names if len(names) <= 8 else [*names[:3], "...", names[-1]])
+
+
+def _images(anatomy: Anatomy) -> list[Ability]:
+    if not anatomy.is_vlm:
+        none = "a text-only model; load the VLM for images"
+        return [Ability('prompt.at("image")', "no", none), Ability("image_features", "no", none)]
+    if anatomy.cross_blocks:
+        return [
+            Ability(
+                'prompt.at("image")',
+                "no",
+                "images enter through cross-attention, not at positions; use image_features[:], or "
+                f"attn_out of blocks {listed(anatomy.cross_blocks)}, at positions of text",
+            ),
+            Ability(
+                "image_features", "yes", "projected vision states [row, vision token, d_model]"
+            ),
+        ]
+    three = "; positions are (time, height, width), made by prompt()"
+    return [
+        Ability(
+            'prompt.at("image")',
+            "yes",
+            "also image_0, image_1, ... and last_image"
+            + (three if anatomy.three_axis_positions else ""),
+        ),
+        Ability("image_features", "yes", "what the projector gave, where it enters the sequence"),
+    ]
+
+
+def _streams(anatomy: Anatomy) -> list[Ability]:
+    behind = any(block.behind_norm for block in anatomy.parts)
+    cross = f"blocks {listed(anatomy.cross_blocks)} run only where the prompt has an image"
+    state: State = "partly" if anatomy.cross_blocks else "yes"
+
+    def stream(name: str, note: str) -> Ability:
+        return Ability(name, state, note + (f"; {cross}" if anatomy.cross_blocks else ""))
+
+    added = "what it adds to the residual stream" + (", behind its own norm" if behind else "")
+    gated = " (before its gate)" if any(block.attn_gate for block in anatomy.parts) else ""
+    blind = [i for i, block in enumerate(anatomy.parts) if block.projection is None]
+    heads = f"{anatomy.n_heads} heads x {anatomy.head_dim}, before the output projection"
+    if len(blind) == anatomy.n_layers:
+        head = Ability(
+            "head_out", "no", "the attention's output projection was not recognised; use attn_out"
+        )
+    elif blind:
+        head = Ability(
+            "head_out", "partly", f"{heads}; not in blocks {listed(blind)}: use attn_out there"
+        )
+    else:
+        head = stream("head_out", heads)
+    inline = anatomy.is_vlm and not anatomy.cross_blocks
+    capped = anatomy.softcap is not None or anatomy.logit_scale != 1
+    return [
+        Ability("embeddings", "yes", "what enters block 0" + ", image features in place" * inline),
+        stream("resid_pre, resid_post", "before and behind each block"),
+        head,
+        stream("attn_out, mlp_out", added + gated),
+        Ability("logits", "yes", "as the model gives them" + (", cap and scale done" * capped)),
+    ]
+
+
+def _operations(anatomy: Anatomy) -> list[Ability]:
+    cross = bool(anatomy.cross_blocks)
+    needs = 'needs attn_implementation "eager" or "sdpa"; flash attention takes no mask of edges'
+    if cross:
+        needs += (
+            f"; not in blocks {listed(anatomy.cross_blocks)}, which see the image only: write 0 "
+            "into attn_out there"
+        )
+    return [
+        Ability("trace, generate, run", "yes", "edits of generate act on the prefill"),
+        Ability("knockout", "partly", needs),
+        _sharing(anatomy),
+        Ability(
+            "lens, patchscope",
+            "yes",
+            "through the final norm and head" + _capped(anatomy),
+        ),
+        _pairing(anatomy),
+        _batches(anatomy),
+    ]
+
+
+def _batches(anatomy: Anatomy) -> Ability:
+    if anatomy.dependent_rows is not None:
+        return Ability(
+            "padded batches",
+            "partly",
+            f"{anatomy.dependent_rows}, padding included. sweep, complete, collect and attribute "
+            "run one row a pass, replay one cell a pass; trace, run, read and generate run what "
+            "they are given: give them one row",
+        )
+    if anatomy.cross_blocks:
+        note = "all rows need equally many images; else make prompts of their own"
+        return Ability("padded batches", "partly", note)
+    note = "equal to single rows; float64 needs sdpa, as eager makes NaN of padding there"
+    return Ability("padded batches", "yes", note)
+
+
+def _capped(anatomy: Anatomy) -> str:
+    found = []
+    if anatomy.softcap is not None:
+        found.append(f"cap {anatomy.softcap:g}")
+    if anatomy.logit_scale != 1:
+        found.append(f"scale {anatomy.logit_scale:g}")
+    return f", with its {' and '.join(found)}" if found else ""
+
+
+def _sharing(anatomy: Anatomy) -> Ability:
+    two_way = anatomy.family.two_way
+    if anatomy.dependent_rows is not None:
+        return Ability("share_prefix=", "no", f"{anatomy.dependent_rows}, so it {WHOLE}")
+    if two_way == "prompt":
+        return Ability(
+            "share_prefix=", "no", f"tokens of a prompt see each other both ways, so it {WHOLE}"
+        )
+    found = []
+    if anatomy.cross_blocks:
+        found.append(f"with images it {WHOLE}, as they come in from the side")
+    if two_way == "image":
+        found.append(f"with images it {WHOLE}, as their tokens see each other both ways")
+    if anatomy.windowed:
+        found.append("blocks with windows need rows of equal length, else it is ignored")
+    if not found:
+        return Ability("share_prefix=", "yes", "common tokens are computed once")
+    return Ability("share_prefix=", "partly", "; ".join(found))
+
+
+def _pairing(anatomy: Anatomy) -> Ability:
+    if anatomy.cross_blocks:
+        n = len(anatomy.self_blocks)
+        return Ability(
+            "pair, transplant",
+            "yes",
+            f"with a language model of {n} blocks; pair().layer_map goes around the "
+            "cross-attention blocks; write at positions of text",
+        )
+    if anatomy.is_vlm:
+        return Ability("pair, transplant", "yes", "with its backbone, or with itself in text only")
+    return Ability("pair, transplant", "yes", "as the backbone of a VLM built on it")

@@ -1,0 +1,134 @@
+"""What one decoder block is made of, found from its children."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from interventions.errors import LoadError
+from interventions.model.architectures.wrapping import original
+
+OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
+SANDWICHES = (
+    # norms in a block -> the two whose outputs are added to the residual stream
+    ({"pre_feedforward_layernorm"}, "post_attention_layernorm", "post_feedforward_layernorm"),
+    ({"post_self_attn_layernorm"}, "post_self_attn_layernorm", "post_mlp_layernorm"),
+)
+WIDTHS = ("in_features", "nx", "infeatures")
+"""Where a linear layer keeps the width of its input: torch's, transformers' Conv1D, some GPTQ."""
+OTHERWISE = (
+    "Read and write it with nnsight alone (TransformersModel(module), by the paths of its "
+    "modules), or use a model of another architecture: `interventions families` lists those that "
+    "are tested."
+)
+"""What to do with a model that is not understood."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Names, inside one decoder block, of its parts.
+
+    Attributes
+    ----------
+    attention, mlp : str
+        The two sublayers.
+    attn_out, mlp_out : str
+        The modules whose outputs are added to the residual stream: the sublayers themselves, or
+        the norms behind them.
+    projection : str or None
+        The attention's output projection, whose input is the heads' results.
+    cross : bool
+        A cross-attention block: it reads the image, and does not run without one.
+    attn_gate, mlp_gate : str or None
+        Parameters whose tanh scales what the sublayer adds.
+    """
+
+    attention: str
+    mlp: str
+    attn_out: str
+    mlp_out: str
+    projection: str | None
+    cross: bool = False
+    attn_gate: str | None = None
+    mlp_gate: str | None = None
+
+    @property
+    def behind_norm(self) -> bool:
+        """Whether ``attn_out`` and ``mlp_out`` are behind a norm of their own."""
+        return self.attn_out != self.attention
+
+
+def _kind(module: nn.Module) -> str:
+    """The name of its class; that of the module inside, if it is an adapter's."""
+    return type(original(module)).__name__
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm, by its name."""
+    return "norm" in _kind(module).lower()
+
+
+def block_of(block: nn.Module, name: str, layer: int) -> Block:
+    """Understand one decoder block from its children."""
+    children = dict(block.named_children())
+    norms = {key for key, child in children.items() if is_norm(child)}
+    attention = [key for key, child in children.items() if "ttention" in _kind(child)]
+    rest = [
+        key
+        for key, child in children.items()
+        if key not in norms | {*attention}
+        and not isinstance(original(child), nn.Dropout | nn.Identity)
+    ]
+    mlp = [key for key in rest if any(_has_weights(part) for part in children[key].modules())]
+    if len(attention) != 1 or len(mlp) != 1:
+        raise LoadError(
+            f"{name}: block {layer} is not one attention and one MLP that add to the residual "
+            f"stream. Expected one of each; got attention {attention or 'none'} and "
+            f"{mlp or 'no other part'} beside {', '.join(sorted(norms)) or 'no norms'}. "
+            f"{OTHERWISE}"
+        )
+    attn_out, mlp_out = attention[0], mlp[0]
+    for marks, behind_attention, behind_mlp in SANDWICHES:
+        if marks <= norms:
+            attn_out, mlp_out = behind_attention, behind_mlp
+    if norms == {"post_attention_layernorm", "post_feedforward_layernorm"}:
+        attn_out, mlp_out = "post_attention_layernorm", "post_feedforward_layernorm"
+    gates = [key for key, _ in block.named_parameters(recurse=False) if "gate" in key]
+    return Block(
+        attention=attention[0],
+        mlp=mlp[0],
+        attn_out=attn_out,
+        mlp_out=mlp_out,
+        projection=_projection(children[attention[0]], attention[0]),
+        cross="cross" in attention[0],
+        attn_gate=next((key for key in gates if "attn_gate" in key), None),
+        mlp_gate=next((key for key in gates if "mlp_gate" in key), None),
+    )
+
+
+def _has_weights(part: nn.Module) -> bool:
+    """Whether it multiplies by weights, be they packed into buffers."""
+    return bool(part._parameters) or any(hasattr(part, key) for key in WIDTHS)
+
+
+def _projection(attention: nn.Module, name: str) -> str | None:
+    for key, child in original(attention).named_children():
+        linear = original(child)
+        if key in OUTPUT_PROJECTIONS and _has_weights(linear) and not list(linear.children()):
+            return f"{name}.{key}"
+    return None
+
+
+def head_dim(layers: nn.ModuleList, parts: tuple[Block, ...], text: Any) -> int:
+    """Width of what one head gives; not from a weight's shape, which packing changes."""
+    heads = text.num_attention_heads
+    if parts[0].projection is not None:
+        linear = original(layers[0].get_submodule(parts[0].projection))
+        for key in WIDTHS:
+            width = getattr(linear, key, None)
+            if isinstance(width, int) and width % heads == 0:
+                return width // heads
+    for key in ("v_head_dim", "head_dim"):
+        if width := getattr(text, key, None):
+            return width
+    return text.hidden_size // heads

@@ -1,0 +1,370 @@
+"""From a repo id, a folder or a ready module to a :class:`~interventions.model.model.Model`."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnsight.modeling.transformers import TransformersModel
+
+from interventions.errors import LoadError
+from interventions.model.architectures.anatomy import find_anatomy
+from interventions.model.architectures.blocks import OTHERWISE
+from interventions.model.architectures.blueprints import default_device, sees
+from interventions.model.architectures.families import tested
+from interventions.model.architectures.opening import place_of, reading
+from interventions.model.architectures.quantisation import settings_in
+from interventions.model.architectures.quantised_opening import check_opens
+from interventions.model.architectures.unwrapping import unwrapped
+from interventions.model.architectures.verification import check_components
+from interventions.model.model import Model
+from interventions.model.wrapped import Runner
+
+
+def load(
+    source: str | Path | torch.nn.Module,
+    *,
+    processor: Any | None = None,
+    tokenizer: Any | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    remote: bool | str = False,
+    trust_remote_code: bool = False,
+) -> Model:
+    """Load a language model or a VLM.
+
+    Parameters
+    ----------
+    source : str, Path or torch.nn.Module
+        Hub repo id, local folder, or a ready transformers model (then give its processor or
+        tokenizer), also inside a wrapper of PEFT (LoRA and its like), torch.compile or
+        DataParallel, which is seen through and left as it is. A ready model is put in eval mode,
+        its parameters need no gradients afterwards, and a tokenizer without a pad token gets one.
+        It stays on its device. Checkpoints in LLaVA's original layout are converted while they
+        are read.
+    processor, tokenizer : optional
+        Used instead of those that belong to ``source``.
+    dtype : torch.dtype or str, optional
+        Default: float32 on a CPU, what the checkpoint says elsewhere.
+    device : str, optional
+        Default: CUDA when there is one, else CPU.
+    device_map : str or dict, optional
+        ``"auto"`` spreads the layers over the devices there are (accelerate).
+    attn_implementation : str, optional
+        ``"eager"``, ``"sdpa"`` or others of transformers.
+    revision : str, optional
+        Branch, tag or commit on the hub.
+    remote : bool or str
+        Run on NDIF, or on the NDIF server at a URL. Only the config and the processor's files are
+        read here; no weight is. The server finds the model by its repo id, and says where its
+        weights lie and in what format.
+    trust_remote_code : bool
+        Run code that comes with the checkpoint. Off unless asked for.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    LoadError
+        If the source cannot be found, opened, or is of an architecture that is not supported.
+
+    Examples
+    --------
+    >>> vlm = load("llava-hf/llava-1.5-7b-hf")
+    """
+    # transformers takes seconds to import; `import interventions` should not.
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoTokenizer,
+    )
+
+    from interventions.model.architectures.llava_layout import (
+        is_original_llava,
+        load_original_llava,
+    )
+    from interventions.model.architectures.processors import open_processor
+
+    given = Preprocessors(processor, tokenizer)
+    if isinstance(source, torch.nn.Module):
+        if remote:
+            raise LoadError("a ready module runs here. For remote=, give the repo id instead.")
+        return _wrap(source, given, name=_name_of(source), revision=revision)
+    if device is not None and device_map is not None:
+        raise LoadError("device and device_map were both given. Give one of them.")
+    place = place_of(source)
+    if remote:
+        _check_remote(place, remote, device=device, device_map=device_map, dtype=dtype)
+    name = Path(place).name if Path(place).is_dir() else place
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    opened = reading(place, doing="loaded", weights=not remote, revision=revision)
+    with opened, _without_bars(place):
+        if is_original_llava(place, revision=revision):
+            if remote:
+                raise LoadError(
+                    f"{place!r} is in LLaVA's original layout, which is converted while it is "
+                    "read; a server cannot run it. Leave remote= out, or convert it "
+                    "(iv.load(...).module.save_pretrained) and serve that from a repo."
+                )
+            module, made = load_original_llava(
+                place,
+                tokenizer=tokenizer if processor is None else processor.tokenizer,
+                revision=revision,
+                **_placement(device, device_map, dtype, attn_implementation),
+            )
+            return _wrap(
+                module, Preprocessors(processor or made, None), name=name, revision=revision
+            )
+        config = AutoConfig.from_pretrained(place, **common)
+        visual = sees(config)
+        if visual and processor is None:
+            given = Preprocessors(open_processor(place, config, **common), None)
+        elif not visual and tokenizer is None:
+            given = Preprocessors(None, AutoTokenizer.from_pretrained(place, **common))
+        if remote:
+            return _wrap_remote(
+                place,
+                given,
+                config=config,
+                remote=remote,
+                revision=revision,
+                attn_implementation=attn_implementation,
+            )
+        placement = _placement(device, device_map, dtype, attn_implementation)
+        check_opens(config, place, device_map=placement["device_map"])
+        auto = AutoModelForImageTextToText if visual else AutoModelForCausalLM
+        loaded: Any = auto.from_pretrained(
+            place,
+            output_loading_info=True,
+            **placement,
+            **common,
+        )
+        module, report = loaded
+    missing = sorted(report.get("missing_keys") or ())
+    if missing:
+        raise LoadError(
+            f"{place!r} is a half-loaded model: {len(missing)} weights are not in the checkpoint, "
+            f"such as {missing[0]!r}, and would be random. Use a complete checkpoint."
+        )
+    _check_all_used(module, place, report.get("unexpected_keys") or ())
+    if settings_in(config):
+        _check_unpacks(module, place)
+    return _wrap(module, given, name=name, revision=revision)
+
+
+def _check_all_used(module: torch.nn.Module, place: str, unexpected: Iterable[str]) -> None:
+    """Refuse a checkpoint that has more of the model's own parts than its config tells of.
+
+    A bias or a scale of a layer that is there, or more blocks: without them other numbers come
+    out. Weights of parts that the model has not, such as another head, are none of its own.
+    """
+    for name in sorted(unexpected):
+        path, _, last = name.rpartition(".")
+        while path:
+            above, _, place_in_it = path.rpartition(".")
+            holder = _part_at(module, above) if above else None
+            if isinstance(holder, torch.nn.ModuleList) and place_in_it.isdigit():
+                if int(place_in_it) >= len(holder):
+                    raise LoadError(
+                        f"{place!r} has weights of {above}.{place_in_it}, but its config.json says "
+                        f"that there are {len(holder)} of these. Use the config that belongs to "
+                        "it."
+                    )
+                break
+            path = above
+        part = _part_at(module, name.rpartition(".")[0])
+        if part is not None and [*part.parameters(recurse=False)]:
+            raise LoadError(
+                f"{place!r} has a {last!r} of {name.rpartition('.')[0]} ({type(part).__name__}), "
+                "which the model that its config.json tells of has not, and would leave out. Use "
+                "the config that belongs to it."
+            )
+
+
+def _check_unpacks(module: Any, place: str) -> None:
+    """Refuse quantised weights that came without what unpacks them, by one pass over a token."""
+    token = torch.zeros(1, 1, dtype=torch.long, device=module.get_input_embeddings().weight.device)
+    try:
+        with torch.no_grad():
+            module.eval()(input_ids=token, use_cache=False)
+    except Exception as error:  # each format fails in a way of its own
+        raise LoadError(
+            f"{place!r} is a half-loaded model: its packed weights cannot be computed with "
+            f"({type(error).__name__}: {error}). Its scales may be missing, or its weights may not "
+            "be packed as quantization_config in its config.json says. Use a complete checkpoint."
+        ) from error
+
+
+def _part_at(module: torch.nn.Module, path: str) -> torch.nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _check_remote(place: str, remote: bool | str, **settings: Any) -> None:
+    """Refuse what a server would not do."""
+    if given := [key for key, value in settings.items() if value is not None]:
+        raise LoadError(
+            f"{' and '.join(given)} cannot be chosen with remote=: the server holds the weights "
+            "as it was told to. Leave it out."
+        )
+    if remote != "local" and Path(place).is_dir():
+        raise LoadError(
+            f"{place!r} is a folder on this machine, and a server finds a model by its repo id. "
+            'Give the id, or leave remote= out (remote="local" tries the remote path here).'
+        )
+
+
+@dataclass(frozen=True)
+class Preprocessors:
+    """A VLM's processor, or a language model's tokenizer."""
+
+    processor: Any | None
+    tokenizer: Any | None
+
+    @property
+    def task(self) -> str:
+        """What nnsight calls the kind of model."""
+        return "text-generation" if self.processor is None else "image-text-to-text"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """For nnsight's model."""
+        if self.processor is None:
+            return {"tokenizer": self.tokenizer}
+        return {"processor": self.processor}
+
+    def checked(self, name: str) -> Any:
+        """Return the tokenizer, fast and with a pad token, or say what is amiss."""
+        if self.processor is None and self.tokenizer is None:
+            raise LoadError(
+                f"{name} was given as a module without its processor or tokenizer. "
+                "Pass processor= for a VLM, tokenizer= for a language model."
+            )
+        tokens: Any = self.tokenizer if self.processor is None else self.processor.tokenizer
+        if not getattr(tokens, "is_fast", False):
+            raise LoadError(
+                f"the tokenizer of {name} is not a fast one, so character offsets are not to be "
+                "had. Use a checkpoint with a tokenizer.json."
+            )
+        if tokens.pad_token_id is None and tokens.eos_token is not None:
+            tokens.pad_token = tokens.eos_token
+        return tokens
+
+
+def _placement(
+    device: str | torch.device | None,
+    device_map: str | Mapping[str, Any] | None,
+    dtype: torch.dtype | str | None,
+    attn_implementation: str | None,
+) -> dict[str, Any]:
+    """Where the weights go and what they are there, as transformers wants to be told."""
+    if device is None and device_map is None:
+        device = default_device()
+    where = device_map if device_map is not None else device
+    if dtype is None:
+        on_cpu = str(where) == "cpu" or not torch.cuda.is_available()
+        dtype = torch.float32 if on_cpu else "auto"
+    return {"device_map": where, "dtype": dtype, "attn_implementation": attn_implementation}
+
+
+@contextmanager
+def _without_bars(place: str) -> Iterator[None]:
+    """Show no progress of a local folder, which opens in a blink."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    if Path(place).is_dir():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _name_of(module: torch.nn.Module) -> str:
+    return Path(getattr(module, "name_or_path", "") or type(module).__name__).name
+
+
+def _wrap(
+    module: torch.nn.Module, given: Preprocessors, *, name: str, revision: str | None
+) -> Model:
+    given.checked(name)
+    module.eval().requires_grad_(False)
+    module = unwrapped(module, name)
+    find_anatomy(module)  # says what is amiss, where nnsight would fail
+    # Else the pipeline that nnsight makes moves the module to the first GPU.
+    stay = {} if getattr(module, "hf_device_map", None) is not None else {"device": -1}
+    nn = TransformersModel(module, task=given.task, **stay, **given.arguments)
+    model = Model(nn, name=name, revision=revision, runner=_sender)
+    anatomy = model.anatomy
+    _check_image_token(model)
+    if not tested(anatomy.model_type) and (wrong := check_components(module, anatomy)):
+        raise LoadError(
+            f"{name}: {wrong}, so the parts of this architecture ({anatomy.model_type}) were not "
+            f"understood. {OTHERWISE}"
+        )
+    return model
+
+
+def _wrap_remote(
+    place: str,
+    given: Preprocessors,
+    *,
+    config: Any,
+    remote: bool | str,
+    revision: str | None,
+    attn_implementation: str | None,
+) -> Model:
+    from transformers import GenerationConfig
+
+    given.checked(place)
+    nn = TransformersModel(
+        place,
+        task=given.task,
+        config=config,
+        revision=revision,
+        attn_implementation=attn_implementation,
+        **given.arguments,
+    )
+    with suppress(OSError):  # a checkpoint need not have one; its tokens that end a text count
+        settings = GenerationConfig.from_pretrained(place, revision=revision or "main")
+        module: Any = nn._module
+        module.generation_config = settings
+    model = Model(nn, name=place, revision=revision, remote=remote, runner=_sender)
+    _check_image_token(model)
+    return model
+
+
+def _sender() -> Runner:
+    # What it imports takes most of a second, which a model that runs here should not.
+    from interventions.remote import sending
+
+    return sending
+
+
+def _check_image_token(model: Model) -> None:
+    """Refuse a processor that writes images in another token than the model looks for."""
+    wanted, processor, tokenizer = model.anatomy.image_token_id, model.processor, model.tokenizer
+    if wanted is None or processor is None:
+        return
+    # Which of its tokens a processor fills differs; it knows the one that it does fill.
+    words = {value for value in vars(processor).values() if isinstance(value, str)}
+    words.add(getattr(tokenizer, "image_token", None) or "")
+    known = tokenizer.get_vocab()
+    if wanted not in {known[word] for word in words if word in known}:
+        raise LoadError(
+            f"{type(processor).__name__} does not belong to {model.name}: image features take the "
+            f"place of token {wanted}, which is {tokenizer.convert_ids_to_tokens(wanted)!r} to "
+            "its tokenizer and no image token. Pass the processor= of this model."
+        )

@@ -1,0 +1,1 @@
+"""Text and images become rows whose tokens have roles."""

@@ -1,0 +1,308 @@
+"""Text and images become padded rows whose tokens have roles.
+
+Roles are found row by row from the ids the processor really produced, never by arithmetic on
+constants: ``image`` (every image token), ``image_0``, ``image_1`` ... (those of one image),
+``last_image`` (the last of them), ``question`` (every token of the text), ``last`` (the token that
+predicts the answer), and any named span of the text, such as ``entity``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from interventions.digests import digest_of
+from interventions.errors import PromptError, RoleError, did_you_mean
+from interventions.given import index_of, rows_of, text_of
+from interventions.prompt.positions import Positions, from_lists
+from interventions.prompt.rows import SEQUENCE_KEYS, Row
+
+SINGLE = ("last", "last_image")
+NO_IMAGE_POSITIONS = (
+    "This model reads images through cross-attention blocks, so its text has no image tokens; use "
+    "model.image_features, or attn_out of model.anatomy.cross_blocks."
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A padded batch that a model can run, with the role of every token.
+
+    Made by :meth:`interventions.Model.prompt`. Rows are padded on the left and position ids count
+    from each row's first real token.
+
+    Attributes
+    ----------
+    inputs : dict of str to Tensor
+        What the model's forward takes. ``input_ids`` and ``position_ids`` are [row, position]
+        (positions [row, axis, position] for models that place image tokens in a plane);
+        ``attention_mask`` also covers the shared prefix: [row, prefix + position].
+    roles : list of dict
+        For each row, role name to the positions of its tokens.
+    texts : list of str
+        The text of each row, as its chat template wrote it and with its images' places in the
+        family's own way, before image tokens are expanded. Spans by character are places in the
+        text that was given; in a chat, in this one.
+    prefix_ids : Tensor [prefix]
+        Tokens that all rows share and whose keys and values are computed once. Empty unless the
+        prompt was made with ``share_prefix``. They hold no positions of the prompt.
+    entries : dict of str to list of int
+        For each image tensor, how many of its entries along the first axis belong to each row.
+    cross_attention : bool
+        The prompt is for a model whose text has no image positions.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    roles: list[dict[str, list[int]]]
+    texts: list[str]
+    prefix_ids: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    entries: dict[str, list[int]] = field(default_factory=dict)
+    cross_attention: bool = False
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def length(self) -> int:
+        """Number of tokens of each padded row, without the shared prefix."""
+        return self.inputs["input_ids"].shape[1]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any row has an image."""
+        return bool(self.entries)
+
+    @property
+    def full_ids(self) -> torch.Tensor:
+        """Token ids with the shared prefix in front, [row, prefix + position]."""
+        prefix = self.prefix_ids.expand(len(self), -1)
+        return torch.cat([prefix, self.inputs["input_ids"]], dim=1)
+
+    @property
+    def digest(self) -> str:
+        """Of what a model is given; where roles lie in it is another matter."""
+        return digest_of(dict(self.inputs), self.prefix_ids)
+
+    def at(self, role: str, index: int | slice | Sequence[int] | None = None) -> Positions:
+        """Positions of a token role in every row.
+
+        Parameters
+        ----------
+        role : str
+            ``"image"``, ``"image_0"``, ``"last_image"``, ``"question"``, ``"last"``, or the name
+            of a span.
+        index : int, slice or list of int, optional
+            Which of the role's tokens: ``-1`` is the last one. Default: all of them. A slice takes
+            what there is, as a list's does.
+
+        Returns
+        -------
+        Positions
+            One position per row for an int (and for ``"last"`` and ``"last_image"``), else all.
+
+        Raises
+        ------
+        RoleError
+            If the role, or the index, does not exist in some row.
+
+        Examples
+        --------
+        >>> named.at("entity", -1).index  # [row, token]
+        tensor([[8]])
+        """
+        known = sorted({name for roles in self.roles for name in roles})
+        role = text_of(role, "a role", error=RoleError)
+        index = None if index is None else index_of(index, "index", error=RoleError)
+        if role not in known:
+            hint = ""
+            if "image" in role:
+                hint = " This prompt has no image tokens: pass images= to prompt()."
+                if self.cross_attention:
+                    hint = f" {NO_IMAGE_POSITIONS}"
+            raise RoleError(f"no role {role!r} in this prompt. {did_you_mean(role, known)}{hint}")
+        lists: list[list[int]] = []
+        for row, roles in enumerate(self.roles):
+            found = roles.get(role, [])
+            if isinstance(index, slice):
+                found = found[index]
+            elif index is not None and found:
+                wanted = [index] if isinstance(index, int) else index
+                for one in wanted:
+                    if not -len(found) <= one < len(found):
+                        raise RoleError(
+                            f"role {role!r} has {len(found)} token(s) in row {row}, so there is no "
+                            f"index {one}. Use -1 for its last token."
+                        )
+                if len({one % len(found) for one in wanted}) < len(wanted):
+                    raise RoleError(f"index {wanted} of role {role!r} names one token twice.")
+                found = [found[one] for one in wanted]
+            lists.append(found)
+        single = isinstance(index, int) or role in SINGLE
+        return from_lists(lists, length=self.length, single=single, role=role)
+
+    def every(self) -> Positions:
+        """Every real token of every row (padding left out)."""
+        mask = self.inputs["attention_mask"][:, -self.length :]
+        lists = [row.nonzero().flatten().tolist() for row in mask]
+        return from_lists(lists, length=self.length, single=False, role="every token")
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Number of real tokens of each row, without the shared prefix, [row]."""
+        return self.inputs["attention_mask"][:, -self.length :].sum(-1)
+
+    def trimmed(self) -> tuple["Prompt", int]:
+        """Return the prompt without the columns that are padding in every row.
+
+        Returns
+        -------
+        prompt : Prompt
+        left : int
+            Number of columns taken off in front; see :meth:`interventions.Positions.shifted`.
+        """
+        mask = self.inputs["attention_mask"]
+        prefix = mask.shape[1] - self.length
+        used = mask[:, prefix:].any(0).nonzero().flatten()
+        left, stop = int(used.min()), int(used.max()) + 1
+        if (left, stop) == (0, self.length):
+            return self, 0
+        inputs = dict(self.inputs)
+        for key in ("input_ids", *SEQUENCE_KEYS):
+            if key in inputs:
+                inputs[key] = inputs[key][:, left:stop]
+        inputs["position_ids"] = inputs["position_ids"][..., left:stop]
+        inputs["attention_mask"] = torch.cat([mask[:, :prefix], mask[:, prefix:][:, left:stop]], 1)
+        roles = [
+            {name: [position - left for position in found] for name, found in one.items()}
+            for one in self.roles
+        ]
+        return replace(self, inputs=inputs, roles=roles), left
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> "Prompt":
+        """Return some rows as a prompt of their own.
+
+        Parameters
+        ----------
+        rows : sequence of int, or of bool [row]
+            In the order given, repeats allowed; negative rows count from the end.
+        """
+        picked = rows_of(rows, len(self), error=PromptError)
+        inputs: dict[str, torch.Tensor] = {}
+        entries: dict[str, list[int]] = {}
+        for key, value in self.inputs.items():
+            if key not in self.entries:
+                inputs[key] = value[picked]
+                continue
+            counts = self.entries[key]
+            starts = [sum(counts[:row]) for row in range(len(self) + 1)]
+            which = [i for row in picked for i in range(starts[row], starts[row + 1])]
+            if which:
+                inputs[key] = value[which]
+                entries[key] = [counts[row] for row in picked]
+        return replace(
+            self,
+            inputs=inputs,
+            roles=[self.roles[row] for row in picked],
+            texts=[self.texts[row] for row in picked],
+            entries=entries,
+        )
+
+
+def common_prefix(rows: Sequence[Row], text: str | None) -> int:
+    """Number of leading tokens that all rows share, before any image, named span or last token.
+
+    With ``text``, no more tokens than end within it.
+    """
+    kept = [
+        position
+        for row in rows
+        for role, found in row.roles.items()
+        if role not in ("question", "last")
+        for position in found
+    ]
+    limit = min([len(row.ids) - 1 for row in rows] + [len(row.ends) for row in rows] + kept)
+    if text is not None:
+        limit = min(limit, sum(end <= len(text) for end in rows[0].ends))
+    first = rows[0].ids
+    for i in range(limit):
+        if any(row.ids[i] != first[i] for row in rows):
+            return i
+    return limit
+
+
+def collate(
+    rows: Sequence[Row],
+    *,
+    pad_id: int,
+    share_prefix: bool | str,
+    per_row: bool = False,
+    cross_attention: bool = False,
+    first_position: int = 0,
+) -> Prompt:
+    """Pad rows on the left into one :class:`Prompt`; take a shared prefix off first if asked.
+
+    ``per_row``: image tensors have one entry per row along their first axis. ``first_position``:
+    the position id of a row's first token.
+    """
+    text = share_prefix if isinstance(share_prefix, str) else None
+    prefix = common_prefix(rows, text) if share_prefix else 0
+    width = max(len(row.ids) for row in rows) - prefix
+    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    roles: list[dict[str, list[int]]] = []
+    for i, row in enumerate(rows):
+        kept = row.ids[prefix:]
+        pad = width - len(kept)
+        input_ids[i, pad:] = torch.tensor(kept)
+        mask[i, pad:] = 1
+        shifted = {
+            name: [position - prefix + pad for position in found if position >= prefix]
+            for name, found in row.roles.items()
+        }
+        roles.append({name: found for name, found in shifted.items() if found})
+    position_ids = (mask.cumsum(-1) - 1).clamp(min=0) + prefix + first_position
+    full_mask = torch.cat([torch.ones(len(rows), prefix, dtype=torch.long), mask], dim=1)
+    inputs = {"input_ids": input_ids, "attention_mask": full_mask, "position_ids": position_ids}
+    for key in sorted({key for row in rows for key in row.aligned}):
+        parts = [row.aligned[key][prefix:] if key in row.aligned else None for row in rows]
+        like = next(part for part in parts if part is not None)
+        shape = (width, *_widest([part for part in parts if part is not None])[1:])
+        inputs[key] = torch.stack(
+            [_padded(part if part is not None else like[:0], shape, left=True) for part in parts]
+        )
+    entries: dict[str, list[int]] = {}
+    for key in sorted({key for row in rows for key in row.images}):
+        given = [row.images[key] for row in rows if key in row.images]
+        shape = _widest(given)[1:]
+        blank = given[0][:0].new_zeros((1 if per_row else 0, *shape))
+        parts = [
+            _padded(row.images[key], (len(row.images[key]), *shape)) if key in row.images else blank
+            for row in rows
+        ]
+        inputs[key] = torch.cat(parts)
+        entries[key] = [len(part) for part in parts]
+    return Prompt(
+        inputs=inputs,
+        roles=roles,
+        texts=[row.text for row in rows],
+        prefix_ids=torch.tensor(rows[0].ids[:prefix], dtype=torch.long),
+        entries=entries,
+        cross_attention=cross_attention,
+    )
+
+
+def _widest(tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:
+    """Largest size along every axis."""
+    return tuple(max(sizes) for sizes in zip(*(one.shape for one in tensors), strict=True))
+
+
+def _padded(tensor: torch.Tensor, shape: Sequence[int], *, left: bool = False) -> torch.Tensor:
+    """Zeros of a shape with a tensor at the start of every axis, or at the end of the first."""
+    if tuple(tensor.shape) == tuple(shape):
+        return tensor
+    made = tensor.new_zeros(tuple(shape))
+    place = [slice(0, n) for n in tensor.shape]
+    if left:
+        place[0] = slice(shape[0] - tensor.shape[0], shape[0])
+    made[tuple(place)] = tensor
+    return made

@@ -1,0 +1,1 @@
+"""One forward pass, what is patched in it, and going on from it."""

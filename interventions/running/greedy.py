@@ -1,0 +1,149 @@
+"""Going on from a prefill: steps of decoding, and greedy continuations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from interventions.errors import PromptError
+from interventions.model.cache_names import cache_argument, returned_cache
+from interventions.model.model import Model
+from interventions.model.wrapped import forward
+from interventions.prompt.thoughts import said_from
+from interventions.running.prefix_attention import attending_apart
+from interventions.running.prefix_cache import take_rows
+from interventions.running.run import Run
+
+CROSS = "cross_attention_mask"
+
+
+def step(model: Model, prefill: Run, rows: torch.Tensor, cache: Any, ids: torch.Tensor) -> Any:
+    """Feed ``ids`` [row, n] to rows that go on from ``cache``; return last logits and cache."""
+    prompt = prefill.prompt
+    device = model.device
+    mask = prompt.inputs["attention_mask"].to(device)[rows]
+    done = cache.get_seq_length() - mask.shape[1]
+    position = prompt.inputs["position_ids"].to(device)[rows][..., -1:] + 1 + done
+    position = position + torch.arange(ids.shape[1], device=device)
+    ones = torch.ones(len(rows), done + ids.shape[1], dtype=mask.dtype, device=device)
+    extra = {}
+    if CROSS in prompt.inputs:
+        extra[CROSS] = extended(CROSS, prompt.inputs[CROSS].to(device)[rows], ones.shape[1])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.cat([mask, ones], dim=1),
+        "position_ids": position.transpose(0, 1) if position.ndim == 3 else position,
+        cache_argument(model.module): cache,
+        "use_cache": True,
+        **extra,
+        # A slice with gaps is slow to project.
+        "logits_to_keep": 1 if ids.shape[1] == 1 else 0,
+    }
+    with attending_apart(model, cache):
+        output = forward(model, inputs)
+    return output.logits[:, -1].float(), returned_cache(output)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Greedy continuations.
+
+    Attributes
+    ----------
+    texts : list of str
+        One per row, up to the stop string, stripped of white space.
+    ids : list of list of int
+        The tokens generated, the stop included.
+    logprobs : list of list of float
+        Log-probability of each of them, nats.
+    watched : Tensor [row, step, token]
+        Log-probability, at each step, of every token that was to be watched, nats; NaN after a
+        row's last step.
+    cut : list of bool
+        Whether a row's answer was at the limit of tokens before it ended.
+    """
+
+    texts: list[str]
+    ids: list[list[int]]
+    logprobs: list[list[float]]
+    watched: torch.Tensor
+    cut: list[bool]
+
+
+def greedy(
+    model: Model,
+    prefill: Run,
+    *,
+    max_new_tokens: int,
+    stop: str | None,
+    watch: Sequence[int] = (),
+) -> Decoded:
+    """Decode greedily from a prefill (``run(..., keep_cache=True)``).
+
+    Parameters
+    ----------
+    model : Model
+    prefill : Run
+        Its cache is left as it was.
+    max_new_tokens : int
+    stop : str, optional
+        Text that ends an answer; it and all after it are cut off. Inside a think block, and right
+        behind it, it ends nothing.
+    watch : sequence of int
+        Tokens whose log-probabilities are kept, whether generated or not.
+
+    Returns
+    -------
+    Decoded
+    """
+    if prefill.logits is None or prefill.cache is None:
+        raise PromptError("greedy() needs a prefill made by run(..., keep_cache=True).")
+    n_rows = len(prefill.prompt)
+    ends = model.end_ids
+    texts = [""] * n_rows
+    made: list[list[int]] = [[] for _ in range(n_rows)]
+    likely: list[list[float]] = [[] for _ in range(n_rows)]
+    watching = torch.tensor(list(watch), dtype=torch.long, device=model.device)
+    watched = torch.full((n_rows, max_new_tokens, len(watching)), torch.nan, device=model.device)
+    cut = [False] * n_rows
+    active = torch.arange(n_rows, device=model.device)
+    cache: Any = take_rows(prefill.cache, active)
+    logits = prefill.logits
+    for done in range(max_new_tokens):
+        logprobs = logits.log_softmax(-1)
+        watched[active, done] = logprobs[:, watching]
+        chosen = logits.argmax(-1)  # two log-probabilities may round to one number
+        top = logprobs.gather(-1, chosen[:, None])[:, 0]
+        going = []
+        for i, (row, token) in enumerate(zip(active.tolist(), chosen.tolist(), strict=True)):
+            made[row].append(token)
+            likely[row].append(float(top[i]))
+            if token in ends:
+                continue
+            text = model.tokenizer.decode(made[row], skip_special_tokens=True)
+            start = said_from(text)
+            end = text.find(stop, start) if stop and start is not None else -1
+            texts[row] = text if end < 0 else text[:end]
+            if end < 0:
+                going.append(i)
+        if done == max_new_tokens - 1:
+            for row in active[going].tolist():
+                cut[row] = True
+        if not going or done == max_new_tokens - 1:
+            break
+        keep = torch.tensor(going, device=model.device)
+        if len(going) < len(active):
+            active, chosen = active[keep], chosen[keep]
+            cache = take_rows(cache, keep)
+        logits, cache = step(model, prefill, active, cache, chosen[:, None])
+    return Decoded([text.strip() for text in texts], made, likely, watched, cut)
+
+
+def extended(key: str, given: torch.Tensor, n: int, *, token_type: int = 0) -> torch.Tensor:
+    """Continue what has one entry per token by ``n`` tokens of text, [row, position, ...]."""
+    if key == CROSS:  # what is written goes on seeing what the prompt saw
+        more = given[:, -1:].expand(-1, n, *given.shape[2:])
+    else:
+        more = given.new_full((given.shape[0], n), token_type)
+    return torch.cat([given, more], dim=1)

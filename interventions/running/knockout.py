@@ -1,0 +1,183 @@
+"""Attention knockout: chosen positions may not see chosen positions.
+
+After Geva et al., "Dissecting Recall of Factual Associations in Auto-Regressive Language Models"
+(EMNLP 2023): the attention edges from keys to queries are cut in a window of layers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from interventions.errors import SiteError
+from interventions.given import index_of, of_kind
+from interventions.model.cache_names import given_cache
+from interventions.model.model import Model
+from interventions.model.sites import Layers, layer_list
+from interventions.prompt.positions import Positions, check_rows
+from interventions.prompt.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Knockout:
+    """Attention edges to be cut while a prompt runs.
+
+    Attributes
+    ----------
+    layers : int, slice or list of int
+    queries : Positions
+        Tokens that may not see ...
+    keys : Positions
+        ... these, in the same row. A token goes on seeing itself unless it is named here too.
+    """
+
+    layers: Layers
+    queries: Positions
+    keys: Positions
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", index_of(self.layers, "layer"))
+        for at, what in ((self.queries, "queries"), (self.keys, "keys")):
+            of_kind(at, Positions, f"{what} of a knockout", error=SiteError)
+
+    def of_rows(self, rows: torch.Tensor | list[int]) -> "Knockout":
+        """Return the knockout for some rows of its prompt."""
+        return replace(self, queries=self.queries.rows(rows), keys=self.keys.rows(rows))
+
+
+def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Positions) -> None:
+    """Cut attention edges inside a trace; the attention weights there become exactly 0.
+
+    Parameters
+    ----------
+    model : Model
+    layers : int, slice or list of int
+    queries, keys : Positions
+        Tokens that may not see, and what they may not see.
+
+    Raises
+    ------
+    SiteError
+        If a token would be left with nothing to see, for a cross-attention block, or for an
+        attention implementation that takes no mask.
+
+    Examples
+    --------
+    >>> with vlm.trace(shown):
+    ...     knockout(vlm, slice(3, 8), queries=shown.at("last"), keys=shown.at("image"))
+    ...     logits = vlm.logits[shown.at("last")].save()
+    >>> logits.shape  # [row, vocab]
+    torch.Size([1, 109])
+    """
+    asked = Knockout(layers, queries, keys)
+    for layer in layer_list(asked.layers, model.n_layers):
+        check_not_cross(model, layer)
+        parts = model.anatomy.parts[layer]
+        attention = model.blocks[layer].get(parts.attention)
+        args, kwargs = attention.inputs
+        hidden = args[0] if args else kwargs["hidden_states"]
+        check_rows(hidden, queries)
+        check_rows(hidden, keys)
+        name = "attention_mask"
+        if name not in kwargs:
+            raise SiteError(
+                f"the attention of {model.name} is not given a mask by name, so edges cannot be "
+                "cut. Load it with attn_implementation='eager'."
+            )
+        mask = whole_mask(kwargs[name], hidden, given_cache(kwargs), layer)
+        attention.inputs = (args, {**kwargs, name: cut(mask, queries, keys)})
+
+
+def check_not_cross(model: Model, layer: int) -> None:
+    """Refuse a block that has no edges between tokens."""
+    if model.anatomy.parts[layer].cross:
+        raise SiteError(
+            f"block {layer} of {model.name} attends to the image only. To cut it off, write "
+            "0 into attn_out of that block."
+        )
+
+
+def blinding(row: int) -> SiteError:
+    """Make the error about a token that is left with nothing to see."""
+    return SiteError(
+        f"the knockout would leave a token of row {row} with nothing to see. Leave at least "
+        "the token itself, or the first one, out of the keys."
+    )
+
+
+def check_knockouts(model: Model, prompt: Prompt, knockouts: Sequence[Knockout]) -> None:
+    """Refuse, before anything runs, knockouts that do not fit the model or the prompt.
+
+    A token that only a window or chunk of the model's leaves blind is found when it runs.
+    """
+    at_layer: dict[int, list[Knockout]] = {}
+    for one in knockouts:
+        for layer in layer_list(one.layers, model.n_layers):
+            check_not_cross(model, layer)
+            at_layer.setdefault(layer, []).append(one)
+        for at in (one.queries, one.keys):
+            if (at.n_rows, at.length) != (len(prompt), prompt.length):
+                raise SiteError(
+                    f"a knockout at {at.role!r} was made for {at.n_rows} rows x {at.length} "
+                    f"tokens; the prompt has {len(prompt)} x {prompt.length}. Use positions of the "
+                    "prompt that runs."
+                )
+    if model.anatomy.family.two_way or len(prompt.prefix_ids):
+        return  # tokens see others than the earlier ones of their row
+    together = {tuple(id(one) for one in cuts): cuts for cuts in at_layer.values()}
+    for cuts in together.values():
+        check_sight(prompt, cuts)
+
+
+def check_sight(prompt: Prompt, cuts: Sequence[Knockout]) -> None:
+    """Refuse cuts of one layer that leave a token with none of its row's tokens up to itself."""
+    real = prompt.inputs["attention_mask"].bool()
+    place = torch.arange(prompt.length)
+    for row in range(len(prompt)):
+        parts = [one.of_rows([row]) for one in cuts]
+        queries = torch.cat([one.queries.index[one.queries.mask] for one in parts]).unique()
+        sees = (place <= queries[:, None]) & real[row]
+        for one in parts:
+            mine = torch.isin(queries, one.queries.index[one.queries.mask])
+            keys = torch.isin(place, one.keys.index[one.keys.mask])
+            sees &= ~(mine[:, None] & keys)
+        if not bool(sees.any(-1).all()):
+            raise blinding(row)
+
+
+def whole_mask(mask: Any, hidden: torch.Tensor, cache: Any, layer: int) -> torch.Tensor:
+    """A mask [row, head, query, key] of one's own, also where the model left it out as causal."""
+    rows, n = hidden.shape[:2]
+    if mask is None:
+        before = cache.get_seq_length(layer) if cache is not None else 0
+        seen = torch.ones(n, before + n, dtype=torch.bool, device=hidden.device)
+        return seen.tril(before)[None, None].repeat(rows, 1, 1, 1)
+    if not torch.is_tensor(mask) or mask.ndim != 4:
+        raise SiteError(
+            "this attention implementation takes no mask of edges. Load the model with "
+            "attn_implementation='eager' or 'sdpa'."
+        )
+    return mask.expand(rows, -1, -1, -1).clone()
+
+
+def cut(mask: torch.Tensor, queries: Positions, keys: Positions) -> torch.Tensor:
+    """Forbid edges in a mask [row, head, query, key], bool or additive, in place."""
+    before = mask.shape[-1] - keys.length  # a shared prefix comes first
+    forbidden = torch.zeros(mask.shape[0], *mask.shape[2:], dtype=torch.bool)
+    for row in range(queries.n_rows):
+        q = queries.index[row][queries.mask[row]]
+        k = keys.index[row][keys.mask[row]] + before
+        forbidden[row, q[:, None], k[None]] = True
+    forbidden = forbidden.to(mask.device)[:, None]
+    if mask.dtype == torch.bool:
+        allowed = mask & ~forbidden
+    else:
+        lowest = torch.finfo(mask.dtype).min
+        allowed = (mask > lowest / 2) & ~forbidden
+    blind = forbidden.any(-1) & ~allowed.any(-1)
+    if bool(blind.any()):
+        raise blinding(int(blind.nonzero()[0, 0]))
+    if mask.dtype == torch.bool:
+        return allowed
+    return mask.masked_fill(forbidden.expand_as(mask), torch.finfo(mask.dtype).min)

@@ -1,0 +1,139 @@
+"""Reading hidden states out: by the model's own head, or through another prompt."""
+
+import torch
+
+from interventions.errors import PatchError, PromptError, SiteError
+from interventions.given import MOST_TOKENS, of_kind, text_of, whole
+from interventions.given_arrays import check_range, tensor_of, token_numbers
+from interventions.model.model import Model
+from interventions.model.wrapped import where_the_model_is
+from interventions.running.patches import Patch, check_patches
+
+IDENTITY_PROMPT = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
+
+
+def lens(
+    model: Model, hidden: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability and rank of chosen tokens, read out of hidden states.
+
+    Each state goes through the final norm and the head (nostalgebraist, "interpreting GPT: the
+    logit lens", 2020). Only the chosen tokens' numbers are kept.
+
+    Parameters
+    ----------
+    model : Model
+    hidden : Tensor [layer, row, d_model]
+        Residual stream.
+    tokens : Tensor [row, token]
+        The tokens looked for in each row.
+
+    Returns
+    -------
+    logprob : Tensor [layer, row, token]
+        Nats.
+    rank : Tensor [layer, row, token]
+        Number of tokens that are likelier: 0 is the top.
+
+    Raises
+    ------
+    PatchError
+        If the shapes do not fit.
+
+    Examples
+    --------
+    >>> last = iv.Site("resid_post", slice(None), named.at("last"))
+    >>> [hidden] = iv.read(llm, named, [last])
+    >>> marlow = torch.tensor([[51]])
+    >>> logprob, rank = lens(llm, hidden, marlow)
+    >>> rank[-1].item()  # the likeliest behind the last block
+    0
+    """
+    of_kind(model, Model, "the model", error=PromptError)
+    hidden = tensor_of(hidden, "hidden")
+    tokens = token_numbers(tokens, model.anatomy.vocab, error=PatchError)
+    fits = hidden.ndim == 3 and hidden.shape[-1] == model.d_model
+    if not fits or tokens.ndim != 2 or len(tokens) != hidden.shape[1] or not len(hidden):
+        raise PatchError(
+            f"hidden states of shape {tuple(hidden.shape)} and tokens of shape "
+            f"{tuple(tokens.shape)} do not fit. Expected [layer, row, {model.d_model}] and "
+            "[row, token]; read one position per row, such as at(role, -1), in a list of layers."
+        )
+    check_range(hidden, model.dtype, "hidden")
+    return _chosen_of(model, hidden, tokens)
+
+
+@where_the_model_is
+def _chosen_of(
+    model: Model, hidden: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability and rank of the tokens, layer by layer."""
+    logprobs, ranks = [], []
+    index = tokens.to(model.device)
+    with torch.no_grad():
+        for layer in hidden:
+            scores = model.unembed(layer).float()
+            chosen = scores.gather(-1, index)
+            logprobs.append(chosen - scores.logsumexp(-1, keepdim=True))
+            ranks.append((scores[:, None] > chosen[..., None]).sum(-1))
+    return torch.stack(logprobs), torch.stack(ranks)
+
+
+def patchscope(
+    model: Model,
+    values: torch.Tensor,
+    *,
+    layer: int,
+    prompt: str = IDENTITY_PROMPT,
+    placeholder: str = "?",
+    max_new_tokens: int = 8,
+) -> list[str]:
+    """Read hidden states out by another prompt, of the model they are from or of another.
+
+    Each value replaces the output of block ``layer`` at the placeholder's last token, and the
+    model goes on writing (Ghandeharioun et al., "Patchscopes", ICML 2024).
+
+    Parameters
+    ----------
+    model : Model
+        The reader.
+    values : Tensor [value, d_model]
+    layer : int
+        Of the reader.
+    prompt : str
+        Its last ``placeholder`` is where the value goes. Default: an identity prompt, which makes
+        the model name what the value stands for.
+    placeholder : str
+    max_new_tokens : int
+
+    Returns
+    -------
+    list of str
+        One continuation per value.
+
+    Raises
+    ------
+    PatchError, SiteError
+        Before anything runs, if values, prompt or layer do not fit.
+    """
+    of_kind(model, Model, "the model", error=PromptError)
+    values = tensor_of(values, "values")
+    layer = whole(layer, "layer", error=SiteError)
+    prompt, placeholder = text_of(prompt, "the prompt"), text_of(placeholder, "the placeholder")
+    max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=1, most=MOST_TOKENS)
+    if values.ndim != 2 or values.shape[-1] != model.d_model:
+        raise PatchError(
+            f"values of shape {tuple(values.shape)} cannot be read out by {model.name}. Expected "
+            f"[value, {model.d_model}]."
+        )
+    start = prompt.rfind(placeholder)
+    if start < 0 or not placeholder:
+        raise PatchError(f"the prompt {prompt!r} has no placeholder {placeholder!r}.")
+    span = (start, start + len(placeholder))
+    asked = model.prompt([prompt] * len(values), spans={"value": [span] * len(values)})
+    place = asked.at("value", -1)
+    check_patches(model, asked, [Patch("resid_post", layer, place, values)])
+    with model.generate(asked, max_new_tokens=max_new_tokens) as tracer:
+        model.resid_post[layer, place] = values
+        ids = tracer.result.save()
+    return model.completions(ids, asked)

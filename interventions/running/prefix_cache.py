@@ -1,0 +1,73 @@
+"""Keys and values of text that many prompts begin with, computed once."""
+
+import copy
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+from interventions.model.cache_names import returned_cache
+from interventions.model.fingerprints import fingerprint, hooks_of
+from interventions.model.wrapped import Wrapped, forward, weightless
+from interventions.running.prefix_attention import can_be_kept_apart, shared_cache
+
+KEPT = 8
+
+
+def take_rows(cache: Any, rows: torch.Tensor) -> Any:
+    """Return a new cache that holds the given rows of ``cache``, in that order.
+
+    Parameters
+    ----------
+    cache : transformers Cache
+        Left as it is.
+    rows : Tensor [row]
+        Row indices; a row may be taken more than once.
+    """
+    return _map_tensors(cache, lambda tensor: tensor.index_select(0, rows))
+
+
+def _map_tensors(cache: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    # A cache never writes into its tensors: it grows by making new ones. So a shallow copy with
+    # other tensors is a cache of its own, and views of the old ones will do.
+    changed = copy.copy(cache)
+    changed.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in changed.layers:
+        if layer.keys is not None:  # a cross-attention block keeps none without an image
+            layer.keys, layer.values = change(layer.keys), change(layer.values)
+    return changed
+
+
+class PrefixCache:
+    """The last few prefixes a model has seen, as key-value caches of one row."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+
+    def expanded(self, model: Wrapped, ids: torch.Tensor, n_rows: int) -> Any:
+        """Return a fresh cache of ``n_rows`` equal rows for the prefix ``ids`` [prefix].
+
+        Whatever changes the numbers of a model is noticed: it is looked at anew for every cache.
+        """
+        state = json.dumps([fingerprint(model), hooks_of(model)])
+        key = (tuple(ids.tolist()), str(ids.device), state)
+        if key not in self._kept:
+            inputs = {"input_ids": ids[None], "use_cache": True, "logits_to_keep": 1}
+            output = forward(model, inputs)
+            self._kept[key] = returned_cache(output)
+        self._kept.move_to_end(key)
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        cache = self._kept[key]
+        layers = [
+            (one.keys, one.values)
+            for one in cache.layers
+            if type(one) is DynamicLayer and one.keys is not None and one.values is not None
+        ]
+        plain = len(layers) == len(cache.layers)
+        if plain and can_be_kept_apart(model) and not weightless(model):
+            return shared_cache(model, layers, n_rows=n_rows, growing=True)
+        return _map_tensors(cache, lambda one: one.expand(n_rows, *one.shape[1:]))

@@ -1,0 +1,289 @@
+"""Running a prompt with values written into it and read out of it, in one forward pass."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from interventions.checking import check_asked, check_start, start_of
+from interventions.errors import PatchError, PromptError, RemoteError, SiteError
+from interventions.given import all_of_kind, flag, names, of_kind
+from interventions.model.cache_names import cache_argument, returned_cache, with_cache_named
+from interventions.model.model import Model
+from interventions.model.sites import COMPONENTS, Site, check_place, check_sites, layer_list
+from interventions.model.streams import stacked
+from interventions.model.wrapped import weightless, where_the_model_is
+from interventions.prompt.positions import Positions
+from interventions.prompt.prompt import Prompt
+from interventions.returnable import returnable
+from interventions.running.knockout import Knockout, check_knockouts, knockout
+from interventions.running.patches import Patch, check_patches
+from interventions.running.prefix_attention import SHORT, attending_apart
+
+MASK = COMPONENTS.index("head_out") - 0.5
+"""Place of a block's attention mask, which is used before its heads have a result."""
+
+
+@returnable
+@dataclass(frozen=True)
+class Run:
+    """What one forward pass gave.
+
+    Attributes
+    ----------
+    logits : Tensor [row, vocab] or None
+        At each row's last token; [row, position, vocab] where positions were asked for.
+    reads : list of Tensor
+        One per site, in the order asked: [layer, row, position, d_model], without the layer axis
+        for an int layer and without the position axis for one position per row.
+    cache : transformers Cache or None
+        Keys and values of the rows. Those of a shared prefix may be kept once, in front of what
+        each row added: :class:`interventions.running.prefix_attention.SharedLayer`.
+    prompt : Prompt
+        What was run.
+    """
+
+    logits: torch.Tensor | None
+    reads: list[torch.Tensor]
+    cache: Any
+    prompt: Prompt
+
+
+def run(
+    model: Model,
+    prompt: Prompt,
+    *,
+    patches: Sequence[Patch] = (),
+    knockouts: Sequence[Knockout] = (),
+    reads: Sequence[Site] = (),
+    logits: bool | Positions = True,
+    keep_cache: bool = False,
+    start: tuple[int, torch.Tensor] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> Run:
+    """Run a prompt once, writing ``patches`` and reading ``reads``.
+
+    Reads and writes are put in the order in which the model computes them; at the same site the
+    write comes first, so a read sees what was written. Without ``logits`` the forward pass stops
+    after the last site.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : Prompt
+    patches : sequence of Patch
+        Written in the prefill. Later patches overwrite earlier ones at the same place.
+    knockouts : sequence of Knockout
+        Attention edges to cut.
+    reads : sequence of Site
+    logits : bool or Positions
+        Compute the logits of each row's last token, or of these positions.
+    keep_cache : bool
+        Keep keys and values, to go on from (see :mod:`interventions.running.complete`).
+    start : (int, Tensor [row, position, d_model]), optional
+        A block, and the ``resid_pre`` it had in a run in which nothing below it was patched. The
+        blocks below are skipped: what they would compute is known; ``n_layers`` skips all. Ignored
+        where something else is added between blocks, which skipping would add twice; the numbers
+        are the same.
+    inputs : mapping, optional
+        More arguments for the model's forward. A cache may have the name that any version of
+        transformers has for it: ``cache``, or ``past_key_values``.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    SiteError, PatchError
+        Before anything runs, if a site or value does not fit.
+    """
+    check_asked(model, prompt)
+    patches = all_of_kind(patches, Patch, "patches", error=PatchError)
+    knockouts = all_of_kind(knockouts, Knockout, "knockouts", error=SiteError)
+    reads = all_of_kind(reads, Site, "reads", error=SiteError)
+    check_patches(model, prompt, patches)
+    check_knockouts(model, prompt, knockouts)
+    check_sites(model, prompt, reads)
+    keep_cache = flag(keep_cache, "keep_cache")
+    logits = logits if isinstance(logits, Positions) else flag(logits, "logits (or Positions)")
+    if isinstance(logits, Positions):
+        check_place(model, prompt, "logits", 0, logits)
+    if start is not None:
+        start = start_of(model, prompt, start)
+        check_start(model, start[0], (*patches, *knockouts, *reads), keep_cache=keep_cache)
+    if inputs is not None:
+        names([*of_kind(inputs, Mapping, "inputs", error=PromptError)], "the names of inputs")
+    asked = {
+        "patches": patches,
+        "knockouts": knockouts,
+        "reads": reads,
+        "logits": logits,
+        "start": start,
+        "inputs": inputs,
+    }
+    if not model.remote:
+        return run_checked(model, prompt, **asked, keep_cache=keep_cache)
+    if keep_cache:
+        raise RemoteError(
+            "keys and values stay on the server, so keep_cache=True gives nothing to go on from. "
+            "Use iv.complete, or model.job(f, ...) with a function f that does all of it."
+        )
+    last, values = _logits_and_reads(model, prompt, **asked)
+    return Run(last, values, None, prompt)
+
+
+@where_the_model_is
+def _logits_and_reads(model: Model, prompt: Prompt, **asked: Any) -> tuple[Any, list[Any]]:
+    """What comes back from a server: neither keys and values nor the prompt."""
+    done = run_checked(model, prompt, **asked)
+    return done.logits, done.reads
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that is done in one block while a prompt runs.
+
+    Attributes
+    ----------
+    layer : int
+    rank : float
+        Its place in the block: that of its component, or of the attention mask.
+    what : Knockout, Patch or Site
+        A patch is of this layer alone.
+    kept : (int, int) or None
+        Where what is read is kept: which of the sites, and which of its layers.
+    """
+
+    layer: int
+    rank: float
+    what: Knockout | Patch | Site
+    kept: tuple[int, int] | None = None
+
+
+def steps_of(
+    model: Model,
+    patches: Sequence[Patch],
+    knockouts: Sequence[Knockout],
+    reads: Sequence[Site],
+) -> list[Step]:
+    """Everything that is done in a run, in the order in which the model gets there.
+
+    At one place edges are cut first, then values written, then read; and what was named first
+    comes first.
+    """
+    steps = [
+        Step(layer, MASK, cut)
+        for cut in knockouts
+        for layer in layer_list(cut.layers, model.n_layers)
+    ]
+    for patch in patches:
+        for single in patch.split(model.n_layers):
+            assert isinstance(single.layers, int)
+            steps.append(Step(single.layers, COMPONENTS.index(single.component), single))
+    for which, site in enumerate(reads):
+        rank = COMPONENTS.index(site.component)
+        for i, layer in enumerate(layer_list(site.layers, model.n_layers)):
+            steps.append(Step(layer, rank, site, (which, i)))
+    return sorted(steps, key=lambda step: (step.layer, step.rank))
+
+
+def run_checked(
+    model: Model,
+    prompt: Prompt,
+    *,
+    patches: Sequence[Patch] = (),
+    knockouts: Sequence[Knockout] = (),
+    reads: Sequence[Site] = (),
+    logits: bool | Positions = True,
+    keep_cache: bool = False,
+    start: tuple[int, torch.Tensor] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> Run:
+    """Run a prompt as :func:`run` does, here, when all it is given was looked at before."""
+    if model.anatomy.added_between and prompt.has_images:
+        start = None
+    streams = {name: getattr(model, name) for name in COMPONENTS}
+    steps = steps_of(model, patches, knockouts, reads)
+    kept: list[list[Any]] = [[None] * len(layer_list(s.layers, model.n_layers)) for s in reads]
+    output: Any = None
+    cache: Any = None
+    last: Any = None
+    keep = 1
+    if isinstance(logits, Positions):
+        keep = prompt.length - int(logits.index[logits.mask].min())
+    cache_name = cache_argument(model.module)
+    given = with_cache_named(cache_name, inputs or {})
+    shared = given.get(cache_name)
+    if shared is None and (before := model.prefix_cache(prompt)) is not None:
+        given[cache_name] = before
+        shared = before if prompt.length <= SHORT and not knockouts else None
+    # A server's sandbox answers a stop twice, and takes the second answer for the next trace's.
+    sandboxed = weightless(model)
+    number_format = model.dtype
+    with torch.no_grad(), attending_apart(model, shared):  # noqa: SIM117 - nnsight runs the inner
+        with model.trace(prompt, inputs=given, logits_to_keep=keep, use_cache=keep_cache) as tracer:
+            if start is not None:
+                if start[0] == 0:
+                    model.resid_pre.put(0, None, start[1], checked=number_format)
+                for block in range(start[0]):
+                    if prompt.has_images or not model.anatomy.parts[block].cross:
+                        model.blocks[block].skip(start[1])
+            for step in steps:
+                what, layer = step.what, step.layer
+                if isinstance(what, Knockout):
+                    knockout(model, layer, queries=what.queries, keys=what.keys)
+                    continue
+                stream = streams[what.component]
+                extra = {"heads": what.heads} if what.component == "head_out" else {}
+                if isinstance(what, Patch):
+                    stream.put(
+                        layer,
+                        what.positions,
+                        what.flat_value,
+                        mode=what.mode,
+                        checked=number_format,
+                        **extra,
+                    )
+                elif step.kept is not None:
+                    which, i = step.kept
+                    kept[which][i] = stream[(layer, what.positions, *extra.values())].save()
+            if logits is not False or keep_cache:
+                # A slice of positions reaches the head with gaps between rows, for which a linear
+                # layer falls back to one product per row: several times slower on a CPU.
+                model.head.input = model.head.input.contiguous()
+                output = model.nn.output
+                wide = torch.promote_types(output.logits.dtype, torch.float32)
+                last = output.logits.to(wide).save()
+                if keep_cache:
+                    cache = returned_cache(output).save()
+            elif not sandboxed:
+                tracer.stop()
+    values = [
+        parts[0] if isinstance(site.layers, int) else stacked(parts)
+        for site, parts in zip(reads, kept, strict=True)
+    ]
+    if isinstance(logits, Positions):
+        index = logits.index.to(last.device) - (prompt.length - keep)
+        last = last[torch.arange(len(prompt), device=last.device)[:, None], index.clamp(min=0)]
+    elif last is not None:
+        last = last[:, -1]
+    return Run(last, values, cache, prompt)
+
+
+def read(model: Model, prompt: Prompt, sites: Sequence[Site]) -> list[torch.Tensor]:
+    """Read several sites in one forward pass, which stops after the deepest of them.
+
+    Returns
+    -------
+    list of Tensor
+        As :attr:`Run.reads`.
+
+    Examples
+    --------
+    >>> [name] = read(llm, named, [Site("mlp_out", slice(0, 6), named.at("entity", -1))])
+    >>> name.shape  # [layer, row, d_model]
+    torch.Size([6, 1, 64])
+    """
+    return run(model, prompt, reads=sites, logits=False).reads

@@ -1,0 +1,261 @@
+"""Running the cells of a sweep, and reducing each to its metrics where the model is."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from interventions.model.model import Model
+from interventions.model.wrapped import where_the_model_is
+from interventions.prompt.columns import Columns
+from interventions.prompt.positions import Positions
+from interventions.prompt.prompt import Prompt
+from interventions.returnable import returnable
+from interventions.running.patches import Patch
+from interventions.sweeping.budget import Budget, clean_bytes
+from interventions.sweeping.grid import Grid, Spec
+from interventions.sweeping.metrics import METRICS, Metric, Target
+from interventions.sweeping.replay import replayed, run_clean
+from interventions.sweeping.schedule import Cell, cell, groups, path_of
+from interventions.sweeping.sources import (
+    FromModel,
+    Noise,
+    Source,
+    Values,
+    mapped_layers,
+    noisy,
+    read_values,
+)
+
+MOST_ROWS = 64
+FROM_SOURCE: tuple[Metric, ...] = ("logprob", "logit_diff", "rank")  # of the source's own run
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a sweep computes, checked.
+
+    Attributes
+    ----------
+    prompt : Prompt
+    source : Prompt, Values (of all rows), FromModel, FromLayers, Noise or Tensor
+    columns, read_columns : Columns
+        Where values are written, and where they are read.
+    grid : Grid
+    target : Target
+    metrics : sequence of str
+    budget : int or None
+        Bytes; see :class:`interventions.sweeping.budget.Budget`.
+    """
+
+    prompt: Prompt
+    source: Source | Values
+    columns: Columns
+    read_columns: Columns
+    grid: Grid
+    target: Target
+    metrics: Sequence[Metric]
+    budget: int | None
+
+
+@returnable
+@dataclass(frozen=True)
+class Piece:
+    """Numbers of some rows and cells.
+
+    Attributes
+    ----------
+    rows, cells : list of int
+    values : ndarray [metric, row, cell] or None
+        None: they were there already.
+    clean, source : ndarray [metric, row] or None
+        Of the runs without patches, where this piece has them.
+    """
+
+    rows: list[int]
+    cells: list[int]
+    values: np.ndarray | None = None
+    clean: np.ndarray | None = None
+    source: np.ndarray | None = None
+
+
+def batches(model: Model, job: Job, kept: list[int]) -> list[list[int]]:
+    """Rows that run together: of like length, as many as memory has room for and are of use.
+
+    One by one, where what runs together would change the numbers.
+    """
+    models = [model, job.source.pair.backbone] if isinstance(job.source, FromModel) else [model]
+    if any(one.anatomy.dependent_rows is not None for one in models):
+        return [[row] for row in kept]
+    longest = int(job.prompt.lengths.max())
+    width = max((len(one) for one in (*job.target.answers, *(job.target.foils or ()))), default=1)
+    before = len(job.prompt.prefix_ids)
+    each = clean_bytes(model, longest + width, before) + _value_bytes(model, job)
+    # Twice: half is for the cells.
+    budget = Budget.of(model, job.budget)
+    most = budget.fit(2 * job.target.repeats * each, 1, "the run of one row")
+    per_block = len(job.grid) / max(1, len(job.grid.layers) * len(job.grid.components))
+    wanted = int(budget.n_tokens / 4 / max(1.0, per_block * longest / 2))
+    size = max(1, min(most, wanted, MOST_ROWS))
+    order = sorted(kept, key=lambda row: int(job.prompt.lengths[row]))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _value_bytes(model: Model, job: Job) -> int:
+    """Bytes of the values that are read for the cells of one row, and once more to stack them."""
+    if isinstance(job.source, torch.Tensor):
+        return 0
+    anatomy, grid = model.anatomy, job.grid
+    n_tokens = sum(max(len(row) for row in column) for column in job.read_columns.tokens)
+    widths = [
+        anatomy.n_heads * anatomy.head_dim if one == "head_out" else model.d_model
+        for one in grid.components
+    ]
+    size = torch.empty(0, dtype=model.dtype).element_size()
+    return 2 * size * n_tokens * len(grid.read_layers()) * sum(widths)
+
+
+def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Iterator[Piece]:
+    """Run the cells of some rows; ``done`` [row, cell] are left out."""
+    if done.all():
+        yield Piece(rows, list(range(len(job.grid))))
+        return
+    some, left = job.prompt.select(rows).trimmed()
+    chosen = job.target.rows(rows)
+    scored = chosen.scored(some)
+    columns = job.columns.rows(rows).shifted(left)
+    everyone = [*range(len(rows))] * chosen.repeats
+    places = [
+        columns.positions(k, scored.length).rows(everyone) if any(columns.tokens[k]) else None
+        for k in range(len(columns.names))
+    ]
+    values = values_of(model, job, rows, some)
+    source = None
+    if isinstance(values, Values):
+        values.check(model.dtype)
+        source = _numbers(job, chosen, values.logits, of=FROM_SOURCE)
+        values = values.repeated(chosen.repeats)
+    specs = list(job.grid.specs())
+    numbers: list[int] = []
+    cells: list[Cell] = []
+    for i, spec in enumerate(specs):
+        place = places[spec.column]
+        if place is not None and spec.layers:
+            numbers.append(i)
+            cells.append(cell(model, _patches(spec, place, values)))
+    path, _ = path_of(model, some)
+    apart = model.anatomy.dependent_rows is not None
+    clean = run_clean(model, scored, chosen.positions(scored), cells, path, apart=apart)
+    first = clean.logits[: len(rows), 0]
+    without = sorted(set(range(len(specs))) - set(numbers))
+    nothing = np.full((len(job.metrics), len(rows), len(without)), np.nan)
+    yield Piece(rows, without, nothing, _numbers(job, chosen, clean.logits, clean=first), source)
+    # All cells are grouped, and groups that are done left out: a run that goes on where it was
+    # stopped has the same groups, and so the same numbers to the last bit.
+    todo = []
+    for group in groups(model, scored, cells, path, Budget.of(model, job.budget)):
+        which = [numbers[i] for i in group.cells]
+        if done[:, which].all():
+            yield Piece(rows, which)
+        else:
+            todo.append(group)
+    for group, logits in replayed(model, clean, cells, path, todo, apart=apart):
+        which = [numbers[i] for i in group.cells]
+        measured = np.stack([_numbers(job, chosen, one, clean=first) for one in logits], -1)
+        for j, i in enumerate(which):
+            column = columns.tokens[specs[i].column]
+            measured[:, [not row for row in column], j] = np.nan
+        yield Piece(rows, which, measured)
+
+
+def _numbers(
+    job: Job,
+    chosen: Target,
+    logits: torch.Tensor | None,
+    *,
+    clean: torch.Tensor | None = None,
+    of: Sequence[Metric] = METRICS,
+) -> Any:
+    """Metrics [metric, row]; NaN for those that are not in ``of``."""
+    if logits is None:
+        return None
+    found = np.full((len(job.metrics), len(chosen.answers)), np.nan, dtype=np.float32)
+    for which, metric in enumerate(job.metrics):
+        if metric in of:
+            found[which] = chosen.values(metric, logits, clean=clean).cpu().numpy()
+    return found
+
+
+@where_the_model_is
+def measured(model: Model, job: Job, kept: list[int], done: np.ndarray) -> list[Piece]:
+    """Run all rows; what goes to a server as one request."""
+    pieces: list[Piece] = []
+    for rows in batches(model, job, kept):
+        pieces += run_rows(model, job, rows, done[rows])
+    return pieces
+
+
+def values_of(model: Model, job: Job, rows: list[int], some: Prompt) -> Values | torch.Tensor:
+    """Read what the cells of some rows write; ``some`` is the prompt of these rows."""
+    grid, source = job.grid, job.source
+    needed = grid.read_layers()
+    read_at = job.read_columns.rows(rows)
+    if isinstance(source, torch.Tensor):
+        return source
+    if isinstance(source, Values):
+        return source.rows(rows)
+    if isinstance(source, Prompt):
+        other, left = source.select(rows).trimmed()
+        return read_values(
+            model,
+            other,
+            read_at.shifted(left),
+            components=grid.components,
+            layers=needed,
+            target=job.target.rows(rows),
+        )
+    if isinstance(source, FromModel):
+        other, left = source.prompt.select(rows).trimmed()
+        return read_values(
+            source.pair.backbone,
+            other,
+            read_at.shifted(left),
+            components=grid.components,
+            layers=mapped_layers(source.pair, needed),
+            names=needed,
+        )
+    read_at = read_at.shifted(job.prompt.length - some.length)
+    values = read_values(model, some, read_at, components=grid.components, layers=needed)
+    return noisy(values, source, rows) if isinstance(source, Noise) else values
+
+
+def _patches(spec: Spec, place: Positions, values: Values | torch.Tensor) -> list[Patch]:
+    """The patches of one cell."""
+    made = []
+    for layer, read in zip(spec.layers, spec.read, strict=True):
+        if isinstance(values, torch.Tensor):
+            value = values
+        else:
+            value = values.at(spec.component, read, spec.column, place.index.shape[1])
+            if spec.head is not None:
+                value = value[..., spec.head, :]
+        made.append(Patch(spec.component, layer, place, value, heads=spec.head))
+    return made
+
+
+def costs(model: Model, job: Job) -> np.ndarray:
+    """What each cell costs, in tokens through blocks, for a row: to tell how long it takes."""
+    length, n = job.prompt.length, model.n_layers
+    first = [
+        min((min(row) for row in column if row), default=length - 1)
+        for column in job.columns.tokens
+    ]
+    return np.array(
+        [
+            (n + 1 - min(spec.layers, default=n)) * (length - first[spec.column])
+            for spec in job.grid.specs()
+        ],
+        dtype=float,
+    )

@@ -1,0 +1,230 @@
+"""What a patch changed, one number per row, from the logits that score whole answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from interventions.errors import PromptError
+from interventions.given import plain, several, shown
+from interventions.given_arrays import token_numbers
+from interventions.model.model import Model
+from interventions.prompt.answer_tokens import spaced, token_ids
+from interventions.prompt.positions import Positions, ragged
+from interventions.prompt.prompt import Prompt
+from interventions.running.complete import following
+
+Metric = Literal["logprob", "logit_diff", "kl", "changed", "rank"]
+METRICS: tuple[Metric, ...] = ("logprob", "logit_diff", "kl", "changed", "rank")
+Answers = str | Sequence[str | Sequence[int]]
+"""One text for all rows; or one answer for each, as a text or as the ids of its tokens."""
+UNITS = {
+    "logprob": "nats",
+    "logit_diff": "nats",
+    "kl": "nats",
+    "changed": "share",
+    "rank": "0 is the likeliest token",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The answers that a metric looks at, as tokens; made by :func:`target`.
+
+    Attributes
+    ----------
+    answers : list of list of int
+        One per row.
+    foils : list of list of int or None
+        What ``logit_diff`` compares them with.
+    pad_id : int
+        Fills rows with shorter answers.
+    token_type : int
+        Type of the answers' tokens; see :func:`interventions.running.complete.following`.
+    """
+
+    answers: list[list[int]]
+    foils: list[list[int]] | None
+    pad_id: int
+    token_type: int = 0
+
+    @property
+    def single(self) -> bool:
+        """Whether every answer and foil is one token, so that the prompt alone scores them."""
+        return all(len(tokens) == 1 for tokens in (*self.answers, *(self.foils or ())))
+
+    @property
+    def repeats(self) -> int:
+        """How many rows of :meth:`scored` belong to one row of the prompt."""
+        return 1 if self.single or self.foils is None else 2
+
+    def rows(self, rows: Sequence[int]) -> "Target":
+        """Return the target of some rows, in the order given."""
+        foils = None if self.foils is None else [self.foils[row] for row in rows]
+        return replace(self, answers=[self.answers[row] for row in rows], foils=foils)
+
+    def scored(self, prompt: Prompt) -> Prompt:
+        """Return the prompt to be run: with its answers behind, and then again with its foils.
+
+        Where every answer is one token nothing is added. The role ``answer`` marks the positions
+        whose logits :meth:`values` takes.
+        """
+        if len(self.answers) != len(prompt):
+            raise PromptError(f"{len(self.answers)} answers for {len(prompt)} rows. Give one each.")
+        tokens = [one[:1] for one in self.answers] if self.single else list(self.answers)
+        if self.repeats == 2:
+            prompt = prompt.select([*range(len(prompt))] * 2)
+            tokens += self.foils or []
+        return following(prompt, tokens, pad_id=self.pad_id, token_type=self.token_type)
+
+    def positions(self, scored: Prompt) -> Positions:
+        """Positions of :meth:`scored` whose logits are wanted, [row, token]."""
+        return scored.at("answer")
+
+    def logprobs(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probabilities, in nats, of whole answers and foils; differentiable.
+
+        Parameters
+        ----------
+        logits : Tensor [row, token, vocab]
+            At :meth:`positions`; a row may stand for several cells, repeated as a block.
+
+        Returns
+        -------
+        answers, foils : Tensor [row]
+            The second is None without foils.
+        """
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        logprobs = logits.to(wide).log_softmax(-1)
+        if self.foils is None:
+            return _summed(logprobs, self.answers), None
+        if self.repeats == 1:
+            return _summed(logprobs, self.answers), _summed(logprobs, self.foils)
+        answers, foils = logprobs.chunk(2)
+        return _summed(answers, self.answers), _summed(foils, self.foils)
+
+    def values(
+        self, metric: Metric, logits: torch.Tensor, *, clean: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """One number per row.
+
+        Parameters
+        ----------
+        metric : str
+            ``"logprob"`` of the whole answer, nats. ``"logit_diff"``: that minus the foil's, which
+            for answers of one token is the difference of their logits. Of the first token that
+            would be generated: ``"kl"`` from the clean to this distribution, nats; ``"changed"``,
+            1 where it is another than in the clean run; ``"rank"`` of the answer's first token, 0
+            for the likeliest.
+        logits : Tensor [row, token, vocab]
+            At :meth:`positions`.
+        clean : Tensor [row, vocab], optional
+            Logits of the unpatched run at ``last``, for ``"kl"`` and ``"changed"``.
+
+        Returns
+        -------
+        Tensor [row], float32, or float64 of a model in float64
+        """
+        if metric in ("logprob", "logit_diff"):
+            answers, foils = self.logprobs(logits)
+            if metric == "logprob":
+                return answers
+            if foils is None:
+                raise PromptError('metric "logit_diff" compares with another answer: give foils=.')
+            return answers - foils
+        first = logits[: len(self.answers), 0].float()
+        if metric == "rank":
+            tokens = torch.tensor([one[0] for one in self.answers], device=first.device)
+            own = first.gather(1, tokens[:, None])
+            return (first > own).sum(-1).float()
+        if clean is None:
+            raise PromptError(f"metric {metric!r} compares with the clean run: give its logits.")
+        clean = clean.to(first)
+        if metric == "changed":
+            return (first.argmax(-1) != clean.argmax(-1)).float()
+        return torch.nn.functional.kl_div(
+            first.log_softmax(-1), clean.log_softmax(-1), log_target=True, reduction="none"
+        ).sum(-1)
+
+
+def target(
+    model: Model,
+    prompt: Prompt,
+    answers: Answers,
+    foils: Answers | None = None,
+) -> Target:
+    """Read the answers that a metric looks at as tokens, as they follow a prompt.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : Prompt
+    answers, foils : str, or sequence of str or of token ids
+        One text for all rows; or one per row, each a text or the ids of its tokens.
+
+    Raises
+    ------
+    PromptError
+        If they are not as many as rows, one is empty or has no tokens, or an answer and its foil
+        are the same or, being longer than one token, share their first and one begins the other.
+
+    Examples
+    --------
+    >>> target(llm, named, "Marlow", "Brenn").answers
+    [[51]]
+    """
+    wanted = _tokens(model, prompt, answers, "answer")
+    against = None if foils is None else _tokens(model, prompt, foils, "foil")
+    for row, (answer, foil) in enumerate(zip(wanted, against or (), strict=False)):
+        n = min(len(answer), len(foil))
+        if answer[:n] == foil[:n]:
+            raise PromptError(
+                f"the answer and the foil of row {row} begin with the same tokens to the end of "
+                "the shorter, so their difference says nothing. Give another foil."
+            )
+    pad = model.tokenizer.pad_token_id
+    two_way = model.anatomy.family.two_way == "prompt"
+    return Target(wanted, against, pad if pad is not None else 0, token_type=int(two_way))
+
+
+def _tokens(model: Model, prompt: Prompt, answers: Answers, what: str) -> list[list[int]]:
+    whole = plain(answers)
+    given = [whole] * len(prompt) if isinstance(whole, str) else several(answers, f"{what}s")
+    given = [plain(answer) for answer in given]
+    if len(given) != len(prompt):
+        raise PromptError(f"{len(given)} {what}s for {len(prompt)} rows. Give one for each row.")
+    for row, answer in enumerate(given):
+        if not isinstance(answer, str | list | tuple | torch.Tensor | np.ndarray):
+            raise PromptError(
+                f"the {what} of row {row} is {shown(answer)}, not a text or a list of token ids."
+            )
+    texts = [row for row, answer in enumerate(given) if isinstance(answer, str)]
+    ids = [[] if isinstance(answer, str) else _as_ids(model, answer) for answer in given]
+    if texts:
+        read = token_ids(model, [given[row] for row in texts], space=spaced(model, prompt))
+        for row, tokens in zip(texts, read, strict=True):
+            ids[row] = tokens
+    if empty := [row for row, tokens in enumerate(ids) if not tokens]:
+        raise PromptError(
+            f"the {what} of row(s) {empty[:8]} has no tokens ({given[empty[0]]!r}). Leave those "
+            f"rows out with prompt.select(rows), or give them an {what}."
+        )
+    return ids
+
+
+def _as_ids(model: Model, answer: Any) -> list[int]:
+    if not len(answer):
+        return []
+    ids = token_numbers(answer, model.anatomy.vocab, error=PromptError)
+    if ids.ndim != 1:
+        raise PromptError(f"an answer is {shown(answer)}. Expected a text, or a list of token ids.")
+    return ids.tolist()
+
+
+def _summed(logprobs: torch.Tensor, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Sum, over a row's tokens, of their log-probabilities [row, token, vocab]."""
+    index, mask = (part.to(logprobs.device) for part in ragged(tokens))
+    own = logprobs[:, : index.shape[1]].gather(2, index[:, :, None])[..., 0]
+    return (own * mask.float()).sum(-1)

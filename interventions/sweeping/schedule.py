@@ -1,0 +1,188 @@
+"""Which cells of a prompt run in one forward pass, and from where.
+
+A patch in block l at position p leaves every block below l and, in a causal decoder, every token
+before p as they were: how far that goes, and what a forward pass costs beside its tokens, decide.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from interventions.errors import PatchError
+from interventions.model.model import Model
+from interventions.model.wrapped import weightless
+from interventions.prompt.prompt import Prompt
+from interventions.running.patches import Patch
+from interventions.running.prefix_attention import can_be_kept_apart
+from interventions.sweeping.budget import Budget, kept_bytes, pass_tokens, row_bytes
+
+Path = Literal["suffix", "rows", "plain"]
+BEHIND = ("mlp_out", "resid_post")  # a patch there changes nothing but the next block's input
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Patches of one layer each, over all rows of a prompt, and from where they change it.
+
+    Attributes
+    ----------
+    patches : tuple of Patch
+    block : int
+        The first block that has to be run; ``n_layers`` if none.
+    position : int
+        The first position that changes, in any row.
+    """
+
+    patches: tuple[Patch, ...]
+    block: int
+    position: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that run as rows of one forward pass.
+
+    Attributes
+    ----------
+    cells : tuple of int
+    block, position : int
+        Where all of them start.
+    """
+
+    cells: tuple[int, ...]
+    block: int
+    position: int
+
+
+def path_of(model: Model, prompt: Prompt) -> tuple[Path, str]:
+    """How much of a prompt has to be run again for a patch, and why.
+
+    Returns
+    -------
+    path : {"suffix", "rows", "plain"}
+        The tokens from the first patched one on; whole rows; or everything.
+    reason : str
+        Empty for "suffix".
+    """
+    anatomy = model.anatomy
+    if anatomy.dependent_rows is not None:
+        return "plain", f"{anatomy.dependent_rows}: one cell a pass"
+    if anatomy.cross_blocks and prompt.has_images:
+        return "plain", "cross-attention blocks take the image in every pass"
+    if anatomy.added_between and prompt.has_images:
+        return "plain", "image features are added between the first blocks"
+    if anatomy.family.two_way == "prompt":
+        return "rows", "tokens of a prompt see each other in both directions"
+    if anatomy.family.two_way == "image" and prompt.has_images:
+        return "rows", "tokens of an image see each other in both directions"
+    if anatomy.cross_blocks:
+        return "rows", "cross-attention blocks keep no keys and values without an image"
+    if anatomy.windowed and len(prompt.prefix_ids):
+        return "plain", "a shared prefix in front of blocks with windows"
+    if weightless(model) and not model.remote:
+        return "rows", "keys and values are in the process that has the weights"
+    return "suffix", ""
+
+
+def cell(model: Model, patches: Sequence[Patch]) -> Cell:
+    """Split patches by layer, and find where they begin to change a run."""
+    single = [part for patch in patches for part in patch.split(model.n_layers)]
+    if not single:
+        raise PatchError("a cell needs at least one patch; without any, it is the clean run.")
+    places = [one.positions.index[one.positions.mask] for one in single]
+    position = min(
+        (int(one.min()) for one in places if len(one)), default=single[0].positions.length - 1
+    )
+    return Cell(tuple(single), min(first_block(one) for one in single), position)
+
+
+def first_block(patch: Patch) -> int:
+    """The first block that a patch of one layer changes the input of, or the inside of."""
+    assert isinstance(patch.layers, int)
+    return patch.layers + (patch.component in BEHIND)
+
+
+def groups(
+    model: Model, prompt: Prompt, cells: Sequence[Cell], path: Path, budget: Budget
+) -> list[Group]:
+    """Divide cells among forward passes.
+
+    Cells of a group run from the same block, and from the first position of any of them. The
+    division is the one that costs the fewest tokens, where a forward pass costs some as well.
+
+    Raises
+    ------
+    PatchError
+        If not even one cell fits the budget: says how much is needed.
+    """
+    found: list[Group] = []
+    if path != "plain":
+        taken = len(prompt) * kept_bytes(model, prompt.length, len(prompt.prefix_ids))
+        budget = budget.less(taken)
+    if path == "plain":
+        most = _most_cells(model, prompt, 0, path, budget)
+        everything = range(len(cells))
+        return [Group(tuple(everything[i : i + most]), 0, 0) for i in range(0, len(cells), most)]
+    divided: dict[tuple[int, ...], list[slice]] = {}
+    for block in sorted({one.block for one in cells}):
+        chosen = [i for i, one in enumerate(cells) if one.block == block]
+        if path == "rows":
+            parts = [chosen]
+        else:
+            chosen.sort(key=lambda i: cells[i].position)
+            places = tuple(cells[i].position for i in chosen)
+            if places not in divided:  # most blocks have the same
+                divided[places] = _parts(places, len(prompt), prompt.length, pass_tokens(model))
+            parts = [chosen[part] for part in divided[places]]
+        for part in parts:
+            start = cells[part[0]].position if path == "suffix" else 0
+            most = _most_cells(model, prompt, start, path, budget)
+            # As even as can be: the last forward pass is no smaller than it must be.
+            n_passes = -(-len(part) // most)
+            size = -(-len(part) // n_passes)
+            for i in range(0, len(part), size):
+                some = part[i : i + size]
+                at = cells[some[0]].position if path == "suffix" else 0
+                found.append(Group(tuple(some), block, at))
+    return found
+
+
+def _most_cells(model: Model, prompt: Prompt, start: int, path: Path, budget: Budget) -> int:
+    if model.anatomy.dependent_rows is not None:
+        return 1
+    n_tokens = prompt.length - start
+    before = start + len(prompt.prefix_ids)
+    apart = path == "suffix" and can_be_kept_apart(model)
+    needed = len(prompt) * row_bytes(model, n_tokens, before, apart=apart)
+    return budget.fit(needed, len(prompt) * n_tokens, "one cell")
+
+
+def _parts(positions: Sequence[int], n_rows: int, length: int, overhead: int) -> list[slice]:
+    """Divide cells, sorted by position, so that overhead and repeated tokens are fewest."""
+    starts = sorted(set(positions))
+    after = {at: i for i, at in enumerate(starts)}
+    count = [0] * len(starts)
+    for at in positions:
+        count[after[at]] += 1
+    total = [0]
+    for one in count:
+        total.append(total[-1] + one)
+    best: list[tuple[int, int]] = [(0, 0)]
+    for end in range(1, len(starts) + 1):
+        best.append(
+            min(
+                (
+                    best[begin][0]
+                    + overhead
+                    + n_rows * (total[end] - total[begin]) * (length - starts[begin]),
+                    begin,
+                )
+                for begin in range(end)
+            )
+        )
+    bounds = [len(starts)]
+    while bounds[-1]:
+        bounds.append(best[bounds[-1]][1])
+    edges = [total[one] for one in reversed(bounds)]
+    return [slice(a, b) for a, b in pairwise(edges)]

@@ -1,0 +1,1 @@
+"""Items are asked: their prompts, where they run, and what was answered."""

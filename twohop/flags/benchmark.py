@@ -1,0 +1,42 @@
+"""The flags of the United Nations' members as a benchmark: capital, continent, language."""
+
+from PIL import Image
+
+from twohop.flags import data, templates
+from twohop.items.items import Benchmark, Entity, Item, Template
+
+NOTES = (
+    "Constructed VLMs on a real language model: a small tower that knows flags and nothing else, "
+    "and a projector. Two pairs on one backbone show what high and low degradation look like and "
+    "that the controls fail as they should. They are not production VLMs, and neither is known to "
+    "be late: a linear probe reads the entity from their image tokens at the first layer."
+)
+
+
+def benchmark() -> Benchmark:
+    """Return the items and few-shot prompts of the flags study."""
+    entities = {one.code: Entity(one.code, one.name, one.aliases) for one in data.entities()}
+    items = tuple(
+        Item(f"{fact.code}/{fact.relation}", entities[fact.code], fact.relation, fact.answers)
+        for fact in data.facts()
+    )
+    return Benchmark(
+        name="flags",
+        items=items,
+        templates={
+            relation: Template(one.prefix, one.question)
+            for relation, one in templates.QUESTIONS.items()
+        },
+        naming=Template(templates.NAMING.prefix, templates.NAMING.question),
+        stop="\n",
+        chain=_chain,
+        view=lambda code, index: data.view(code, data.FIRST_HELD_OUT_VIEW + index),
+        blank=lambda: Image.new("RGB", (128, 96), "white"),
+        notes=NOTES,
+    )
+
+
+def _chain(relation: str, name: str) -> Template:
+    known: dict[str, data.Relation] = {key: key for key in templates.QUESTIONS}
+    one = templates.chain_of_thought(known[relation], name=name)
+    return Template(one.prefix, one.question)

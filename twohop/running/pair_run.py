@@ -1,0 +1,379 @@
+"""One pair's run: what is asked of whom, and where its results are kept."""
+
+import errno
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from interventions import Model, load
+from interventions.errors import InterventionsError, ResultsError
+from interventions.results import STORE, Store, read_tree, write_atomically
+from twohop.ask.memory import MemoryTooSmall, ran_out, remedy
+from twohop.ask.on_server import SILENT, Progress
+from twohop.ask.study import Study, image_prompt, longest_answer, text_prompt
+from twohop.items.digest import asked_parts, named
+from twohop.items.digest import fingerprint as fingerprint
+from twohop.items.items import Benchmark, check_items
+from twohop.pairs import Pair, model_name
+from twohop.protocol import DEFAULT, Protocol
+from twohop.report.summary import estimated, verdict_sentence
+from twohop.running.checkpoints import Digests
+from twohop.running.provenance import check_same_models, made_with
+from twohop.running.reporter import Reporter
+from twohop.running.soundness import check_sound
+from twohop.stages.run import measured
+from twohop.stages.table import BACKBONE_STAGES, NEEDS, STAGES, derived
+from twohop.statistics import as_json
+
+LEAST_ENTITIES = 2
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a study's results depend on, besides the models and the benchmark.
+
+    Attributes
+    ----------
+    limit : int or None
+        Number of entities; None for all.
+    seed : int
+        Of every random choice.
+    remote : bool or str
+        Run on NDIF, or on the NDIF server at a URL; see :meth:`twohop.pairs.Pair.places`.
+    protocol : Protocol
+        Every number that decides what is measured, such as how many lost items are tried.
+
+    Examples
+    --------
+    >>> Settings(protocol=Protocol(lost_items=48)).protocol.lost_items
+    48
+    """
+
+    limit: int | None = None
+    seed: int = 0
+    remote: bool | str = False
+    protocol: Protocol = DEFAULT
+
+
+class Models:
+    """Models that are loaded when a stage first needs them, and kept for the next pair.
+
+    Attributes
+    ----------
+    results : dict
+        What they gave that the next pair will ask for again.
+    sound : set of Model
+        Those that were seen to compute numbers.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Any, ...], Model] = {}
+        self.results: dict[Any, Any] = {}
+        self.sound: set[Model] = set()
+
+    def get(
+        self,
+        folder: Path | str,
+        *,
+        remote: bool | str = False,
+        checkpoint: Mapping[str, str] | None = None,
+    ) -> Model:
+        """Return the model of a folder or repo, or the one that a server calls so.
+
+        Parameters
+        ----------
+        folder : Path or str
+        remote : bool or str
+        checkpoint : mapping, optional
+            What is there, by :class:`twohop.running.checkpoints.Digests`: of a repo, its commit is
+            loaded, and a folder whose files are others than before is loaded again.
+        """
+        content = dict(checkpoint or {})
+        asked = (folder, remote, *sorted(content.items()))
+        if asked not in self._kept:
+            self._kept[asked] = load(folder, remote=remote, revision=content.get("commit"))
+        return self._kept[asked]
+
+    def drop(self, folder: Path | str) -> None:
+        """Forget a model, wherever it runs."""
+        gone = {model for asked, model in self._kept.items() if asked[0] == folder}
+        self._kept = {asked: one for asked, one in self._kept.items() if asked[0] != folder}
+        self.sound -= gone
+
+
+@dataclass(frozen=True)
+class PairRun:
+    """One pair's run: what is asked of whom, and where the results are kept.
+
+    Attributes
+    ----------
+    pair : Pair
+    benchmark : Benchmark
+    settings : Settings
+    folders : dict
+        Where ``vlm`` and ``backbone`` are.
+    own, common : Store
+        Of this pair, and of the backbone's own stages, which pairs share.
+    checkpoints : dict
+        What is there, by :class:`twohop.running.checkpoints.Digests`; empty of what a server has.
+    """
+
+    pair: Pair
+    benchmark: Benchmark
+    settings: Settings
+    folders: dict[str, Path | str]
+    own: Store
+    common: Store
+    checkpoints: dict[str, dict[str, str]]
+
+    def store(self, stage: str) -> Store:
+        """Where a stage is kept."""
+        return self.common if stage in BACKBONE_STAGES else self.own
+
+    def stored(self) -> list[str]:
+        """The stages that are there already; the backbone's are copied to the pair's store."""
+        mine, shared = self.own.stages(), self.common.stages()
+        for stage in BACKBONE_STAGES:
+            if stage in shared and stage not in mine:
+                found = self.common.get(stage)
+                self.check_models(stage, found)
+                self.own.put(stage, found)
+                mine.append(stage)
+        return mine
+
+    def needed(self, stage: str) -> dict[str, xr.Dataset]:
+        """The results that a stage is given."""
+        return {name: self.own.get(name) for name in NEEDS[stage]}
+
+    def study(self, stage: str, *, models: Models, progress: Progress = SILENT) -> Study:
+        """What a stage works with; the backbone stands in for a VLM that it does not need."""
+        alone = stage in BACKBONE_STAGES
+        backbone = self._model("backbone", models)
+        return Study(
+            vlm=backbone if alone else self._model("vlm", models),
+            backbone=backbone,
+            benchmark=self.benchmark,
+            seed=self.settings.seed,
+            max_new_tokens=longest_answer(
+                backbone, self.benchmark, protocol=self.settings.protocol
+            ),
+            kept=models.results,
+            progress=progress,
+            protocol=self.settings.protocol,
+        )
+
+    def _model(self, role: str, models: Models) -> Model:
+        return models.get(
+            self.folders[role],
+            remote=self.settings.remote,
+            checkpoint=self.checkpoints.get(role),
+        )
+
+    def compute(
+        self, stage: str, done: dict[str, xr.Dataset], *, models: Models, progress: Progress
+    ) -> xr.Dataset:
+        """Run a stage, given those it needs; the result carries its provenance.
+
+        Raises
+        ------
+        MemoryTooSmall
+            If memory runs out.
+        BrokenModel
+            If a model computes NaN.
+        """
+        try:
+            study = self.study(stage, models=models, progress=progress)
+            self.check(study, models)
+            return measured(stage, study, done, settings=self.store(stage).settings)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            raise MemoryTooSmall(f"memory ran out in {stage}. {remedy(error)}") from error
+
+    def check(self, study: Study, models: Models) -> None:
+        """Refuse models that compute NaN: each answers one question before it is measured."""
+        item = self.benchmark.items[0]
+        template = self.benchmark.templates[item.relation]
+        for model in (study.backbone, study.vlm):
+            if model in models.sound:
+                continue
+            if model is study.backbone:
+                prompt = text_prompt(model, template, [item.entity])
+            else:
+                prompt = image_prompt(study, template, [item.entity])
+            check_sound(model, prompt)
+            models.sound.add(model)
+
+    def check_models(self, stage: str, found: xr.Dataset, *, again: Collection[str] = ()) -> None:
+        """Refuse a stage's result if stages that it will lie beside are of other models.
+
+        Weights, an adapter, a number format or an attention implementation may differ under one
+        name.
+
+        Parameters
+        ----------
+        stage : str
+        found : Dataset
+        again : collection of str
+            Stages that are to be computed again and will not stay.
+
+        Raises
+        ------
+        ResultsError
+            With what differs.
+        """
+        gone = {stage, *derived(stage), *again}
+        for store in (self.own, self.common) if stage in BACKBONE_STAGES else (self.own,):
+            beside = {
+                one: made_with(attrs)
+                for one, attrs in store.attributes().items()
+                if one not in gone
+            }
+            check_same_models(stage, made_with(found.attrs), beside)
+
+    def keep(
+        self,
+        stage: str,
+        found: xr.Dataset,
+        *,
+        made: bool = True,
+        again: Collection[str] = (),
+    ) -> list[str]:
+        """Store a stage's result, and give up what tells of an older one.
+
+        Those are the stages derived from it, in the same write, and before it the summary and the
+        report: whenever this is killed, what is there goes together.
+
+        Parameters
+        ----------
+        stage : str
+        found : Dataset
+        made : bool
+            Whether this run made it; else another has, and stored it for all pairs.
+        again : collection of str
+            Stages that are still to be computed again.
+
+        Returns
+        -------
+        list of str
+            The stages given up.
+
+        Raises
+        ------
+        ResultsError
+            If the disk is full, or stages that stay are of other models.
+        """
+        self.check_models(stage, found, again=again)
+        try:
+            return self._keep(stage, found, made=made)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise ResultsError(
+                f"{stage} cannot be stored: {error.strerror}, {self.own.folder}. Free some "
+                f"{2 * found.nbytes / 2**20 + 1:.0f} MiB there; the stages stored before are "
+                "kept, and the same command goes on behind them."
+            ) from error
+
+    def _keep(self, stage: str, found: xr.Dataset, *, made: bool) -> list[str]:
+        for name in ("summary.json", "report.html"):
+            (self.own.folder / name).unlink(missing_ok=True)
+        outdated, stored = derived(stage), self.own.stages()
+        gone = [one for one in outdated if one in stored]
+        if made and stage in BACKBONE_STAGES:
+            self.common.put(stage, found, drop=outdated)
+        self.own.put(stage, found, drop=outdated)
+        return gone
+
+    def finish(self, reporter: Reporter) -> dict[str, Any] | None:
+        """Write the summary and the report, if all stages are there; else say which are not."""
+        from twohop.report.page import write_report
+
+        tree = self.own.tree()
+        if missing := [stage for stage in STAGES if stage not in tree.children]:
+            there = [stage for stage in STAGES if stage in tree.children]
+            reporter.say(
+                f"  {self.own.folder / STORE} holds {', '.join(there)}. Summary and report are "
+                f"written when {', '.join(missing)} are there too: run it without --stage."
+            )
+            return None
+        numbers = estimated(
+            tree, pair=self.pair.key, seed=self.settings.seed, protocol=self.settings.protocol
+        )
+        numbers["verdict"] = verdict_sentence(numbers)
+        summary = as_json(numbers)
+        write_atomically(
+            self.own.folder / "summary.json",
+            json.dumps(summary, indent=2, allow_nan=False).encode(),
+        )
+        with reporter.stage("report") as progress:
+            progress.expect(1)
+            write_report(self.own.folder, tree, numbers, self.benchmark)
+            progress.tick(1)
+        return summary
+
+
+def read_run(folder: Path | str) -> xr.DataTree:
+    """Read the results of a run that is stored: a Dataset for each stage that is there.
+
+    Raises
+    ------
+    ResultsError
+        If the folder holds none, or they cannot be read.
+
+    Examples
+    --------
+    >>> read_run("runs/micro-late")["recall"]["right"]          # doctest: +SKIP
+    """
+    return read_tree(Path(folder))
+
+
+def open_run(pair: Pair, *, out: Path, settings: Settings) -> PairRun:
+    """Open a pair's folder in ``out``, or make it.
+
+    Raises
+    ------
+    ResultsError
+        If it holds a run with other settings.
+    InterventionsError
+        If the items are not fit for a study: ids that occur twice, or one entity only.
+    """
+    benchmark = pair.benchmark().limited(settings.limit)
+    check_items(benchmark.items)
+    if len(benchmark.entities) < LEAST_ENTITIES:
+        raise InterventionsError(
+            f"the items of {pair.key} are about one entity, {benchmark.entities[0].name!r}. A "
+            f"study puts others in its place: give items of at least {LEAST_ENTITIES} entities."
+        )
+    folders = pair.places(remote=settings.remote)
+    digests = Digests(out)
+    # What a server has is not on this machine; its results say what it was.
+    content = {} if settings.remote else {role: digests.of(one) for role, one in folders.items()}
+    names = {role: model_name(one) for role, one in folders.items()}
+    vlm, backbone = (
+        {role: names[role]} | ({f"{role}_checkpoint": content[role]} if content else {})
+        for role in ("vlm", "backbone")
+    )
+    parts = asked_parts(benchmark, protocol=settings.protocol)
+    shared = {
+        "twohop": version("twohop"),
+        **backbone,
+        "benchmark": named(benchmark, parts),
+        "asked": parts,
+        "limit": settings.limit,
+        "seed": settings.seed,
+        "protocol": settings.protocol.as_settings(),
+        **({"remote": True} if settings.remote else {}),
+    }
+    own = Store(out / pair.key, {"pair": pair.key, **vlm, **shared})
+    digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:12]
+    common = Store(out / "backbones" / digest, shared)
+    digests.save()
+    return PairRun(pair, benchmark, settings, folders, own, common, content)

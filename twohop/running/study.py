@@ -1,0 +1,151 @@
+"""The study of pairs: stages run in order; each is stored as it is done, and not run again."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from interventions import load
+from twohop.ask.study import Study, longest_answer
+from twohop.pairs import Pair, find_pair
+from twohop.running.pair_run import Models, Settings, open_run
+from twohop.running.reporter import Reporter
+from twohop.stages.table import Selection
+
+
+def study_of(key: str | Pair, settings: Settings | None = None) -> Study:
+    """Load a pair and its items for :func:`twohop.run_stage`, in a notebook; store nothing.
+
+    Examples
+    --------
+    See :func:`twohop.stages.run.run_stages`.
+    """
+    pair, settings = find_pair(key) if isinstance(key, str) else key, settings or Settings()
+    benchmark = pair.benchmark().limited(settings.limit)
+    vlm, backbone = (
+        load(place, remote=settings.remote)
+        for place in pair.places(remote=settings.remote).values()
+    )
+    return Study(
+        vlm=vlm,
+        backbone=backbone,
+        benchmark=benchmark,
+        seed=settings.seed,
+        max_new_tokens=longest_answer(backbone, benchmark, protocol=settings.protocol),
+        protocol=settings.protocol,
+    )
+
+
+@overload
+def run_study(
+    key: str | Pair,
+    *,
+    out: Path,
+    settings: Settings | None = None,
+    models: Models | None = None,
+    reporter: Reporter | None = None,
+    stages: None = None,
+    force: bool | Sequence[str] = (),
+) -> dict[str, Any]: ...
+
+
+@overload
+def run_study(
+    key: str | Pair,
+    *,
+    out: Path,
+    settings: Settings | None = None,
+    models: Models | None = None,
+    reporter: Reporter | None = None,
+    stages: Sequence[str],
+    force: bool | Sequence[str] = (),
+) -> dict[str, Any] | None: ...
+
+
+def run_study(
+    key: str | Pair,
+    *,
+    out: Path,
+    settings: Settings | None = None,
+    models: Models | None = None,
+    reporter: Reporter | None = None,
+    stages: Sequence[str] | None = None,
+    force: bool | Sequence[str] = (),
+) -> dict[str, Any] | None:
+    """Run the whole study of one pair, or what is missing of it, or some stages.
+
+    Parameters
+    ----------
+    key : str or Pair
+    out : Path
+        Folder of runs; this one goes to ``out/<pair>``. Stages that are the backbone's alone are
+        kept in ``out/backbones`` and shared by the pairs on it.
+    settings : Settings, optional
+    models : Models, optional
+        Shared between calls, so that a backbone is loaded once.
+    reporter : Reporter, optional
+    stages : sequence of str, optional
+        Run these and what they need of :data:`twohop.stages.table.STAGES`; default: all.
+    force : bool or sequence of str
+        Compute these again though they are stored; True: the ``stages``. What was derived from
+        them is given up, and computed again if it is among the ``stages``.
+
+    Returns
+    -------
+    dict or None
+        The summary, also written as ``summary.json``. None if stages are missing still: then there
+        is no summary and no report.
+
+    Raises
+    ------
+    ResultsError
+        If the folder holds a run with other settings.
+    InterventionsError
+        If there is no such pair or stage.
+    """
+    pair = find_pair(key) if isinstance(key, str) else key
+    selection = Selection.of(stages, force)
+    found = run_in_turn(
+        [pair], out=out, settings=settings, selection=selection, models=models, reporter=reporter
+    )
+    return next(found)
+
+
+def run_in_turn(
+    pairs: Sequence[Pair],
+    *,
+    out: Path,
+    settings: Settings | None = None,
+    selection: Selection | None = None,
+    models: Models | None = None,
+    reporter: Reporter | None = None,
+) -> Iterator[dict[str, Any] | None]:
+    """Run the study of several pairs, one after the other; give each one's summary.
+
+    The parameters are those of :func:`run_study`. A stage that is forced and the backbone's alone
+    is computed once for all pairs on it.
+    """
+    models, reporter = models or Models(), reporter or Reporter()
+    selection = selection or Selection()
+    made: set[tuple[Path, str]] = set()
+    for pair in pairs:
+        run = open_run(pair, out=out, settings=settings or Settings())
+        reporter.say(f"[bold]{pair.key}[/bold]: {len(run.benchmark.items)} items")
+        to_run = selection.to_run(run.stored())
+        for stage in selection.wanted():
+            where = (run.store(stage).folder, stage)
+            if stage not in to_run:
+                reporter.reused(stage)
+                continue
+            left = to_run[to_run.index(stage) :]
+            if where in made:
+                gone = run.keep(stage, run.common.get(stage), made=False, again=left)
+                reporter.reused(stage)
+            else:
+                needed = run.needed(stage)
+                with reporter.stage(stage) as progress:
+                    found = run.compute(stage, needed, models=models, progress=progress)
+                gone = run.keep(stage, found, again=left)
+            reporter.gave_up([one for one in gone if one not in to_run], stage)
+            made.add(where)
+        models.drop(run.folders["vlm"])
+        yield run.finish(reporter)

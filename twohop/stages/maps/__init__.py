@@ -1,0 +1,1 @@
+"""Where recall happens: exact maps, attributed ones, and how far they agree."""

@@ -1,0 +1,178 @@
+"""Many patched variants of the same rows, several variants to one forward pass."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from interventions import Model, Patch, Positions, Prompt, replay, run
+from interventions.prompt.answer_tokens import candidate_ids, spaced
+from interventions.running.greedy import greedy
+from twohop.ask.memory import Batches
+from twohop.ask.on_server import Tick
+from twohop.ask.study import Decoding
+from twohop.items.items import Item
+
+GROUP_ROWS = 24  # rows of like length, so that little padding is run
+ANSWER_ROWS = 192  # many, as a decoding step costs little more for many rows than for one
+
+Cells = Sequence[Sequence[Patch]]
+"""Interventions, each over all rows of a prompt."""
+Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def run_cells(
+    model: Model,
+    prompt: Prompt,
+    cells: Cells,
+    *,
+    positions: Positions,
+    measure: Measure,
+    tick: Tick,
+) -> np.ndarray:
+    """Run every cell on every row and reduce the logits to one number each.
+
+    Parameters
+    ----------
+    model : Model
+        One that runs here: on a server, this is part of what runs there.
+    prompt : Prompt
+    cells : sequence of sequences of Patch
+        One without patches is the clean run.
+    positions : Positions
+        Where logits are wanted.
+    measure : callable
+        ``measure(logits, rows)`` of logits [batch, position, vocab] and the rows of ``prompt``,
+        [batch], that they are of gives [batch].
+    tick : callable
+        Told the number of rows done.
+
+    Returns
+    -------
+    ndarray [cell, row]
+    """
+    table = np.zeros((len(cells), len(prompt)))
+    patched = [i for i, cell in enumerate(cells) if cell]
+    bare = [i for i, cell in enumerate(cells) if not cell]
+    most = max(1, len(patched))  # cells at a time; fewer where memory runs out, and then fewer rows
+    batches = Batches(prompt.lengths.argsort(stable=True), GROUP_ROWS)
+    for rows in batches:
+        some, left = prompt.select(rows).trimmed()
+        at = positions.rows(rows).shifted(left, some.length)
+
+        def measured(logits: torch.Tensor, rows: torch.Tensor = rows) -> torch.Tensor:
+            n_cells = len(logits)
+            numbers = measure(logits.flatten(0, 1), rows.repeat(n_cells))
+            tick(n_cells * len(rows))
+            return numbers.double().cpu().unflatten(0, (n_cells, len(rows)))
+
+        with batches.attempt(rows):
+            if bare:
+                clean = run(model, some, logits=at).logits
+                assert clean is not None
+                table[np.array(bare)[:, None], rows.numpy()] = measured(clean[None]).numpy()
+            parts = Batches(torch.tensor(patched, dtype=torch.long), most)
+            for part in parts:
+                with parts.attempt(part):
+                    here = [
+                        [_of_rows(patch, rows, left, some.length) for patch in cells[i]]
+                        for i in part.tolist()
+                    ]
+                    numbers = replay(model, some, here, logits=at, reduce=measured)
+                    table[part.numpy()[:, None], rows.numpy()] = numbers.numpy()
+            most = parts.size
+    return table
+
+
+def _of_rows(patch: Patch, rows: torch.Tensor, left: int, length: int) -> Patch:
+    """A patch for some rows, off which ``left`` columns of padding were taken."""
+    mine = patch.of_rows(rows)
+    return replace(mine, positions=mine.positions.shifted(left, length))
+
+
+def free_answers(
+    model: Model,
+    prompt: Prompt,
+    cells: Cells,
+    decoding: Decoding,
+    *,
+    tick: Tick,
+) -> list[list[str]]:
+    """Greedy answers of every row in every cell, as text: [row][cell].
+
+    Parameters
+    ----------
+    model : Model
+        One that runs here: on a server, this is part of what runs there.
+    prompt : Prompt
+    cells : sequence of sequences of Patch
+        Each an intervention of its own, over all rows of the prompt.
+    decoding : Decoding
+    tick : callable
+        Told the number of rows done.
+    """
+    n = len(prompt)
+    texts = [[""] * len(cells) for _ in range(n)]
+    batches = Batches(torch.arange(len(cells) * n), ANSWER_ROWS)
+    for batch in batches:
+        rows, which = batch % n, batch // n
+        with batches.attempt(batch):
+            patches = [
+                replace(patch, positions=patch.positions.only(which == cell))
+                for cell in which.unique().tolist()
+                for patch in (patch.of_rows(rows) for patch in cells[cell])
+            ]
+            prefill = run(model, prompt.select(rows), patches=patches, keep_cache=True)
+            said = greedy(
+                model, prefill, max_new_tokens=decoding.max_new_tokens, stop=decoding.stop
+            )
+            for row, cell, text in zip(rows.tolist(), which.tolist(), said.texts, strict=True):
+                texts[row][cell] = text
+            tick(len(batch))
+    return texts
+
+
+def answered_cells(
+    model: Model,
+    prompt: Prompt,
+    answers: Sequence[Sequence[int]],
+    cells: Cells,
+    *,
+    tick: Tick,
+) -> np.ndarray:
+    """Whether greedy decoding would give exactly these answers, in every cell.
+
+    One forward pass over prompt and answer checks that every token of the answer is the likeliest
+    where it stands.
+
+    Parameters
+    ----------
+    prompt : Prompt
+        Made by :func:`interventions.running.complete.following` with ``answers``.
+    answers : sequence of token ids
+        One per row.
+    cells, tick
+        As in :func:`run_cells`.
+
+    Returns
+    -------
+    ndarray of bool [cell, row]
+    """
+    positions = prompt.at("answer")
+    wanted = torch.zeros_like(positions.index)
+    for row, tokens in enumerate(answers):
+        wanted[row, : len(tokens)] = torch.tensor(list(tokens))
+
+    def measure(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        same = logits.argmax(-1).cpu() == wanted[rows]
+        return (same | ~positions.mask[rows]).all(-1)
+
+    table = run_cells(model, prompt, cells, positions=positions, measure=measure, tick=tick)
+    return table.astype(bool)
+
+
+def answer_ids(model: Model, prompt: Prompt, items: Sequence[Item]) -> list[list[int]]:
+    """Token ids of each item's canonical answer, as it follows a prompt."""
+    space = spaced(model, prompt)
+    return [candidate_ids(model, [item.answers[0]], space=space)[0] for item in items]

@@ -1,0 +1,1 @@
+"""What gives lost answers back: transplants, back-patching, chains of thought."""
