@@ -59,12 +59,10 @@ def doctor(options: argparse.Namespace) -> int:
     With ``--json``, an object whose keys are the attributes of
     :class:`interventions.model.architectures.doctor.Report`.
     """
-    from transformers.utils import logging
-
     from interventions.model.architectures.doctor import examine
+    from interventions.progress import quiet_libraries
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_libraries()
     report = examine(options.model, revision=options.revision)
     if options.json:
         sys.stdout.write(json.dumps(report.record(), indent=2) + "\n")
@@ -82,13 +80,12 @@ def remote(options: argparse.Namespace) -> int:
     :class:`interventions.remote.preflight.Preflight`.
     """
     from nnsight import CONFIG
-    from transformers.utils import logging
 
     from interventions.model.loading import load
+    from interventions.progress import quiet_libraries
     from interventions.remote.preflight import preflight
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_libraries()
     CONFIG.APP.REMOTE_LOGGING = False
     found = preflight(load(options.model, revision=options.revision, remote=options.host or True))
     if options.json:

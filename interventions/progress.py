@@ -1,4 +1,4 @@
-"""A progress bar for what turns out to take long."""
+"""What is seen while something runs: a bar, once it takes long, and no notices of libraries."""
 
 import time
 from importlib.util import find_spec
@@ -46,3 +46,11 @@ class LateBar:
     def __exit__(self, *_: Any) -> None:
         if self._bar.tasks:
             self._bar.stop()
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' own bars and notices out of the way of ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

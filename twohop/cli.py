@@ -193,6 +193,7 @@ def run_studies(options: argparse.Namespace) -> int:
     """``twohop study``."""
     from rich.console import Console
 
+    from interventions.progress import quiet_libraries
     from twohop.report.compare import read_summary, write_comparison
     from twohop.report.console import print_comparison, print_summary
     from twohop.running.study import Settings, run_in_turn
@@ -369,6 +370,8 @@ def list_pairs(options: argparse.Namespace) -> int:
 
 def train_pair(options: argparse.Namespace) -> int:
     """``twohop train``."""
+    from interventions.progress import quiet_libraries
+
     out = options.out or Path("train") / options.what
     quiet_libraries()
     if options.what == "flags":
@@ -393,14 +396,6 @@ def share_heads_on_a_cpu() -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
-
-
-def quiet_libraries() -> None:
-    """Keep transformers' own bars and notices out of the way of ours."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 COMMANDS = {

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from interventions.progress import quiet_libraries
 from twohop.ask.on_server import Progress
 from twohop.pairs import PAIRS, Pair
 from twohop.running.pair_run import Models, PairRun, Settings, open_run
@@ -199,8 +200,6 @@ def work(pipe: Connection, threads: int) -> None:
     """Compute stages until killed: the loop of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     threading.Thread(target=end_with_parent, daemon=True).start()
-    from twohop.cli import quiet_libraries
-
     quiet_libraries()
     torch.set_num_threads(threads)
     models = Models()

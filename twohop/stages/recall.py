@@ -68,7 +68,8 @@ def text_gate(study: Study, model: Model, *, gate: str) -> xr.Dataset:
         answer), ``choice_right`` (forced choice), ``cut`` (the free answer was at the limit of
         tokens before it ended); and the forced choice under each rule
         (:data:`interventions.running.forced_choice.RULES`), ``forced_choice`` and
-        ``forced_right``, of which ``choice`` is the first. ``forced_choice`` is empty where a rule gives none.
+        ``forced_right``, of which ``choice`` is the first. ``forced_choice`` is empty where a rule
+        gives none.
     """
     items = study.benchmark.items
     questions, prior = Questions(study, items), unnamed(study, model)
