@@ -41,11 +41,7 @@ test: lint
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # Installed without constraints.txt, and anew each time, to see what 'pip install .' brings today.
-# Of torch alone it keeps the pin: its newest build may be gigabytes of CUDA. The engine's tests are
-# the files that use nothing of the study, but for its tiny models and the published configs.
-ENGINE_TESTS = $(filter-out tests/test_examples.py, \
-  $(shell grep -LE '^(from|import) twohop( |\.[^mp]|\.m[^i]|\.p[^u])' tests/test_*.py))
-
+# Of torch alone it keeps the pin: its newest build may be gigabytes of CUDA.
 test-newest:
 	@$(PYTHON) -m venv $(NEWEST)
 	@grep '^torch==' constraints.txt > $(NEWEST)/torch.txt
@@ -54,7 +50,7 @@ test-newest:
 	  --upgrade --upgrade-strategy eager -c $(NEWEST)/torch.txt -e '.[dev]'
 	@$(NEWEST)/bin/python -m pip freeze --disable-pip-version-check --exclude-editable
 	@OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n auto --dist loadfile \
-	  interventions $(ENGINE_TESTS)
+	  interventions tests/engine
 
 test-ndif: $(READY)
 	@examples/ndif/setup.sh .venv-ndif
@@ -66,9 +62,9 @@ golden: $(READY)
 	@test -n "$(BEFORE)" || { echo "Name a commit to compare with: make golden BEFORE=main"; exit 2; }
 	@commit=$$(git rev-parse --short "$(BEFORE)") && code=$(GOLDEN)/$$commit/code && \
 	  mkdir -p $$code && git archive $$commit | tar -x -C $$code && \
-	  (cd $$code && PYTHONPATH=$$code $(CURDIR)/$(BIN)/python tests/golden.py make ../gave) && \
-	  rm -rf $(GOLDEN)/here && $(BIN)/python tests/golden.py make $(GOLDEN)/here && \
-	  $(BIN)/python tests/golden.py compare $(GOLDEN)/$$commit/gave $(GOLDEN)/here
+	  (cd $$code && PYTHONPATH=$$code $(CURDIR)/$(BIN)/python $(CURDIR)/tests/support/golden.py make ../gave) && \
+	  rm -rf $(GOLDEN)/here && $(BIN)/python tests/support/golden.py make $(GOLDEN)/here && \
+	  $(BIN)/python tests/support/golden.py compare $(GOLDEN)/$$commit/gave $(GOLDEN)/here
 
 train: $(READY)
 	@$(BIN)/twohop train flags
@@ -103,7 +99,7 @@ $(BENCH_READY): tests/benchmarks/requirements.txt pyproject.toml constraints.txt
 	@touch $@
 
 bench: $(BENCH_READY)
-	@PYTHONPATH=tests $(BENCH)/bin/python -m benchmarks $(BENCH_ARGS)
+	@PYTHONPATH=tests:tests/support $(BENCH)/bin/python -m benchmarks $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) $(BENCH) $(NEWEST) runs site

@@ -7,12 +7,11 @@ import pytest
 import torch
 from floors import NAMES
 from hypothesis import settings
+from micro import EVALUATION_START, micro_folder, view
 from PIL import Image
 
 import interventions as iv
 from interventions.errors import UpstreamError
-from twohop.micro.folders import micro_folder
-from twohop.micro.world import EVALUATION_START, view
 
 # The same examples in every run, so that what passed here passes elsewhere. Others are drawn with
 # --hypothesis-profile=default, and --hypothesis-seed=N says which.

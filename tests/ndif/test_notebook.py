@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_examples import kept_and_said
+from notebooks import kept_and_said
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -75,7 +75,9 @@ def test_remote_models_read_no_weights(tmp_path: Path) -> None:
                 "HF_HOME": str(tmp_path / "cache"),
                 "HF_HUB_DISABLE_TELEMETRY": "1",
                 "NO_PROXY": "127.0.0.1",
-                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path[1:]]),
+                "PYTHONPATH": os.pathsep.join(
+                    [str(Path(__file__).parents[1] / "support"), *sys.path[1:]]
+                ),
             },
             capture_output=True,
             text=True,

@@ -12,6 +12,7 @@ import torch
 from families import case_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from micro import micro_folder
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
@@ -21,7 +22,6 @@ from interventions import digests
 from interventions.digests import UnknownContent, digest_of
 from interventions.errors import ResultsError
 from interventions.model.fingerprints import fingerprint, hooks_of, weights_digest
-from twohop.micro.folders import micro_folder
 
 FAMILIES = ("llama", "gemma3", "qwen2_5_vl", "mllama", "idefics3")
 ANSWERED = {"answers": " a", "components": ["resid_post"], "progress": False}

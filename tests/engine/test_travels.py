@@ -28,7 +28,7 @@ from interventions.errors import RemoteError
 from interventions.remote.shippable import check_travels
 from interventions.remote.shipping import LUGGAGE, imports
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ON_A_SERVER = {"torch", "transformers", "nnsight", "numpy", "accelerate", "safetensors", "PIL"}
 """Libraries that every NDIF server has."""
 

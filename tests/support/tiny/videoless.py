@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from interventions.model.model.architectures import processors
 from transformers import AutoProcessor, AutoTokenizer, Llama4Processor
 
+from interventions.model.architectures import processors
 from tiny.llama4 import Llama4ImageProcessorPil
 
 

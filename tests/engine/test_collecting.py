@@ -178,7 +178,7 @@ torch.set_num_threads(1)
 import interventions as iv
 from interventions.collecting import folder as collection
 from test_collecting import SITES, rows_of
-from twohop.micro.folders import micro_folder
+from micro import micro_folder
 collection.SAVE_EVERY_S = 0.0
 class Slow(list):
     def __getitem__(self, i):
@@ -203,7 +203,10 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(
     rows = Lacking(rows_of(60))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     iv.collect(llm, rows, SITES, out=whole, batch_rows=4)
-    where = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    where = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "support"), *sys.path]),
+    }
     seen = []
     for target in (4, 32):
         running = subprocess.Popen([sys.executable, "-c", RUN, str(killed)], env=where)

@@ -107,7 +107,7 @@ def test_a_padded_batch_equals_single_rows(llm: iv.Model, named: iv.Prompt) -> N
 
 
 def test_a_padded_batch_equals_single_rows_in_float64(named: iv.Prompt) -> None:
-    from twohop.micro.folders import micro_folder
+    from micro import micro_folder
 
     exact = iv.load(micro_folder("micro-backbone"), dtype=torch.float64)
     [together] = iv.read(exact, named, [iv.Site("resid_post", 7, named.at("last"))])

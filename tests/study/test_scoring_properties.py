@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from twohop.scoring import OUTCOMES, names_it, normalise, outcome
 from twohop.scoring.confusion import Labelled, read_labelled
 
-LABELLED = read_labelled(Path(__file__).parent / "scoring" / "answers.jsonl")
+LABELLED = read_labelled(Path(__file__).parents[1] / "scoring" / "answers.jsonl")
 # Where an answer is spelled with code or markup, and where case tells a name from a word, to
 # change letters or what stands around them changes what is said.
 _CODED = ("\\", "&", "<", "`", "[", "{", "|", "#", "~", "http", "\n", "¹")

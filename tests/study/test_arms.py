@@ -15,7 +15,7 @@ from twohop.stages.recovery.arms import (
     arm_label,
 )
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
+RESULTS = Path(__file__).parents[2] / "docs" / "results.md"
 
 
 def test_an_arm_is_there_once_and_has_all_its_words() -> None:

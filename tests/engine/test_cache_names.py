@@ -24,7 +24,7 @@ from interventions.model.cache_names import (
     with_cache_named,
 )
 
-SOURCES = Path(__file__).parents[1]
+SOURCES = Path(__file__).parents[2]
 TEXT = "The capital of France is the big river"
 FEW = ("llama", "gemma2", "llava", "qwen2_vl", "mllama")
 

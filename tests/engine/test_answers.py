@@ -3,6 +3,7 @@
 import pytest
 import torch
 from floors import FLOOR32, NAMES, noise, relative
+from micro import answers
 from PIL import Image
 from raw_hooks import part, set_at
 
@@ -13,7 +14,6 @@ from interventions.running.complete import following
 from interventions.running.forced_choice import choose, tokens_of
 from interventions.running.greedy import greedy
 from interventions.running.prefix_attention import is_shared
-from twohop.micro.world import answers
 
 
 @pytest.fixture(scope="module")

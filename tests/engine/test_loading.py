@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from families import case_of, model_of
+from micro import micro_folder
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
@@ -19,7 +20,6 @@ from interventions.model.pairing import layer_map
 from interventions.model.sites import COMPONENTS
 from interventions.probing.ridge import fit_probe
 from interventions.running.lens import lens
-from twohop.micro.folders import micro_folder
 
 
 def test_a_folder_and_a_ready_module_give_the_same_model(llm: iv.Model, named: iv.Prompt) -> None:

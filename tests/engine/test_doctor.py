@@ -31,7 +31,7 @@ from interventions.model.architectures.families import FAMILIES, TEXT_FAMILIES, 
 from interventions.model.architectures.family_table import GROUPS, markdown
 
 NAMES = ("llama", "llava", "gemma3", "qwen2_5_vl", "mllama", "llama4")
-PAGE = Path(__file__).parents[1] / "docs" / "families.md"
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
 
 @pytest.fixture(scope="module")

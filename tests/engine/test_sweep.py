@@ -518,7 +518,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path: Path) -> Non
     case_of.cache_clear()
     case = case_of("llama", torch.float32, "sdpa")
     times = 3
-    child = CHILD.format(tests=str(Path(__file__).parent), out=str(tmp_path), times=times)
+    child = CHILD.format(
+        tests=str(Path(__file__).parents[1] / "support"), out=str(tmp_path), times=times
+    )
     rng = np.random.default_rng(0)
     for _ in range(2):
         process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)

@@ -1,11 +1,9 @@
 """The notebooks run, and say what their text says they do; so do the outputs that they keep."""
 
 import base64
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
@@ -13,35 +11,13 @@ import tiny
 from elsewhere import Worker
 from hub import serve
 from loopback import doors
-from nbclient import NotebookClient
+from notebooks import EXAMPLES, kept_and_said
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 OF_ONE_MACHINE = re.compile(r"/(home|root|tmp|work|Users)/\w")
 LARGEST_PICTURE = 100_000  # bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-def said(notebook: Any) -> str:
-    """What the cells print, and the plain text of what they show."""
-    return "\n".join(
-        output.get("text") or output.get("data", {}).get("text/plain", "")
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-    )
-
-
-def kept_and_said(
-    name: str, folder: Path, *, settings: Mapping[str, str] | None = None
-) -> tuple[str, str]:
-    """The outputs in the file, and those of running it in a folder, with environment settings."""
-    notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
-    kept = said(notebook)
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3")
-    client.execute(cwd=str(folder), env={**os.environ, **(settings or {})})
-    return kept, said(notebook)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from twohop.stages.table import STAGES
 GAPS = ("gap_points", "gap_relative", "gap_points_forced", "gap_points_vlm_text")
 FIGURES = ("gates", "outcomes", "resolution", "windows", "map", "recovery")
 N_ITEMS = 7
-STUDY_PAGES = Path(__file__).parents[1] / "docs" / "study"
+STUDY_PAGES = Path(__file__).parents[2] / "docs" / "study"
 LISTED = ("outcomes", "diagnosis", "recovered", "followed", "still_right", "forced_by_rule")
 
 

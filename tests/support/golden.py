@@ -120,9 +120,8 @@ def numbers(path: Path) -> dict[str, Any]:
                 for node in tree.subtree
                 for name, values in (
                     *((name, array.values) for name, array in node.dataset.variables.items()),
-                    *((f"@{name}", value) for name, value in node.attrs.items()),
+                    *((f"@{k}", value) for k, value in node.attrs.items() if k not in PASSING),
                 )
-                if name not in PASSING
             }
     text = path.read_text()
     if path.suffix == ".json":

@@ -1,4 +1,4 @@
-"""How the modules of a package import each other: ``python tests/import_graph.py [PACKAGE ...]``.
+"""How modules import each other: ``python tests/support/import_graph.py [PACKAGE ...]``.
 
 Prints, for each package, its modules, the arrows between them, and its circles: the strongly
 connected components of more than one module. Every import statement counts, also one inside a
@@ -18,7 +18,7 @@ Graph = Mapping[str, set[str]]
 """Module to the modules that it imports."""
 
 say = Console(highlight=False, soft_wrap=True).print
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("interventions", "twohop")
 
 

@@ -9,8 +9,8 @@ from twohop.flags import data
 from twohop.scoring import OUTCOMES, names_it, normalise, outcome
 from twohop.scoring.confusion import Labelled, read_labelled, tables
 
-FOLDER = Path(__file__).parent / "scoring"
-DOCS = Path(__file__).parents[1] / "docs" / "scoring.md"
+FOLDER = Path(__file__).parents[1] / "scoring"
+DOCS = Path(__file__).parents[2] / "docs" / "scoring.md"
 LABELLED = read_labelled(FOLDER / "answers.jsonl")
 KNOWN_MISSES = {
     # What only the question could tell: 1865 is a year, and "1865 years" is none; a capital is no
