@@ -4,12 +4,14 @@ The paths are written down by hand here, and not taken from the engine, so that 
 engine misses is not missed by its reference too.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import pytest
 import tiny
 import torch
 
@@ -215,3 +217,32 @@ def set_at(positions: iv.Positions, value: torch.Tensor) -> Edit:
         return changed
 
     return edit
+
+
+def some_layers(model: iv.Model) -> list[int]:
+    return sorted({0, 1, model.n_layers // 2, *model.anatomy.cross_blocks, model.n_layers - 1})
+
+
+def width(model: iv.Model, component: str) -> int:
+    heads = model.anatomy.n_heads * model.anatomy.head_dim
+    return heads if component == "head_out" else model.d_model
+
+
+def as_heads(model: iv.Model, component: str, value: torch.Tensor) -> torch.Tensor:
+    dim = model.anatomy.head_dim
+    return value.unflatten(-1, (-1, dim)) if component == "head_out" else value
+
+
+def with_sdpa(case: Case, dtype: torch.dtype = torch.float32) -> Case:
+    if PATHS[case.name].no_sdpa:
+        pytest.skip("transformers has no sdpa attention for this family")
+    return case_of(case.name, dtype, "sdpa")
+
+
+def plainly(source: Any, text: str, images: list[Any] | None) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__", DeprecationWarning)  # PaliGemma's labels
+        given = {"images": images} if images else {}
+        encoded = source(text=[text], return_tensors="pt", **given)
+    encoded.pop("labels", None)
+    return encoded

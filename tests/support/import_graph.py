@@ -1,7 +1,7 @@
 """How modules import each other: ``python tests/support/import_graph.py [PACKAGE ...]``.
 
 Prints, for each package, its modules, the arrows between them, and its circles: the strongly
-connected components of more than one module. Every import statement counts, also one inside a
+connected components of more than one module; and the same of its rooms. Every import statement counts, also one inside a
 function or under ``TYPE_CHECKING``. ``import a.b`` and ``from a.b import c`` are arrows to the
 module that holds what is named, not to the packages around it, whose ``__init__`` only says what
 is public.
@@ -28,19 +28,29 @@ def import_graph(package: str, root: Path = ROOT) -> dict[str, set[str]]:
     graph: dict[str, set[str]] = {}
     for module, path in paths.items():
         within = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        named = _named(ast.parse(path.read_text(encoding="utf-8")), within)
+        named = names_in(path, within)
         found = {_holder(name, paths) for name in named}
         graph[module] = {name for name in found if name is not None} - {module}
     return graph
+
+
+def rooms(graph: Graph) -> dict[str, set[str]]:
+    """The same between rooms: the folders and files that lie directly in a package."""
+    room = {module: ".".join(module.split(".")[:2]) for module in graph}
+    between: dict[str, set[str]] = {}
+    for module, imported in graph.items():
+        there = {room[other] for other in imported} - {room[module]}
+        between.setdefault(room[module], set()).update(there)
+    return between
 
 
 def _module_of(path: Path, root: Path) -> str:
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
-def _named(tree: ast.AST, within: str) -> Iterator[str]:
-    """What import statements name, in full; ``within`` is the package that holds the module."""
-    for node in ast.walk(tree):
+def names_in(path: Path, within: str = "") -> Iterator[str]:
+    """What a file's import statements name, in full; ``within`` is the package that holds it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -56,6 +66,11 @@ def _holder(name: str, modules: Mapping[str, Path]) -> str | None:
     while name and name not in modules:
         name = name.rpartition(".")[0]
     return name or None
+
+
+def arrows(graph: Graph) -> int:
+    """How many modules import how many others."""
+    return sum(len(imported) for imported in graph.values())
 
 
 def circles(graph: Graph) -> list[list[str]]:
@@ -84,8 +99,11 @@ def main(packages: list[str]) -> None:
     """Print the graph of each package."""
     for package in packages or PACKAGES:
         graph = import_graph(package)
-        arrows = sum(len(imported) for imported in graph.values())
-        say(f"{package}: {len(graph)} modules, {arrows} arrows, {len(circles(graph))} circles")
+        between = rooms(graph)
+        say(
+            f"{package}: {len(graph)} modules, {arrows(graph)} arrows, {len(circles(graph))} circles"
+        )
+        say(f"  {len(between)} rooms, {arrows(between)} arrows, {len(circles(between))} circles")
         for circle in circles(graph):
             say(f"  circle of {len(circle)}: {', '.join(circle)}")
 
