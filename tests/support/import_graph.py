@@ -1,10 +1,10 @@
 """How modules import each other: ``python tests/support/import_graph.py [PACKAGE ...]``.
 
 Prints, for each package, its modules, the arrows between them, and its circles: the strongly
-connected components of more than one module; and the same of its rooms. Every import statement counts, also one inside a
-function or under ``TYPE_CHECKING``. ``import a.b`` and ``from a.b import c`` are arrows to the
-module that holds what is named, not to the packages around it, whose ``__init__`` only says what
-is public.
+connected components of more than one module; and the same of its rooms. Every import statement
+counts, also one inside a function or under ``TYPE_CHECKING``. ``import a.b`` and
+``from a.b import c`` are arrows to the module that holds what is named, not to the packages around
+it, whose ``__init__`` only says what is public.
 """
 
 import ast
@@ -99,11 +99,9 @@ def main(packages: list[str]) -> None:
     """Print the graph of each package."""
     for package in packages or PACKAGES:
         graph = import_graph(package)
-        between = rooms(graph)
-        say(
-            f"{package}: {len(graph)} modules, {arrows(graph)} arrows, {len(circles(graph))} circles"
-        )
-        say(f"  {len(between)} rooms, {arrows(between)} arrows, {len(circles(between))} circles")
+        for kind, of in (("modules", graph), ("rooms", rooms(graph))):
+            n_circles = len(circles(of))
+            say(f"{package}: {len(of)} {kind}, {arrows(of)} arrows, {n_circles} circles")
         for circle in circles(graph):
             say(f"  circle of {len(circle)}: {', '.join(circle)}")
 
