@@ -166,13 +166,14 @@ def test_an_answer_may_be_given_as_the_ids_of_its_tokens(llm: iv.Model) -> None:
     told = target(llm, prompt, ["the", "is"], "of")
     assert target(llm, prompt, told.answers, told.foils) == told
     assert target(llm, prompt, ["the", told.answers[1]], "of") == told
-    for wrong, said in (
+    refused: tuple[tuple[Any, str], ...] = (
         ([5, 6], "row 0 is 5, not a text or a list of token ids"),
         ([[5], [10**9]], "vocabulary"),
         ([[5], [0.5]], "integers"),
         ([[5], []], "no tokens"),
         ([[5], [[6]]], "a list of token ids"),
         ([[5, 6]], "1 answers for 2 rows"),
-    ):
+    )
+    for wrong, said in refused:
         with pytest.raises(PromptError, match=said):
             target(llm, prompt, wrong)
