@@ -328,9 +328,9 @@ def read_run(folder: Path | str) -> xr.DataTree:
     ResultsError
         If the folder holds none, or they cannot be read.
 
-    Examples
-    --------
-    >>> read_run("runs/micro-late")["recall"]["right"]          # doctest: +SKIP
+    Notes
+    -----
+    ``read_run("runs/micro-late")["recall"]["right"]`` is which items were right, by gate.
     """
     return read_tree(Path(folder))
 
