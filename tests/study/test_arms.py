@@ -15,7 +15,7 @@ from twohop.stages.recovery.arms import (
     arm_label,
 )
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results.md"
+PAGE = Path(__file__).parents[2] / "docs" / "study" / "index.md"
 
 
 def test_an_arm_is_there_once_and_has_all_its_words() -> None:
@@ -26,7 +26,7 @@ def test_an_arm_is_there_once_and_has_all_its_words() -> None:
     assert {*WRITTEN} | {*WITHOUT_IMAGE_TOKENS.values()} < {*ARMS}
     for label in (arm_label(name) for name in names):
         assert label.count(": ") == 1
-    documented = RESULTS.read_text(encoding="utf-8")
+    documented = PAGE.read_text(encoding="utf-8")
     assert all(f"`{name}`" in documented for name in ARMS)
 
 
