@@ -169,7 +169,7 @@ class Model(Wrapped):
         >>> looked = {"type": "image", "image": "flags/fr.png"}
         >>> asked = {"role": "user", "content": [looked, "Which country is this?"]}
         >>> begun = {"role": "assistant", "content": "This is the flag of"}
-        >>> llava.prompt([asked, begun], processor_kwargs={"do_center_crop": False}).texts
+        >>> llava.prompt([asked, begun], processor_kwargs={"resample": 2}).texts
         ['<s>USER: <image>\\nWhich country is this? ASSISTANT: This is the flag of']
         """
         return make_prompt(

@@ -367,7 +367,7 @@ def test_stages_ask_the_pictures_question_of_pictures(tmp_path: Path, rows: list
 
 
 def test_the_readme_shows_a_row_and_a_map_that_work(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "twohop" / "entities" / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "twohop" / "items" / "README.md").read_text()
     row = json.loads(text.split("```json\n")[1].split("```")[0])
     (tmp_path / "flags").mkdir()
     drawn(tmp_path / row["image"])

@@ -213,7 +213,7 @@ NOT_OF_THE_PROTOCOL = {
 }
 DRAWN = ("report/comparison_figures.py", "report/comparison_scatter.py", "report/console.py")
 DRAWN += ("report/examples.py", "report/figures.py", "report/maps.py", "report/style.py")
-NOT_SHARES = ("report/layers", "report/numbers", "entities/pictures", "cli", "pairs")
+NOT_SHARES = ("report/layers", "report/estimates", "items/pictures", "cli", "pairs")
 """Places on a page, altered pictures (which are hashed as they come out), gigabytes."""
 ROUNDING = 1e-8
 
@@ -244,7 +244,7 @@ def test_no_number_of_the_protocol_is_a_constant_of_a_module() -> None:
 def test_no_share_is_written_into_a_function_that_measures() -> None:
     for source, module in sources():
         if source.startswith(
-            ("report/layers", "report/numbers", "entities/pictures", "cli", "pairs")
+            ("report/layers", "report/estimates", "items/pictures", "cli", "pairs")
         ):
             continue  # places on a page, altered pictures (hashed as they are), gigabytes
         for one in ast.walk(module):
