@@ -200,7 +200,7 @@ class Store:
                 raise ResultsError(
                     f"{folder} holds a run with other settings:\n  "
                     + "\n  ".join(changed)
-                    + "\nGive another --out, or remove the folder to start afresh."
+                    + "\nGive another folder as out (--out), or remove this one to start afresh."
                 )
             return
         # A kill may have left a part of these very settings.
@@ -208,7 +208,7 @@ class Store:
         if folder.exists() and any(not one.name.startswith(begun) for one in folder.iterdir()):
             raise ResultsError(
                 f"{folder} is not empty and is not the folder of a run (no {SETTINGS}). "
-                "Give another --out."
+                "Give another folder as out (--out)."
             )
         try:
             write_atomically(path, json.dumps(self.settings, indent=2).encode())

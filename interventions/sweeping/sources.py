@@ -157,6 +157,11 @@ def check_columns(run_at: Columns, read_at: Columns) -> None:
     RoleError
         With the row and what to do.
     """
+    if len(run_at.names) != len(read_at.names):
+        raise RoleError(
+            f"{len(run_at.names)} tokens are written one by one, and {len(read_at.names)} are read."
+            " Read as many, or leave each=True out: then one token's values go into all of a role."
+        )
     for name, mine, theirs in zip(run_at.names, run_at.tokens, read_at.tokens, strict=True):
         counts = [(len(one), len(two)) for one, two in zip(mine, theirs, strict=True)]
         if all(two == 1 for _, two in counts) or all(one == two for one, two in counts):

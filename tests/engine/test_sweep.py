@@ -609,6 +609,12 @@ def test_what_cannot_be_swept_is_refused_before_anything_runs(case: Case, other:
         (RoleError, "no role 'nobody'", other, {"roles": ["nobody"]}),
         (RoleError, "no row has all of", other, {"roles": ["entity[9]"]}),
         (RoleError, "Name one token", other, {"roles": ["entity"], "read_roles": ["image"]}),
+        (
+            RoleError,
+            "tokens are written one by one, and 1 are read",
+            other,
+            {"roles": ["entity"], "read_roles": ["last"], "each": True},
+        ),
         (PromptError, "1 roles are written, 2 are read", other, {"read_roles": ["last", "image"]}),
         (PromptError, "name the roles written", other, {"roles": None, "read_roles": ["last"]}),
         (PromptError, "the source has 1 rows, the prompt 2", other.select([0]), {}),
