@@ -85,11 +85,14 @@ def check_contents(folder: Path, *, weights: bool) -> None:
     if found and own:
         _check_pieces(folder, top)
     plain = own and not _says_how_packed(as_json(folder / CONFIG) or {})
+    held: dict[str, str] = {}
     for name in found:
         if name.endswith(".safetensors"):
-            _check_safetensors(folder, name, plain=plain)
+            held |= _check_safetensors(folder, name, plain=plain)
         else:
             _check_pickle(folder, name)
+    if own:
+        _check_scales(folder, held)
     if not found and weights and own:
         raise LoadError(
             f"{str(folder)!r} has a config, and no weights. Download the .safetensors files too; "
@@ -238,8 +241,23 @@ def _says_how_packed(said: dict[str, Any]) -> bool:
     return any(one.get("quantization_config") is not None for one in inside)
 
 
-def _check_safetensors(folder: Path, name: str, *, plain: bool) -> None:
-    """Refuse a file of weights that is shorter than its own list of them says.
+def _check_scales(folder: Path, held: dict[str, str]) -> None:
+    """Refuse numbers of 8 bits without a scale, which some versions load as they are."""
+    ends = [key.rpartition(".") for key in held]
+    scaled = {module for module, _, last in ends if "scale" in last}
+    for key, dtype in held.items():
+        module, _, last = key.rpartition(".")
+        if last != "weight" or not dtype.startswith("F8_") or {module, key} & scaled:
+            continue
+        raise LoadError(
+            f"{str(folder)!r} is a half-loaded model: its packed weights cannot be computed with, "
+            f"as {key} is of type {dtype} and no scale of it is in the checkpoint. Download it "
+            "again."
+        )
+
+
+def _check_safetensors(folder: Path, name: str, *, plain: bool) -> dict[str, str]:
+    """Refuse a file of weights that is shorter than its own list of them says; type by name.
 
     ``plain``: the config does not say that they are packed, so that integers and numbers of 8
     bits, which mean nothing without their scales, would be taken for weights.
@@ -268,7 +286,7 @@ def _check_safetensors(folder: Path, name: str, *, plain: bool) -> None:
                 "would be taken for weights without their scales. Get that file again, or use the "
                 "checkpoint that it was made from."
             )
-        return
+        return {key: str(one.get("dtype")) for key, one in header.items() if key[:2] != "__"}
     why = "is no file of weights" if wanted is None else f"has {size} bytes of {wanted}"
     raise LoadError(
         f"{str(folder)!r} is not complete: {name} {why}, as a download that was cut short leaves "
