@@ -274,19 +274,20 @@ def _check_safetensors(folder: Path, name: str, *, plain: bool) -> dict[str, str
             except (ValueError, KeyError, TypeError, IndexError, AttributeError):
                 wanted = None
     if wanted == size:
+        types = {key: str(one.get("dtype")) for key, one in header.items() if key[:2] != "__"}
         packed = [
-            (key, str(one.get("dtype")))
-            for key, one in header.items()
-            if key.endswith("weight") and str(one.get("dtype")).startswith(PACKED)
+            key
+            for key, dtype in types.items()
+            if key.endswith("weight") and dtype.startswith(PACKED)
         ]
         if plain and packed:
             raise LoadError(
-                f"{str(folder)!r}: {packed[0][0]} in {name} is of type {packed[0][1]}, so it is "
+                f"{str(folder)!r}: {packed[0]} in {name} is of type {types[packed[0]]}, so it is "
                 f"quantised, and {CONFIG} does not say how (no quantization_config): its numbers "
                 "would be taken for weights without their scales. Get that file again, or use the "
                 "checkpoint that it was made from."
             )
-        return {key: str(one.get("dtype")) for key, one in header.items() if key[:2] != "__"}
+        return types
     why = "is no file of weights" if wanted is None else f"has {size} bytes of {wanted}"
     raise LoadError(
         f"{str(folder)!r} is not complete: {name} {why}, as a download that was cut short leaves "
