@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from interventions.model.architectures.doctor import Part, Report
+    from interventions.architectures.doctor import Part, Report
     from interventions.remote.preflight import Preflight
 
 
@@ -57,9 +57,9 @@ def doctor(options: argparse.Namespace) -> int:
     """``interventions doctor``.
 
     With ``--json``, an object whose keys are the attributes of
-    :class:`interventions.model.architectures.doctor.Report`.
+    :class:`interventions.architectures.doctor.Report`.
     """
-    from interventions.model.architectures.doctor import examine
+    from interventions.architectures.doctor import examine
     from interventions.progress import quiet_libraries
 
     quiet_libraries()
@@ -120,7 +120,7 @@ def print_preflight(found: "Preflight", console: "Console") -> None:
 
 def families(options: argparse.Namespace) -> int:
     """``interventions families``."""
-    from interventions.model.architectures.family_table import markdown
+    from interventions.architectures.family_table import markdown
 
     sys.stdout.write(markdown() + "\n")
     return 0
@@ -159,7 +159,7 @@ def print_report(report: "Report", console: "Console") -> None:
     console.print(parts)
 
     if report.special or report.notes:
-        from interventions.model.architectures.abilities import listed
+        from interventions.architectures.abilities import listed
 
         heading("What is special")
         special = _grid()
@@ -245,7 +245,7 @@ def _base(report: "Report", part: "Part") -> str:
 def _described(part: "Part", base: str) -> str:
     from rich.markup import escape
 
-    from interventions.model.architectures.abilities import listed
+    from interventions.architectures.abilities import listed
 
     path = (part.path.removeprefix(base) if base else part.path).replace("{L}", "L")
     if not base and part.layers:

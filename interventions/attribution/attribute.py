@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from interventions.architectures.quantisation import without_gradients
 from interventions.attribution.agreement import add_agreement
 from interventions.attribution.contrast import (
     DIRECTIONS,
@@ -25,7 +26,6 @@ from interventions.attribution.passes import Place
 from interventions.checking import check_asked
 from interventions.errors import PromptError, RoleError, SiteError
 from interventions.given import flag, names, one_of, one_or_several, plain, seed_of, whole
-from interventions.model.architectures.quantisation import without_gradients
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.model.sites import COMPONENTS, Component, Layers, check_component, layer_list

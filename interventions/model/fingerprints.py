@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from interventions.architectures.quantisation import quantisation_of
+from interventions.architectures.wrapping import adapters_of
 from interventions.digests import (
     SETTLED,
     UnknownContent,
@@ -21,8 +23,6 @@ from interventions.digests import (
     globals_of,
     tensor_digest,
 )
-from interventions.model.architectures.quantisation import quantisation_of
-from interventions.model.architectures.wrapping import adapters_of
 from interventions.model.beside_weights import config_of, settings_of
 from interventions.model.wrapped import Wrapped
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from nnsight.modeling.transformers import TransformersModel
 
+from interventions.architectures.anatomy import find_anatomy
+from interventions.architectures.blocks import OTHERWISE
+from interventions.architectures.blueprints import default_device, sees
+from interventions.architectures.families import tested
+from interventions.architectures.opening import place_of, reading
+from interventions.architectures.quantisation import settings_in
+from interventions.architectures.quantised_opening import check_opens
+from interventions.architectures.unwrapping import unwrapped
+from interventions.architectures.verification import check_components
 from interventions.errors import LoadError
-from interventions.model.architectures.anatomy import find_anatomy
-from interventions.model.architectures.blocks import OTHERWISE
-from interventions.model.architectures.blueprints import default_device, sees
-from interventions.model.architectures.families import tested
-from interventions.model.architectures.opening import place_of, reading
-from interventions.model.architectures.quantisation import settings_in
-from interventions.model.architectures.quantised_opening import check_opens
-from interventions.model.architectures.unwrapping import unwrapped
-from interventions.model.architectures.verification import check_components
 from interventions.model.model import Model
 from interventions.model.wrapped import Runner
 
@@ -87,11 +87,11 @@ def load(
         AutoTokenizer,
     )
 
-    from interventions.model.architectures.llava_layout import (
+    from interventions.architectures.llava_layout import (
         is_original_llava,
         load_original_llava,
     )
-    from interventions.model.architectures.processors import open_processor
+    from interventions.architectures.processors import open_processor
 
     given = Preprocessors(processor, tokenizer)
     if isinstance(source, torch.nn.Module):

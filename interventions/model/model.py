@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from nnsight.modeling.transformers import TransformersModel
 
+from interventions.architectures.faults import check_unbroken
 from interventions.errors import PatchError, PromptError, RemoteError
 from interventions.given import MOST_TOKENS, of_kind, whole
 from interventions.given_arrays import check_range, tensor_of
-from interventions.model.architectures.faults import check_unbroken
 from interventions.model.cache_names import (
     cache_argument,
     installed_name,

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from interventions.architectures.anatomy import Anatomy
 from interventions.errors import AlignmentError
 from interventions.given import of_kind, text_of
-from interventions.model.architectures.anatomy import Anatomy
 from interventions.model.model import Model
 
 SAMPLE = "The capital of France is Paris, and 1 + 1 = 2."

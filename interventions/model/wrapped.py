@@ -13,9 +13,9 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 import torch
 from nnsight.modeling.transformers import TransformersModel
 
+from interventions.architectures.anatomy import Anatomy, find_anatomy
+from interventions.architectures.faults import check_unbroken
 from interventions.errors import ModeError, RemoteError
-from interventions.model.architectures.anatomy import Anatomy, find_anatomy
-from interventions.model.architectures.faults import check_unbroken
 from interventions.prompt.rows import placeholder_of
 
 Given = ParamSpec("Given")

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from interventions.architectures.anatomy import Anatomy
 from interventions.errors import PromptError
-from interventions.model.architectures.anatomy import Anatomy
 
 Tensors = dict[str, torch.Tensor]
 LIBRARY, PARTS = "transformers.", ("transformers.", "torch.")

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import interventions as iv
+from interventions.architectures.doctor import examine
 from interventions.cli import main
 from interventions.errors import LoadError
-from interventions.model.architectures.doctor import examine
 
 Spoil = Callable[[Path], Any]
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"

@@ -23,12 +23,12 @@ from transformers import (
     T5Config,
 )
 
+from interventions.architectures.anatomy import Anatomy, find_anatomy
+from interventions.architectures.doctor import Report, examine, report
+from interventions.architectures.families import FAMILIES, TEXT_FAMILIES, family
+from interventions.architectures.family_table import GROUPS, markdown
 from interventions.cli import main
 from interventions.errors import LoadError
-from interventions.model.architectures.anatomy import Anatomy, find_anatomy
-from interventions.model.architectures.doctor import Report, examine, report
-from interventions.model.architectures.families import FAMILIES, TEXT_FAMILIES, family
-from interventions.model.architectures.family_table import GROUPS, markdown
 
 NAMES = ("llama", "llava", "gemma3", "qwen2_5_vl", "mllama", "llama4")
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"

@@ -12,10 +12,10 @@ from rich.console import Console
 from transformers import Llama4ForConditionalGeneration
 
 import interventions as iv
+from interventions.architectures.doctor import report
+from interventions.architectures.faults import FAULTS, fault_of
 from interventions.cli import print_report
 from interventions.errors import UpstreamError
-from interventions.model.architectures.doctor import report
-from interventions.model.architectures.faults import FAULTS, fault_of
 from interventions.model.wrapped import forward
 
 

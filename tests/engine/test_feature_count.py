@@ -9,8 +9,8 @@ from families import model_of
 from torch import nn
 
 import interventions as iv
+from interventions.architectures.anatomy import find_anatomy
 from interventions.errors import PromptError
-from interventions.model.architectures.anatomy import find_anatomy
 from interventions.prompt.feature_count import feature_count
 
 PICTURE = tiny.picture((40, 30))

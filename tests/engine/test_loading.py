@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 import interventions as iv
+from interventions.architectures.anatomy import find_anatomy
 from interventions.errors import AlignmentError, LoadError, PromptError
-from interventions.model.architectures.anatomy import find_anatomy
 from interventions.model.pairing import layer_map
 from interventions.model.sites import COMPONENTS
 from interventions.probing.ridge import fit_probe

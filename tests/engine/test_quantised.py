@@ -12,14 +12,14 @@ from families import case_of
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 
 import interventions as iv
-from interventions.errors import LoadError, SiteError
-from interventions.model.architectures.abilities import abilities
-from interventions.model.architectures.doctor import examine, report
-from interventions.model.architectures.quantisation import (
+from interventions.architectures.abilities import abilities
+from interventions.architectures.doctor import examine, report
+from interventions.architectures.quantisation import (
     dependent_rows,
     described,
     quantisation_of,
 )
+from interventions.errors import LoadError, SiteError
 from interventions.model.sites import RESIDUAL
 from interventions.running.greedy import greedy
 from interventions.sweeping.metrics import target

@@ -17,8 +17,8 @@ from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.utils.peft_utils import check_peft_version
 
 import interventions as iv
+from interventions.architectures.wrapping import adapters_of, original
 from interventions.errors import LoadError
-from interventions.model.architectures.wrapping import adapters_of, original
 from interventions.model.sites import COMPONENTS, Component
 
 Wrap = Callable[[Any], Any]

@@ -11,8 +11,8 @@ from floors import FLOOR32, relative
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import interventions as iv
+from interventions.architectures.anatomy import Anatomy, find_anatomy
 from interventions.errors import PatchError
-from interventions.model.architectures.anatomy import Anatomy, find_anatomy
 from interventions.model.pairing import match_blocks
 from twohop.published import PUBLISHED, PublishedPair, published_config
 

@@ -29,7 +29,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from interventions.model.architectures.faults import check_unbroken
+from interventions.architectures.faults import check_unbroken
 from twohop.published import PUBLISHED, PublishedPair
 
 SAID = "The capital of this country, of Köln or 日本, is\n\n what?"

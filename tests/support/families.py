@@ -16,7 +16,7 @@ import tiny
 import torch
 
 import interventions as iv
-from interventions.model.architectures.faults import check_unbroken
+from interventions.architectures.faults import check_unbroken
 from twohop.published import PUBLISHED, published_config
 
 Edit = Callable[[torch.Tensor], torch.Tensor]

@@ -180,7 +180,7 @@ def processor_of(place: str | Path) -> Any:
     """Open a VLM's processor, without its weights."""
     from transformers import AutoConfig
 
-    from interventions.model.architectures.processors import open_processor
+    from interventions.architectures.processors import open_processor
 
     try:
         return open_processor(str(place), AutoConfig.from_pretrained(str(place)))

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoProcessor, AutoTokenizer, Llama4Processor
 
-from interventions.model.architectures import processors
+from interventions.architectures import processors
 from tiny.llama4 import Llama4ImageProcessorPil
 
 

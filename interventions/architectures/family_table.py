@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from interventions.model.architectures.families import FAMILIES, family
+from interventions.architectures.families import FAMILIES, family
 
 
 @dataclass(frozen=True)

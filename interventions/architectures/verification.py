@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from interventions.model.architectures.anatomy import Anatomy
-from interventions.model.architectures.blocks import Block
+from interventions.architectures.anatomy import Anatomy
+from interventions.architectures.blocks import Block
 
 
 def check_components(module: Any, anatomy: Anatomy) -> str | None:

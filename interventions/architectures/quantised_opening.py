@@ -3,8 +3,8 @@
 import copy
 from typing import Any
 
+from interventions.architectures.quantisation import described, method_of, settings_in
 from interventions.errors import LoadError
-from interventions.model.architectures.quantisation import described, method_of, settings_in
 
 PACKAGES = {
     "gptq": "optimum gptqmodel",

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from interventions.architectures.wrapping import original
 from interventions.errors import LoadError
-from interventions.model.architectures.wrapping import original
 
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 SANDWICHES = (

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from interventions.architectures.opening import place_of, reading
+from interventions.architectures.quantised_opening import check_opens
 from interventions.errors import InterventionsError, LoadError
-from interventions.model.architectures.opening import place_of, reading
-from interventions.model.architectures.quantised_opening import check_opens
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def blueprint(source: str | Path, *, revision: str | None = None) -> Blueprint:
         If there is no config, it is of no supported kind, or ``load`` would refuse what lies
         beside it: weights of another layout or cut short, a format that cannot be opened here.
     """
-    from interventions.model.architectures.llava_layout import is_original_llava
+    from interventions.architectures.llava_layout import is_original_llava
 
     place = place_of(source)
     with reading(place, doing="examined", weights=False, revision=revision):
@@ -65,7 +65,7 @@ Opened = tuple[Any | None, str | None]
 def _transformers(place: str, revision: str | None) -> tuple[Any, Opened]:
     from transformers import AutoConfig, AutoTokenizer
 
-    from interventions.model.architectures.processors import open_processor
+    from interventions.architectures.processors import open_processor
 
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(place, **common)
@@ -87,7 +87,7 @@ def _original_llava(place: str, revision: str | None) -> tuple[Any, Opened]:
     """The config of a checkpoint in LLaVA's original layout, as transformers' LLaVA has it."""
     from transformers import AutoConfig, AutoTokenizer, LlavaConfig
 
-    from interventions.model.architectures.llava_layout import LAYOUTS, _config_of, _image_token
+    from interventions.architectures.llava_layout import LAYOUTS, _config_of, _image_token
 
     original = _config_of(place, revision)
     if (kind := original.get("mm_projector_type", "linear")) != "mlp2x_gelu":

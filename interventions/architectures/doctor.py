@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from interventions.model.architectures.abilities import Ability, abilities
-from interventions.model.architectures.anatomy import Anatomy, find_anatomy
-from interventions.model.architectures.blocks import Block
-from interventions.model.architectures.blueprints import blueprint
-from interventions.model.architectures.families import tested
-from interventions.model.architectures.faults import fault_of
-from interventions.model.architectures.wrapping import original
+from interventions.architectures.abilities import Ability, abilities
+from interventions.architectures.anatomy import Anatomy, find_anatomy
+from interventions.architectures.blocks import Block
+from interventions.architectures.blueprints import blueprint
+from interventions.architectures.families import tested
+from interventions.architectures.faults import fault_of
+from interventions.architectures.wrapping import original
 from interventions.prompt.rows import placeholder_of
 
 EXPERTS = ("expert", "moe", "router")

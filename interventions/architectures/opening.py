@@ -8,8 +8,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from interventions.architectures.contents import ADAPTER, as_json, check_contents, explained
 from interventions.errors import LoadError
-from interventions.model.architectures.contents import ADAPTER, as_json, check_contents, explained
 
 
 def place_of(source: Any) -> str:

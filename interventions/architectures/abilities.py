@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from interventions.model.architectures.anatomy import Anatomy
+from interventions.architectures.anatomy import Anatomy
 
 State = Literal["yes", "partly", "no"]
 

@@ -1,7 +1,7 @@
 """Where the parts of a model are, found from its structure and config.
 
 A decoder block must add an attention's and an MLP's output to its input, in whatever norm layout;
-:mod:`interventions.model.architectures.families` holds the little that structure does not tell.
+:mod:`interventions.architectures.families` holds the little that structure does not tell.
 A model that cannot be understood so is refused with the reason.
 """
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from interventions.architectures.blocks import OTHERWISE, Block, block_of, head_dim, is_norm
+from interventions.architectures.families import Family, family
+from interventions.architectures.quantisation import dependent_rows
 from interventions.errors import LoadError
-from interventions.model.architectures.blocks import OTHERWISE, Block, block_of, head_dim, is_norm
-from interventions.model.architectures.families import Family, family
-from interventions.model.architectures.quantisation import dependent_rows
 
 SCALED_RESIDUALS = ("residual_multiplier", "hidden_dropout_residual", "scale_depth")
 
