@@ -1,1 +1,1 @@
-"""Where the parts of each architecture are, and what it can do."""
+"""What a model is: its parts by one name in every architecture, what it can do, how it is opened."""

@@ -13,8 +13,8 @@ from interventions.architectures.blocks import Block
 from interventions.architectures.blueprints import blueprint
 from interventions.architectures.families import tested
 from interventions.architectures.faults import fault_of
+from interventions.architectures.wrapped import placeholder_of
 from interventions.architectures.wrapping import original
-from interventions.prompt.rows import placeholder_of
 
 EXPERTS = ("expert", "moe", "router")
 

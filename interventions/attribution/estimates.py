@@ -9,12 +9,12 @@ import numpy as np
 import torch
 import xarray as xr
 
+from interventions.architectures.wrapped import weightless, where_the_model_is
 from interventions.attribution.contrast import Contrast
 from interventions.attribution.passes import Place, backward, forward
 from interventions.attribution.relevance import relevance_rules
 from interventions.errors import SiteError
 from interventions.model.model import Model
-from interventions.model.wrapped import weightless, where_the_model_is
 
 Method = Literal["patching", "ig", "ig-activations", "relp"]
 METHODS: dict[Method, str] = {

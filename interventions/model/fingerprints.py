@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from interventions.architectures.quantisation import quantisation_of
+from interventions.architectures.wrapped import Wrapped
 from interventions.architectures.wrapping import adapters_of
 from interventions.digests import (
     SETTLED,
@@ -24,7 +25,6 @@ from interventions.digests import (
     tensor_digest,
 )
 from interventions.model.beside_weights import config_of, settings_of
-from interventions.model.wrapped import Wrapped
 
 HEX = 16  # characters
 MOVED = ("CB", "idx", "subB")

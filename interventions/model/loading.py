@@ -18,9 +18,9 @@ from interventions.architectures.quantisation import settings_in
 from interventions.architectures.quantised_opening import check_opens
 from interventions.architectures.unwrapping import unwrapped
 from interventions.architectures.verification import check_components
+from interventions.architectures.wrapped import Runner
 from interventions.errors import LoadError
 from interventions.model.model import Model
-from interventions.model.wrapped import Runner
 
 
 def load(

@@ -7,6 +7,13 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 
 from interventions.architectures.faults import check_unbroken
+from interventions.architectures.wrapped import (
+    Runner,
+    Wrapped,
+    check_evaluating,
+    normed_and_projected,
+    where_the_model_is,
+)
 from interventions.errors import PatchError, PromptError, RemoteError
 from interventions.given import MOST_TOKENS, of_kind, whole
 from interventions.given_arrays import check_range, tensor_of
@@ -23,13 +30,6 @@ from interventions.model.streams import (
     ImageFeatureStream,
     LogitsStream,
     Stream,
-)
-from interventions.model.wrapped import (
-    Runner,
-    Wrapped,
-    check_evaluating,
-    normed_and_projected,
-    where_the_model_is,
 )
 from interventions.prompt.making import make_prompt
 from interventions.prompt.prompt import Prompt
@@ -54,7 +54,7 @@ class Model(Wrapped):
     embeddings, image_features, logits
         Indexed ``[positions]`` inside a trace.
     nn, anatomy, module, tokenizer, processor, remote, jobs, requests ...
-        As :class:`interventions.model.wrapped.Wrapped` has them.
+        As :class:`interventions.architectures.wrapped.Wrapped` has them.
 
     Examples
     --------

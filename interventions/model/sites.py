@@ -6,9 +6,9 @@ from typing import Literal, Protocol
 
 import torch
 
+from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PatchError, SiteError
 from interventions.given import index_of, of_kind, one_of
-from interventions.model.wrapped import Wrapped
 from interventions.prompt.positions import Positions, index_list, read_at
 from interventions.prompt.prompt import Prompt
 

@@ -32,11 +32,11 @@ from typing import Any
 import torch
 from nnsight.intervention.interleaver import OutOfOrderError
 
+from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PatchError, SiteError
 from interventions.given import index_of
 from interventions.given_arrays import tensor_of
 from interventions.model.sites import Component, Heads, Layers, check_runs, layer_list, written_once
-from interventions.model.wrapped import Wrapped
 from interventions.prompt.positions import Mode, Positions, Where, index_list, read_at, write_at
 
 

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
+from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PromptError
 from interventions.given import names
-from interventions.model.model import Model
 from interventions.prompt.prompt import Prompt
 
 ANCHORS = {True: ":", False: ":\n"}
 """What stands before a text with a space, and without."""
 
 
-def spaced(model: Model, prompt: Prompt) -> bool:
+def spaced(model: Wrapped, prompt: Prompt) -> bool:
     """Whether a space stands between a prompt and its answer.
 
     It does, unless the prompt ends in white space or in a special token that is no image. Chats
@@ -41,7 +41,7 @@ def spaced(model: Model, prompt: Prompt) -> bool:
     return not any(closed)
 
 
-def _closed(model: Model, text: str, last: int) -> bool:
+def _closed(model: Wrapped, text: str, last: int) -> bool:
     if model.image_token and text.endswith(model.image_token):
         return False
     # A processor may have put a new line behind the text as written.
@@ -50,7 +50,7 @@ def _closed(model: Model, text: str, last: int) -> bool:
     return ends or (mark is not None and mark.special)
 
 
-def token_ids(model: Model, texts: Sequence[str], *, space: bool = True) -> list[list[int]]:
+def token_ids(model: Wrapped, texts: Sequence[str], *, space: bool = True) -> list[list[int]]:
     """Ids of texts as they follow a prompt, whatever the tokenizer's habits.
 
     Each is tokenised behind a colon (and a new line), which is then taken off, as tokenizers treat
@@ -58,7 +58,7 @@ def token_ids(model: Model, texts: Sequence[str], *, space: bool = True) -> list
 
     Parameters
     ----------
-    model : Model
+    model : Wrapped
     texts : sequence of str
         White space in front of one is left out.
     space : bool
@@ -97,7 +97,7 @@ def candidate_texts(candidates: Any) -> list[str]:
 
 
 def candidate_ids(
-    model: Model, candidates: Sequence[str], *, stop: str | None = None, space: bool = True
+    model: Wrapped, candidates: Sequence[str], *, stop: str | None = None, space: bool = True
 ) -> list[list[int]]:
     """Token ids of candidate answers as they follow a prompt.
 
@@ -106,7 +106,7 @@ def candidate_ids(
 
     Parameters
     ----------
-    model : Model
+    model : Wrapped
     candidates : sequence of str
     stop : str, optional
         Text that ends an answer: a new line, or the mark that ends a turn of a chat.

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PictureError, PromptError, PromptWarning
 from interventions.given import flag, named, of_kind, plain, several, text_of
-from interventions.model.wrapped import Wrapped
 from interventions.prompt.feature_count import feature_count
 from interventions.prompt.picture_numbers import check_one_range
 from interventions.prompt.picture_sources import pictures_in

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from interventions.architectures.wrapped import placeholder_of
 from interventions.errors import PromptError
 from interventions.given import several, shown, whole
 from interventions.prompt.tokenizing import Listener
@@ -301,14 +302,6 @@ def build_row(
     first = next((i for i, (_, b) in enumerate(offsets) if b > end), len(ids))
     ends = [max(b - begin, 0) for _, b in offsets[:first]]
     return Row(ids, roles, text, ends, tensors, aligned)
-
-
-def placeholder_of(processor: Any, tokenizer: Any, image_token_id: int | None) -> str | None:
-    """The text that a processor writes out into the tokens of one image."""
-    own = getattr(processor, "image_token", None)
-    if own is None and processor is not None and image_token_id is not None:
-        own = tokenizer.convert_ids_to_tokens(image_token_id)
-    return own
 
 
 def _image_roles(

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PromptError
 from interventions.given import plain
-from interventions.model.wrapped import Wrapped
 from interventions.prompt.chats import ChatTemplate, find_chat_template
 from interventions.prompt.messages import Message, Picture, is_message, read_messages
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from nnsight.schema.response import ResponseModel, Status
 
+from interventions.architectures.wrapped import Wrapped
 from interventions.digests import UnknownContent, digest_of
 from interventions.errors import JobError, JobTimeout, RemoteError
-from interventions.model.wrapped import Wrapped
 from interventions.remote.backend import Backend, Unanswered
 from interventions.remote.sending import backend_of, send
 from interventions.remote.shipping import LUGGAGE

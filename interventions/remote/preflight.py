@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from interventions.architectures.wrapped import Wrapped, about_weights
 from interventions.errors import JobError, RemoteError
-from interventions.model.wrapped import Wrapped, about_weights
 from interventions.remote.backend import Backend, Hosted, hosted, where_else
 from interventions.remote.sending import backend_of, send
 

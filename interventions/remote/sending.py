@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 import nnsight
 
-from interventions.model.wrapped import Wrapped
+from interventions.architectures.wrapped import Wrapped
 from interventions.remote.backend import Backend
 from interventions.remote.shippable import check_travels
 

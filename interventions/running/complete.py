@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from interventions.architectures.wrapped import where_the_model_is
 from interventions.checking import check_asked
 from interventions.errors import PatchError, PromptError
 from interventions.given import MOST_TOKENS, all_of_kind, text_of, whole
 from interventions.model.model import Model
-from interventions.model.wrapped import where_the_model_is
 from interventions.prompt.answer_tokens import candidate_ids, candidate_texts, spaced
 from interventions.prompt.positions import ragged
 from interventions.prompt.prompt import Prompt

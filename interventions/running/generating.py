@@ -7,8 +7,8 @@ nothing but the tokens that end a text: what is not asked for is set to have no 
 
 from typing import Any
 
+from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PromptError
-from interventions.model.wrapped import Wrapped
 
 DEFAULT_NEW_TOKENS = 20
 WITHOUT_EFFECT: dict[str, Any] = {

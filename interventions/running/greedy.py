@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from interventions.architectures.wrapped import forward
 from interventions.errors import PromptError
 from interventions.model.cache_names import cache_argument, returned_cache
 from interventions.model.model import Model
-from interventions.model.wrapped import forward
 from interventions.prompt.thoughts import said_from
 from interventions.running.prefix_attention import attending_apart
 from interventions.running.prefix_cache import take_rows

@@ -2,11 +2,11 @@
 
 import torch
 
+from interventions.architectures.wrapped import where_the_model_is
 from interventions.errors import PatchError, PromptError, SiteError
 from interventions.given import MOST_TOKENS, of_kind, text_of, whole
 from interventions.given_arrays import check_range, tensor_of, token_numbers
 from interventions.model.model import Model
-from interventions.model.wrapped import where_the_model_is
 from interventions.running.patches import Patch, check_patches
 
 IDENTITY_PROMPT = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"

@@ -6,6 +6,7 @@ from functools import reduce
 
 import torch
 
+from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PatchError, SiteError
 from interventions.given import of_kind, one_of
 from interventions.given_arrays import check_range, tensor_of
@@ -21,7 +22,6 @@ from interventions.model.sites import (
     width_of,
     written_once,
 )
-from interventions.model.wrapped import Wrapped
 from interventions.prompt.positions import MODES, Mode, Positions, index_list
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable

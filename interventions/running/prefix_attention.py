@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from interventions.model.wrapped import Wrapped
+from interventions.architectures.wrapped import Wrapped
 
 NAME = "shared_prefix"
 FUSED = "_scaled_dot_product_flash_attention_for_cpu"  # gives the sum as well; else by hand

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from interventions.architectures.wrapped import weightless, where_the_model_is
 from interventions.checking import check_asked, check_start, start_of
 from interventions.errors import PatchError, PromptError, RemoteError, SiteError
 from interventions.given import all_of_kind, flag, names, of_kind
@@ -13,7 +14,6 @@ from interventions.model.cache_names import cache_argument, returned_cache, with
 from interventions.model.model import Model
 from interventions.model.sites import COMPONENTS, Site, check_place, check_sites, layer_list
 from interventions.model.streams import stacked
-from interventions.model.wrapped import weightless, where_the_model_is
 from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable

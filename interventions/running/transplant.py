@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from interventions.architectures.wrapped import where_the_model_is
 from interventions.checking import check_asked
 from interventions.errors import PatchError
 from interventions.given import of_kind, one_of
@@ -19,7 +20,6 @@ from interventions.model.sites import (
     layer_list,
     written_once,
 )
-from interventions.model.wrapped import where_the_model_is
 from interventions.prompt.positions import MODES, Mode, Positions, read_padded
 from interventions.prompt.prompt import Prompt
 from interventions.running.patches import Patch

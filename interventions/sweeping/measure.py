@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from interventions.architectures.wrapped import where_the_model_is
 from interventions.model.model import Model
-from interventions.model.wrapped import where_the_model_is
 from interventions.prompt.columns import Columns
 from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt

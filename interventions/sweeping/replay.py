@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
+from interventions.architectures.wrapped import where_the_model_is
 from interventions.checking import check_asked
 from interventions.errors import PatchError, SiteError
 from interventions.given import all_of_kind, callback, of_kind, several, shown, whole
@@ -22,7 +23,6 @@ from interventions.model.cache_names import cache_argument
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.model.sites import Site, check_place
-from interventions.model.wrapped import where_the_model_is
 from interventions.prompt.positions import Positions, write_at
 from interventions.prompt.prompt import Prompt
 from interventions.prompt.rows import SEQUENCE_KEYS

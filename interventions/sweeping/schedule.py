@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from interventions.architectures.wrapped import weightless
 from interventions.errors import PatchError
 from interventions.model.model import Model
-from interventions.model.wrapped import weightless
 from interventions.prompt.prompt import Prompt
 from interventions.running.patches import Patch
 from interventions.running.prefix_attention import can_be_kept_apart

@@ -14,9 +14,9 @@ from transformers import Llama4ForConditionalGeneration
 import interventions as iv
 from interventions.architectures.doctor import report
 from interventions.architectures.faults import FAULTS, fault_of
+from interventions.architectures.wrapped import forward
 from interventions.cli import print_report
 from interventions.errors import UpstreamError
-from interventions.model.wrapped import forward
 
 
 class AsIn524(Llama4ForConditionalGeneration):

@@ -17,9 +17,9 @@ import xarray as xr
 from families import Case
 
 import interventions as iv
+from interventions.architectures.wrapped import about_weights
 from interventions.errors import SiteError
 from interventions.model.sites import COMPONENTS
-from interventions.model.wrapped import about_weights
 from interventions.remote.backend import Backend
 
 CLOSE = 1e-5

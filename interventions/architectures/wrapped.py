@@ -16,7 +16,6 @@ from nnsight.modeling.transformers import TransformersModel
 from interventions.architectures.anatomy import Anatomy, find_anatomy
 from interventions.architectures.faults import check_unbroken
 from interventions.errors import ModeError, RemoteError
-from interventions.prompt.rows import placeholder_of
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -213,6 +212,14 @@ def where_the_model_is(
     placed.__module__, placed.__doc__ = function.__module__, function.__doc__
     placed.__name__, placed.__qualname__ = function.__name__, function.__qualname__
     return placed
+
+
+def placeholder_of(processor: Any, tokenizer: Any, image_token_id: int | None) -> str | None:
+    """The text that a processor writes out into the tokens of one image."""
+    own = getattr(processor, "image_token", None)
+    if own is None and processor is not None and image_token_id is not None:
+        own = tokenizer.convert_ids_to_tokens(image_token_id)
+    return own
 
 
 def number_format(module: torch.nn.Module) -> torch.dtype | None:
