@@ -1,1 +1,1 @@
-"""What a model is: its parts by one name in every architecture, what it can do, how it is opened."""
+"""What a model is: its parts, by one name in every architecture, and how it is opened."""

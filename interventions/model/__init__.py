@@ -1,1 +1,1 @@
-"""What is loaded, what its parts are called, and what is in them."""
+"""What is loaded and done with: its places and streams, its traces, and what it is by content."""

@@ -24,6 +24,8 @@ from interventions.model.cache_names import (
     with_cache_named,
 )
 from interventions.model.fingerprints import fingerprint
+from interventions.model.generating import settings_of
+from interventions.model.prefix_cache import PrefixCache
 from interventions.model.streams import (
     EmbeddingStream,
     HeadStream,
@@ -34,8 +36,6 @@ from interventions.model.streams import (
 from interventions.prompt.making import make_prompt
 from interventions.prompt.prompt import Prompt
 from interventions.prompt.rows import SEQUENCE_KEYS, Span
-from interventions.running.generating import settings_of
-from interventions.running.prefix_cache import PrefixCache
 
 
 class Model(Wrapped):

@@ -9,8 +9,8 @@ import torch
 
 from interventions.errors import PromptError, did_you_mean
 from interventions.model.model import Model
+from interventions.model.prefix_cache import take_rows
 from interventions.running.greedy import Decoded, step
-from interventions.running.prefix_cache import take_rows
 from interventions.running.run import Run
 
 ROUNDS = (2, 4, 8, 16)  # beginnings extended per row and rule, round by round

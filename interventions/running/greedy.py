@@ -10,9 +10,9 @@ from interventions.architectures.wrapped import forward
 from interventions.errors import PromptError
 from interventions.model.cache_names import cache_argument, returned_cache
 from interventions.model.model import Model
+from interventions.model.prefix_attention import attending_apart
+from interventions.model.prefix_cache import take_rows
 from interventions.prompt.thoughts import said_from
-from interventions.running.prefix_attention import attending_apart
-from interventions.running.prefix_cache import take_rows
 from interventions.running.run import Run
 
 CROSS = "cross_attention_mask"

@@ -12,6 +12,7 @@ from interventions.errors import PatchError, PromptError, RemoteError, SiteError
 from interventions.given import all_of_kind, flag, names, of_kind
 from interventions.model.cache_names import cache_argument, returned_cache, with_cache_named
 from interventions.model.model import Model
+from interventions.model.prefix_attention import SHORT, attending_apart
 from interventions.model.sites import COMPONENTS, Site, check_place, check_sites, layer_list
 from interventions.model.streams import stacked
 from interventions.prompt.positions import Positions
@@ -19,7 +20,6 @@ from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
 from interventions.running.knockout import Knockout, check_knockouts, knockout
 from interventions.running.patches import Patch, check_patches
-from interventions.running.prefix_attention import SHORT, attending_apart
 
 MASK = COMPONENTS.index("head_out") - 0.5
 """Place of a block's attention mask, which is used before its heads have a result."""
@@ -39,7 +39,7 @@ class Run:
         for an int layer and without the position axis for one position per row.
     cache : transformers Cache or None
         Keys and values of the rows. Those of a shared prefix may be kept once, in front of what
-        each row added: :class:`interventions.running.prefix_attention.SharedLayer`.
+        each row added: :class:`interventions.model.prefix_attention.SharedLayer`.
     prompt : Prompt
         What was run.
     """

@@ -22,12 +22,12 @@ from interventions.given_arrays import check_range
 from interventions.model.cache_names import cache_argument
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
+from interventions.model.prefix_attention import is_shared, shared_cache
 from interventions.model.sites import Site, check_place
 from interventions.prompt.positions import Positions, write_at
 from interventions.prompt.prompt import Prompt
 from interventions.prompt.rows import SEQUENCE_KEYS
 from interventions.running.patches import Patch, check_patches
-from interventions.running.prefix_attention import is_shared, shared_cache
 from interventions.running.run import run_checked
 from interventions.sweeping.budget import Budget, clean_bytes
 from interventions.sweeping.schedule import (

@@ -12,9 +12,9 @@ from typing import Literal
 from interventions.architectures.wrapped import weightless
 from interventions.errors import PatchError
 from interventions.model.model import Model
+from interventions.model.prefix_attention import can_be_kept_apart
 from interventions.prompt.prompt import Prompt
 from interventions.running.patches import Patch
-from interventions.running.prefix_attention import can_be_kept_apart
 from interventions.sweeping.budget import Budget, kept_bytes, pass_tokens, row_bytes
 
 Path = Literal["suffix", "rows", "plain"]

@@ -9,11 +9,11 @@ from raw_hooks import part, set_at
 
 import interventions as iv
 from interventions.errors import PromptError
+from interventions.model.prefix_attention import is_shared
 from interventions.prompt.answer_tokens import candidate_ids
 from interventions.running.complete import following
 from interventions.running.forced_choice import choose, tokens_of
 from interventions.running.greedy import greedy
-from interventions.running.prefix_attention import is_shared
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 import interventions as iv
 from interventions.errors import PromptError
-from interventions.running.generating import WITHOUT_EFFECT
+from interventions.model.generating import WITHOUT_EFFECT
 from interventions.running.greedy import greedy
 
 NEW = 6

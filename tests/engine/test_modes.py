@@ -10,7 +10,7 @@ from families import Case
 
 import interventions as iv
 from interventions.errors import ModeError
-from interventions.running.generating import DEFAULT_NEW_TOKENS
+from interventions.model.generating import DEFAULT_NEW_TOKENS
 
 
 def loaded(name: str = "llama") -> Case:

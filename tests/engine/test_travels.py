@@ -36,7 +36,7 @@ MODULES = sorted(LUGGAGE.closure({"interventions.running.lens", "interventions.r
 
 
 def test_the_closure_is_what_an_operation_needs() -> None:
-    needed = {"model.model", "running.run", "running.prefix_cache"}
+    needed = {"model.model", "running.run", "model.prefix_cache"}
     assert {f"interventions.{module}" for module in needed} <= {*MODULES}
     left_out = {"interventions.cli", "interventions.model.loading", "interventions.remote.jobs"}
     assert not left_out & {*MODULES}

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 from interventions.architectures.wrapped import Wrapped, forward, weightless
 from interventions.model.cache_names import returned_cache
 from interventions.model.fingerprints import fingerprint, hooks_of
-from interventions.running.prefix_attention import can_be_kept_apart, shared_cache
+from interventions.model.prefix_attention import can_be_kept_apart, shared_cache
 
 KEPT = 8
 
