@@ -12,13 +12,13 @@ import xarray as xr
 from interventions.architectures.wrapped import where_the_model_is
 from interventions.attribution.contrast import Contrast, Scored, make_contrast
 from interventions.attribution.passes import Pass, forward
-from interventions.checking import check_asked
 from interventions.errors import ResultsError
 from interventions.given import of_kind, seed_of, whole
 from interventions.model.model import Model
 from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
 from interventions.results import differences, read_provenance, with_provenance
+from interventions.running.checking import check_asked
 from interventions.running.patches import Patch
 from interventions.running.run import run
 from interventions.sweeping.metrics import Answers, target

@@ -23,7 +23,6 @@ from interventions.attribution.contrast import (
 )
 from interventions.attribution.estimates import METHODS, Method, estimates
 from interventions.attribution.passes import Place
-from interventions.checking import check_asked
 from interventions.errors import PromptError, RoleError, SiteError
 from interventions.given import flag, names, one_of, one_or_several, plain, seed_of, whole
 from interventions.model.fingerprints import Unchanged
@@ -32,6 +31,7 @@ from interventions.model.sites import COMPONENTS, Component, Layers, check_compo
 from interventions.prompt.columns import check_same_tokens, role_labels
 from interventions.prompt.prompt import Prompt
 from interventions.results import provenance, with_provenance
+from interventions.running.checking import check_asked
 from interventions.sweeping.metrics import METRICS, UNITS, Answers, Metric, target
 
 GRADIENT_METRICS: tuple[Metric, ...] = ("logprob", "logit_diff")

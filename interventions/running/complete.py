@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from interventions.architectures.wrapped import where_the_model_is
-from interventions.checking import check_asked
 from interventions.errors import PatchError, PromptError
 from interventions.given import MOST_TOKENS, all_of_kind, text_of, whole
 from interventions.model.model import Model
@@ -20,6 +19,7 @@ from interventions.prompt.positions import ragged
 from interventions.prompt.prompt import Prompt
 from interventions.prompt.rows import SEQUENCE_KEYS
 from interventions.returnable import returnable
+from interventions.running.checking import check_asked
 from interventions.running.forced_choice import RULES, Rule, choose_by, tokens_of
 from interventions.running.greedy import extended, greedy
 from interventions.running.patches import Patch, check_patches

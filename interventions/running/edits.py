@@ -2,7 +2,6 @@
 
 import torch
 
-from interventions.checking import check_asked
 from interventions.errors import PatchError
 from interventions.given import index_of, number, of_kind, seed_of
 from interventions.given_arrays import tensor_of
@@ -10,6 +9,7 @@ from interventions.model.model import Model
 from interventions.model.sites import Component, Layers, Site, check_place
 from interventions.prompt.positions import Positions, read_padded
 from interventions.prompt.prompt import Prompt
+from interventions.running.checking import check_asked
 from interventions.running.patches import Patch
 from interventions.running.run import read
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from interventions.architectures.wrapped import weightless, where_the_model_is
-from interventions.checking import check_asked, check_start, start_of
 from interventions.errors import PatchError, PromptError, RemoteError, SiteError
 from interventions.given import all_of_kind, flag, names, of_kind
 from interventions.model.cache_names import cache_argument, returned_cache, with_cache_named
@@ -18,6 +17,7 @@ from interventions.model.streams import stacked
 from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
+from interventions.running.checking import check_asked, check_start, start_of
 from interventions.running.knockout import Knockout, check_knockouts, knockout
 from interventions.running.patches import Patch, check_patches
 

@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 
 from interventions.architectures.wrapped import where_the_model_is
-from interventions.checking import check_asked
 from interventions.errors import PatchError
 from interventions.given import of_kind, one_of
 from interventions.model.model import Model
@@ -22,6 +21,7 @@ from interventions.model.sites import (
 )
 from interventions.prompt.positions import MODES, Mode, Positions, read_padded
 from interventions.prompt.prompt import Prompt
+from interventions.running.checking import check_asked
 from interventions.running.patches import Patch
 from interventions.running.run import read
 

@@ -15,7 +15,6 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from interventions.architectures.wrapped import where_the_model_is
-from interventions.checking import check_asked
 from interventions.errors import PatchError, SiteError
 from interventions.given import all_of_kind, callback, of_kind, several, shown, whole
 from interventions.given_arrays import check_range
@@ -27,6 +26,7 @@ from interventions.model.sites import Site, check_place
 from interventions.prompt.positions import Positions, write_at
 from interventions.prompt.prompt import Prompt
 from interventions.prompt.rows import SEQUENCE_KEYS
+from interventions.running.checking import check_asked
 from interventions.running.patches import Patch, check_patches
 from interventions.running.run import run_checked
 from interventions.sweeping.budget import Budget, clean_bytes

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import xarray as xr
 
-from interventions.checking import check_asked
 from interventions.digests import digest_of
 from interventions.errors import (
     InterventionsError,
@@ -34,6 +33,7 @@ from interventions.progress import LateBar
 from interventions.prompt.columns import check_same_tokens, columns_of, every_token
 from interventions.prompt.prompt import Prompt
 from interventions.results import origin
+from interventions.running.checking import check_asked
 from interventions.sweeping.grid import make_grid
 from interventions.sweeping.labels import labelled
 from interventions.sweeping.measure import Job, Piece, batches, costs, measured, run_rows
