@@ -3,8 +3,6 @@
 import contextlib
 import io
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,31 +16,12 @@ from interventions.errors import ResultsError
 from interventions.given import of_kind
 from interventions.model.fingerprints import hooks_of
 from interventions.model.model import Model
-from interventions.storable import storable
+from interventions.storable import storable, write_atomically
 
 STORE = "results.nc"
 SETTINGS = "settings.json"
 PROVENANCE = "provenance"
 PACKAGES = ("torch", "transformers", "nnsight", "numpy", "xarray")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill, sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # readable as any file the user makes
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
 
 
 def provenance(**models: Model) -> dict[str, Any]:

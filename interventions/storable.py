@@ -1,9 +1,13 @@
-"""Datasets as netCDF can hold them: what comes back from the file is what went in."""
+"""What is stored comes back as it went in: files whole, Datasets as netCDF can hold them."""
 
+import contextlib
 import json
+import os
 import re
+import tempfile
 from collections.abc import Hashable, Iterable, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,25 @@ ZERO = "\u2400"  # the sign for a zero byte, which ends a text in HDF5
 HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 TAKEN = ("_FillValue", "add_offset", "calendar", "coordinates", "missing_value", "scale_factor")
 """Attributes of a variable by which netCDF says how its numbers are stored."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a kill, sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # readable as any file the user makes
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
 
 
 def storable(dataset: xr.Dataset) -> xr.Dataset:

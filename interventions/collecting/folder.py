@@ -18,7 +18,8 @@ from xarray.core import indexing
 
 from interventions.errors import ResultsError
 from interventions.given import folder_of
-from interventions.results import SETTINGS, Store, with_provenance, write_atomically
+from interventions.results import SETTINGS, Store, with_provenance
+from interventions.storable import write_atomically
 
 PROGRESS = "progress.json"
 COORDS = "coords.json"

@@ -25,8 +25,8 @@ from interventions.errors import JobError, JobTimeout, RemoteError
 from interventions.remote.backend import Backend, Unanswered
 from interventions.remote.sending import backend_of, send
 from interventions.remote.shipping import LUGGAGE
-from interventions.results import write_atomically
 from interventions.returnable import RETURNABLE
+from interventions.storable import write_atomically
 
 SERVER_FAULTS = ("Sorry for the inconvenience", "was evicted", "cancelled or preempted by")
 """Words of NDIF's messages about failures that are not those of the request's code."""

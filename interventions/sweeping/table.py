@@ -11,7 +11,8 @@ import numpy as np
 import xarray as xr
 
 from interventions.errors import ResultsError
-from interventions.results import Store, write_atomically
+from interventions.results import Store
+from interventions.storable import write_atomically
 from interventions.sweeping.measure import Piece
 
 PART = "cells.npz"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from interventions.errors import ResultsError
-from interventions.results import SETTINGS, write_atomically
+from interventions.results import SETTINGS
+from interventions.storable import write_atomically
 from twohop.report.comparison import by_class, differing, lead_sentence
 from twohop.report.comparison_figures import (
     gap_comparison,

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from interventions.results import write_atomically
+from interventions.storable import write_atomically
 from twohop.report import wording
 from twohop.report.estimates import NOT_MEASURED, Number, estimate, measured, short, written
 from twohop.report.style import (

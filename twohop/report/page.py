@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from interventions.results import write_atomically
+from interventions.storable import write_atomically
 from twohop.items.items import Benchmark
 from twohop.report.cautions import cautions
 from twohop.report.estimates import Unit, bounds, estimate, short, whole

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from interventions.results import write_atomically
+from interventions.storable import write_atomically
 
 SIDECAR = ".checkpoints.json"
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")

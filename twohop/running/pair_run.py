@@ -13,7 +13,8 @@ import xarray as xr
 
 from interventions import Model, load
 from interventions.errors import InterventionsError, ResultsError
-from interventions.results import STORE, Store, read_tree, write_atomically
+from interventions.results import STORE, Store, read_tree
+from interventions.storable import write_atomically
 from twohop.ask.memory import MemoryTooSmall, ran_out, remedy
 from twohop.ask.on_server import SILENT, Progress
 from twohop.ask.study import Study, image_prompt, longest_answer, text_prompt
