@@ -28,9 +28,9 @@ from twohop.report.settings import command, command_note, protocol_rows, setting
 from twohop.report.summary import summarise
 from twohop.running.checkpoints import SIDECAR, Digests, kind_of
 from twohop.running.pair_run import Models, PairRun, fingerprint, open_run
-from twohop.running.provenance import check_same_models
 from twohop.running.study import Settings, run_study, study_of
 from twohop.running.workers import run_side_by_side
+from twohop.stages.provenance import check_same_models
 from twohop.stages.run import run_stage
 from twohop.stages.table import Selection
 

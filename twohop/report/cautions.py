@@ -10,9 +10,9 @@ from twohop.protocol import Protocol
 from twohop.report import wording
 from twohop.report.estimates import estimate, short, whole, written
 from twohop.report.summary import image_hits
-from twohop.running.provenance import made_with, protocol_of
 from twohop.stages.maps.agreement import ATTRIBUTION_STAGES, doubtful
 from twohop.stages.maps.exact import MAP_COMPONENTS
+from twohop.stages.provenance import made_with, protocol_of
 from twohop.statistics import estimates
 
 

@@ -28,7 +28,7 @@ from twohop.report.style import (
     spread,
 )
 from twohop.report.summary import image_hits, vlm_block
-from twohop.running.provenance import protocol_of
+from twohop.stages.provenance import protocol_of
 from twohop.stages.resolution import depth
 from twohop.statistics import TAIL, cluster_sums, estimates
 

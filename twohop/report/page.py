@@ -33,7 +33,7 @@ from twohop.report.settings import (
 )
 from twohop.report.summary import verdict_sentence
 from twohop.report.tables import all_tables, at
-from twohop.running.provenance import protocol_of
+from twohop.stages.provenance import protocol_of
 from twohop.statistics import estimates
 
 REPORT = "report.html"

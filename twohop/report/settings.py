@@ -9,7 +9,7 @@ import xarray as xr
 from twohop.pairs import PAIRS
 from twohop.protocol import Protocol, documented
 from twohop.published import PUBLISHED
-from twohop.running.provenance import made_with, protocol_of, settings_of
+from twohop.stages.provenance import made_with, protocol_of, settings_of
 
 MODEL_FACTS = ("revision", "dtype", "device", "attention")
 HIDDEN = ("provenance",)

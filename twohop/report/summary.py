@@ -10,10 +10,10 @@ from twohop.ask.roles import IMAGE_ROLES, NO_IMAGE_TOKENS
 from twohop.ask.study import SEPARATOR
 from twohop.protocol import DEFAULT, Protocol
 from twohop.published.architecture import Class, architecture_of
-from twohop.running.provenance import made_with, protocol_of
 from twohop.scoring import OUTCOMES
 from twohop.stages.diagnosis import VERDICTS, beats_its_null
 from twohop.stages.maps.agreement import agreement_of_run, refusals
+from twohop.stages.provenance import made_with, protocol_of
 from twohop.stages.recall import GATES
 from twohop.stages.recovery.arms import ALL_ARMS, KNOWN, WITHOUT_IMAGE_TOKENS
 from twohop.stages.resolution import depth

@@ -25,9 +25,9 @@ from twohop.pairs import Pair, model_name
 from twohop.protocol import DEFAULT, Protocol
 from twohop.report.summary import estimated, verdict_sentence
 from twohop.running.checkpoints import Digests
-from twohop.running.provenance import check_same_models, made_with
 from twohop.running.reporter import Reporter
 from twohop.running.soundness import check_sound
+from twohop.stages.provenance import check_same_models, made_with
 from twohop.stages.run import measured
 from twohop.stages.table import BACKBONE_STAGES, NEEDS, STAGES, derived
 from twohop.statistics import as_json

@@ -9,7 +9,7 @@ from interventions.errors import InterventionsError
 from interventions.model.fingerprints import Unchanged
 from interventions.results import provenance, with_provenance
 from twohop.ask.study import Study
-from twohop.running.provenance import check_same_models, check_same_study, made_with
+from twohop.stages.provenance import check_same_models, check_same_study, made_with
 from twohop.stages.table import NEEDS, TABLE, Selection
 
 
