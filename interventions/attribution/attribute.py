@@ -175,11 +175,12 @@ def attribute(
         parts = estimates(model, batches, places, method, steps)
     dataset = xr.merge([_labels(model, contrast, clean, corrupt), xr.concat(parts, "item")])
     dataset = dataset.assign_coords(item=contrast.items)
+    for values in dataset.data_vars.values():
+        values.attrs["units"] = UNITS[metric]
     dataset.attrs |= {
         "method": method,
         "method_name": METHODS[method],
         "metric": metric,
-        "unit": UNITS[metric],
         "direction": direction,
         "meaning": "estimated change of the metric if " + DIRECTIONS[direction],
         "by_role": by_role,

@@ -72,7 +72,7 @@ def heatmap(
         items = data["item"].values.tolist()
         if item is None:
             note = f"mean of {len(items)} items" if len(items) > 1 else ""
-            data = data.mean("item", skipna=True)
+            data = data.mean("item", skipna=True, keep_attrs=True)
         else:
             data, note = data.isel(item=items.index(item)), f"item {item}"
     if "component" not in data.dims:
@@ -233,8 +233,8 @@ def _drawn(
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(column)
     panels[0].set_ylabel("layer")
-    unit = dataset.attrs.get("unit") or data.attrs.get("unit") or data.attrs.get("units")
-    name = f"{data.name} ({unit})" if unit else str(data.name)
+    units = data.attrs.get("units")
+    name = f"{data.name} ({units})" if units else str(data.name)
     scaled = f", times 1e{power}" if power else ""
     figure.colorbar(drawn, ax=list(panels), label=f"{name}{scaled}")
     figure.suptitle(title, fontsize=11)

@@ -51,12 +51,12 @@ def labelled(
         words = token_words(model, job)
         made = made.assign_coords(token=(("item", "position"), words))
     for which, metric in enumerate(job.metrics):
-        unit = {"units": UNITS[metric]}
+        units = {"units": UNITS[metric]}
         values = table.values[which].reshape(len(job.prompt), *grid.shape)
-        made[metric] = (dims, values, unit)
-        made[f"clean_{metric}"] = ("item", table.clean[which], unit)
+        made[metric] = (dims, values, units)
+        made[f"clean_{metric}"] = ("item", table.clean[which], units)
         if isinstance(job.source, Prompt) and metric in FROM_SOURCE:
-            made[f"source_{metric}"] = ("item", table.source[which], unit)
+            made[f"source_{metric}"] = ("item", table.source[which], units)
     path, reason = path_of(model, job.prompt)
     made.attrs = {
         "path": path,
