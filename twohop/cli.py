@@ -314,57 +314,23 @@ def compare_runs(options: argparse.Namespace) -> int:
 def list_pairs(options: argparse.Namespace) -> int:
     """``twohop pairs``.
 
-    With ``--json``, an object with four keys: `gpus` (each with `name` and `memory` in bytes),
-    `ndif` (null if it was not asked, else `host`, `reached` and `statement`), `built_in` (each
-    with `key` and `summary`) and `published` (each with the keys of
-    :meth:`twohop.published.PublishedPair.record`, and `where`, a list of places).
+    With ``--json``, an object as :func:`twohop.report.pairs.pairs_as_dict` gives it.
     """
     import json
-    from dataclasses import asdict
 
     from rich.console import Console
-    from rich.table import Table
 
-    from twohop.pairs import PAIRS
     from twohop.published import PUBLISHED
     from twohop.published.hosts import ask_ndif, local_gpus, ndif_is_configured, where_it_could_run
+    from twohop.report.pairs import pairs_as_dict, print_pairs
 
     gpus = local_gpus()
     ndif = ask_ndif() if options.ndif or ndif_is_configured() else None
     where = {key: where_it_could_run(pair, gpus, ndif) for key, pair in PUBLISHED.items()}
     if options.json:
-        asked = ndif and {"host": ndif.host, "reached": ndif.reached, "statement": ndif.statement}
-        everything = {
-            "gpus": [asdict(gpu) for gpu in gpus],
-            "ndif": asked,
-            "built_in": [{"key": pair.key, "summary": pair.summary} for pair in PAIRS.values()],
-            "published": [
-                pair.record() | {"where": list(where[key])} for key, pair in PUBLISHED.items()
-            ],
-        }
-        sys.stdout.write(json.dumps(everything, indent=2) + "\n")
-        return 0
-    console = Console()
-    built_in = Table("built in", "what it is", box=None)
-    for pair in PAIRS.values():
-        built_in.add_row(pair.key, pair.summary)
-    published = Table(box=None)
-    published.add_column("published: class, VLM, backbone", no_wrap=True, min_width=45)
-    for name in ("params", "bf16", "could run on"):
-        published.add_column(name)
-    for key, pair in PUBLISHED.items():
-        backbone = "the same, text only" if pair.same_weights else pair.backbone
-        published.add_row(
-            f"[bold]{key}[/]  {pair.architecture}\n{pair.vlm}\n{backbone}",
-            f"\n{pair.vlm_parameters}\n{pair.backbone_parameters}",
-            f"\n{pair.vlm_bytes / 1e9:.0f} GB\n{pair.backbone_bytes / 1e9:.0f} GB",
-            "\n" + "\n".join(where[key]),
-        )
-    console.print(built_in)
-    console.print()
-    console.print(published)
-    if ndif is not None:
-        console.print(f"\n{ndif.statement}", soft_wrap=True, highlight=False)
+        sys.stdout.write(json.dumps(pairs_as_dict(where, gpus, ndif), indent=2) + "\n")
+    else:
+        print_pairs(where, ndif, Console())
     return 0
 
 
