@@ -100,10 +100,10 @@ def main(packages: list[str]) -> None:
     for package in packages or PACKAGES:
         graph = import_graph(package)
         for kind, of in (("modules", graph), ("rooms", rooms(graph))):
-            n_circles = len(circles(of))
-            say(f"{package}: {len(of)} {kind}, {arrows(of)} arrows, {n_circles} circles")
-        for circle in circles(graph):
-            say(f"  circle of {len(circle)}: {', '.join(circle)}")
+            closed = circles(of)
+            say(f"{package}: {len(of)} {kind}, {arrows(of)} arrows, {len(closed)} circles")
+            for circle in closed:
+                say(f"  circle of {len(circle)}: {', '.join(circle)}")
 
 
 if __name__ == "__main__":
