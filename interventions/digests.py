@@ -176,7 +176,7 @@ def named_globals(function: Any) -> dict[str, Any]:
 
 
 def _names_in(code: CodeType) -> set[str]:
-    inner = [_names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    inner = [_names_in(one) for one in code.co_consts if isinstance(one, CodeType)]
     return {*code.co_names}.union(*inner)
 
 

@@ -272,15 +272,13 @@ def _class(kind: type, known: Known) -> Any:
             elif inspect.isfunction(inner) and not of_library(inner.__module__):
                 written.setdefault(key, inner)  # put in the place of the library's own
             elif inspect.isfunction(inner) and not base.__module__.startswith("torch."):
-                written |= {
-                    f"{key}: {name}": function for name, function in _replaced(inner).items()
-                }
+                written |= {f"{key}: {name}": one for name, one in _replaced(inner).items()}
     return [name, _said(written, known)] if written else name
 
 
 def _replaced(method: Any) -> dict[str, Any]:
     """Functions that no library wrote, in the place of those that a library's method calls."""
-    replaced: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     pending, seen = [inspect.unwrap(method)], set()
     while pending:
         plain = pending.pop()
@@ -289,7 +287,7 @@ def _replaced(method: Any) -> dict[str, Any]:
                 continue
             seen.add(name)
             if not of_library(value.__module__):
-                replaced[name] = value
+                found[name] = value
             elif value.__module__ == plain.__module__:  # which may call more of them
                 pending.append(inspect.unwrap(value))
-    return replaced
+    return found
