@@ -87,34 +87,39 @@ def remote(options: argparse.Namespace) -> int:
 
     quiet_libraries()
     CONFIG.APP.REMOTE_LOGGING = False
-    found = preflight(load(options.model, revision=options.revision, remote=options.host or True))
+    report = preflight(load(options.model, revision=options.revision, remote=options.host or True))
     if options.json:
-        sys.stdout.write(json.dumps(found.record(), indent=2) + "\n")
-        return int(found.problem is not None)
+        sys.stdout.write(json.dumps(report.record(), indent=2) + "\n")
+        return int(report.problem is not None)
     from rich.console import Console
 
-    print_preflight(found, Console(highlight=False))
-    return int(found.problem is not None)
+    print_preflight(report, Console(highlight=False))
+    return int(report.problem is not None)
 
 
-def print_preflight(found: "Preflight", console: "Console") -> None:
+def print_preflight(report: "Preflight", console: "Console") -> None:
     """Print what a server said, readable at 80 columns."""
     from rich.markup import escape
 
     facts = _grid()
-    facts.add_row("server", f"{found.host}, answers in {found.round_trip_ms:.0f} ms")
-    facts.add_row("model", f"{escape(found.model)}: {found.level} {found.state.lower()}".rstrip())
-    for one in found.differences:
-        facts.add_row(one.package, f"[yellow]{one.here} here, {one.there} there[/]: {one.why}")
-    if not found.differences:
+    facts.add_row("server", f"{report.host}, answers in {report.round_trip_ms:.0f} ms")
+    facts.add_row(
+        "model", f"{escape(report.model)}: {report.level} {report.state.lower()}".rstrip()
+    )
+    for difference in report.differences:
+        facts.add_row(
+            difference.package,
+            f"[yellow]{difference.here} here, {difference.there} there[/]: {difference.why}",
+        )
+    if not report.differences:
         facts.add_row("versions", "no difference that matters")
-    if found.problem is not None:
-        facts.add_row("[red]problem[/]", escape(found.problem))
+    if report.problem is not None:
+        facts.add_row("[red]problem[/]", escape(report.problem))
     else:
-        facts.add_row("weights", f"{found.dtype}")
+        facts.add_row("weights", f"{report.dtype}")
         none = "none: use an exact sweep in the place of attribution"
-        facts.add_row("gradients", "yes" if found.gradients else none)
-        facts.add_row("a request", f"takes {found.request_ms:.0f} ms")
+        facts.add_row("gradients", "yes" if report.gradients else none)
+        facts.add_row("a request", f"takes {report.request_ms:.0f} ms")
     console.print(facts)
 
 
@@ -153,9 +158,9 @@ def print_report(report: "Report", console: "Console") -> None:
 
     heading("Where the parts are (L is the block's index)")
     parts = _grid()
-    for one in report.parts:
-        if not _said_already(report, one):
-            parts.add_row(_title(report, one), _described(one, base=_base(report, one)))
+    for part in report.parts:
+        if not _said_already(report, part):
+            parts.add_row(_title(report, part), _described(part, base=_base(report, part)))
     console.print(parts)
 
     if report.special or report.notes:
@@ -219,7 +224,8 @@ OUTPUTS = {"attention": "attn_out", "mlp": "mlp_out"}
 def _twin(report: "Report", part: "Part", name: str) -> bool:
     """Whether the part of another name is the same module."""
     return any(
-        (one.name, one.path, one.layers) == (name, part.path, part.layers) for one in report.parts
+        (twin.name, twin.path, twin.layers) == (name, part.path, part.layers)
+        for twin in report.parts
     )
 
 
@@ -238,7 +244,7 @@ def _title(report: "Report", part: "Part") -> str:
 
 def _base(report: "Report", part: "Part") -> str:
     """The path of the block that a part is in, which is not said again."""
-    blocks = [one.path for one in report.parts if one.name.endswith("block")]
+    blocks = [block.path for block in report.parts if block.name.endswith("block")]
     return blocks[0] if part.layers and part.path != blocks[0] else ""
 
 

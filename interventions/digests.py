@@ -98,9 +98,9 @@ def add(digest: Any, value: Any, within: tuple[Any, ...] = ()) -> None:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     elif is_dataclass(value) and not isinstance(value, type):
         digest.update(f"{kind}(".encode())
-        for one in fields(value):
-            digest.update(f"{one.name}=".encode())
-            add(digest, getattr(value, one.name), within)
+        for field in fields(value):
+            digest.update(f"{field.name}=".encode())
+            add(digest, getattr(value, field.name), within)
     elif isinstance(value, Mapping):
         digest.update(f"{kind}{len(value)}".encode())
         for key in sorted(value, key=repr):
@@ -115,8 +115,8 @@ def add(digest: Any, value: Any, within: tuple[Any, ...] = ()) -> None:
         digest.update(f"{kind}{len(text)}:{text}".encode())
     elif isinstance(value, Sequence | np.ndarray):
         digest.update(f"{kind}{len(value)}".encode())
-        for one in value:
-            add(digest, one, within)
+        for entry in value:
+            add(digest, entry, within)
     elif isinstance(value, partial):
         add(digest, [value.func, value.args, value.keywords], within)
     elif inspect.ismethod(value):
@@ -142,7 +142,7 @@ def _turned(picture: Image.Image) -> Any:
 
 def _add_function(digest: Any, function: Any, within: tuple[Any, ...]) -> None:
     digest.update(f"{function.__module__}.{function.__qualname__}".encode())
-    if any(function is one for one in within):
+    if any(function is outer for outer in within):
         return
     within = (*within, function)
     _add_code(digest, function.__code__)
@@ -213,9 +213,11 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     lines = flat[:whole].view(torch.int64).view(-1, WIDTH)
     rest = torch.nn.functional.pad(flat[whole:], (0, 8 * WIDTH - (flat.numel() - whole)))
     # Sums wrap around. Those along both axes, each weighed by its place, tell of any exchange.
-    both = [rest.view(torch.int64).view(1, WIDTH).sum(0)]
-    both += [lines.sum(0), lines.sum(1)] if whole else []
-    return ".".join(f"{int((one * _weights(len(one), one.device)).sum()):x}" for one in both)
+    sums = [rest.view(torch.int64).view(1, WIDTH).sum(0)]
+    sums += [lines.sum(0), lines.sum(1)] if whole else []
+    return ".".join(
+        f"{int((axis_sum * _weights(len(axis_sum), axis_sum.device)).sum()):x}" for axis_sum in sums
+    )
 
 
 def fast_digest() -> Callable[[Any], str] | None:

@@ -103,12 +103,12 @@ class JobTimeout(RemoteError):
     """A job is not done in time; it goes on, and waiting for it can be taken up again."""
 
 
-def did_you_mean(got: str, known: Iterable[str]) -> str:
+def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Return a sentence that names the nearest known spelling, then every known one.
 
     Parameters
     ----------
-    got : str
+    given : str
         What the user wrote.
     known : iterable of str
         What would have been accepted.
@@ -119,6 +119,6 @@ def did_you_mean(got: str, known: Iterable[str]) -> str:
     "Did you mean 'entity'? Known: entity, last."
     """
     names = list(known)
-    close = get_close_matches(got, names, n=1)
+    close = get_close_matches(given, names, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(names) or 'none'}."

@@ -77,10 +77,10 @@ def whole(
     error : type
         What to raise.
     """
-    found = _integer(plain(value))
-    above = found is not None and (least is None or found >= least)
-    if found is not None and above and (most is None or found <= most):
-        return found
+    integer = _integer(plain(value))
+    above = integer is not None and (least is None or integer >= least)
+    if integer is not None and above and (most is None or integer <= most):
+        return integer
     raise error(f"{what} is {shown(value)}. Expected a whole number{_bounds(least, most)}.")
 
 
@@ -105,15 +105,15 @@ def number(
     error : type
         What to raise.
     """
-    found = plain(value)
-    if isinstance(found, int | float | np.floating) and not isinstance(found, bool):
+    bare = plain(value)
+    if isinstance(bare, int | float | np.floating) and not isinstance(bare, bool):
         try:
-            made = float(found)
+            real = float(bare)
         except OverflowError:
-            made = float("inf")
-        inside = (least is None or made >= least) and (above is None or made > above)
-        if np.isfinite(made) and inside and (below is None or made < below):
-            return made
+            real = float("inf")
+        inside = (least is None or real >= least) and (above is None or real > above)
+        if np.isfinite(real) and inside and (below is None or real < below):
+            return real
     limits = _bounds(least, None)
     limits += "" if above is None else f" above {above}"
     limits += "" if below is None else f" and below {below}"
@@ -143,30 +143,30 @@ def seed_of(value: Any, what: str = "seed", *, error: Refusal = PromptError) -> 
 
 def flag(value: Any, what: str, *, error: Refusal = PromptError) -> bool:
     """Return True or False, given as such: "no" and [0] count as true elsewhere."""
-    found = plain(value)
-    if isinstance(found, bool):
-        return found
+    bare = plain(value)
+    if isinstance(bare, bool):
+        return bare
     raise error(f"{what} is {shown(value)}. Expected True or False.")
 
 
 def one_of(value: Any, what: str, known: Collection[str], *, error: Refusal = PromptError) -> Any:
     """Return a name that is known; the nearest ones are named where it is not."""
-    found = plain(value)
-    if isinstance(found, str) and found in known:
-        return str(found)
-    asked = found if isinstance(found, str) else shown(found)
+    name = plain(value)
+    if isinstance(name, str) and name in known:
+        return str(name)
+    asked = name if isinstance(name, str) else shown(name)
     raise error(f"no {what} {shown(value)}. {did_you_mean(asked, known)}")
 
 
 def text_of(value: Any, what: str, *, error: Refusal = PromptError) -> str:
     """Return a text; no bytes, and nothing else."""
-    found = plain(value)
-    if isinstance(found, str):
+    text = plain(value)
+    if isinstance(text, str):
         try:
-            found.encode()
+            text.encode()
         except UnicodeEncodeError:
             raise error(f"{what} is {shown(value)}, which holds half a character.") from None
-        return found
+        return text
     raise error(f"{what} is {shown(value)}. Expected a text (str).")
 
 
@@ -214,8 +214,8 @@ def _in_a_row(given: Any) -> bool:
 
 def one_or_several(given: Any, what: str, *, error: Refusal = PromptError) -> Any:
     """Return one text as a str, or several things as a list, whatever they are."""
-    one = plain(given)
-    return one if isinstance(one, str) else [plain(each) for each in several(given, what)]
+    text = plain(given)
+    return text if isinstance(text, str) else [plain(entry) for entry in several(given, what)]
 
 
 def names(given: Any, what: str, *, error: Refusal = PromptError, once: bool = False) -> list[str]:
@@ -231,16 +231,16 @@ def names(given: Any, what: str, *, error: Refusal = PromptError, once: bool = F
     once : bool
         Refuse a name that is given twice.
     """
-    one = plain(given)
-    if isinstance(one, str):
-        return [one]
-    found = [plain(each) for each in several(given, what, error=error, expected="texts")]
-    for i, each in enumerate(found):
-        if not isinstance(each, str):
-            raise error(f"{what}: entry {i} is {shown(each)}, not a text.")
-        if once and each in found[:i]:
-            raise error(f"{what} names {each!r} twice.")
-    return [str(each) for each in found]
+    text = plain(given)
+    if isinstance(text, str):
+        return [text]
+    texts = [plain(entry) for entry in several(given, what, error=error, expected="texts")]
+    for i, entry in enumerate(texts):
+        if not isinstance(entry, str):
+            raise error(f"{what}: entry {i} is {shown(entry)}, not a text.")
+        if once and entry in texts[:i]:
+            raise error(f"{what} names {entry!r} twice.")
+    return [str(entry) for entry in texts]
 
 
 def of_kind(value: Any, kind: type | tuple[type, ...], what: str, *, error: Refusal) -> Any:
@@ -248,22 +248,24 @@ def of_kind(value: Any, kind: type | tuple[type, ...], what: str, *, error: Refu
     if isinstance(value, kind):
         return value
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    expected = " or ".join(one.__name__ for one in kinds)
+    expected = " or ".join(kind.__name__ for kind in kinds)
     raise error(f"{what} is {shown(value)}. Expected a {expected}.")
 
 
 def named(value: Any, what: str, *, error: Refusal = PromptError) -> dict[str, Any]:
     """Return settings by their names, as a dict; none for None."""
-    found = dict(of_kind({} if value is None else value, Mapping, what, error=error))
-    for name in found:
+    settings = dict(of_kind({} if value is None else value, Mapping, what, error=error))
+    for name in settings:
         of_kind(name, str, f"a name in {what}", error=error)
-    return found
+    return settings
 
 
 def all_of_kind(given: Any, kind: type, what: str, *, error: Refusal) -> list[Any]:
     """Return things of a class of ours as a list; one that stands alone is refused."""
-    found = several(given, what, error=error, expected=f"a list of {kind.__name__}")
-    return [of_kind(one, kind, f"{what}: entry {i}", error=error) for i, one in enumerate(found)]
+    entries = several(given, what, error=error, expected=f"a list of {kind.__name__}")
+    return [
+        of_kind(entry, kind, f"{what}: entry {i}", error=error) for i, entry in enumerate(entries)
+    ]
 
 
 def callback(given: Any, what: str, *, error: Refusal = PromptError) -> Any:
@@ -293,21 +295,21 @@ def index_of(asked: Any, what: str, *, error: Refusal = SiteError) -> int | slic
     if type(asked) is int:
         return asked
     wrong = f"{what}s are an int, a slice or a list of int, not {shown(asked)}."
-    found = plain(asked)
-    if isinstance(found, slice):
-        ends = (found.start, found.stop, found.step)
-        checked = [None if one is None else _number_of(one, wrong, error) for one in ends]
+    bare = plain(asked)
+    if isinstance(bare, slice):
+        ends = (bare.start, bare.stop, bare.step)
+        checked = [None if end is None else _number_of(end, wrong, error) for end in ends]
         if checked[2] == 0:
             raise error(f"{wrong} Its step is 0.")
         return slice(*checked)
-    if isinstance(found, bool) or _integer(found) is not None:
-        return _number_of(found, wrong, error)
-    if isinstance(found, str | bytes | bytearray | Mapping | set | frozenset):
+    if isinstance(bare, bool) or _integer(bare) is not None:
+        return _number_of(bare, wrong, error)
+    if isinstance(bare, str | bytes | bytearray | Mapping | set | frozenset):
         raise error(wrong)
-    if not _in_a_row(found):
+    if not _in_a_row(bare):
         raise error(wrong)
-    items = _gone_through(_listed(found), f"{what}s", error)
-    return [_number_of(one, wrong, error) for one in items]
+    items = _gone_through(_listed(bare), f"{what}s", error)
+    return [_number_of(item, wrong, error) for item in items]
 
 
 def _listed(given: Any) -> Any:
@@ -319,10 +321,10 @@ def _listed(given: Any) -> Any:
 
 
 def _number_of(value: Any, wrong: str, error: Refusal) -> int:
-    found = plain(value)
-    if isinstance(found, bool):
+    bare = plain(value)
+    if isinstance(bare, bool):
         raise error(f"{wrong} For a mask of bool, give the numbers where it is True.")
-    number = _integer(found)
+    number = _integer(bare)
     if number is None:
         raise error(wrong)
     return number
@@ -342,17 +344,17 @@ def rows_of(given: Any, n: int, what: str = "row", *, error: Refusal = PromptErr
     error : type
         What to raise.
     """
-    found = [plain(one) for one in several(_listed(given), f"{what}s", error=error)]
-    masks = [isinstance(one, bool) for one in found]
-    if found and all(masks):
-        if len(found) != n:
-            raise error(f"a mask of {len(found)} {what}s; there are {n}. Give one bool for each.")
-        return [row for row, chosen in enumerate(found) if chosen]
-    numbers = [whole(one, f"a {what}", error=error) for one in found]
-    for one in numbers:
-        if not -n <= one < n:
-            raise error(f"no {what} {one}: there are {what}s 0 to {n - 1}.")
-    return [one % n for one in numbers]
+    entries = [plain(entry) for entry in several(_listed(given), f"{what}s", error=error)]
+    masks = [isinstance(entry, bool) for entry in entries]
+    if entries and all(masks):
+        if len(entries) != n:
+            raise error(f"a mask of {len(entries)} {what}s; there are {n}. Give one bool for each.")
+        return [row for row, chosen in enumerate(entries) if chosen]
+    numbers = [whole(entry, f"a {what}", error=error) for entry in entries]
+    for row in numbers:
+        if not -n <= row < n:
+            raise error(f"no {what} {row}: there are {what}s 0 to {n - 1}.")
+    return [row % n for row in numbers]
 
 
 def folder_of(given: Any, what: str = "out") -> Path:
@@ -368,7 +370,7 @@ def folder_of(given: Any, what: str = "out") -> Path:
     try:
         os.fsencode(given)
         folder = Path(given)
-        nearest = next(one for one in (folder, *folder.parents) if one.exists())
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
     except (TypeError, ValueError, OSError) as error:
         raise ResultsError(f"{what} is {shown(given)}, which is no path: {error}.") from None
     if not nearest.is_dir():

@@ -35,11 +35,11 @@ def tensor_of(given: Any, what: str = "the value", *, error: Refusal = PatchErro
         if not dense(given) or given.is_complex() or given.dtype == torch.bool:
             raise error(f"{what} is {shown(given)}. Expected real numbers, in a dense tensor.")
         return given if given.is_floating_point() else given.double()
-    if isinstance(given, list | tuple) and any(isinstance(one, torch.Tensor) for one in given):
-        parts = [tensor_of(one, what, error=error) for one in given]
+    if isinstance(given, list | tuple) and any(isinstance(entry, torch.Tensor) for entry in given):
+        parts = [tensor_of(entry, what, error=error) for entry in given]
         if len({part.shape for part in parts}) > 1:
             raise error(f"{what} is a list of tensors that differ in shape. Give one tensor.")
-        wide = max((part.dtype for part in parts), key=lambda one: torch.finfo(one).bits)
+        wide = max((part.dtype for part in parts), key=lambda dtype: torch.finfo(dtype).bits)
         return torch.stack([part.to(device=parts[0].device, dtype=wide) for part in parts])
     if isinstance(given, str | bytes | bytearray | Mapping | set | frozenset) or given is None:
         raise error(f"{what} is {shown(given)}; give a tensor or number.")
@@ -125,36 +125,36 @@ def row_values(
         try:
             values = np.ma.asarray(values) if isinstance(values, np.ma.MaskedArray) else values
             masked = isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any()
-            made = np.asarray(values)
+            array = np.asarray(values)
         except Exception as problem:  # of whatever class of a user's
             raise error(f"{what} are {shown(given)}, not one per row: {problem}") from None
         if masked:
             raise error(f"{what} are missing in some rows (masked). Leave those rows out.")
-        if made.shape != (n_rows,):
+        if array.shape != (n_rows,):
             raise error(
-                f"{what} have shape {made.shape}, but there are {n_rows} rows. Give one per row."
+                f"{what} have shape {array.shape}, but there are {n_rows} rows. Give one per row."
             )
-        if made.dtype.kind in "biu" or (
-            made.dtype.kind == "f" and (missing or np.isfinite(made).all())
+        if array.dtype.kind in "biu" or (
+            array.dtype.kind == "f" and (missing or np.isfinite(array).all())
         ):
-            return made.astype(made.dtype.newbyteorder("="))
-        if made.dtype.kind in "mM" and not np.isnat(made).any():
-            return made
-        values = made.tolist() if made.dtype.kind != "O" else list(made)
+            return array.astype(array.dtype.newbyteorder("="))
+        if array.dtype.kind in "mM" and not np.isnat(array).any():
+            return array
+        values = array.tolist() if array.dtype.kind != "O" else list(array)
     if len(values) != n_rows:
         raise error(
             f"{what} have shape ({len(values)},), but there are {n_rows} rows. Give one per row."
         )
-    found = [plain(one) for one in values]
-    kinds = {_kind(one, row, what, error, missing) for row, one in enumerate(found)}
+    labels = [plain(value) for value in values]
+    kinds = {_kind(label, row, what, error, missing) for row, label in enumerate(labels)}
     if len(kinds) > 1:
-        named = ", ".join(sorted(one.__name__ for one in kinds))
+        named = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise error(f"{what} are of several types ({named}). Make them one type, such as str.")
     if kinds & {str, bytes}:
         texts = np.empty(n_rows, dtype=object)
-        texts[:] = found
+        texts[:] = labels
         return texts
-    return np.array(found)
+    return np.array(labels)
 
 
 def _kind(value: Any, row: int, what: str, error: type[InterventionsError], missing: bool) -> type:
@@ -173,7 +173,7 @@ def _kind(value: Any, row: int, what: str, error: type[InterventionsError], miss
         )
     if isinstance(value, int) and not SMALLEST_INT <= value <= LARGEST_INT:
         raise error(f"{what}: the one of row {row} is {value}, beyond 64 bits. Make it a text.")
-    if isinstance(value, str) and any("\ud800" <= one <= "\udfff" for one in value):
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
         raise error(f"{what}: the one of row {row} holds half a character. Write it in full.")
     if kind is float and not np.isfinite(value):
         raise error(f"{what}: the one of row {row} is {value}. Expected finite numbers.")
@@ -188,7 +188,7 @@ def classes_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     names = np.empty(len(ordered), dtype=object)
     names[:] = ordered
     number = {name: i for i, name in enumerate(ordered)}
-    return names, np.array([number[one] for one in values.tolist()], dtype=np.int64)
+    return names, np.array([number[value] for value in values.tolist()], dtype=np.int64)
 
 
 def class_indices(given: Any, n_rows: int, n_classes: int, *, error: Refusal) -> torch.Tensor:
@@ -218,10 +218,12 @@ def token_numbers(given: Any, vocab: int, *, error: Refusal) -> torch.Tensor:
         kind, ids = "f" if floating or not dense(given) else "i", given
     if kind not in "iu":
         raise error(f"tokens are {shown(given)}. Expected their ids, as integers.")
-    found = ids.long() if isinstance(ids, torch.Tensor) else torch.from_numpy(ids.astype(np.int64))
-    if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < vocab:
+    numbers = (
+        ids.long() if isinstance(ids, torch.Tensor) else torch.from_numpy(ids.astype(np.int64))
+    )
+    if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < vocab:
         raise error(
-            f"tokens reach from {int(found.min())} to {int(found.max())}, but the vocabulary has "
-            f"0 to {vocab - 1}."
+            f"tokens reach from {int(numbers.min())} to {int(numbers.max())}, but the "
+            f"vocabulary has 0 to {vocab - 1}."
         )
-    return found
+    return numbers

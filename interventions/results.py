@@ -26,10 +26,10 @@ PACKAGES = ("torch", "transformers", "nnsight", "numpy", "xarray")
 
 def provenance(**models: Model) -> dict[str, Any]:
     """What a result must carry to be made again: models, number formats, package versions."""
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     for role, model in models.items():
         config: Any = model.module.config
-        found[role] = {
+        record[role] = {
             "id": model.name,
             "revision": model.revision,
             "model_type": config.model_type,
@@ -39,38 +39,38 @@ def provenance(**models: Model) -> dict[str, Any]:
             "fingerprint": model.fingerprint(),
         }
         if hooks := hooks_of(model):
-            found[role]["hooks"] = hooks
+            record[role]["hooks"] = hooks
         if model.remote:  # `interventions remote` asks for these
-            found[role] |= {"dtype": "as the server has it", "device": "the server's"}
-            found[role] |= {"remote": model.remote, "requests": model.requests}
+            record[role] |= {"dtype": "as the server has it", "device": "the server's"}
+            record[role] |= {"remote": model.remote, "requests": model.requests}
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-    found["versions"] = versions
-    found["threads"] = torch.get_num_threads()
-    return found
+    record["versions"] = versions
+    record["threads"] = torch.get_num_threads()
+    return record
 
 
 def origin(**models: Model) -> dict[str, Any]:
     """What of :func:`provenance` is the same whenever the same is asked: for settings."""
-    found = provenance(**models)
+    record = provenance(**models)
     for role in models:
-        found[role].pop("requests", None)
-        found[role].pop("hooks", None)  # one that counts passes is none the less another each time
-    return found
+        record[role].pop("requests", None)
+        record[role].pop("hooks", None)  # one that counts passes is none the less another each time
+    return record
 
 
 def with_provenance(
     dataset: xr.Dataset,
-    made: Mapping[str, Any],
+    record: Mapping[str, Any],
     *,
     settings: Mapping[str, Any],
     seed: int | None = None,
 ) -> xr.Dataset:
     """Return the Dataset as netCDF can hold it, with how it was made in one attribute.
 
-    The attribute ``provenance`` is JSON text, the same for every result: what ``made`` says of
+    The attribute ``provenance`` is JSON text, the same for every result: what ``record`` says of
     each model under its role, ``versions`` and ``threads``; ``settings``: what was asked; and
     ``seed``: what was drawn by chance hangs on it, null where nothing was.
     :func:`read_provenance` reads it.
@@ -78,13 +78,13 @@ def with_provenance(
     Parameters
     ----------
     dataset : Dataset
-    made : mapping
+    record : mapping
         As :func:`provenance` or :func:`origin` gives it.
     settings : mapping
         JSON types.
     seed : int, optional
     """
-    whole = {**made, "settings": dict(settings), "seed": seed}
+    whole = {**record, "settings": dict(settings), "seed": seed}
     return storable(dataset.assign_attrs({PROVENANCE: whole}))
 
 
@@ -110,8 +110,8 @@ def read_provenance(result: xr.Dataset | xr.DataArray | xr.DataTree) -> dict[str
     kinds = (xr.Dataset, xr.DataArray, xr.DataTree)
     stored = of_kind(result, kinds, "the result", error=ResultsError).attrs.get(PROVENANCE, {})
     try:
-        found = json.loads(stored) if isinstance(stored, str) else stored
-        return dict(found)
+        record = json.loads(stored) if isinstance(stored, str) else stored
+        return dict(record)
     except (TypeError, ValueError) as error:
         raise ResultsError(f"the provenance of this result cannot be read: {error}.") from None
 
@@ -135,13 +135,13 @@ def differences(
     """
     lines = []
     for key in sorted({*stored} | {*asked}):
-        one, other = stored.get(key), asked.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            lines += [f"{key}.{line}" for line in differences(one, other, verb=verb)]
-        elif one is None and isinstance(other, Mapping):
+        old, new = stored.get(key), asked.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += [f"{key}.{line}" for line in differences(old, new, verb=verb)]
+        elif old is None and isinstance(new, Mapping):
             lines.append(f"{key}: not recorded with what is stored")
-        elif one != other:
-            lines.append(f"{key}: stored {one!r}, {verb} {other!r}")
+        elif old != new:
+            lines.append(f"{key}: stored {old!r}, {verb} {new!r}")
     return lines
 
 
@@ -165,7 +165,7 @@ class Store:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         self.settings = json.loads(json.dumps(settings))
-        self.made = [one for one in (folder, *folder.parents) if not one.exists()]
+        self.made_folders = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         self.begun = not (folder / SETTINGS).exists()
         path = folder / SETTINGS
         if path.exists():
@@ -184,7 +184,7 @@ class Store:
             return
         # A kill may have left a part of these very settings.
         begun = f".{SETTINGS}."
-        if folder.exists() and any(not one.name.startswith(begun) for one in folder.iterdir()):
+        if folder.exists() and any(not entry.name.startswith(begun) for entry in folder.iterdir()):
             raise ResultsError(
                 f"{folder} is not empty and is not the folder of a run (no {SETTINGS}). "
                 "Give another folder as out (--out)."
@@ -199,7 +199,7 @@ class Store:
         """Take away the folder, if this made it and nothing but its settings is there."""
         if self.begun:
             (self.folder / SETTINGS).unlink(missing_ok=True)
-        for folder in self.made:
+        for folder in self.made_folders:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
@@ -237,17 +237,17 @@ class Store:
         stored, path = self.stages(), self.folder / STORE
         gone = {stage, *drop} & {*stored}
         # Made in memory: HDF5 crashes where the disk is full.
-        made = io.BytesIO()
+        buffer = io.BytesIO()
         if gone or not stored:
             tree = self.tree()
             for name in gone:
                 del tree[name]
             tree[stage] = xr.DataTree(storable(dataset))
-            tree.to_netcdf(made, engine="h5netcdf")
+            tree.to_netcdf(buffer, engine="h5netcdf")
         else:  # what is there stays as it is
-            made.write(path.read_bytes())
-            storable(dataset).to_netcdf(made, mode="a", group=stage, engine="h5netcdf")
-        write_atomically(path, made.getvalue())
+            buffer.write(path.read_bytes())
+            storable(dataset).to_netcdf(buffer, mode="a", group=stage, engine="h5netcdf")
+        write_atomically(path, buffer.getvalue())
 
 
 @contextlib.contextmanager

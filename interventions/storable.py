@@ -57,18 +57,18 @@ def storable(dataset: xr.Dataset) -> xr.Dataset:
         for name, index in dataset.indexes.items()
         if isinstance(index, pd.MultiIndex) and name in dataset.dims
     ]
-    made = dataset.reset_index(many) if many else dataset.copy()
-    made = made.rename(_new_names([*made.variables, *made.dims], made))
-    for name in list(made.variables):
-        one = made[name]
-        if one.dtype.kind in "OU":
-            column = _column(one.values)
-            if one.dtype.kind == "O" or not np.array_equal(column, one.values):
-                made[name] = (one.dims, column, one.attrs)
-    made.attrs = _attributes(made.attrs)
-    for variable in made.variables.values():
+    copy = dataset.reset_index(many) if many else dataset.copy()
+    copy = copy.rename(_new_names([*copy.variables, *copy.dims], copy))
+    for name in list(copy.variables):
+        array = copy[name]
+        if array.dtype.kind in "OU":
+            column = _column(array.values)
+            if array.dtype.kind == "O" or not np.array_equal(column, array.values):
+                copy[name] = (array.dims, column, array.attrs)
+    copy.attrs = _attributes(copy.attrs)
+    for variable in copy.variables.values():
         variable.attrs = _attributes(variable.attrs, taken=TAKEN)
-    return made
+    return copy
 
 
 def _new_names(given: Iterable[Hashable], dataset: xr.Dataset) -> dict[Hashable, str]:
@@ -89,8 +89,8 @@ def _new_names(given: Iterable[Hashable], dataset: xr.Dataset) -> dict[Hashable,
 
 
 def _name(name: Hashable, *, spaces: bool) -> str:
-    made = _text(str(name)).replace("/", SLASH).strip()
-    return (made if spaces else "_".join(made.split())) or UNNAMED
+    text = _text(str(name)).replace("/", SLASH).strip()
+    return (text if spaces else "_".join(text.split())) or UNNAMED
 
 
 def _text(value: str) -> str:
@@ -111,8 +111,8 @@ def _missing(value: Any) -> bool:
 def _column(values: np.ndarray) -> np.ndarray:
     """Texts and objects as what they all are: bools, whole numbers, numbers, or else text."""
     flat = values.ravel().tolist()
-    there = [one for one in flat if not _missing(one)]
-    kinds = {bool if isinstance(one, bool | np.bool_) else type(one) for one in there}
+    there = [value for value in flat if not _missing(value)]
+    kinds = {bool if isinstance(value, bool | np.bool_) else type(value) for value in there}
     whole = bool(kinds) and all(issubclass(kind, int | np.integer) for kind in kinds)
     if kinds == {bool} and len(there) == len(flat):
         return np.array(flat, dtype=bool).reshape(values.shape)
@@ -121,22 +121,22 @@ def _column(values: np.ndarray) -> np.ndarray:
         if lowest >= -(2**63) and highest < 2**63:
             return np.array(flat, dtype=np.int64).reshape(values.shape)
     elif kinds and all(issubclass(kind, int | float | np.number) for kind in kinds - {bool}):
-        exact = all(abs(one) <= 2**53 for one in there if isinstance(one, int | np.integer))
+        exact = all(abs(value) <= 2**53 for value in there if isinstance(value, int | np.integer))
         if bool not in kinds and exact and not any(issubclass(kind, complex) for kind in kinds):
-            numbers = [float("nan") if _missing(one) else float(one) for one in flat]
+            numbers = [float("nan") if _missing(value) else float(value) for value in flat]
             return np.array(numbers).reshape(values.shape)
-    made = np.empty(len(flat), dtype=object)
-    made[:] = [_written(one) for one in flat]
-    return made.reshape(values.shape)
+    written = np.empty(len(flat), dtype=object)
+    written[:] = [_written(value) for value in flat]
+    return written.reshape(values.shape)
 
 
 def _attributes(given: Mapping[Any, Any], *, taken: tuple[str, ...] = ()) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for key, value in given.items():
         name = _text(str(key)) or UNNAMED
         name = f"{name} of the values" if name in taken else name
-        found[name] = _attribute(value)
-    return found
+        attributes[name] = _attribute(value)
+    return attributes
 
 
 def _attribute(value: Any) -> Any:
@@ -161,11 +161,11 @@ def _attribute(value: Any) -> Any:
     if isinstance(value, float):
         return value
     if isinstance(value, list | tuple) and value:
-        parts = [_attribute(one) for one in value]
-        kinds = {type(one) for one in parts}
+        parts = [_attribute(entry) for entry in value]
+        kinds = {type(part) for part in parts}
         alike = kinds == {str} or kinds <= {int, float}
-        if alike and not any(isinstance(one, Mapping) or one is None for one in value):
-            texts = all(isinstance(one, str | bytes | PathLike) for one in value)
+        if alike and not any(isinstance(entry, Mapping) or entry is None for entry in value):
+            texts = all(isinstance(entry, str | bytes | PathLike) for entry in value)
             if texts or kinds <= {int, float}:
                 return parts[0] if len(parts) == 1 else parts
     return _text(json.dumps(_json(value), ensure_ascii=False)) if value is not None else MISSING
@@ -174,9 +174,9 @@ def _attribute(value: Any) -> Any:
 def _json(value: Any) -> Any:
     """The nearest thing that JSON has."""
     if isinstance(value, Mapping):
-        return {str(key): _json(one) for key, one in value.items()}
+        return {str(key): _json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | set | frozenset | range):
-        return [_json(one) for one in value]
+        return [_json(entry) for entry in value]
     if isinstance(value, np.ndarray | np.generic | torch.Tensor):
         return _json(value.tolist())
     if value is None or isinstance(value, bool | int | float | str):

@@ -52,8 +52,8 @@ def listed(layers: list[int]) -> str:
             runs.append([layer])
     names = [
         name
-        for one in runs
-        for name in ([f"{one[0]}-{one[-1]}"] if len(one) > 2 else [str(layer) for layer in one])
+        for run in runs
+        for name in ([f"{run[0]}-{run[-1]}"] if len(run) > 2 else [str(layer) for layer in run])
     ]
     return ", ".join(names if len(names) <= 8 else [*names[:3], "...", names[-1]])
 
@@ -158,12 +158,12 @@ def _batches(anatomy: Anatomy) -> Ability:
 
 
 def _capped(anatomy: Anatomy) -> str:
-    found = []
+    changes = []
     if anatomy.softcap is not None:
-        found.append(f"cap {anatomy.softcap:g}")
+        changes.append(f"cap {anatomy.softcap:g}")
     if anatomy.logit_scale != 1:
-        found.append(f"scale {anatomy.logit_scale:g}")
-    return f", with its {' and '.join(found)}" if found else ""
+        changes.append(f"scale {anatomy.logit_scale:g}")
+    return f", with its {' and '.join(changes)}" if changes else ""
 
 
 def _sharing(anatomy: Anatomy) -> Ability:
@@ -174,16 +174,16 @@ def _sharing(anatomy: Anatomy) -> Ability:
         return Ability(
             "share_prefix=", "no", f"tokens of a prompt see each other both ways, so it {WHOLE}"
         )
-    found = []
+    limits = []
     if anatomy.cross_blocks:
-        found.append(f"with images it {WHOLE}, as they come in from the side")
+        limits.append(f"with images it {WHOLE}, as they come in from the side")
     if two_way == "image":
-        found.append(f"with images it {WHOLE}, as their tokens see each other both ways")
+        limits.append(f"with images it {WHOLE}, as their tokens see each other both ways")
     if anatomy.windowed:
-        found.append("blocks with windows need rows of equal length, else it is ignored")
-    if not found:
+        limits.append("blocks with windows need rows of equal length, else it is ignored")
+    if not limits:
         return Ability("share_prefix=", "yes", "common tokens are computed once")
-    return Ability("share_prefix=", "partly", "; ".join(found))
+    return Ability("share_prefix=", "partly", "; ".join(limits))
 
 
 def _pairing(anatomy: Anatomy) -> Ability:

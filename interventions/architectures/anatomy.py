@@ -217,8 +217,8 @@ def _decoder(module: Any, name: str) -> tuple[Any, nn.ModuleList]:
             return decoder, layers
     raise LoadError(
         f"{name}: no list of {depth} decoder blocks was found in {type(decoder).__name__} "
-        f"(lists of {[len(one) for one in lists]} modules). Expected a transformers model whose "
-        "get_decoder() holds its blocks in one ModuleList."
+        f"(lists of {[len(layers) for layers in lists]} modules). Expected a transformers model "
+        "whose get_decoder() holds its blocks in one ModuleList."
     )
 
 
@@ -229,19 +229,19 @@ def _lists(module: nn.Module) -> list[nn.ModuleList]:
 def _vision(module: Any) -> tuple[nn.Module | None, nn.Module | None]:
     """The vision tower and the projector: towers have a patch embedding, projectors do not."""
     inner = getattr(module, "model", module)
-    found: dict[str, nn.Module] = {}
+    parts: dict[str, nn.Module] = {}
     for where in (module, inner):
         for key, child in where.named_children():
             if any(word in key for word in ("vision", "visual")) and "projector" not in key:
-                found.setdefault("tower", child)
+                parts.setdefault("tower", child)
             elif any(word in key for word in ("projector", "connector")):
-                found.setdefault("projector", child)
-    tower = found.get("tower")
-    if tower is not None and "projector" not in found:
+                parts.setdefault("projector", child)
+    tower = parts.get("tower")
+    if tower is not None and "projector" not in parts:
         for key, child in tower.named_children():
             if "merger" in key and "list" not in key:
-                found["projector"] = child
-    return tower, found.get("projector")
+                parts["projector"] = child
+    return tower, parts.get("projector")
 
 
 def _method(module: Any, name: str) -> Any:

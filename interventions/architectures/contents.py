@@ -79,21 +79,21 @@ def check_contents(folder: Path, *, weights: bool) -> None:
     if CONFIG not in top:
         return  # whoever opens it says so
     _check_config(folder)
-    found = [name for name in top if _is_weights(name)]
+    weight_files = [name for name in top if _is_weights(name)]
     # LLaVA's original layout is read file by file.
     own = "mm_vision_tower" not in (as_json(folder / CONFIG) or {})
-    if found and own:
+    if weight_files and own:
         _check_pieces(folder, top)
     plain = own and not _says_how_packed(as_json(folder / CONFIG) or {})
     held: dict[str, str] = {}
-    for name in found:
+    for name in weight_files:
         if name.endswith(".safetensors"):
             held |= _check_safetensors(folder, name, plain=plain)
         else:
             _check_pickle(folder, name)
     if own:
         _check_scales(folder, held)
-    if not found and weights and own:
+    if not weight_files and weights and own:
         raise LoadError(
             f"{str(folder)!r} has a config, and no weights. Download the .safetensors files too; "
             "`interventions doctor` shows what can be told without them."
@@ -130,8 +130,8 @@ def explained(names: Iterable[str], *, adapter: dict[str, Any] | None = None) ->
     if CONFIG in top and weights:
         return None
     for end, what in FOREIGN:
-        if some := sorted(name for name in top if name.endswith(end)):
-            return f"holds {what}. (Found {some[0]!r}, and no weights in transformers' layout.)"
+        if foreign := sorted(name for name in top if name.endswith(end)):
+            return f"holds {what}. (Found {foreign[0]!r}, and no weights in transformers' layout.)"
     if "params.json" in top or any(name.startswith("consolidated") for name in top):
         return (
             "is in its makers' own layout (params.json and consolidated weights). Use the repo in "
@@ -171,7 +171,7 @@ def _check_pieces(folder: Path, top: list[str]) -> None:
             f"{str(folder)!r}: {used} does not say which weight is in which file (weight_map), as "
             "a download that was cut short leaves it. Download it again."
         )
-    wanted = sorted({str(one) for one in listed.values()})
+    wanted = sorted({str(file) for file in listed.values()})
     if lost := [name for name in wanted if not (folder / name).exists()]:
         raise LoadError(
             f"{str(folder)!r} is not complete: {len(lost)} of its {len(wanted)} files of weights "
@@ -222,10 +222,10 @@ def _writes(top: set[str]) -> bool:
 def as_json(path: Path) -> dict[str, Any] | None:
     """Return what a file of JSON holds; None if there is none, or no dict in it."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _is_pointer(path: Path) -> bool:
@@ -237,8 +237,8 @@ def _is_pointer(path: Path) -> bool:
 
 def _says_how_packed(said: dict[str, Any]) -> bool:
     """Whether a config says that weights are quantised, in itself or in the config of a part."""
-    inside = [said, *(one for one in said.values() if isinstance(one, dict))]
-    return any(one.get("quantization_config") is not None for one in inside)
+    inside = [said, *(part for part in said.values() if isinstance(part, dict))]
+    return any(part.get("quantization_config") is not None for part in inside)
 
 
 def _check_scales(folder: Path, held: dict[str, str]) -> None:
@@ -269,12 +269,14 @@ def _check_safetensors(folder: Path, name: str, *, plain: bool) -> dict[str, str
         if 8 + length <= size:
             try:
                 header = json.loads(file.read(length))
-                ends = [one["data_offsets"][1] for key, one in header.items() if key[:2] != "__"]
+                ends = [
+                    entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"
+                ]
                 wanted = 8 + length + max(ends, default=0)
             except (ValueError, KeyError, TypeError, IndexError, AttributeError):
                 wanted = None
     if wanted == size:
-        types = {key: str(one.get("dtype")) for key, one in header.items() if key[:2] != "__"}
+        types = {key: str(entry.get("dtype")) for key, entry in header.items() if key[:2] != "__"}
         packed = [
             key
             for key, dtype in types.items()

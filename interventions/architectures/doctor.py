@@ -153,16 +153,16 @@ def examine(source: str | Path, *, revision: str | None = None) -> Report:
     >>> examine("llava-hf/llava-1.5-7b-hf").placeholder
     '<image>'
     """
-    found = blueprint(source, revision=revision)
-    made = report(
-        found.module,
+    plan = blueprint(source, revision=revision)
+    examined = report(
+        plan.module,
         source=str(source),
-        processor=found.processor,
-        prompts_missing=found.prompts_missing,
+        processor=plan.processor,
+        prompts_missing=plan.prompts_missing,
     )
-    if found.original_layout and found.processor is None:
-        return replace(made, image_token_id=None)  # which one it will be, its tokenizer says
-    return made
+    if plan.original_layout and plan.processor is None:
+        return replace(examined, image_token_id=None)  # which one it will be, its tokenizer says
+    return examined
 
 
 def report(
@@ -194,7 +194,9 @@ def report(
     images = "cross-attention" if anatomy.cross_blocks else "tokens"
     can = abilities(anatomy)
     if broken := fault_of(module, anatomy.model_type):
-        can = tuple(replace(one, state="no", note="the model does not run here") for one in can)
+        can = tuple(
+            replace(ability, state="no", note="the model does not run here") for ability in can
+        )
     return Report(
         source=source,
         architecture=type(module).__name__,
@@ -219,7 +221,7 @@ def report(
 
 
 def _count(module: Any) -> int:
-    return sum(_unpacked(one).numel() for one in module.parameters())  # a tied weight once
+    return sum(_unpacked(weight).numel() for weight in module.parameters())  # a tied weight once
 
 
 def _unpacked(weight: Any) -> Any:
@@ -263,12 +265,12 @@ def _parts(module: Any, anatomy: Anatomy) -> Iterator[Part]:
 
 def _layouts(module: Any, anatomy: Anatomy) -> list[tuple[Block, tuple[int, ...]]]:
     """The blocks that are made alike, classes of the sublayers included."""
-    found: dict[tuple[Block, type, type], list[int]] = {}
+    layouts: dict[tuple[Block, type, type], list[int]] = {}
     blocks = module.get_submodule(anatomy.blocks)
     for layer, (block, parts) in enumerate(zip(blocks, anatomy.parts, strict=True)):
-        attention, mlp = (block.get_submodule(one) for one in (parts.attention, parts.mlp))
-        found.setdefault((parts, type(attention), type(mlp)), []).append(layer)
-    return [(parts, tuple(layers)) for (parts, _, _), layers in found.items()]
+        attention, mlp = (block.get_submodule(path) for path in (parts.attention, parts.mlp))
+        layouts.setdefault((parts, type(attention), type(mlp)), []).append(layer)
+    return [(parts, tuple(layers)) for (parts, _, _), layers in layouts.items()]
 
 
 def _block_parts(
@@ -300,7 +302,7 @@ def _special(module: Any, anatomy: Anatomy) -> Iterator[Special]:
             tuple(anatomy.cross_blocks),
             "read the image; do not run in a prompt without one",
         )
-    if gated := [i for i, one in enumerate(anatomy.parts) if one.attn_gate or one.mlp_gate]:
+    if gated := [i for i, parts in enumerate(anatomy.parts) if parts.attn_gate or parts.mlp_gate]:
         gate = anatomy.parts[gated[0]]
         names = " and ".join(filter(None, (gate.attn_gate, gate.mlp_gate)))
         yield Special(
@@ -309,23 +311,23 @@ def _special(module: Any, anatomy: Anatomy) -> Iterator[Special]:
     experts = [i for i, block in enumerate(blocks) if _is_mixture(block, anatomy.parts[i])]
     if experts:
         yield Special("mixture of experts", tuple(experts), "mlp_out is the sum over the experts")
-    if behind := [i for i, one in enumerate(anatomy.parts) if one.behind_norm]:
-        one = anatomy.parts[behind[0]]
+    if behind := [i for i, parts in enumerate(anatomy.parts) if parts.behind_norm]:
+        first = anatomy.parts[behind[0]]
         yield Special(
             "norms behind sublayers",
             tuple(behind),
-            f"attn_out is the output of {one.attn_out}, mlp_out of {one.mlp_out}",
+            f"attn_out is the output of {first.attn_out}, mlp_out of {first.mlp_out}",
         )
     if anatomy.windowed:
         kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * anatomy.n_layers
-        for kind in dict.fromkeys(one for one in kinds if one != "full_attention"):
+        for kind in dict.fromkeys(kind for kind in kinds if kind != "full_attention"):
             chunked = kind == "chunked_attention"
             size = getattr(text, "attention_chunk_size" if chunked else "sliding_window", None)
             length = "some" if size is None else size
             seen = f"the {length} tokens of their chunk" if chunked else f"the last {length} tokens"
             yield Special(
                 "chunked attention" if chunked else "sliding window",
-                tuple(i for i, one in enumerate(kinds) if one == kind),
+                tuple(i for i, layer_kind in enumerate(kinds) if layer_kind == kind),
                 f"attend to {seen} only",
             )
 

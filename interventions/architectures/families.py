@@ -88,7 +88,7 @@ def _packed_patches(module: Any, tensors: Tensors) -> int | None:
         vision_feature_select_strategy=module.config.vision_feature_select_strategy,
         image_newline=torch.zeros(1),
     )
-    return sum(len(one) for one in packed)
+    return sum(len(picture) for picture in packed)
 
 
 def _grid_patches(module: Any, tensors: Tensors) -> int:

@@ -41,9 +41,9 @@ def _asks_for_image_outputs(module: Any) -> bool:
 
     if "image_outputs" in inspect.signature(MoeCausalLMOutputWithPast).parameters:
         return False
-    whole = (one for one in module.modules() if isinstance(one, Llama4ForConditionalGeneration))
+    whole = (part for part in module.modules() if isinstance(part, Llama4ForConditionalGeneration))
     return any(
-        "image_outputs" in inspect.unwrap(type(one).forward).__code__.co_names for one in whole
+        "image_outputs" in inspect.unwrap(type(part).forward).__code__.co_names for part in whole
     )
 
 
@@ -88,5 +88,5 @@ def check_unbroken(module: Any, model_type: str) -> None:
     UpstreamError
         With what is broken, and what to do.
     """
-    if found := fault_of(module, model_type):
-        raise UpstreamError(found)
+    if fault := fault_of(module, model_type):
+        raise UpstreamError(fault)

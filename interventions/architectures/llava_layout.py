@@ -161,13 +161,13 @@ def _grow(model: Any, size: int) -> None:
 
 
 def _weights(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("*.safetensors"))
-    if not found:
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
         raise LoadError(
             f"{folder} has no .safetensors file. Pickled weights are not read: convert them with "
             "safetensors' own tool."
         )
-    return found
+    return paths
 
 
 def _image_token(tokenizer: Any) -> tuple[str, bool]:

@@ -24,11 +24,11 @@ def quantisation_of(module: nn.Module) -> str | None:
     module : torch.nn.Module
         A transformers model, loaded or on meta.
     """
-    found = sorted(
+    kinds = sorted(
         {kind for part in module.modules() if (kind := _bitsandbytes(part) or _torchs_own(part))}
     )
-    if found:
-        return " and ".join(found)
+    if kinds:
+        return " and ".join(kinds)
     settings = settings_in(getattr(module, "config", None))
     return described(settings) if settings else None
 
@@ -70,12 +70,12 @@ def without_gradients(module: nn.Module) -> str | None:
 
 def settings_in(config: Any) -> dict[str, Any]:
     """Return what a model's config says of quantisation, as a dict; empty if it says nothing."""
-    found = getattr(config, "quantization_config", None)
-    if found is None and hasattr(config, "get_text_config"):
-        found = getattr(config.get_text_config(decoder=True), "quantization_config", None)
-    if found is None:
+    settings = getattr(config, "quantization_config", None)
+    if settings is None and hasattr(config, "get_text_config"):
+        settings = getattr(config.get_text_config(decoder=True), "quantization_config", None)
+    if settings is None:
         return {}
-    return dict(found) if isinstance(found, dict) else dict(found.to_dict())
+    return dict(settings) if isinstance(settings, dict) else dict(settings.to_dict())
 
 
 def described(settings: dict[str, Any]) -> str:
@@ -127,8 +127,10 @@ def method_of(settings: dict[str, Any]) -> str:
 def _by_tensor(settings: dict[str, Any]) -> bool:
     """Whether a layer's whole input is scaled by one number that is found while it runs."""
     groups = (settings.get("config_groups") or {}).values()
-    inputs = [one.get("input_activations") for one in groups if isinstance(one, dict)]
-    return any(one.get("dynamic") and one.get("strategy") != "token" for one in inputs if one)
+    inputs = [group.get("input_activations") for group in groups if isinstance(group, dict)]
+    return any(
+        scheme.get("dynamic") and scheme.get("strategy") != "token" for scheme in inputs if scheme
+    )
 
 
 def _why(kind: str) -> str:

@@ -52,13 +52,13 @@ def check_opens(config: Any, place: str, *, device_map: Any) -> None:
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
 
     method, kind = method_of(settings), described(settings)
-    other = "or use the checkpoint that it was made from, which is not quantised"
+    instead = "or use the checkpoint that it was made from, which is not quantised"
     known = {name.split("_4bit")[0].split("_8bit")[0] for name in AUTO_QUANTIZER_MAPPING}
     if method not in known:
         raise LoadError(
             f"{place!r} is quantised ({kind}), a format that transformers does not open: its "
             f"packed weights would be taken for missing ones. Use one of {', '.join(sorted(known))}"
-            f"; {other}."
+            f"; {instead}."
         )
     try:
         # Copies: a quantiser that finds no GPU writes into the settings that it will unpack.
@@ -70,7 +70,8 @@ def check_opens(config: Any, place: str, *, device_map: Any) -> None:
         needs = PACKAGES.get(method)
         how = f"Install what it needs (pip install {needs})" if needs else "See to that"
         raise LoadError(
-            f"{place!r} is quantised ({kind}), and cannot be opened here: {error}\n{how}, {other}."
+            f"{place!r} is quantised ({kind}), and cannot be opened here: {error}\n"
+            f"{how}, {instead}."
         ) from error
 
 

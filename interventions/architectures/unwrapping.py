@@ -69,7 +69,7 @@ def _inside_peft(module: nn.Module, name: str) -> nn.Module | None:
     ids = torch.arange(1, 5)[None] % base.config.get_text_config(decoder=True).vocab_size
     ids = ids.to(next(base.get_input_embeddings().parameters()).device)
     with torch.no_grad():
-        whole, alone = (one(input_ids=ids, use_cache=False).logits for one in (module, base))
+        whole, alone = (model(input_ids=ids, use_cache=False).logits for model in (module, base))
     if whole.shape != alone.shape or not torch.allclose(
         whole.float(), alone.float(), rtol=1e-3, atol=1e-3 * float(alone.abs().max())
     ):

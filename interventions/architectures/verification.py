@@ -41,14 +41,16 @@ def check_components(module: Any, anatomy: Anatomy) -> str | None:
             if error > 4 * _noise(logits) * logits.float().abs().max():
                 return "the final norm and the head do not make the logits of the last resid_post"
     for layer in anatomy.self_blocks:
-        found = [seen.get((layer, key)) for key in ("pre", "attn_out", "mlp_out", "post")]
-        if any(one is None for one in found):
+        streams = [seen.get((layer, key)) for key in ("pre", "attn_out", "mlp_out", "post")]
+        if any(stream is None for stream in streams):
             return f"a part of block {layer} did not run in a plain forward pass"
         *summands, after = (
-            one.reshape(-1, anatomy.d_model).double().cpu() for one in found if one is not None
+            stream.reshape(-1, anatomy.d_model).double().cpu()
+            for stream in streams
+            if stream is not None
         )
         error = (sum(summands) - after).abs()
-        if bool((error > _noise(found[-1]) * sum(one.abs() for one in summands)).any()):
+        if bool((error > _noise(streams[-1]) * sum(summand.abs() for summand in summands)).any()):
             return f"in block {layer} resid_pre + attn_out + mlp_out is not resid_post"
     return None
 

@@ -56,7 +56,7 @@ def adapters_of(module: nn.Module) -> tuple[Adapter, ...]:
     if not configs:
         return ()
     holders: list[Any] = [part for part in module.modules() if _holds_adapters(part)]
-    found = []
+    adapters = []
     for name, config in configs.items():
         having = [part for part in holders if name in part._get_available_adapters()]
         acting = [
@@ -64,7 +64,7 @@ def adapters_of(module: nn.Module) -> tuple[Adapter, ...]:
         ]
         scalings = [part.__dict__.get("scaling") for part in having]
         kind = getattr(config, "peft_type", "")
-        found.append(
+        adapters.append(
             Adapter(
                 name=name,
                 kind=str(getattr(kind, "value", kind)),
@@ -76,7 +76,7 @@ def adapters_of(module: nn.Module) -> tuple[Adapter, ...]:
                 ),
             )
         )
-    return tuple(found)
+    return tuple(adapters)
 
 
 def _holds_adapters(part: nn.Module) -> bool:

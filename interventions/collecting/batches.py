@@ -61,15 +61,15 @@ class RoleSite:
         """Whether one token per row is read."""
         return isinstance(self.index, int) or self.role in SINGLE
 
-    def tokens(self, found: Sequence[int]) -> list[int]:
-        """The tokens to read, of a row whose tokens of the role are ``found``.
+    def tokens(self, of_role: Sequence[int]) -> list[int]:
+        """The tokens to read, of a row whose tokens of the role are ``of_role``.
 
         Raises
         ------
         SiteError
             If there are none.
         """
-        chosen = list(found)
+        chosen = list(of_role)
         if isinstance(self.index, int):
             inside = -len(chosen) <= self.index < len(chosen)
             chosen = [chosen[self.index]] if inside else []
@@ -77,7 +77,7 @@ class RoleSite:
             chosen = chosen[self.index]
         if not chosen:
             which = "" if self.index is None else f" at {self.index}"
-            raise SiteError(f"no token of role {self.role!r}{which}; it has {len(found)}")
+            raise SiteError(f"no token of role {self.role!r}{which}; it has {len(of_role)}")
         return chosen
 
 
@@ -86,26 +86,28 @@ class Batch:
     """The rows of a batch that can be read, as a prompt, and those that cannot."""
 
     rows: list[int]
-    made: Prompt | None
+    prompt_if_any: Prompt | None
     failed: list[tuple[int, str]]
 
     @property
     def prompt(self) -> Prompt:
         """The prompt; there is one where there are rows."""
-        if self.made is None:
+        if self.prompt_if_any is None:
             raise ResultsError(f"none of the rows can be read: {self.failed[:1]}.")
-        return self.made
+        return self.prompt_if_any
 
     @property
     def digest(self) -> str:
         """Of what the model is given, and where its roles are."""
-        if self.made is None:
+        if self.prompt_if_any is None:
             return ""
-        return digest_of(dict(self.made.inputs), self.made.prefix_ids, self.made.roles)
+        return digest_of(
+            dict(self.prompt_if_any.inputs), self.prompt_if_any.prefix_ids, self.prompt_if_any.roles
+        )
 
     def places(self, sites: Mapping[str, RoleSite]) -> dict[str, tuple[Site, torch.Tensor]]:
         """Sites of this prompt, each with the mask [row, n] of the tokens to count."""
-        found: dict[str, tuple[Site, torch.Tensor]] = {}
+        places: dict[str, tuple[Site, torch.Tensor]] = {}
         for name, site in sites.items():
             lists = [site.tokens(roles.get(site.role, [])) for roles in self.prompt.roles]
             single = site.single and not site.mean
@@ -116,8 +118,8 @@ class Batch:
                 at = replace(at, index=index, mask=torch.ones_like(mask))
             layers = [site.layers] if isinstance(site.layers, int) else site.layers
             where = Site(site.component, layers, at, site.heads)
-            found[name] = (where, mask)
-        return found
+            places[name] = (where, mask)
+        return places
 
 
 class Fetched(Sequence[Any]):
@@ -152,29 +154,29 @@ def make_batch(
     """
     good, failed = list(rows), []
     try:
-        prompt = _made(make, good)
+        prompt = _prompt_of(make, good)
     except Exception:  # of any kind: a picture that cannot be decoded raises what it likes
         good = []
         for row in rows:
             try:
-                _made(make, [row])
+                _prompt_of(make, [row])
             except Exception as error:
                 failed.append((row, f"{type(error).__name__}: {error}"))
             else:
                 good.append(row)
         if not good:
             return Batch([], None, failed)
-        prompt = _made(make, good)
+        prompt = _prompt_of(make, good)
     if len(prompt) != len(good):
         raise PromptError(f"a prompt of {len(prompt)} rows was made of {len(good)} rows.")
     readable = []
     for i, row in enumerate(good):
         try:
-            found = {}
+            sizes = {}
             for name, site in sites.items():
                 tokens = site.tokens(prompt.roles[i].get(site.role, []))
-                found[name] = 1 if site.mean else len(tokens)
-            for name, count in found.items():
+                sizes[name] = 1 if site.mean else len(tokens)
+            for name, count in sizes.items():
                 if count != counts.get(name, count):
                     raise SiteError(
                         f"{count} tokens of role {sites[name].role!r}, where the first row has "
@@ -183,7 +185,7 @@ def make_batch(
         except SiteError as error:
             failed.append((row, str(error)))
         else:
-            counts.update(found)
+            counts.update(sizes)
             readable.append(i)
     if not readable:
         return Batch([], None, failed)
@@ -213,7 +215,7 @@ def digest_of_batches(batches: Sequence[Batch]) -> str:
     return digests[0] if len(digests) == 1 else digest_of(*digests)
 
 
-def _made(make: Maker, rows: list[int]) -> Prompt:
+def _prompt_of(make: Maker, rows: list[int]) -> Prompt:
     return of_kind(make(rows), Prompt, "what the function of row numbers made", error=PromptError)
 
 

@@ -179,7 +179,7 @@ def _read_all(
     model: Model, batches: Sequence[Batch], sites: Mapping[str, RoleSite], stored: str
 ) -> tuple[Values, list[tuple[int, str]]]:
     """Run batches: the rows and values of each site, and rows that are set aside."""
-    failed = [one for batch in batches for one in batch.failed]
+    failed = [failure for batch in batches for failure in batch.failed]
     parts: list[Values] = []
     for batch in batches:
         if batch.rows:
@@ -201,13 +201,13 @@ def _read(
 ) -> tuple[Values, list[tuple[int, str]]]:
     """Run a batch: the rows and values of each site, and rows whose values are no numbers."""
     places = batch.places(sites)
-    found = read(model, batch.prompt, [site for site, _ in places.values()])
+    tensors = read(model, batch.prompt, [site for site, _ in places.values()])
     wrong: dict[int, str] = {}
     for i, (name, (_, mask)) in enumerate(places.items()):
-        value = found[i]
+        value = tensors[i]
         if sites[name].mean:
             weight = mask.to(value.device).float().view(1, *mask.shape, *[1] * (value.ndim - 3))
-            found[i] = value = (value.float() * weight).sum(2) / weight.sum(2)
+            tensors[i] = value = (value.float() * weight).sum(2) / weight.sum(2)
         finite = value.isfinite().flatten(2).all(-1)  # [layer, row]
         layers = layer_list(sites[name].layers, model.n_layers)
         for row in (~finite.all(0)).nonzero().flatten().tolist():
@@ -215,7 +215,7 @@ def _read(
             wrong.setdefault(row, f"NaN or infinite values in {name!r}, first in layer {at}")
     right = [row for row in range(len(batch.rows)) if row not in wrong]
     values = {}
-    for name, value in zip(places, found, strict=True):
+    for name, value in zip(places, tensors, strict=True):
         array = as_stored(value[:, right], stored)
         if stored == "float16" and not np.isfinite(array).all():
             raise ResultsError(
@@ -262,13 +262,17 @@ def _checked(model: Model, sites: Any) -> dict[str, RoleSite]:
 
 def _told(model: Model, rows: Rows, template: Any, processor: Any) -> Told:
     names = ("template_kwargs", "processor_kwargs")
-    both = [named(one, name) for name, one in zip(names, (template, processor), strict=True)]
-    if callable(rows) and (given := [n for n, one in zip(names, both, strict=True) if one]):
+    asked = [
+        named(settings, name) for name, settings in zip(names, (template, processor), strict=True)
+    ]
+    if callable(rows) and (
+        given := [n for n, settings in zip(names, asked, strict=True) if settings]
+    ):
         raise PromptError(
             f"{given[0]} was given, but rows are made by a function, which would not be told. "
             "Give it to model.prompt() in there."
         )
-    told = Told(*both)
+    told = Told(*asked)
     told.check(model)
     return told
 
@@ -283,12 +287,12 @@ def _labels(coords: Any, sites: Mapping[str, RoleSite], total: int) -> dict[str,
         if isinstance(values, list | tuple) and len(values) != total:
             n = len(values)
             raise PromptError(f"{what} with {n} values for {total} rows. Give one per row.")
-        made = row_values(values, total, what, error=PromptError, missing=True)
+        labels = row_values(values, total, what, error=PromptError, missing=True)
         if name in (*sites, *TAKEN):
             raise PromptError(f"{what}: give it a name that no site or dimension has.")
-        if made.dtype.kind in "SmM" or any(isinstance(one, bytes) for one in made.tolist()):
-            raise PromptError(f"{what} holds {made.dtype}. Give numbers, texts or bools.")
-        kept[name] = made.tolist()
+        if labels.dtype.kind in "SmM" or any(isinstance(label, bytes) for label in labels.tolist()):
+            raise PromptError(f"{what} holds {labels.dtype}. Give numbers, texts or bools.")
+        kept[name] = labels.tolist()
     return kept
 
 
@@ -322,14 +326,15 @@ def _layout(
             "sizes": sizes,
         }
     for axis, what in (("layer", "layers"), ("position", "sizes"), ("head", "heads")):
-        has = [one for one in parts.values() if axis in one["sizes"]]
-        values = [one["sizes"][axis] if what == "sizes" else one[what] for one in has]
+        has = [part for part in parts.values() if axis in part["sizes"]]
+        values = [part["sizes"][axis] if what == "sizes" else part[what] for part in has]
         if any(value != values[0] for value in values):
-            for name, one in parts.items():
-                one["sizes"] = {
-                    (f"{axis}:{name}" if dim == axis else dim): n for dim, n in one["sizes"].items()
+            for name, part in parts.items():
+                part["sizes"] = {
+                    (f"{axis}:{name}" if dim == axis else dim): n
+                    for dim, n in part["sizes"].items()
                 }
-    for one in parts.values():
-        sizes = one.pop("sizes")
-        one["dims"], one["shape"] = list(sizes), list(sizes.values())
+    for part in parts.values():
+        sizes = part.pop("sizes")
+        part["dims"], part["shape"] = list(sizes), list(sizes.values())
     return parts

@@ -64,9 +64,9 @@ class Collection:
         self.digests: list[str] = []
         self.set_aside: list[tuple[int, str]] = []
         if (folder / PROGRESS).exists():
-            found = _json(folder / PROGRESS)
-            self.done, self.digests = found["rows"], found["digests"]
-            self.set_aside = [(row, reason) for row, reason in found["set_aside"]]
+            progress = _json(folder / PROGRESS)
+            self.done, self.digests = progress["rows"], progress["digests"]
+            self.set_aside = [(row, reason) for row, reason in progress["set_aside"]]
         self._saved_at = time.monotonic()
         sites = self.settings["sites"]
         try:
@@ -133,7 +133,7 @@ class Collection:
         del stored
         row = int(np.prod(shape[2:], dtype=np.int64)) * size
         block = np.zeros((len(value), stop - start, *shape[2:]), dtype=value.dtype)
-        block[:, [one - start for one in rows]] = value
+        block[:, [number - start for number in rows]] = value
         with path.open("r+b") as file:
             for layer, part in enumerate(block):
                 file.seek(offset + (layer * shape[1] + start) * row)
@@ -193,26 +193,28 @@ def open_collection(folder: Path | str) -> xr.Dataset:
 def _opened(folder: Path, settings: dict[str, Any], state: dict[str, Any]) -> xr.Dataset:
     failed = dict(state["set_aside"])
     rows = np.array([row for row in range(state["rows"]) if row not in failed], dtype=np.int64)
-    found = xr.Dataset(coords={"row": rows})
+    dataset = xr.Dataset(coords={"row": rows})
     for name, values in _json(folder / COORDS).items():
         kept = np.array([values[row] for row in rows], dtype=object)
-        found = found.assign_coords({name: ("row", kept)})
+        dataset = dataset.assign_coords({name: ("row", kept)})
     for name, site in settings["sites"].items():
         stored = _Stored(folder / f"{name}.npy", rows, bfloat16=settings["dtype"] == "bfloat16")
-        found[name] = xr.Variable(site["dims"], indexing.LazilyIndexedArray(stored))
+        dataset[name] = xr.Variable(site["dims"], indexing.LazilyIndexedArray(stored))
         for axis in ("layer", "head"):
             dim = next((dim for dim in site["dims"] if dim.split(":")[0] == axis), None)
             if dim is not None:
-                found = found.assign_coords({dim: site[f"{axis}s"]})
-        found[name].attrs = {key: str(site[key]) for key in ("component", "role", "index", "mean")}
-    found = found.assign_coords(
+                dataset = dataset.assign_coords({dim: site[f"{axis}s"]})
+        dataset[name].attrs = {
+            key: str(site[key]) for key in ("component", "role", "index", "mean")
+        }
+    dataset = dataset.assign_coords(
         set_aside=np.array(list(failed), dtype=np.int64),
         reason=("set_aside", np.array(list(failed.values()), dtype=object)),
     )
-    found.attrs = {"complete": state["rows"] == settings["rows"]}
+    dataset.attrs = {"complete": state["rows"] == settings["rows"]}
     about = {key: settings[key] for key in ABOUT if key in settings}
     asked = {key: value for key, value in settings.items() if key not in ABOUT}
-    return with_provenance(found, about, settings=asked)
+    return with_provenance(dataset, about, settings=asked)
 
 
 class _Stored(BackendArray):
@@ -232,26 +234,28 @@ class _Stored(BackendArray):
         )
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
-        found = np.load(self.path, mmap_mode="r")
-        found = found[:, : len(self.rows)] if self._whole else found
+        stored = np.load(self.path, mmap_mode="r")
+        stored = stored[:, : len(self.rows)] if self._whole else stored
         dropped = []
-        for axis, one in enumerate(key):
-            if isinstance(one, int | np.integer):
+        for axis, index in enumerate(key):
+            if isinstance(index, int | np.integer):
                 dropped.append(axis)
-                one = slice(int(one), int(one) + 1 or None)
+                index = slice(int(index), int(index) + 1 or None)
             if axis == 1 and not self._whole:
-                one = self.rows[one]
-            found = found[(slice(None),) * axis + (one,)]
-        found = np.array(found.squeeze(tuple(dropped)))
+                index = self.rows[index]
+            stored = stored[(slice(None),) * axis + (index,)]
+        stored = np.array(stored.squeeze(tuple(dropped)))
         if self.bfloat16:
-            return (found.astype(np.uint32) << 16).view(np.float32)
-        return found
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        return stored
 
 
 def as_stored(value: torch.Tensor, dtype: str) -> np.ndarray:
     """A tensor as the numpy array that is stored; bfloat16 as its bits."""
-    made = value.to(getattr(torch, dtype)).cpu().contiguous()
-    return made.view(torch.int16).numpy().view(np.uint16) if dtype == "bfloat16" else made.numpy()
+    stored = value.to(getattr(torch, dtype)).cpu().contiguous()
+    return (
+        stored.view(torch.int16).numpy().view(np.uint16) if dtype == "bfloat16" else stored.numpy()
+    )
 
 
 def _number_type(dtype: str) -> np.dtype:

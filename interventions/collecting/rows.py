@@ -53,10 +53,10 @@ class Told:
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """What a collection has to know of it: JSON types, other values by their digests."""
-        both = {"template_kwargs": self.template, "processor_kwargs": self.processor}
+        by_kind = {"template_kwargs": self.template, "processor_kwargs": self.processor}
         return {
             what: {key: _said(value) for key, value in told.items()}
-            for what, told in both.items()
+            for what, told in by_kind.items()
             if told
         }
 
@@ -75,7 +75,7 @@ def _said(value: Any) -> Any:
 
 def maker_of(model: Model, rows: Sequence[Any], sites: Mapping[str, RoleSite], told: Told) -> Maker:
     """Make prompts of rows as users write them, with the spans that sites ask for."""
-    wanted = sorted({one.role for one in sites.values() if not RESERVED.fullmatch(one.role)})
+    wanted = sorted({site.role for site in sites.values() if not RESERVED.fullmatch(site.role)})
 
     def make(numbers: list[int]) -> Prompt:
         texts, images, spans = [], [], {name: [] for name in wanted}
@@ -94,8 +94,8 @@ def maker_of(model: Model, rows: Sequence[Any], sites: Mapping[str, RoleSite], t
                 if name not in (row.get("spans") or {}):
                     raise SiteError(f"no span {name!r}, which a site asks for")
                 spans[name].append(row["spans"][name])
-        shown = images if any(one is not None for one in images) else None
-        chats = [one for text in texts for one in read_rows([text]) if not isinstance(one, str)]
+        shown = images if any(pictures is not None for pictures in images) else None
+        chats = [chat for text in texts for chat in read_rows([text]) if not isinstance(chat, str)]
         held = any(message.pictures for chat in chats for message in chat)
         more = told.to(bool(chats), held or shown is not None)
         return model.prompt(texts, images=shown, spans=spans, **more)
@@ -110,14 +110,14 @@ def digest_rows(rows: Sequence[Any] | Maker, numbers: Sequence[int]) -> str | No
     """
     if callable(rows):
         return None
-    found = []
+    contents = []
     for number in numbers:
         try:
-            found.append(_with_files(rows[number]))
+            contents.append(_with_files(rows[number]))
         except Exception as error:  # a row that is made when asked for may raise what it likes
-            found.append(f"{type(error).__name__}: {error}")
+            contents.append(f"{type(error).__name__}: {error}")
     try:
-        return digest_of(*found)
+        return digest_of(*contents)
     except Exception:  # unknown content, or a picture that cannot be read, which is set aside
         return None
 
@@ -125,13 +125,15 @@ def digest_rows(rows: Sequence[Any] | Maker, numbers: Sequence[int]) -> str | No
 def _with_files(value: Any, *, a_picture: bool = False) -> Any:
     """A row with paths in the place of the names and addresses of picture files."""
     if isinstance(value, Mapping):
-        return {key: _with_files(one, a_picture=key in PICTURE_KEYS) for key, one in value.items()}
+        return {
+            key: _with_files(entry, a_picture=key in PICTURE_KEYS) for key, entry in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [_with_files(one, a_picture=a_picture) for one in value]
+        return [_with_files(entry, a_picture=a_picture) for entry in value]
     if not (a_picture and isinstance(value, str)):
         return value
     try:
-        found = located(value, Path())
+        source = located(value, Path())
     except PictureError:
         return value
-    return found if isinstance(found, Path) else value
+    return source if isinstance(source, Path) else value

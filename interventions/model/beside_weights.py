@@ -56,9 +56,9 @@ def settings_of(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     ------
     (str, JSON type)
     """
-    known: Known = {id(one): (path or "the model", one) for path, one in module.named_modules()}
+    known: Known = {id(part): (path or "the model", part) for path, part in module.named_modules()}
     config = getattr(module, "config", None)
-    known |= {id(one): ("config", one) for one in (config, *_parts(config))}
+    known |= {id(part): ("config", part) for part in (config, *_parts(config))}
     yield "attention", _attention(config, known)
     for path, part in module.named_modules():
         yield path, _class(type(part), known)
@@ -70,9 +70,11 @@ def _attention(config: Any, known: Known) -> Any:
     """The function of a user's own that a config names for attention; None for a library's."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    names = {str(getattr(one, "_attn_implementation", "")) for one in (config, *_parts(config))}
-    found = {name: ALL_ATTENTION_FUNCTIONS.get(name) for name in sorted(names)}
-    own = {n: one for n, one in found.items() if one and not of_library(_maker(one))}
+    names = {str(getattr(part, "_attn_implementation", "")) for part in (config, *_parts(config))}
+    forwards = {name: ALL_ATTENTION_FUNCTIONS.get(name) for name in sorted(names)}
+    own = {
+        n: forward for n, forward in forwards.items() if forward and not of_library(_maker(forward))
+    }
     return _said(own, known) if own else None
 
 
@@ -120,9 +122,9 @@ def _a_number(value: Any) -> bool:
 
 def _maker(forward: Any) -> str | None:
     """Name of the module that has the code of a forward."""
-    made = forward.func if isinstance(forward, partial) else forward
-    plain = inspect.isfunction(made) or inspect.ismethod(made)
-    return made.__module__ if plain else type(made).__module__
+    function = forward.func if isinstance(forward, partial) else forward
+    plain = inspect.isfunction(function) or inspect.ismethod(function)
+    return function.__module__ if plain else type(function).__module__
 
 
 def _said(value: Any, known: Known) -> Any:
@@ -130,24 +132,27 @@ def _said(value: Any, known: Known) -> Any:
     if value is None or (isinstance(value, bool | int | float | str)):
         return value
     if torch.is_tensor(value) and value.is_nested:
-        return ["nested", [_said(one, known) for one in value.unbind()]]
+        return ["nested", [_said(inner, known) for inner in value.unbind()]]
     if torch.is_tensor(value):
         return f"{value.dtype} {tuple(value.shape)} {tensor_digest(value)}"
     if id(value) in known:
         return f"<{known[id(value)][0]}>"
     if isinstance(value, Mapping | Sequence | Set) and not isinstance(value, bytes | bytearray):
         known[id(value)] = ("itself", value)
-        found = _inside(value, known)
+        content = _inside(value, known)
         if not of_library(type(value).__module__, getattr(type(value), "__module__", None)):
-            found = [_class(type(value), known), found, _said(_attributes(value), known)]
+            content = [_class(type(value), known), content, _said(_attributes(value), known)]
         del known[id(value)]
-        return found
+        return content
     if isinstance(value, torch.dtype | np.dtype | PurePath | slice | bytes | bytearray | complex):
         return repr(value)
     if isinstance(value, torch.ScriptObject):
         return _said(value.__getstate__(), known)
     if isinstance(value, partial):
-        return ["partial", *(_said(one, known) for one in (value.func, value.args, value.keywords))]
+        return [
+            "partial",
+            *(_said(part, known) for part in (value.func, value.args, value.keywords)),
+        ]
     if inspect.ismethod(value):
         return [_said(value.__func__, known), _said(value.__self__, known)]
     if inspect.isfunction(value):
@@ -168,10 +173,10 @@ def _said(value: Any, known: Known) -> Any:
 
 def _inside(value: Any, known: Known) -> Any:
     if isinstance(value, Mapping):
-        pairs = [[_said(one, known) for one in pair] for pair in value.items()]
+        pairs = [[_said(side, known) for side in pair] for pair in value.items()]
         missing = getattr(value, "default_factory", None)  # gives what is not there
         return {"pairs": pairs, **({"missing": _said(missing, known)} if missing else {})}
-    said = [_said(one, known) for one in value]
+    said = [_said(entry, known) for entry in value]
     return sorted(said, key=repr) if isinstance(value, Set) else said
 
 
@@ -192,7 +197,7 @@ def _object(value: Any, name: str, known: Known) -> Any:
     _noted(value, name, known)
     if isinstance(value, torch.nn.Module):  # one that is not registered as a part of another
         held = {kind: vars(value)[kind] for kind in HELD}
-        kept = {key: _said(one, known) for key, one in (*_kept(value), *held.items())}
+        kept = {key: _said(inner, known) for key, inner in (*_kept(value), *held.items())}
         return [_class(type(value), known), kept]
     if hasattr(value, "to_dict") and of_library(type(value).__module__):  # a config of its own
         return _said(_without(value.to_dict(), OF_CONFIG), known)
@@ -201,14 +206,14 @@ def _object(value: Any, name: str, known: Known) -> Any:
         try:
             return digest_of(array)
         except UnknownContent:
-            return [name, [_said(one, known) for one in array.ravel().tolist()]]
+            return [name, [_said(number, known) for number in array.ravel().tolist()]]
     if f"{name}.".startswith(BY_NAME):
         return name
     return [_class(type(value), known), _said(_attributes(value) or _reduced(value), known)]
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    slots = [one for kind in type(value).__mro__ for one in _slots(kind)]
+    slots = [slot for kind in type(value).__mro__ for slot in _slots(kind)]
     inside = {key: getattr(value, key) for key in slots if hasattr(value, key)}
     return {**inside, **getattr(value, "__dict__", {})}
 
@@ -224,8 +229,8 @@ def _slots(kind: type) -> list[str]:
 def _reduced(value: Any) -> Any:
     """What an object without attributes of Python's is made of, as a copy of it would be."""
     try:
-        made = copyreg.dispatch_table.get(type(value))
-        return made(value) if made is not None else value.__reduce_ex__(4)
+        reduce = copyreg.dispatch_table.get(type(value))
+        return reduce(value) if reduce is not None else value.__reduce_ex__(4)
     except Exception:  # of whatever class: it cannot be copied
         # A lock or a file changes no number. What is called does, and is never known again.
         return secrets.token_hex(6) if callable(value) else None
@@ -238,7 +243,7 @@ def _function(function: Any, known: Known) -> Any:
     _noted(function, name, known)
     cells = [_content(cell) for cell in function.__closure__ or ()]
     beside = [cells, function.__defaults__, function.__kwdefaults__, globals_of(function)]
-    return [name, code_digest(function.__code__), *(_said(one, known) for one in beside)]
+    return [name, code_digest(function.__code__), *(_said(part, known) for part in beside)]
 
 
 def _content(cell: Any) -> Any:

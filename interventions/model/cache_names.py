@@ -28,8 +28,8 @@ def cache_argument(module: torch.nn.Module) -> str:
     True
     """
     named = inspect.signature(module.forward).parameters
-    found = [name for name in NAMES if name in named]
-    return found[0] if found else installed_name()
+    accepted = [name for name in NAMES if name in named]
+    return accepted[0] if accepted else installed_name()
 
 
 def installed_name() -> str:
@@ -63,10 +63,10 @@ def with_cache_named(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     PromptError
         If both names were given.
     """
-    found = [one for one in NAMES if one in given]
-    if len(found) > 1:
+    taken = [key for key in NAMES if key in given]
+    if len(taken) > 1:
         raise PromptError(
-            f"{' and '.join(found)} were both given, which are two names of one argument. "
+            f"{' and '.join(taken)} were both given, which are two names of one argument. "
             "Give one of them."
         )
     return {name if key in NAMES else key: value for key, value in given.items()}

@@ -58,7 +58,7 @@ def fingerprint(model: Wrapped) -> dict[str, Any]:
     if model.remote:
         return {"weights": "as the server has them"}
     module = model.module
-    found = {
+    content = {
         "weights": weights_digest(module),
         "modules": _digest(dict(settings_of(module))),
         "config": _digest(config_of(module)),
@@ -68,7 +68,7 @@ def fingerprint(model: Wrapped) -> dict[str, Any]:
         "quantisation": quantisation_of(module),
         "autocast": _autocast(model.device.type),
     }
-    return {**found, **{name: value for name, value in beside.items() if value}}
+    return {**content, **{name: value for name, value in beside.items() if value}}
 
 
 def _autocast(device: str) -> str | None:
@@ -113,7 +113,7 @@ def weights_digest(module: torch.nn.Module) -> str:
     for name, tensor, stays in _tensors(module):
         shape = f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode()
         if inner := _inner(tensor):
-            said = [f"{key} {tensor_digest(one)}" for key, one in inner]
+            said = [f"{key} {tensor_digest(part)}" for key, part in inner]
             digest.update(shape + json.dumps(said, default=str).encode())
             continue
         if not stays or tensor.layout != torch.strided or tensor.device.type == "meta":
@@ -132,14 +132,14 @@ def _inner(tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     """The tensors that one of a class of its own is made of, each with what is said of it."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return []
-    made: Any = tensor
-    names, about = made.__tensor_flatten__()
-    found = []
+    composed: Any = tensor
+    names, about = composed.__tensor_flatten__()
+    parts = []
     for name in names:
         inner = getattr(tensor, name)
-        found += [(f"{name}.{key}", one) for key, one in _inner(inner)] or [(name, inner)]
+        parts += [(f"{name}.{key}", part) for key, part in _inner(inner)] or [(name, inner)]
     kind = type(tensor)
-    return [(f"{kind.__module__}.{kind.__qualname__} {about} {key}", one) for key, one in found]
+    return [(f"{kind.__module__}.{kind.__qualname__} {about} {key}", part) for key, part in parts]
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
@@ -177,15 +177,15 @@ def processing_of(model: Wrapped) -> str:
     """
     tokenizer: Any = model.tokenizer
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    found = {
-        "tokens": {key: one for key, one in state.items() if key not in OF_A_CALL},
+    parts = {
+        "tokens": {key: value for key, value in state.items() if key not in OF_A_CALL},
         "special": [tokenizer.special_tokens_map, tokenizer.padding_side],
         "template": tokenizer.chat_template,
     }
     processor: Any = model.processor
     if processor is not None:
-        found["processor"] = [processor.to_dict(), processor.chat_template]
-    return _digest(found)
+        parts["processor"] = [processor.to_dict(), processor.chat_template]
+    return _digest(parts)
 
 
 def _digest(value: Any) -> str:

@@ -102,11 +102,11 @@ def _set_in(config: Any) -> dict[str, Any]:
 
 
 def _check_config(model: Wrapped) -> None:
-    found = model.module.config._get_generation_parameters()
-    if found:
-        named = ", ".join(f"{name}={value!r}" for name, value in found.items())
+    settings = model.module.config._get_generation_parameters()
+    if settings:
+        named = ", ".join(f"{name}={value!r}" for name, value in settings.items())
         raise PromptError(
             f"the config of {model.name} has settings of generation ({named}), with which "
             "transformers does not generate. Delete them there (del model.module.config."
-            f"{next(iter(found))}), and pass to generate() what you want of them."
+            f"{next(iter(settings))}), and pass to generate() what you want of them."
         )

@@ -114,14 +114,14 @@ def load(
                     "read; a server cannot run it. Leave remote= out, or convert it "
                     "(iv.load(...).module.save_pretrained) and serve that from a repo."
                 )
-            module, made = load_original_llava(
+            module, own = load_original_llava(
                 place,
                 tokenizer=tokenizer if processor is None else processor.tokenizer,
                 revision=revision,
                 **_placement(device, device_map, dtype, attn_implementation),
             )
             return _wrap(
-                module, Preprocessors(processor or made, None), name=name, revision=revision
+                module, Preprocessors(processor or own, None), name=name, revision=revision
             )
         config = AutoConfig.from_pretrained(place, **common)
         visual = sees(config)

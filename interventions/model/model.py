@@ -286,7 +286,9 @@ class Model(Wrapped):
             before = arguments[key].new_zeros(shape)
             arguments[key] = torch.cat([before, arguments[key]], dim=1)
         settings = settings_of(self, kwargs, max_new_tokens=max_new_tokens)
-        arguments, settings = (self._named(installed_name(), one) for one in (arguments, settings))
+        arguments, settings = (
+            self._named(installed_name(), keywords) for keywords in (arguments, settings)
+        )
         return self.nn.trace(arguments, fn="generate", **self._place(settings))
 
     def _named(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class ModelPair:
         lines = [
             f"<ModelPair {self.vlm.name} on {self.backbone.name}: {len(self.layer_map)} blocks"
         ]
-        lines += [f"  {one}" for one in self.differences]
+        lines += [f"  {difference}" for difference in self.differences]
         return "\n".join(lines) + ">"
 
 
@@ -138,17 +138,21 @@ def match_blocks(
 def _differences(vlm: Model, backbone: Model, text: str) -> list[Difference]:
     if vlm is backbone:
         return []
-    mine: Any = vlm.module.config.get_text_config(decoder=True)
-    other: Any = backbone.module.config.get_text_config(decoder=True)
-    found = []
+    vlm_config: Any = vlm.module.config.get_text_config(decoder=True)
+    backbone_config: Any = backbone.module.config.get_text_config(decoder=True)
+    differences = []
 
     def compare(what: str, a: Any, b: Any) -> None:
         if a != b:
-            found.append(Difference(what, a, b))
+            differences.append(Difference(what, a, b))
 
-    compare("architecture", mine.model_type.removesuffix("_text"), _bare(other.model_type))
+    compare(
+        "architecture",
+        vlm_config.model_type.removesuffix("_text"),
+        _bare(backbone_config.model_type),
+    )
     for what in ("rms_norm_eps", "num_attention_heads", "num_key_value_heads", "rope_parameters"):
-        compare(what, getattr(mine, what, None), getattr(other, what, None))
+        compare(what, getattr(vlm_config, what, None), getattr(backbone_config, what, None))
     compare("vocabulary size", vlm.anatomy.vocab, backbone.anatomy.vocab)
     ours, theirs = vlm.tokenizer.get_vocab(), backbone.tokenizer.get_vocab()
     moved = sorted(token for token, i in theirs.items() if ours.get(token) != i)
@@ -158,7 +162,7 @@ def _differences(vlm: Model, backbone: Model, text: str) -> list[Difference]:
         vlm.tokenizer(text)["input_ids"],
         backbone.tokenizer(text)["input_ids"],
     )
-    return found
+    return differences
 
 
 def _bare(model_type: str) -> str:

@@ -40,7 +40,9 @@ class SharedLayer(DynamicLayer):
         DynamicLayer.__init__(self)
         self.dtype, self.device = keys.dtype, keys.device
         self.before = (keys, values)
-        self.keys, self.values = (one.new_empty(n_rows, *_empty(one)) for one in self.before)
+        self.keys, self.values = (
+            tensor.new_empty(n_rows, *_empty(tensor)) for tensor in self.before
+        )
         self.is_initialized = True
         self.growing = growing
         self._config = config
@@ -98,14 +100,14 @@ def shared_cache(
 def is_shared(cache: Any) -> bool:
     """Whether a cache keeps a prefix once."""
     layers = [] if cache is None else cache.layers
-    return bool(layers) and all(isinstance(one, SharedLayer) for one in layers)
+    return bool(layers) and all(isinstance(layer, SharedLayer) for layer in layers)
 
 
 def joined(prefix: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """Prefixes [group, head, prefix, width] in front of what rows [row, head, n, width] add."""
     groups, *rest = prefix.shape
-    each = len(new) // groups
-    spread = prefix[:, None].expand(groups, each, *rest).reshape(len(new), *rest)
+    n_each = len(new) // groups
+    spread = prefix[:, None].expand(groups, n_each, *rest).reshape(len(new), *rest)
     return torch.cat([spread, new], -2)
 
 
@@ -157,7 +159,7 @@ def attention(
     ``query`` is [row, head, position, width], the mask [row, 1, position, prefix + own token].
     """
     prefix = getattr(key, "shared", None)
-    if prefix is None or any(kwargs.get(one) is not None for one in OTHER_SCORES):
+    if prefix is None or any(kwargs.get(name) is not None for name in OTHER_SCORES):
         if prefix is not None:
             key, value = joined(prefix[0], key), joined(prefix[1], value)
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -169,25 +171,27 @@ def attention(
     rows, heads, n, width = query.shape
     groups, kv_heads, length, _ = keys.shape
     n_own = key.shape[-2]
-    cells, each = rows // groups, heads // kv_heads
+    cells, n_each = rows // groups, heads // kv_heads
     lead = (groups, cells, kv_heads)
     scale = width**-0.5 if scaling is None else scaling
     # [group, kv head, cell, position of each of the kv head's query heads, width]
-    queries = (query * scale).reshape(*lead, each * n, width).transpose(1, 2)
-    own_keys, own_values = (one.reshape(*lead, n_own, -1).transpose(1, 2) for one in (key, value))
+    queries = (query * scale).reshape(*lead, n_each * n, width).transpose(1, 2)
+    own_keys, own_values = (
+        tensor.reshape(*lead, n_own, -1).transpose(1, 2) for tensor in (key, value)
+    )
     hidden_before = hidden = None
     if attention_mask is not None:
         masked = ~attention_mask.reshape(groups, 1, cells, 1, n, length + n_own)
-        masked = masked.expand(-1, -1, -1, each, -1, -1).flatten(3, 4)
+        masked = masked.expand(-1, -1, -1, n_each, -1, -1).flatten(3, 4)
         hidden_before, hidden = masked.split([length, n_own], -1)
         hidden_before = hidden_before.flatten(2, 3) if bool(hidden_before.any()) else None
     before, likely_before = _attended(queries.flatten(2, 3), keys, values, hidden_before)
     own, likely = _attended(queries, own_keys, own_values, hidden)
-    before = before.unflatten(2, (cells, each * n))
+    before = before.unflatten(2, (cells, n_each * n))
     # The share of the softmax that falls to the prefix.
-    share = (likely_before.unflatten(2, (cells, each * n)) - likely).sigmoid()[..., None]
+    share = (likely_before.unflatten(2, (cells, n_each * n)) - likely).sigmoid()[..., None]
     result = own + (before - own) * share.to(own.dtype)
-    result = result.unflatten(3, (each, n)).permute(0, 2, 4, 1, 3, 5)
+    result = result.unflatten(3, (n_each, n)).permute(0, 2, 4, 1, 3, 5)
     return result.reshape(rows, n, heads, -1), None
 
 

@@ -63,11 +63,11 @@ class PrefixCache:
             self._kept.popitem(last=False)
         cache = self._kept[key]
         layers = [
-            (one.keys, one.values)
-            for one in cache.layers
-            if type(one) is DynamicLayer and one.keys is not None and one.values is not None
+            (layer.keys, layer.values)
+            for layer in cache.layers
+            if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None
         ]
         plain = len(layers) == len(cache.layers)
         if plain and can_be_kept_apart(model) and not weightless(model):
             return shared_cache(model, layers, n_rows=n_rows, growing=True)
-        return _map_tensors(cache, lambda one: one.expand(n_rows, *one.shape[1:]))
+        return _map_tensors(cache, lambda tensor: tensor.expand(n_rows, *tensor.shape[1:]))

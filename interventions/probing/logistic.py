@@ -59,7 +59,7 @@ def fit_logistic(
     tol = number(tol, "tol", above=0, error=ProbeError)
     max_iter = whole(max_iter, "max_iter", least=1, error=ProbeError)
     hidden, label_sets = checked_rows(hidden, label_sets, n_classes)
-    labels = torch.stack([one.to(hidden.device) for one in label_sets])
+    labels = torch.stack([labels.to(hidden.device) for labels in label_sets])
     mean, scale = scaling(hidden.double())
     fits = []
     for layer in range(len(hidden)):
@@ -69,11 +69,11 @@ def fit_logistic(
         fits.append(fit(rows, labels, n_classes=n_classes, C=C, tol=tol, max_iter=max_iter))
     return [
         Probe(
-            torch.stack([one.weight[i] for one in fits]).double(),
+            torch.stack([layer_fit.weight[i] for layer_fit in fits]).double(),
             mean,
             scale,
-            torch.stack([one.offset[i] for one in fits]).double()[:, None],
-            torch.stack([one.gradient[i] for one in fits]),
+            torch.stack([layer_fit.offset[i] for layer_fit in fits]).double()[:, None],
+            torch.stack([layer_fit.gradient[i] for layer_fit in fits]),
         )
         for i in range(len(labels))
     ]
@@ -131,12 +131,15 @@ def fit(
     # Centred rows are dependent: without a speck on its diagonal the matrix has no factor.
     speck = 1e-10 * gram.diagonal().mean().clamp(min=1e-30)
     factor = torch.linalg.cholesky(gram + speck * torch.eye(len(gram), device=x.device).double())
-    found = _fit(factor.to(x), labels, n_classes=n_classes, C=C, tol=tol, max_iter=max_iter)
-    inner = found.weight.double().transpose(0, 1).flatten(1)
+    inner_fit = _fit(factor.to(x), labels, n_classes=n_classes, C=C, tol=tol, max_iter=max_iter)
+    inner = inner_fit.weight.double().transpose(0, 1).flatten(1)
     weight = rows.mT @ torch.linalg.solve_triangular(factor.mT, inner, upper=True)
     shape = (x.shape[1], len(labels), n_classes)
     return Fit(
-        weight.view(shape).transpose(0, 1).to(x), found.offset, found.gradient, found.iterations
+        weight.view(shape).transpose(0, 1).to(x),
+        inner_fit.offset,
+        inner_fit.gradient,
+        inner_fit.iterations,
     )
 
 
@@ -210,12 +213,12 @@ def _direction(
         share = scale * _dots(step, left)
         shares.append(share)
         left.sub_(share[:, None] * change)
-    found = torch.empty_like(left)
-    torch.mm(inverse, left[:d].view(d, -1), out=found[:d].view(d, -1))
-    found[d] = left[d] / curvature
+    direction = torch.empty_like(left)
+    torch.mm(inverse, left[:d].view(d, -1), out=direction[:d].view(d, -1))
+    direction[d] = left[d] / curvature
     for (step, change, scale), share in zip(kept, reversed(shares), strict=True):
-        found.add_((share - scale * _dots(change, found))[:, None] * step)
-    return found.neg_()
+        direction.add_((share - scale * _dots(change, direction))[:, None] * step)
+    return direction.neg_()
 
 
 def _step_size(

@@ -103,8 +103,8 @@ def probe(
     >>> labels = torch.arange(2).repeat(40)
     >>> noise = torch.randn(2, 80, 8, generator=generator)
     >>> noise[1, :, 0] += 9 * labels  # the second layer knows
-    >>> found = probe(noise, labels)
-    >>> found.accuracy.mean("seed").sel(layer=1).item()
+    >>> probed = probe(noise, labels)
+    >>> probed.accuracy.mean("seed").sel(layer=1).item()
     1.0
     """
     settings = _settings(method, C=C, ridge=ridge, tol=tol, max_iter=max_iter)
@@ -128,13 +128,13 @@ def probe(
         test = _given(_masks(splits), label, group, names)
     controls = [
         [
-            control_labels(label, group, one, seed=seed + 1_000_003 * (k + 1) + i)
+            control_labels(label, group, out, seed=seed + 1_000_003 * (k + 1) + i)
             for k in range(n_controls)
         ]
-        for i, one in enumerate(test)
+        for i, out in enumerate(test)
     ]
     _check_finite(named, layers)
-    found = xr.concat(
+    probed = xr.concat(
         [
             xr.concat(
                 [
@@ -147,21 +147,21 @@ def probe(
         ],
         dim="role",
     )
-    found = found.assign_coords(
+    probed = probed.assign_coords(
         role=list(named), layer=layers, seed=[seed + i for i in range(len(test))]
     )
-    share = [np.bincount(label[~one]).argmax() for one in test]
-    found["chance"] = (
+    share = [np.bincount(label[~out]).argmax() for out in test]
+    probed["chance"] = (
         "seed",
-        [float((label[one] == best).mean()) for one, best in zip(test, share, strict=True)],
+        [float((label[out] == best).mean()) for out, best in zip(test, share, strict=True)],
     )
-    found["held_out"] = (("seed", "row"), test)
-    found = found.assign_coords(label=("row", names[label]))
-    for one in named.values():
-        if isinstance(one, xr.DataArray) and "row" in one.coords:
-            found = found.assign_coords(row=one.coords["row"].values)
-    found.attrs = {"method": method, "n_classes": len(names)}
-    _warn(found, max_iter)
+    probed["held_out"] = (("seed", "row"), test)
+    probed = probed.assign_coords(label=("row", names[label]))
+    for array in named.values():
+        if isinstance(array, xr.DataArray) and "row" in array.coords:
+            probed = probed.assign_coords(row=array.coords["row"].values)
+    probed.attrs = {"method": method, "n_classes": len(names)}
+    _warn(probed, max_iter)
     about = read_provenance(activations) if isinstance(activations, XARRAY) else {}
     asked = {
         "method": method,
@@ -172,8 +172,8 @@ def probe(
         "activations": about.pop("settings", None),
     }
     about.pop("seed", None)
-    found = found.isel(role=0, drop=True) if single else found
-    return with_provenance(found, {**about, **provenance()}, settings=asked, seed=seed)
+    probed = probed.isel(role=0, drop=True) if single else probed
+    return with_provenance(probed, {**about, **provenance()}, settings=asked, seed=seed)
 
 
 def _settings(method: Any, *, C: Any, ridge: Any, tol: Any, max_iter: Any) -> dict[str, Any]:
@@ -190,12 +190,12 @@ def _settings(method: Any, *, C: Any, ridge: Any, tol: Any, max_iter: Any) -> di
 def _device(device: Any) -> torch.device:
     """A device that is there."""
     try:
-        found = torch.device(device)
-        torch.empty(1, device=found).cpu()
+        place = torch.device(device)
+        torch.empty(1, device=place).cpu()
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ProbeError(f"device {shown(device)} cannot be used: {reason}") from None
-    return found
+    return place
 
 
 def _is_number(splits: Any) -> bool:
@@ -229,14 +229,14 @@ def _of_layer(
     fitter = fit_logistic if method == "logistic" else fit_probes
     for out, shuffled in zip(test, controls, strict=True):
         sets = np.stack([label, *shuffled])
-        fitted = [torch.from_numpy(one[~out]) for one in sets]
+        fitted = [torch.from_numpy(labels[~out]) for labels in sets]
         probes = fitter(rows[None, ~out], fitted, n_classes=n_classes, **settings)
-        guesses = np.stack([one.predict(rows[None])[0].cpu().numpy() for one in probes])
+        guesses = np.stack([probe.predict(rows[None])[0].cpu().numpy() for probe in probes])
         hits = guesses == sets
         accuracy = hits[:, out].mean(1)
         control = accuracy[1:].mean() if shuffled else np.nan
-        remaining = [float(one.gradient.max()) for one in probes if one.gradient is not None]
-        one = {
+        remaining = [float(probe.gradient.max()) for probe in probes if probe.gradient is not None]
+        scores = {
             "accuracy": accuracy[0],
             "train_accuracy": hits[0, ~out].mean(),
             "control_accuracy": control,
@@ -244,7 +244,7 @@ def _of_layer(
             "converged": max(remaining, default=0.0) <= settings.get("tol", 0.0),
             "predicted": np.where(out, guesses[0], -1),
         }
-        for key, value in one.items():
+        for key, value in scores.items():
             columns.setdefault(key, []).append(value)
     return xr.Dataset(
         {
@@ -259,11 +259,11 @@ def _named(activations: Any) -> tuple[dict[str, torch.Tensor | xr.DataArray], bo
     single = not isinstance(activations, Mapping)
     given = {"activations": activations} if single else dict(activations.items())
     named: dict[str, torch.Tensor | xr.DataArray] = {}
-    for name, one in given.items():
+    for name, value in given.items():
         what = f"activations {name!r}"
         if str(name) in named:
             raise ProbeError(f"two activations are called {str(name)!r}. Name each its own way.")
-        array = one
+        array = value
         if not isinstance(array, xr.DataArray):
             array = tensor_of(array, what, error=ProbeError)
         elif array.dtype.kind not in "iuf":
@@ -289,18 +289,18 @@ def _named(activations: Any) -> tuple[dict[str, torch.Tensor | xr.DataArray], bo
 
 def _common(named: Mapping[str, torch.Tensor | xr.DataArray]) -> tuple[int, list[int]]:
     """Number of rows, and the layers, which all activations must share."""
-    found = {}
-    for name, one in named.items():
-        layers = list(range(one.shape[0]))
-        if isinstance(one, xr.DataArray) and "layer" in one.coords:
-            layers = one.coords["layer"].values.tolist()
-        found[name] = (one.shape[1], layers)
-    first = next(iter(found.values()))
-    if any(one != first for one in found.values()):
+    shapes = {}
+    for name, array in named.items():
+        layers = list(range(array.shape[0]))
+        if isinstance(array, xr.DataArray) and "layer" in array.coords:
+            layers = array.coords["layer"].values.tolist()
+        shapes[name] = (array.shape[1], layers)
+    first = next(iter(shapes.values()))
+    if any(shape != first for shape in shapes.values()):
         raise ProbeError(
             "activations differ in their rows or layers: "
             + "; ".join(
-                f"{name!r} has {rows} rows, layers {at}" for name, (rows, at) in found.items()
+                f"{name!r} has {rows} rows, layers {at}" for name, (rows, at) in shapes.items()
             )
             + ". Probe them one at a time."
         )
@@ -328,7 +328,7 @@ def _given(
             f"[{len(label)}] or [seed, {len(label)}] that is True for the rows to hold out."
         )
     for i, out in enumerate(splits):
-        lacking = [str(one) for one in np.delete(names, np.unique(label[~out]))]
+        lacking = [str(name) for name in np.delete(names, np.unique(label[~out]))]
         if lacking or not out.any():
             raise ProbeError(
                 f"split {i} "
@@ -338,16 +338,16 @@ def _given(
                     else "tests no row."
                 )
             )
-        if both := set(group[out]) & set(group[~out]):
-            raise ProbeError(f"split {i} has {len(both)} groups with rows on both sides.")
+        if shared := set(group[out]) & set(group[~out]):
+            raise ProbeError(f"split {i} has {len(shared)} groups with rows on both sides.")
     return splits
 
 
 def _rows(array: torch.Tensor | xr.DataArray, layer: int, device: Any) -> torch.Tensor:
     """One layer of activations, [row, d_model]."""
     rows = array[layer]
-    found = rows if isinstance(rows, torch.Tensor) else tensor_of(rows.values, error=ProbeError)
-    return found.detach().to(device) if device is not None else found.detach()
+    hidden = rows if isinstance(rows, torch.Tensor) else tensor_of(rows.values, error=ProbeError)
+    return hidden.detach().to(device) if device is not None else hidden.detach()
 
 
 def _check_finite(named: Mapping[str, torch.Tensor | xr.DataArray], layers: list[int]) -> None:
@@ -365,9 +365,9 @@ def _check_finite(named: Mapping[str, torch.Tensor | xr.DataArray], layers: list
             )
 
 
-def _warn(found: xr.Dataset, max_iter: int) -> None:
+def _warn(probed: xr.Dataset, max_iter: int) -> None:
     """Say in which layers fits did not converge."""
-    layers = found.layer.values[~found.converged.all(["role", "seed"]).values]
+    layers = probed.layer.values[~probed.converged.all(["role", "seed"]).values]
     if len(layers):
         warnings.warn(
             f"logistic probes did not converge in layers {layers.tolist()} within "

@@ -73,7 +73,9 @@ def checked_rows(
     sets = several(label_sets, "label_sets", error=ProbeError)
     if not sets:
         raise ProbeError("label_sets is empty. Give one set of labels, or more.")
-    return rows, [class_indices(one, rows.shape[1], n_classes, error=ProbeError) for one in sets]
+    return rows, [
+        class_indices(labels, rows.shape[1], n_classes, error=ProbeError) for labels in sets
+    ]
 
 
 def fit_probe(

@@ -67,13 +67,13 @@ def control_labels(
     first = np.full(groups.max() + 1, -1)
     first[groups] = labels
     whole = bool((first[groups] == labels).all())
-    made = labels.copy()
+    control = labels.copy()
     for side in (test, ~test):
         if whole:
             mine = np.unique(groups[side])
             swapped = first.copy()
             swapped[mine] = first[generator.permutation(mine)]
-            made[side] = swapped[groups[side]]
+            control[side] = swapped[groups[side]]
         else:
-            made[side] = generator.permutation(labels[side])
-    return made
+            control[side] = generator.permutation(labels[side])
+    return control

@@ -70,7 +70,7 @@ def token_ids(model: Wrapped, texts: Sequence[str], *, space: bool = True) -> li
 
     before = ANCHORS[space]
     anchor = ids(before)
-    found = []
+    following = []
     for text in texts:
         try:
             text.encode()
@@ -79,8 +79,8 @@ def token_ids(model: Wrapped, texts: Sequence[str], *, space: bool = True) -> li
         whole = ids(f"{before}{' ' if space else ''}{text.lstrip()}") if text.strip() else anchor
         if whole[: len(anchor)] != anchor:
             raise PromptError(f"{text!r} cannot be tokenised apart from what it follows.")
-        found.append(whole[len(anchor) :])
-    return found
+        following.append(whole[len(anchor) :])
+    return following
 
 
 def candidate_texts(candidates: Any) -> list[str]:

@@ -323,7 +323,7 @@ def find_chat_template(
     return ChatTemplate(source, jinja, arguments, name, placeholder, mark, settings)
 
 
-def _chosen(found: Any, settings: Mapping[str, Any], name: str) -> str:
+def _chosen(template: Any, settings: Mapping[str, Any], name: str) -> str:
     """The template's text: of several, the one that was asked for."""
     wanted = settings.get(CHOICE)
     if not isinstance(wanted, str | None):
@@ -331,21 +331,21 @@ def _chosen(found: Any, settings: Mapping[str, Any], name: str) -> str:
             f"template_kwargs: {CHOICE!r} is {type(wanted).__name__}, expected the template's "
             "text, or the name of one of several."
         )
-    if isinstance(found, Mapping):
-        tools = settings.get("tools") is not None and "tool_use" in found
+    if isinstance(template, Mapping):
+        tools = settings.get("tools") is not None and "tool_use" in template
         key = wanted or ("tool_use" if tools else "default")
-        if key not in found and "{" not in key:
+        if key not in template and "{" not in key:
             raise PromptError(
                 f"{name} has several chat templates, and none is called {key!r}. Choose one: "
-                f"template_kwargs={{{CHOICE!r}: ...}}. {did_you_mean(key, sorted(found))}"
+                f"template_kwargs={{{CHOICE!r}: ...}}. {did_you_mean(key, sorted(template))}"
             )
-        return str(found.get(key, key))
-    if not (wanted or found):
+        return str(template.get(key, key))
+    if not (wanted or template):
         raise PromptError(
             f"{name} has no chat template, so chat messages cannot be written. Give the prompt as "
             f"text, or a template: template_kwargs={{{CHOICE!r}: '...'}}."
         )
-    return str(wanted or found)
+    return str(wanted or template)
 
 
 def _arguments(jinja: str, name: str) -> frozenset[str]:

@@ -36,7 +36,7 @@ class Columns:
 
     def shifted(self, left: int) -> "Columns":
         """Return the columns of a prompt that lost ``left`` positions in front."""
-        moved = [[[one - left for one in row] for row in column] for column in self.tokens]
+        moved = [[[token - left for token in row] for row in column] for column in self.tokens]
         return Columns(self.names, moved)
 
     def positions(self, which: int, length: int) -> Positions:
@@ -96,7 +96,7 @@ def role_labels(prompt: Prompt) -> list[list[str]]:
     mask = prompt.inputs["attention_mask"][:, -prompt.length :].bool().tolist()
     for row, roles in enumerate(prompt.roles):
         names = [OTHER if real else "" for real in mask[row]]
-        for name in sorted(roles, key=lambda one: (len(roles[one]), one), reverse=True):
+        for name in sorted(roles, key=lambda role: (len(roles[role]), role), reverse=True):
             for position in roles[name]:
                 names[position] = name
         labels.append(names)
@@ -167,12 +167,12 @@ def check_same_tokens(clean: Prompt, corrupt: Prompt) -> None:
     RoleError
         With the rows and what to do.
     """
-    one, two = clean.lengths, corrupt.lengths
-    if wrong := (one != two).nonzero().flatten().tolist():
+    clean_lengths, corrupt_lengths = clean.lengths, corrupt.lengths
+    if wrong := (clean_lengths != corrupt_lengths).nonzero().flatten().tolist():
         row = wrong[0]
         raise RoleError(
-            f"row(s) {wrong[:8]} differ in length: row {row} has {int(one[row])} tokens in the "
-            f"clean and {int(two[row])} in the corrupt prompt, so positions do not correspond. "
-            'Compare roles instead, such as roles=("entity[-1]", "last"), or use names of as many '
-            "tokens and images of the same size."
+            f"row(s) {wrong[:8]} differ in length: row {row} has {int(clean_lengths[row])} tokens "
+            f"in the clean and {int(corrupt_lengths[row])} in the corrupt prompt, so positions do "
+            'not correspond. Compare roles instead, such as roles=("entity[-1]", "last"), or use '
+            "names of as many tokens and images of the same size."
         )

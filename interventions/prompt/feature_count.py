@@ -74,11 +74,13 @@ def _parts(module: Any, anatomy: Anatomy) -> list[Any]:
 def _usual(module: Any, anatomy: Anatomy) -> bool:
     """Whether what makes the features is as transformers has it."""
     parts = _parts(module, anatomy)
-    inside = [one for part in parts for one in part.modules()]
+    inside = [submodule for part in parts for submodule in part.modules()]
     return (
-        all(type(one).__module__.startswith(LIBRARY) for one in (module, *parts))
-        and all(type(one).__module__.startswith(PARTS) for one in inside)
-        and not any(one._forward_hooks or one._forward_pre_hooks for one in inside)
+        all(type(part).__module__.startswith(LIBRARY) for part in (module, *parts))
+        and all(type(submodule).__module__.startswith(PARTS) for submodule in inside)
+        and not any(
+            submodule._forward_hooks or submodule._forward_pre_hooks for submodule in inside
+        )
     )
 
 
@@ -119,10 +121,10 @@ def _measured(module: Any, tensors: Tensors, told: bool) -> int | None:
         return None
 
 
-def _entries(made: Any) -> int | None:
+def _entries(output: Any) -> int | None:
     """Number of vectors in what a model gives as its image features."""
-    found = getattr(made, "pooler_output", None)
-    if found is None:
-        found = getattr(made, "last_hidden_state", made)
-    several = found if isinstance(found, list | tuple) else [found]
-    return sum(one.shape[:-1].numel() for one in several)
+    features = getattr(output, "pooler_output", None)
+    if features is None:
+        features = getattr(output, "last_hidden_state", output)
+    several = features if isinstance(features, list | tuple) else [features]
+    return sum(tensor.shape[:-1].numel() for tensor in several)

@@ -47,7 +47,7 @@ def make_prompt(
     given = read_rows(text)
     written = written_rows(model, given, _images(model, images, len(given)), template_kwargs)
     _check_begin(model, written)
-    per_row = [one.images for one in written]  # those that messages hold, too
+    per_row = [row.images for row in written]  # those that messages hold, too
     if processor_kwargs and not any(per_row):
         raise PromptError(
             f"processor_kwargs {sorted(processor_kwargs)} were given, but no row has an image, so "
@@ -62,14 +62,14 @@ def make_prompt(
         )
 
     rows = []
-    for i, (one, pictures) in enumerate(zip(written, per_row, strict=True)):
+    for i, (row, pictures) in enumerate(zip(written, per_row, strict=True)):
         chosen = {
-            name: one.moved(checked_span(_of_row(span, i, len(given), name), name=name))
+            name: row.moved(checked_span(_of_row(span, i, len(given), name), name=name))
             for name, span in (spans or {}).items()
         }
         rows.append(
             build_row(
-                one.text,
+                row.text,
                 _as_shown(pictures, i),
                 chosen,
                 tokenizer=model.tokenizer,
@@ -163,9 +163,9 @@ def _n_begins(model: Wrapped, row: Written, begin: str, adds: bool) -> int:
     """How many begin tokens there will be before a row says anything, be it behind its images."""
     # Llama 3.2 Vision is given one behind an image that a text begins with.
     mark = None if model.anatomy.cross_blocks else model.image_token
-    ahead = "|".join(re.escape(one) for one in (begin, mark) if one)
-    found = re.match(rf"(?:\s|{ahead})*", row.text)
-    front = found[0] if found else ""
+    ahead = "|".join(re.escape(token) for token in (begin, mark) if token)
+    match = re.match(rf"(?:\s|{ahead})*", row.text)
+    front = match[0] if match else ""
     by_processor = bool(mark) and mark in front and model.anatomy.family.processor_begins
     return front.count(begin) + (by_processor or (adds and not row.text.startswith(begin)))
 
@@ -174,7 +174,9 @@ def _begins(model: Wrapped, row: Written) -> bool:
     """Whether a chat template begins its prompts with the token that the tokenizer leaves out."""
     if row.images and model.anatomy.family.processor_begins:
         return False
-    sources = (getattr(one, "chat_template", None) for one in (model.processor, model.tokenizer))
+    sources = (
+        getattr(holder, "chat_template", None) for holder in (model.processor, model.tokenizer)
+    )
     return any("bos_token" in str(source) for source in sources if source)
 
 
@@ -189,28 +191,28 @@ def _images(model: Wrapped, images: Any | None, n_rows: int) -> list[list[Any]]:
     entries = pictures_in(images)
     entries = [images] if entries is None else entries
     listed = [pictures_in(entry) for entry in entries]
-    flat = all(found is None for found in listed)
+    flat = all(pictures is None for pictures in listed)
     if n_rows == 1 and flat and not (len(entries) == 1 and entries[0] is None):
         return [entries]
     if len(entries) != n_rows:
         raise PromptError(f"{len(entries)} images for {n_rows} rows. Give one entry per row.")
     return [
-        found if found is not None else ([] if entry is None else [entry])
-        for entry, found in zip(entries, listed, strict=True)
+        pictures if pictures is not None else ([] if entry is None else [entry])
+        for entry, pictures in zip(entries, listed, strict=True)
     ]
 
 
 def _spans(spans: Any) -> dict[str, Any]:
     """Spans by name: one for all rows, or a list of one per row."""
-    found = {}
+    by_name = {}
     for name, span in of_kind(spans, Mapping, "spans", error=PromptError).items():
-        one = plain(span)
-        if not isinstance(one, str):
-            one = [plain(each) for each in several(one, f"span {name!r}")]
-            if isinstance(span, tuple) and len(one) == 2 and not any(map(_several, one)):
-                one = tuple(one)
-        found[text_of(name, "the name of a span")] = one
-    return found
+        value = plain(span)
+        if not isinstance(value, str):
+            value = [plain(entry) for entry in several(value, f"span {name!r}")]
+            if isinstance(span, tuple) and len(value) == 2 and not any(map(_several, value)):
+                value = tuple(value)
+        by_name[text_of(name, "the name of a span")] = value
+    return by_name
 
 
 def _several(span: Any) -> bool:

@@ -95,20 +95,20 @@ class Message:
         extra : str, optional
             A key that no template reads, for every part.
         """
-        made = {"role": self.role, **self.more}
+        message = {"role": self.role, **self.more}
         if self.silent:
-            return made
+            return message
         if as_text:
             front = next((i for i, p in enumerate(self.parts) if isinstance(p, str)), None)
             shown = [p if isinstance(p, str) else mark for p in self.parts]
             if front:
                 shown.insert(front, "\n")
-            return {**made, "content": "".join(shown)}
+            return {**message, "content": "".join(shown)}
         parts: list[dict[str, Any]] = [
             {"type": "text", "text": p} if isinstance(p, str) else {"type": "image"}
             for p in self.parts
         ]
-        return {**made, "content": [{**p, extra: extra} if extra else p for p in parts]}
+        return {**message, "content": [{**p, extra: extra} if extra else p for p in parts]}
 
 
 def is_message(value: Any) -> bool:
@@ -124,10 +124,10 @@ def read_messages(messages: Iterable[Any]) -> list[Message]:
     PromptError
         If it has no messages, or one that is no message: which one, and what was expected.
     """
-    found = [_message(one, i) for i, one in enumerate(messages)]
-    if not found:
+    chat = [_message(message, i) for i, message in enumerate(messages)]
+    if not chat:
         raise PromptError(f"a chat has no messages. Give at least one, {ROLES}.")
-    return found
+    return chat
 
 
 def _message(given: Any, i: int) -> Message:
@@ -165,7 +165,7 @@ def _message(given: Any, i: int) -> Message:
         return Message(role, (plain(content),), more=more)
     if isinstance(content, Mapping) or not isinstance(content, list | tuple):
         content = [content]
-    parts = tuple(_part(one, f"part {k} of {where} ({role!r})") for k, one in enumerate(content))
+    parts = tuple(_part(part, f"part {k} of {where} ({role!r})") for k, part in enumerate(content))
     return Message(role, parts or ("",), as_text=False, more=more)
 
 

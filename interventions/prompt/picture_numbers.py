@@ -48,7 +48,7 @@ def images_of_batch(value: Any) -> list[Any]:
 
 
 def _listed(pixels: np.ndarray) -> list[Any]:
-    return [_image(one) if one.ndim == 3 else _listed(one) for one in pixels]
+    return [_image(entry) if entry.ndim == 3 else _listed(entry) for entry in pixels]
 
 
 def _image(pixels: np.ndarray) -> Image.Image:
@@ -223,16 +223,16 @@ def check_one_range(pictures: Iterable[tuple[str, Any]]) -> None:
     PictureError
         Naming one of either kind.
     """
-    found: dict[int, str] = {}
+    ranges: dict[int, str] = {}
     for name, value in pictures:
         is_image = isinstance(value, Image.Image)
         if not (value.mode == "F" if is_image else is_array(value)):
             continue
         array = array_of(np.asarray(value) if is_image else value)
         if array.dtype.kind == "f" and (highest := float(array.max())) > 0:
-            found.setdefault(_white(highest), f"{name} has floats up to {highest:.6g}")
-    if len(found) > 1:
-        said = f"{found[1]}, and {found[WHITE]}, so the first may be a dark one in 0 to 255"
+            ranges.setdefault(_white(highest), f"{name} has floats up to {highest:.6g}")
+    if len(ranges) > 1:
+        said = f"{ranges[1]}, and {ranges[WHITE]}, so the first may be a dark one in 0 to 255"
         raise PictureError(
             "image_values",
             f"{said}. Give all in one range; for dark ones in 0 to 255 as uint8, or in one array",

@@ -127,10 +127,10 @@ def _is_image(data: bytes) -> bool:
 def _stored(value: Mapping[Any, Any], folder: Path) -> Path | bytes | Image.Image | Any:
     data, path = value.get("bytes"), value.get("path")
     if isinstance(data, str):
-        found = _decoded(data.strip().rpartition(",")[2])
-        if found is None:
+        decoded = _decoded(data.strip().rpartition(",")[2])
+        if decoded is None:
             raise PictureError("image_unreadable", "the text of its bytes is no base64")
-        return found
+        return decoded
     if data is not None:
         return located(data, folder)
     if isinstance(path, os.PathLike) or (isinstance(path, str) and path.strip()):
@@ -188,9 +188,9 @@ def pictures_in(value: Any) -> list[Any] | None:
         raise PictureError("wrong_type", "pictures in a set are in no order; give a list")
     if not isinstance(value, Iterable):
         return None
-    leaf = found = list(value)
+    leaf = pictures = list(value)
     while isinstance(leaf, list | tuple) and leaf:
         leaf = leaf[0]
     if isinstance(leaf, Number):
         raise PictureError("wrong_type", "numbers in a list; give them as a numpy array")
-    return found
+    return pictures

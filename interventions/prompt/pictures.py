@@ -78,7 +78,7 @@ def as_picture(value: Any, *, folder: str | os.PathLike[str] | None = None) -> I
     return opened(located(value, Path(folder or "")))
 
 
-def opened(found: Path | bytes | Image.Image | Any) -> Image.Image:
+def opened(source: Path | bytes | Image.Image | Any) -> Image.Image:
     """Return the pixels of what :func:`interventions.prompt.picture_sources.located` found.
 
     Raises
@@ -93,14 +93,14 @@ def opened(found: Path | bytes | Image.Image | Any) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if isinstance(found, Path):
-                found = _content(found)
-            if isinstance(found, bytes):
-                if not found:
+            if isinstance(source, Path):
+                source = _content(source)
+            if isinstance(source, bytes):
+                if not source:
                     raise PictureError("image_empty", "there are no bytes in it")
-                with Image.open(io.BytesIO(found)) as image:
+                with Image.open(io.BytesIO(source)) as image:
                     return _shown(image)
-            return _shown(found if isinstance(found, Image.Image) else image_of_numbers(found))
+            return _shown(source if isinstance(source, Image.Image) else image_of_numbers(source))
     except PictureError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

@@ -148,20 +148,20 @@ def index_list(asked: int | slice | Sequence[int], n: int, what: str = "layer") 
     SiteError
         If one does not exist, or none is named.
     """
-    found = index_of(asked, what)
-    if isinstance(found, slice):
-        backward = found.step is not None and found.step < 0
+    index = index_of(asked, what)
+    if isinstance(index, slice):
+        backward = index.step is not None and index.step < 0
         low, high = (-n - 1, n - 1) if backward else (-n, n)
-        if any(end is not None and not low <= end <= high for end in (found.start, found.stop)):
-            raise SiteError(f"{what}s {found.start}:{found.stop} reach outside 0:{n}.")
-        found = list(range(n))[found]
-    found = [found] if isinstance(found, int) else found
-    if not found:
+        if any(end is not None and not low <= end <= high for end in (index.start, index.stop)):
+            raise SiteError(f"{what}s {index.start}:{index.stop} reach outside 0:{n}.")
+        index = list(range(n))[index]
+    index = [index] if isinstance(index, int) else index
+    if not index:
         raise SiteError(f"no {what} is named by {asked!r}; there are {what}s 0 to {n - 1}.")
-    for one in found:
-        if not -n <= one < n:
-            raise SiteError(f"no {what} {one}: the model has {what}s 0 to {n - 1}.")
-    return [one % n for one in found]
+    for number in index:
+        if not -n <= number < n:
+            raise SiteError(f"no {what} {number}: the model has {what}s 0 to {n - 1}.")
+    return [number % n for number in index]
 
 
 def read_at(hidden: torch.Tensor, positions: Where) -> torch.Tensor:

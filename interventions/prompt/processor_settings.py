@@ -74,11 +74,11 @@ def _used(images: Any) -> set[str]:
 
 
 def _sized(size: dict[str, Any], area: Mapping[str, Any]) -> dict[str, Any]:
-    made = {key: plain(value) for key, value in {**size, **area}.items() if value is not None}
-    least, most = (made.get(key) for key in AREA.values())
+    sized = {key: plain(value) for key, value in {**size, **area}.items() if value is not None}
+    least, most = (sized.get(key) for key in AREA.values())
     if not (isinstance(least, int) and isinstance(most, int) and 0 < least <= most):
         raise PromptError(
             f"processor_kwargs: an image's area is to lie between min_pixels={least!r} and "
             f"max_pixels={most!r}. Give whole numbers, the first no larger than the second."
         )
-    return made
+    return sized

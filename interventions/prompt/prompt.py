@@ -122,21 +122,21 @@ class Prompt:
             raise RoleError(f"no role {role!r} in this prompt. {did_you_mean(role, known)}{hint}")
         lists: list[list[int]] = []
         for row, roles in enumerate(self.roles):
-            found = roles.get(role, [])
+            positions = roles.get(role, [])
             if isinstance(index, slice):
-                found = found[index]
-            elif index is not None and found:
+                positions = positions[index]
+            elif index is not None and positions:
                 wanted = [index] if isinstance(index, int) else index
-                for one in wanted:
-                    if not -len(found) <= one < len(found):
+                for i in wanted:
+                    if not -len(positions) <= i < len(positions):
                         raise RoleError(
-                            f"role {role!r} has {len(found)} token(s) in row {row}, so there is no "
-                            f"index {one}. Use -1 for its last token."
+                            f"role {role!r} has {len(positions)} token(s) in row {row}, so there "
+                            f"is no index {i}. Use -1 for its last token."
                         )
-                if len({one % len(found) for one in wanted}) < len(wanted):
+                if len({i % len(positions) for i in wanted}) < len(wanted):
                     raise RoleError(f"index {wanted} of role {role!r} names one token twice.")
-                found = [found[one] for one in wanted]
-            lists.append(found)
+                positions = [positions[i] for i in wanted]
+            lists.append(positions)
         single = isinstance(index, int) or role in SINGLE
         return from_lists(lists, length=self.length, single=single, role=role)
 
@@ -173,8 +173,8 @@ class Prompt:
         inputs["position_ids"] = inputs["position_ids"][..., left:stop]
         inputs["attention_mask"] = torch.cat([mask[:, :prefix], mask[:, prefix:][:, left:stop]], 1)
         roles = [
-            {name: [position - left for position in found] for name, found in one.items()}
-            for one in self.roles
+            {name: [position - left for position in positions] for name, positions in row.items()}
+            for row in self.roles
         ]
         return replace(self, inputs=inputs, roles=roles), left
 
@@ -216,9 +216,9 @@ def common_prefix(rows: Sequence[Row], text: str | None) -> int:
     kept = [
         position
         for row in rows
-        for role, found in row.roles.items()
+        for role, positions in row.roles.items()
         if role not in ("question", "last")
-        for position in found
+        for position in positions
     ]
     limit = min([len(row.ids) - 1 for row in rows] + [len(row.ends) for row in rows] + kept)
     if text is not None:
@@ -256,10 +256,10 @@ def collate(
         input_ids[i, pad:] = torch.tensor(kept)
         mask[i, pad:] = 1
         shifted = {
-            name: [position - prefix + pad for position in found if position >= prefix]
-            for name, found in row.roles.items()
+            name: [position - prefix + pad for position in positions if position >= prefix]
+            for name, positions in row.roles.items()
         }
-        roles.append({name: found for name, found in shifted.items() if found})
+        roles.append({name: positions for name, positions in shifted.items() if positions})
     position_ids = (mask.cumsum(-1) - 1).clamp(min=0) + prefix + first_position
     full_mask = torch.cat([torch.ones(len(rows), prefix, dtype=torch.long), mask], dim=1)
     inputs = {"input_ids": input_ids, "attention_mask": full_mask, "position_ids": position_ids}
@@ -293,16 +293,16 @@ def collate(
 
 def _widest(tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:
     """Largest size along every axis."""
-    return tuple(max(sizes) for sizes in zip(*(one.shape for one in tensors), strict=True))
+    return tuple(max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True))
 
 
 def _padded(tensor: torch.Tensor, shape: Sequence[int], *, left: bool = False) -> torch.Tensor:
     """Zeros of a shape with a tensor at the start of every axis, or at the end of the first."""
     if tuple(tensor.shape) == tuple(shape):
         return tensor
-    made = tensor.new_zeros(tuple(shape))
+    padded = tensor.new_zeros(tuple(shape))
     place = [slice(0, n) for n in tensor.shape]
     if left:
         place[0] = slice(shape[0] - tensor.shape[0], shape[0])
-    made[tuple(place)] = tensor
-    return made
+    padded[tuple(place)] = tensor
+    return padded

@@ -69,7 +69,7 @@ def checked_span(span: Any, *, name: str) -> str | tuple[int, int]:
     ends = several(span, f"span {name!r}", expected=expected)
     if len(ends) != 2:
         raise PromptError(f"span {name!r} is {shown(span)}. Expected {expected}.")
-    start, stop = (whole(one, f"an offset of span {name!r}") for one in ends)
+    start, stop = (whole(end, f"an offset of span {name!r}") for end in ends)
     return start, stop
 
 
@@ -110,8 +110,8 @@ def _process(
         with warnings.catch_warnings():
             # PaliGemma's processor turns tensors into arrays in a way that numpy complains about.
             warnings.filterwarnings("ignore", "__array__", DeprecationWarning)
-            made = own(text=[text], images=[list(images)], return_tensors="pt", **settings)
-            return made, listener
+            processed = own(text=[text], images=[list(images)], return_tensors="pt", **settings)
+            return processed, listener
     except Exception as error:  # processors check what they are given each in its own way
         raise PromptError(
             f"{type(processor).__name__} cannot process {text!r} with {len(images)} image(s): "
@@ -179,14 +179,14 @@ class _Places:
 
     def of(self, start: int, stop: int) -> tuple[int, int]:
         """Tokenised offsets of the span [start, stop) as written."""
-        found = [
+        pieces = [
             (there + max(start - here, 0), there + min(stop - here, length))
             for here, there, length in self.literals
             if here < stop and start < here + length
         ]
-        if not found:
+        if not pieces:
             return 0, 0
-        return found[0][0], found[-1][1]
+        return pieces[0][0], pieces[-1][1]
 
     def in_text(self, start: int, stop: int) -> bool:
         """Whether tokenised offsets touch the text as written."""

@@ -73,5 +73,5 @@ def _shortened(value: Any, n: int) -> Any:
     if hasattr(value, "shape"):
         return value[:, :-n]
     if value and isinstance(value[0], list):
-        return [one[:-n] for one in value]
+        return [entries[:-n] for entries in value]
     return value[:-n] if isinstance(value, Sequence) else value

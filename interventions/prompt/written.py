@@ -66,21 +66,21 @@ def read_rows(text: Any) -> list[str | list[Message]]:
     rows = list(text)
     if rows and is_message(rows[0]):
         return [read_messages(rows)]
-    return [_row(one) for one in rows]
+    return [_row(row) for row in rows]
 
 
-def _row(one: Any) -> str | list[Message]:
-    if isinstance(one, str):
-        return plain(one)
-    if is_message(one) or not isinstance(one, Iterable) or isinstance(one, bytes | bytearray):
-        raise _no_row(one)
-    return read_messages(one)
+def _row(given: Any) -> str | list[Message]:
+    if isinstance(given, str):
+        return plain(given)
+    if is_message(given) or not isinstance(given, Iterable) or isinstance(given, bytes | bytearray):
+        raise _no_row(given)
+    return read_messages(given)
 
 
-def _no_row(one: Any) -> PromptError:
+def _no_row(given: Any) -> PromptError:
     return PromptError(
-        f"a row of a prompt is {type(one).__name__} {str(one)[:60]!r}; expected a text, a chat (a "
-        "list of messages), or a list of these."
+        f"a row of a prompt is {type(given).__name__} {str(given)[:60]!r}; expected a text, a "
+        "chat (a list of messages), or a list of these."
     )
 
 
@@ -180,20 +180,22 @@ def _chat(
     model: Wrapped, template: ChatTemplate | None, messages: list[Message], images: list[Any]
 ) -> Written:
     assert template is not None
-    held = [one for message in messages for one in message.pictures if one.value is not None]
+    held = [
+        picture for message in messages for picture in message.pictures if picture.value is not None
+    ]
     texts = [text for message in messages for text in message.texts]
     if _anywhere(texts, len(held) + len(images), model):
         mark = model.image_token or ""
         messages = [m.with_texts([t.replace(PLACE, mark) for t in m.texts]) for m in messages]
     own = model.placeholder
-    free = sum(one.value is None for message in messages for one in message.pictures)
+    free = sum(picture.value is None for message in messages for picture in message.pictures)
     free += sum(text.count(own) for m in messages for text in m.texts) if own else 0
     if images and not free and not held:
         messages = _in_front(messages, len(images))
     chat = template.write(messages)
     if not held:
         return Written(chat.text, images)
-    free = sum(one is None for one in chat.pictures)  # arrays are not to be compared
+    free = sum(picture is None for picture in chat.pictures)  # arrays are not to be compared
     if free != len(images):
         raise PromptError(
             f"{len(images)} image(s) were given for a chat with {free} place(s) to fill; "
@@ -201,7 +203,7 @@ def _chat(
             "that holds none, in their order."
         )
     more = iter(images)
-    filled = [next(more) if one is None else one for one in chat.pictures]
+    filled = [next(more) if picture is None else picture for picture in chat.pictures]
     return Written(chat.text, filled)
 
 

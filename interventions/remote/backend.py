@@ -189,17 +189,17 @@ class Hosted:
 def hosted(backend: Backend) -> list[Hosted]:
     """Models a server knows; empty if it does not say."""
     try:
-        found: dict[str, Any] = backend.http("GET", "/status").json().get("deployments", {})
+        deployments: dict[str, Any] = backend.http("GET", "/status").json().get("deployments", {})
     except (RemoteError, ValueError):
         return []
     return [
         Hosted(
-            repo_id=one.get("repo_id") or name,
-            level=one.get("deployment_level") or "",
-            state=one.get("application_state") or "",
-            model_key=one.get("model_key"),
+            repo_id=deployment.get("repo_id") or name,
+            level=deployment.get("deployment_level") or "",
+            state=deployment.get("application_state") or "",
+            model_key=deployment.get("model_key"),
         )
-        for name, one in found.items()
+        for name, deployment in deployments.items()
     ]
 
 
@@ -214,7 +214,7 @@ def repo_of(model_key: str) -> str:
 def where_else(known: list[Hosted], model_key: str) -> str:
     """A sentence about a model that is not to be had, and what is hosted, nearest names first."""
     wanted = repo_of(model_key)
-    names = sorted({one.repo_id for one in known} - {wanted})
+    names = sorted({model.repo_id for model in known} - {wanted})
     if not names:
         return f"{wanted!r} is not hosted there, and the server names no other model."
     near = get_close_matches(wanted, names, n=3, cutoff=0.4)

@@ -287,6 +287,6 @@ def stored(path: Path) -> Any:
             importlib.import_module(module)  # where what may be stored says so
     array = np.zeros(1, dtype=np.float32)
     rebuilt = [array.__reduce__()[0], np.ndarray, np.dtype]
-    kinds = [type(np.dtype(one)) for one in ("f4", "f8", "i4", "i8", "?")]
+    kinds = [type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8", "?")]
     with torch.serialization.safe_globals([*RETURNABLE, *rebuilt, *kinds]):
         return torch.load(path, weights_only=True)

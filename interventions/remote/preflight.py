@@ -91,8 +91,8 @@ def preflight(model: Wrapped) -> Preflight:
     backend = backend_of(model, remote=model.remote)
     ping = _timed(lambda: backend.http("GET", "/ping"))
     known = hosted(backend)
-    mine = next((one for one in known if _is(one, backend, model)), None)
-    found = Preflight(
+    mine = next((deployment for deployment in known if _is(deployment, backend, model)), None)
+    report = Preflight(
         host=backend.host,
         model=model.name,
         round_trip_ms=ping,
@@ -102,14 +102,14 @@ def preflight(model: Wrapped) -> Preflight:
     )
     try:
         send(model, backend, about_weights, (), {})  # the first request may have to load the model
-        found.dtype, has_weights = backend.saved["returned"][0]
-        found.request_ms = _timed(lambda: send(model, backend, about_weights, (), {}))
-        found.gradients = has_weights
+        report.dtype, has_weights = backend.saved["returned"][0]
+        report.request_ms = _timed(lambda: send(model, backend, about_weights, (), {}))
+        report.gradients = has_weights
     except JobError as error:
-        found.problem = str(error)
+        report.problem = str(error)
     except RemoteError as error:
-        found.problem = str(error) if known else f"{error} {where_else(known, backend.model_key)}"
-    return found
+        report.problem = str(error) if known else f"{error} {where_else(known, backend.model_key)}"
+    return report
 
 
 def differences(backend: Backend) -> list[Difference]:
@@ -118,27 +118,27 @@ def differences(backend: Backend) -> list[Difference]:
         told = backend.http("GET", "/env").json()
     except (RemoteError, ValueError):
         return []
-    there, found = told.get("packages", {}), []
+    there, differing = told.get("packages", {}), []
     for package, why in MATTERING.items():
         try:
             here = version(package).split("+")[0]
         except PackageNotFoundError:
             continue
-        other = str(there.get(package, "none")).split("+")[0]
-        if other != here:
-            found.append(Difference(package, here, other, why))
+        served = str(there.get(package, "none")).split("+")[0]
+        if served != here:
+            differing.append(Difference(package, here, served, why))
     ours = ".".join(map(str, sys.version_info[:2]))
     theirs = ".".join(str(told.get("python_version", "")).split(" ")[0].split(".")[:2])
     if theirs and theirs != ours:
         why = "dataclasses and functions made on the fly in your own code cannot be sent"
-        found.append(Difference("python", ours, theirs, why))
-    return found
+        differing.append(Difference("python", ours, theirs, why))
+    return differing
 
 
-def _is(one: Hosted, backend: Backend, model: Wrapped) -> bool:
-    if one.model_key is not None:
-        return one.model_key == backend.model_key
-    return one.repo_id == model.name
+def _is(deployment: Hosted, backend: Backend, model: Wrapped) -> bool:
+    if deployment.model_key is not None:
+        return deployment.model_key == backend.model_key
+    return deployment.repo_id == model.name
 
 
 def _timed(act: Callable[[], object]) -> float:

@@ -38,10 +38,10 @@ def troubles(source: str) -> Iterator[tuple[int, str]]:
     tree = ast.parse(textwrap.dedent(source))
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            for one in node.decorator_list:
-                name = _last_name(one.func if isinstance(one, ast.Call) else one)
+            for decorator in node.decorator_list:
+                name = _last_name(decorator.func if isinstance(decorator, ast.Call) else decorator)
                 if name in DECORATORS:
-                    yield one.lineno, f"@{ast.unparse(one)}: {DECORATORS[name]}"
+                    yield decorator.lineno, f"@{ast.unparse(decorator)}: {DECORATORS[name]}"
         elif isinstance(node, ast.Nonlocal):
             yield node.lineno, "nonlocal: a function is sent without the variables around it"
         elif isinstance(node, ast.Call) and not node.args and _last_name(node.func) == "super":
@@ -73,27 +73,27 @@ def check_travels(function: Any) -> None:
     seen: set[int] = set()
     waiting = [function]
     while waiting:
-        one = waiting.pop()
+        candidate = waiting.pop()
         # A decorator that kept what it wraps is itself what does not survive.
-        if id(one) in seen or not _sent_alone(one):
+        if id(candidate) in seen or not _sent_alone(candidate):
             continue
-        seen.add(id(one))
-        plain = inspect.unwrap(one) if callable(one) else one
+        seen.add(id(candidate))
+        plain = inspect.unwrap(candidate) if callable(candidate) else candidate
         try:
             source, start = inspect.getsourcelines(plain)
         except (OSError, TypeError):
             continue  # made on the fly: nnsight sends its bytecode
         text = "".join(source)
         try:
-            found = list(troubles(text))
+            problems = list(troubles(text))
         except SyntaxError:
             continue  # a lambda in the middle of a line
-        if plain is not one:
-            found.append((1, "a decorator with functools.wraps: what it wraps is dropped"))
-        if found:
-            line, what = found[0]
+        if plain is not candidate:
+            problems.append((1, "a decorator with functools.wraps: what it wraps is dropped"))
+        if problems:
+            line, what = problems[0]
             raise RemoteError(
-                f"{getattr(one, '__qualname__', one)} cannot be sent to a server. Line "
+                f"{getattr(candidate, '__qualname__', candidate)} cannot be sent to a server. Line "
                 f"{start + line - 1} of {inspect.getsourcefile(plain)}: {what}. Change it, or put "
                 "it in a package and name that to interventions.remote.carry."
             )

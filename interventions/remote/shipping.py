@@ -142,7 +142,11 @@ class Luggage:
             ours, libraries = set(), set()
             for name, top_level in imports(text, module):
                 if name.split(".")[0] in self.folders:
-                    ours |= {one for one in within(name) if self.path_of(one) is not None}
+                    ours |= {
+                        enclosing
+                        for enclosing in within(name)
+                        if self.path_of(enclosing) is not None
+                    }
                     ours |= self._behind(name)
                 elif top_level:
                     libraries.add(name)
@@ -155,21 +159,21 @@ class Luggage:
         path = self.path_of(package)
         assert path is not None
         public = public_names(path.read_text(encoding="utf-8"))
-        modules = [module for one, module in public.items() if last in (one, "*")]
-        return {one for module in modules for one in within(module)}
+        modules = [module for public_name, module in public.items() if last in (public_name, "*")]
+        return {enclosing for module in modules for enclosing in within(module)}
 
     def closure(self, modules: Iterable[str]) -> frozenset[str]:
         """The modules of ours among ``modules``, and all of ours that they import."""
-        found: set[str] = set()
-        waiting = [one for name in modules for one in within(name)]
+        ours: set[str] = set()
+        waiting = [enclosing for name in modules for enclosing in within(name)]
         while waiting:
             module = waiting.pop()
-            if module in found or module.startswith(STAYS) or self.path_of(module) is None:
+            if module in ours or module.startswith(STAYS) or self.path_of(module) is None:
                 continue
-            found.add(module)
+            ours.add(module)
             if module not in self.folders:  # a package's own names are found when asked for
                 waiting += self._read(module)[1]
-        return frozenset(found)
+        return frozenset(ours)
 
     def packed(self, modules: frozenset[str]) -> bytes:
         """The sources of modules, compressed."""
@@ -261,11 +265,11 @@ class Step:
 
 def named_in(body: bytes) -> set[str]:
     """Modules of ours that a pickle refers to: as a string of their own, or in an import."""
-    tops = b"|".join(re.escape(one).encode() for one in LUGGAGE.folders)
+    tops = b"|".join(re.escape(folder).encode() for folder in LUGGAGE.folders)
     strings = re.finditer(rb"\x8c(.)((?:%s)(?:\.\w+)*)" % tops, body, re.DOTALL)
-    found = {one[2][: one[1][0]] for one in strings if len(one[2]) >= one[1][0]}
-    found |= {*re.findall(rb"\b(?:from|import)\s+((?:%s)(?:\.\w+)*)" % tops, body)}
-    return {one.decode() for one in found}
+    modules = {match[2][: match[1][0]] for match in strings if len(match[2]) >= match[1][0]}
+    modules |= {*re.findall(rb"\b(?:from|import)\s+((?:%s)(?:\.\w+)*)" % tops, body)}
+    return {module.decode() for module in modules}
 
 
 def with_luggage(body: bytes) -> bytes:
@@ -289,7 +293,7 @@ def by_reference(pickle_body: Any) -> bytes:
     """Call a function that pickles, during which our packages are referred to by name."""
     from cloudpickle.cloudpickle import _PICKLE_BY_VALUE_MODULES as BY_VALUE
 
-    held = {one for one in LUGGAGE.folders if one in BY_VALUE}
+    held = {folder for folder in LUGGAGE.folders if folder in BY_VALUE}
     BY_VALUE.difference_update(held)
     try:
         return pickle_body()

@@ -44,7 +44,7 @@ def check_start(
     """Refuse to skip blocks that are patched, read, or whose keys and values are wanted."""
     if block != model.n_layers:
         layer_list(block, model.n_layers)
-    touched = [layer for one in touching for layer in layer_list(one.layers, model.n_layers)]
+    touched = [layer for touch in touching for layer in layer_list(touch.layers, model.n_layers)]
     if keep_cache or min(touched, default=block) < block:
         raise SiteError(
             f"start={block} skips the blocks below, but "

@@ -180,19 +180,19 @@ def _complete(
     scores: list[list[float]] = []
     alone = model.anatomy.dependent_rows is not None
     for rows in torch.arange(len(prompt)).split(1 if alone else batch_rows):
-        some, written = prompt, patches
+        batch, written = prompt, patches
         if alone or len(rows) < len(prompt):
-            some, written = prompt.select(rows), [patch.of_rows(rows) for patch in patches]
+            batch, written = prompt.select(rows), [patch.of_rows(rows) for patch in patches]
         if alone:  # padding would count too
-            some, left = some.trimmed()
-            written = [patch.shifted(left, some.length) for patch in written]
-        prefill = run_checked(model, some, patches=written, keep_cache=True)
+            batch, left = batch.trimmed()
+            written = [patch.shifted(left, batch.length) for patch in written]
+        prefill = run_checked(model, batch, patches=written, keep_cache=True)
         watch = () if ids is None else tokens_of(ids)
         decoded = greedy(model, prefill, max_new_tokens=max_new_tokens, stop=stop, watch=watch)
         texts += decoded.texts
         cut += decoded.cut
         if ids is not None:
-            found = choose_by(
+            best = choose_by(
                 model,
                 prefill,
                 ids,
@@ -202,11 +202,11 @@ def _complete(
                 most_rows=batch_rows,
                 decoded=decoded,
             )
-            for rule, chosen in found.choices.items():
+            for rule, chosen in best.choices.items():
                 choices[rule] += chosen
-            first = torch.tensor(found.choices[rules[0]], device=found.scores.device)
-            logprobs += found.scores.gather(-1, first[:, None])[:, 0].tolist()
-            scores += found.scores.tolist() if every_score else []
+            first = torch.tensor(best.choices[rules[0]], device=best.scores.device)
+            logprobs += best.scores.gather(-1, first[:, None])[:, 0].tolist()
+            scores += best.scores.tolist() if every_score else []
     return Completion(
         texts=texts,
         choices=choices.get(rules[0], []),
@@ -220,15 +220,15 @@ def _complete(
 
 def _prior(given: torch.Tensor | Sequence[Any], n_rows: int) -> torch.Tensor:
     try:
-        found = torch.as_tensor(given, dtype=torch.float32)
+        prior = torch.as_tensor(given, dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError) as error:
         raise PromptError(f"the prior is no table of numbers: {error}") from error
-    if found.ndim not in (1, 2) or (found.ndim == 2 and len(found) != n_rows):
+    if prior.ndim not in (1, 2) or (prior.ndim == 2 and len(prior) != n_rows):
         raise PromptError(
-            f"the prior has shape {list(found.shape)}, and the prompt {n_rows} rows. Expected a "
+            f"the prior has shape {list(prior.shape)}, and the prompt {n_rows} rows. Expected a "
             "log-probability of each candidate, for all rows or for each."
         )
-    return found
+    return prior
 
 
 def following(

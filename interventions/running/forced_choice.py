@@ -60,8 +60,8 @@ def choose(
     logprobs : list of float
         Its log-probability, nats.
     """
-    found = choose_by(model, prefill, candidates, decoded=decoded)
-    return found.choices["sum"], found.scores.amax(-1).tolist()
+    chosen = choose_by(model, prefill, candidates, decoded=decoded)
+    return chosen.choices["sum"], chosen.scores.amax(-1).tolist()
 
 
 def choose_by(
@@ -152,13 +152,13 @@ def choose_by(
         depths = torch.tensor([len(nodes[int(i)]) for i in chosen], device=device)
         together = 1 if model.anatomy.dependent_rows is not None else most_rows or len(rows)
         alike = [(depths == depth).nonzero()[:, 0] for depth in depths.unique().tolist()]
-        for group in (part for one in alike for part in one.split(together)):
+        for group in (part for same_depth in alike for part in same_depth.split(together)):
             fed = torch.tensor([nodes[int(chosen[i])] for i in group], device=device)
             cache = take_rows(prefill.cache, rows[group])
             last, _ = step(model, prefill, rows[group], cache, fed)
             logprobs = last.log_softmax(-1)[:, columns]
-            for i, one in zip(group.tolist(), logprobs, strict=True):
-                record(rows[i], nodes[int(chosen[i])], so_far[i], one)
+            for i, row_logprobs in zip(group.tolist(), logprobs, strict=True):
+                record(rows[i], nodes[int(chosen[i])], so_far[i], row_logprobs)
     choices = {
         rule: measure.of(exact).argmax(-1).tolist()
         for rule, measure in zip(rules, measures, strict=True)
@@ -223,9 +223,9 @@ def _measure(
     node, candidate = torch.tensor(pairs, device=exact.device).T
 
     def least(values: torch.Tensor) -> torch.Tensor:
-        found = values.new_full((*values.shape[:-1], len(number)), torch.inf)
+        smallest = values.new_full((*values.shape[:-1], len(number)), torch.inf)
         where = node.expand(*values.shape[:-1], -1)
-        return found.scatter_reduce(-1, where, values[..., candidate], reduce="amin")
+        return smallest.scatter_reduce(-1, where, values[..., candidate], reduce="amin")
 
     return _Measure(weight, taken_off, least(weight), least(taken_off))
 
@@ -233,13 +233,13 @@ def _measure(
 def _top(values: torch.Tensor, count: int) -> torch.Tensor:
     """Which are the greatest of a row, as far as they are finite."""
     top = values.topk(min(count, values.shape[-1]), dim=-1)
-    found = torch.zeros_like(values, dtype=torch.bool)
-    return found.scatter(-1, top.indices, top.values.isfinite())
+    which = torch.zeros_like(values, dtype=torch.bool)
+    return which.scatter(-1, top.indices, top.values.isfinite())
 
 
 def tokens_of(candidates: Sequence[Sequence[int]]) -> list[int]:
     """The tokens that candidates are made of, in order."""
-    return sorted({token for one in candidates for token in one})
+    return sorted({token for candidate in candidates for token in candidate})
 
 
 def _beginnings(

@@ -102,7 +102,7 @@ def greedy(
     n_rows = len(prefill.prompt)
     ends = model.end_ids
     texts = [""] * n_rows
-    made: list[list[int]] = [[] for _ in range(n_rows)]
+    ids: list[list[int]] = [[] for _ in range(n_rows)]
     likely: list[list[float]] = [[] for _ in range(n_rows)]
     watching = torch.tensor(list(watch), dtype=torch.long, device=model.device)
     watched = torch.full((n_rows, max_new_tokens, len(watching)), torch.nan, device=model.device)
@@ -117,11 +117,11 @@ def greedy(
         top = logprobs.gather(-1, chosen[:, None])[:, 0]
         going = []
         for i, (row, token) in enumerate(zip(active.tolist(), chosen.tolist(), strict=True)):
-            made[row].append(token)
+            ids[row].append(token)
             likely[row].append(float(top[i]))
             if token in ends:
                 continue
-            text = model.tokenizer.decode(made[row], skip_special_tokens=True)
+            text = model.tokenizer.decode(ids[row], skip_special_tokens=True)
             start = said_from(text)
             end = text.find(stop, start) if stop and start is not None else -1
             texts[row] = text if end < 0 else text[:end]
@@ -137,7 +137,7 @@ def greedy(
             active, chosen = active[keep], chosen[keep]
             cache = take_rows(cache, keep)
         logits, cache = step(model, prefill, active, cache, chosen[:, None])
-    return Decoded([text.strip() for text in texts], made, likely, watched, cut)
+    return Decoded([text.strip() for text in texts], ids, likely, watched, cut)
 
 
 def extended(key: str, given: torch.Tensor, n: int, *, token_type: int = 0) -> torch.Tensor:

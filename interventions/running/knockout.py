@@ -112,11 +112,11 @@ def check_knockouts(model: Model, prompt: Prompt, knockouts: Sequence[Knockout])
     A token that only a window or chunk of the model's leaves blind is found when it runs.
     """
     at_layer: dict[int, list[Knockout]] = {}
-    for one in knockouts:
-        for layer in layer_list(one.layers, model.n_layers):
+    for knockout in knockouts:
+        for layer in layer_list(knockout.layers, model.n_layers):
             check_not_cross(model, layer)
-            at_layer.setdefault(layer, []).append(one)
-        for at in (one.queries, one.keys):
+            at_layer.setdefault(layer, []).append(knockout)
+        for at in (knockout.queries, knockout.keys):
             if (at.n_rows, at.length) != (len(prompt), prompt.length):
                 raise SiteError(
                     f"a knockout at {at.role!r} was made for {at.n_rows} rows x {at.length} "
@@ -125,7 +125,7 @@ def check_knockouts(model: Model, prompt: Prompt, knockouts: Sequence[Knockout])
                 )
     if model.anatomy.family.two_way or len(prompt.prefix_ids):
         return  # tokens see others than the earlier ones of their row
-    together = {tuple(id(one) for one in cuts): cuts for cuts in at_layer.values()}
+    together = {tuple(id(knockout) for knockout in cuts): cuts for cuts in at_layer.values()}
     for cuts in together.values():
         check_sight(prompt, cuts)
 
@@ -135,12 +135,12 @@ def check_sight(prompt: Prompt, cuts: Sequence[Knockout]) -> None:
     real = prompt.inputs["attention_mask"].bool()
     place = torch.arange(prompt.length)
     for row in range(len(prompt)):
-        parts = [one.of_rows([row]) for one in cuts]
-        queries = torch.cat([one.queries.index[one.queries.mask] for one in parts]).unique()
+        parts = [knockout.of_rows([row]) for knockout in cuts]
+        queries = torch.cat([part.queries.index[part.queries.mask] for part in parts]).unique()
         sees = (place <= queries[:, None]) & real[row]
-        for one in parts:
-            mine = torch.isin(queries, one.queries.index[one.queries.mask])
-            keys = torch.isin(place, one.keys.index[one.keys.mask])
+        for part in parts:
+            mine = torch.isin(queries, part.queries.index[part.queries.mask])
+            keys = torch.isin(place, part.keys.index[part.keys.mask])
             sees &= ~(mine[:, None] & keys)
         if not bool(sees.any(-1).all()):
             raise blinding(row)

@@ -98,7 +98,7 @@ def heatmap(
 def _check_item(data: xr.DataArray, item: Any) -> None:
     """Refuse an item that there is not; True is no item, and 1.0 is none."""
     items = data["item"].values.tolist() if "item" in data.dims else []
-    if not any(type(one) is type(item) and one == item for one in items):
+    if not any(type(known) is type(item) and known == item for known in items):
         raise ResultsError(
             f"no item {shown(item)} in this Dataset. {did_you_mean(str(item), map(str, items))}"
         )
@@ -120,8 +120,8 @@ def _drawable(data: xr.DataArray) -> xr.DataArray:
 def _chosen(dataset: xr.Dataset, variable: str | None) -> tuple[xr.DataArray, str]:
     known = [
         str(name)
-        for name, one in dataset.data_vars.items()
-        if "layer" in one.dims and set(COLUMNS) & set(one.dims)
+        for name, array in dataset.data_vars.items()
+        if "layer" in array.dims and set(COLUMNS) & set(array.dims)
     ]
     if variable is None:
         usual = [name for name in MAPS if name in known] or known
@@ -147,14 +147,14 @@ def _labels(dataset: xr.Dataset, column: str, item: int | None) -> list[str]:
     numbers = [str(position) for position in dataset["position"].values]
     if not {"token", "role"} <= set(dataset.coords) or "position" not in dataset["token"].dims:
         return numbers
-    found = _of_items(dataset["token"], item)
-    other = found
+    tokens = _of_items(dataset["token"], item)
+    corrupt_tokens = tokens
     if "corrupt_token" in dataset.coords:
-        other = _of_items(dataset["corrupt_token"], item)
+        corrupt_tokens = _of_items(dataset["corrupt_token"], item)
     labels = []
     for i, position in enumerate(numbers):
-        names = list(dict.fromkeys(found[:, i].tolist()))
-        changed = list(dict.fromkeys(other[:, i].tolist()))
+        names = list(dict.fromkeys(tokens[:, i].tolist()))
+        changed = list(dict.fromkeys(corrupt_tokens[:, i].tolist()))
         if len(names) > 1:
             roles = (
                 set(np.atleast_2d(dataset["role"].values)[:, i].tolist())
@@ -191,11 +191,11 @@ def _footnote(dataset: xr.Dataset, names: list[str]) -> str:
         return "NOT VERIFIED: no place was patched exactly"
     parts = []
     for name in names:
-        one = dataset["spearman"].sel(component=name)
+        correlation = dataset["spearman"].sel(component=name)
         n = int(dataset["n_checked"].sel(component=name, sample="random"))
         parts.append(
-            f"{name} {float(one.sel(sample='random')):.2f} at random places, "
-            f"{float(one.sel(sample='top')):.2f} at the top (n={n} each)"
+            f"{name} {float(correlation.sel(sample='random')):.2f} at random places, "
+            f"{float(correlation.sel(sample='top')):.2f} at the top (n={n} each)"
         )
     return "rank correlation with exact patching: " + "; ".join(parts)
 

@@ -73,7 +73,7 @@ class Target:
         """
         if len(self.answers) != len(prompt):
             raise PromptError(f"{len(self.answers)} answers for {len(prompt)} rows. Give one each.")
-        tokens = [one[:1] for one in self.answers] if self.single else list(self.answers)
+        tokens = [answer[:1] for answer in self.answers] if self.single else list(self.answers)
         if self.repeats == 2:
             prompt = prompt.select([*range(len(prompt))] * 2)
             tokens += self.foils or []
@@ -136,7 +136,7 @@ class Target:
             return answers - foils
         first = logits[: len(self.answers), 0].float()
         if metric == "rank":
-            tokens = torch.tensor([one[0] for one in self.answers], device=first.device)
+            tokens = torch.tensor([answer[0] for answer in self.answers], device=first.device)
             own = first.gather(1, tokens[:, None])
             return (first > own).sum(-1).float()
         if clean is None:

@@ -83,22 +83,22 @@ def run_clean(
 ) -> Clean:
     """Run a prompt once, and keep what ``cells`` start from; ``apart`` as in :func:`replayed`."""
     n = model.n_layers
-    first = 0 if path != "suffix" else min([one.position for one in cells] + [prompt.length - 1])
+    first = 0 if path != "suffix" else min([cell.position for cell in cells] + [prompt.length - 1])
     folded = sorted(
         {
             _layer(patch)
-            for one in cells
-            for patch in one.patches
+            for cell in cells
+            for patch in cell.patches
             if patch.component == "mlp_out"
             and patch.mode != "add"
-            and first_block(patch) == one.block
+            and first_block(patch) == cell.block
         }
     )
     if path == "plain":
         return Clean(prompt, at, _plain(model, prompt, at, [], apart=apart), {}, {}, [], 0)
     where = _from(prompt, first)
     running = range(n) if prompt.has_images else model.anatomy.self_blocks
-    blocks = sorted({one.block for one in cells})
+    blocks = sorted({cell.block for cell in cells})
     reads = []
     for block in blocks:
         below = [layer for layer in running if layer < block]
@@ -115,16 +115,18 @@ def run_clean(
     if suffix and not len(prompt.prefix_ids):
         # This one keeps all, in blocks with windows too.
         inputs = {cache_argument(model.module): DynamicCache()}
-    found = run_checked(model, prompt, reads=reads, logits=at, keep_cache=suffix, inputs=inputs)
-    resid = dict(zip(blocks, found.reads, strict=False))
+    run = run_checked(model, prompt, reads=reads, logits=at, keep_cache=suffix, inputs=inputs)
+    resid = dict(zip(blocks, run.reads, strict=False))
     for value in resid.values():
         check_range(value, model.dtype, "what enters a block of the run without patches")
-    mlp_out = dict(zip(folded, found.reads[-1], strict=True)) if folded else {}
+    mlp_out = dict(zip(folded, run.reads[-1], strict=True)) if folded else {}
     layers = []
     if suffix:
-        whole = is_shared(found.cache)
-        layers = [one.whole() if whole else (one.keys, one.values) for one in found.cache.layers]
-    return Clean(prompt, at, _logits(found), resid, mlp_out, layers, first)
+        whole = is_shared(run.cache)
+        layers = [
+            layer.whole() if whole else (layer.keys, layer.values) for layer in run.cache.layers
+        ]
+    return Clean(prompt, at, _logits(run), resid, mlp_out, layers, first)
 
 
 def _layer(patch: Patch) -> int:
@@ -132,9 +134,9 @@ def _layer(patch: Patch) -> int:
     return patch.layers
 
 
-def _logits(found: Any) -> torch.Tensor:
-    assert found.logits is not None
-    return found.logits
+def _logits(run: Any) -> torch.Tensor:
+    assert run.logits is not None
+    return run.logits
 
 
 def _from(prompt: Prompt, first: int) -> Positions:
@@ -166,9 +168,9 @@ def replayed(
         # Rows of one prompt row are next to each other: they share its prefix.
         rows = torch.arange(n).repeat_interleave(len(chosen))
         if path == "plain":
-            some = clean.prompt.select(rows)
+            repeated = clean.prompt.select(rows)
             patches = _merged(model, chosen, group.position, clean.prompt.length)
-            logits = _plain(model, some, clean.at.rows(rows), patches, apart=apart)
+            logits = _plain(model, repeated, clean.at.rows(rows), patches, apart=apart)
         else:
             logits = _continued(model, clean, group, chosen, rows, suffix=path == "suffix")
         yield group, logits.unflatten(0, (n, len(chosen))).transpose(0, 1)
@@ -180,12 +182,12 @@ def _plain(
     """Logits of whole rows, together or one after the other."""
     if not apart or len(prompt) == 1:
         return _logits(run_checked(model, prompt, patches=patches, logits=at))
-    found = []
+    logits = []
     for row in torch.arange(len(prompt)).split(1):
         own = [patch.of_rows(row) for patch in patches]
-        some = run_checked(model, prompt.select(row), patches=own, logits=at.rows(row))
-        found.append(_logits(some))
-    return torch.cat(found)
+        run = run_checked(model, prompt.select(row), patches=own, logits=at.rows(row))
+        logits.append(_logits(run))
+    return torch.cat(logits)
 
 
 def _continued(
@@ -202,15 +204,15 @@ def _continued(
     resid = clean.resid[group.block][:, at - clean.first :]
     resid = resid.repeat_interleave(len(chosen), 0)
     inside: list[Cell] = []
-    for which, one in enumerate(chosen):
+    for which, chosen_cell in enumerate(chosen):
         mine = slice(which, None, len(chosen))
         folded, behind = [], []
-        for patch in one.patches:
+        for patch in chosen_cell.patches:
             skipped = first_block(patch) == group.block and patch.component in BEHIND
             (folded if skipped else behind).append(patch)
         if folded:
             resid[mine] = _folded(resid[mine], folded, clean, at)
-        inside.append(replace(one, patches=tuple(behind)))
+        inside.append(replace(chosen_cell, patches=tuple(behind)))
     patches = _merged(model, inside, at, length)
     before_it = at + len(clean.prompt.prefix_ids)
     inputs: dict[str, Any] = {}
@@ -274,8 +276,8 @@ def _suffix(prompt: Prompt, rows: torch.Tensor, at: int, *, prefix: bool) -> Pro
         if key in inputs:
             inputs[key] = inputs[key][:, at:]
     inputs["position_ids"] = inputs["position_ids"][..., at:]
-    made = Prompt(inputs, roles=[{}] * len(rows), texts=[""] * len(rows))
-    return replace(made, prefix_ids=prompt.prefix_ids) if prefix else made
+    suffix = Prompt(inputs, roles=[{}] * len(rows), texts=[""] * len(rows))
+    return replace(suffix, prefix_ids=prompt.prefix_ids) if prefix else suffix
 
 
 def _reduced(kept: Any, n_cells: int) -> torch.Tensor:
@@ -348,18 +350,18 @@ def _replay(
     reduce: Callable[[torch.Tensor], torch.Tensor] | None,
 ) -> torch.Tensor:
     """Run cells that were looked at."""
-    made = [cell(model, patches) for patches in cells]
+    prepared = [cell(model, patches) for patches in cells]
     path, _ = path_of(model, prompt)
     allowed = Budget.of(model, budget)
     length, before = prompt.length, len(prompt.prefix_ids)
     needed = len(prompt) * clean_bytes(model, length, before)
     allowed.fit(needed, len(prompt) * length, "the clean run")
-    result: list[Any] = [None] * len(made)
+    result: list[Any] = [None] * len(prepared)
     with Unchanged(model):
-        clean = run_clean(model, prompt, at, made, path)
-        todo = groups(model, prompt, made, path, allowed)
-        for group, found in replayed(model, clean, made, path, todo):
-            kept = found if reduce is None else _reduced(reduce(found), len(group.cells))
-            for i, one in zip(group.cells, kept, strict=True):
-                result[i] = one
+        clean = run_clean(model, prompt, at, prepared, path)
+        todo = groups(model, prompt, prepared, path, allowed)
+        for group, logits in replayed(model, clean, prepared, path, todo):
+            kept = logits if reduce is None else _reduced(reduce(logits), len(group.cells))
+            for i, value in zip(group.cells, kept, strict=True):
+                result[i] = value
     return torch.stack(result)

@@ -90,11 +90,11 @@ def cell(model: Model, patches: Sequence[Patch]) -> Cell:
     single = [part for patch in patches for part in patch.split(model.n_layers)]
     if not single:
         raise PatchError("a cell needs at least one patch; without any, it is the clean run.")
-    places = [one.positions.index[one.positions.mask] for one in single]
+    places = [part.positions.index[part.positions.mask] for part in single]
     position = min(
-        (int(one.min()) for one in places if len(one)), default=single[0].positions.length - 1
+        (int(place.min()) for place in places if len(place)), default=single[0].positions.length - 1
     )
-    return Cell(tuple(single), min(first_block(one) for one in single), position)
+    return Cell(tuple(single), min(first_block(part) for part in single), position)
 
 
 def first_block(patch: Patch) -> int:
@@ -116,7 +116,7 @@ def groups(
     PatchError
         If not even one cell fits the budget: says how much is needed.
     """
-    found: list[Group] = []
+    passes: list[Group] = []
     if path != "plain":
         taken = len(prompt) * kept_bytes(model, prompt.length, len(prompt.prefix_ids))
         budget = budget.less(taken)
@@ -125,8 +125,8 @@ def groups(
         everything = range(len(cells))
         return [Group(tuple(everything[i : i + most]), 0, 0) for i in range(0, len(cells), most)]
     divided: dict[tuple[int, ...], list[slice]] = {}
-    for block in sorted({one.block for one in cells}):
-        chosen = [i for i, one in enumerate(cells) if one.block == block]
+    for block in sorted({cell.block for cell in cells}):
+        chosen = [i for i, cell in enumerate(cells) if cell.block == block]
         if path == "rows":
             parts = [chosen]
         else:
@@ -142,10 +142,10 @@ def groups(
             n_passes = -(-len(part) // most)
             size = -(-len(part) // n_passes)
             for i in range(0, len(part), size):
-                some = part[i : i + size]
-                at = cells[some[0]].position if path == "suffix" else 0
-                found.append(Group(tuple(some), block, at))
-    return found
+                batch = part[i : i + size]
+                at = cells[batch[0]].position if path == "suffix" else 0
+                passes.append(Group(tuple(batch), block, at))
+    return passes
 
 
 def _most_cells(model: Model, prompt: Prompt, start: int, path: Path, budget: Budget) -> int:
@@ -166,8 +166,8 @@ def _parts(positions: Sequence[int], n_rows: int, length: int, overhead: int) ->
     for at in positions:
         count[after[at]] += 1
     total = [0]
-    for one in count:
-        total.append(total[-1] + one)
+    for n_cells in count:
+        total.append(total[-1] + n_cells)
     best: list[tuple[int, int]] = [(0, 0)]
     for end in range(1, len(starts) + 1):
         best.append(
@@ -184,5 +184,5 @@ def _parts(positions: Sequence[int], n_rows: int, length: int, overhead: int) ->
     bounds = [len(starts)]
     while bounds[-1]:
         bounds.append(best[bounds[-1]][1])
-    edges = [total[one] for one in reversed(bounds)]
+    edges = [total[bound] for bound in reversed(bounds)]
     return [slice(a, b) for a, b in pairwise(edges)]

@@ -56,9 +56,9 @@ class Table:
         if folder is not None and (folder / PART).exists():
             try:
                 data = io.BytesIO((folder / PART).read_bytes())
-                with np.load(data, allow_pickle=False) as found:
+                with np.load(data, allow_pickle=False) as stored:
                     for name in ("values", "clean", "source", "done"):
-                        getattr(self, name)[...] = found[name]
+                        getattr(self, name)[...] = stored[name]
             except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
                 raise ResultsError(
                     f"{folder / PART} cannot be read: {error}. Remove {folder} to start afresh."
@@ -78,8 +78,8 @@ class Table:
                 mine[:, piece.rows] = theirs
         if piece.values is not None:
             place = np.ix_(piece.rows, piece.cells)
-            for which, one in enumerate(piece.values):
-                self.values[which][place] = one
+            for which, values in enumerate(piece.values):
+                self.values[which][place] = values
             self.done[place] = True
         if time.monotonic() - self._saved_at > SAVE_EVERY_S:
             self.save()
