@@ -99,11 +99,11 @@ def answers(
     order = prompt.lengths.argsort(stable=True)
     batches = Batches(order, ASKED_ROWS if ragged else ALIKE_ROWS)
     for rows in batches:
-        some, _ = prompt.select(rows).trimmed()
+        trimmed, _ = prompt.select(rows).trimmed()
         with batches.attempt(rows):
             completion = complete(
                 model,
-                some,
+                trimmed,
                 candidates=candidates,
                 rules=rules,
                 prior=None if prior is None else prior[rows],
