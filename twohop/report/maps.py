@@ -25,9 +25,9 @@ def map_figure(tree: xr.DataTree) -> Figure:
         figure = sheet(6.2)
         panels = figure.subplots(2, 2, sharey=True)
         mesh = None
-        for column, (which, title) in zip(panels.T, wording.MAPS.items(), strict=True):
-            exact = tree[f"map_{which}"].to_dataset()
-            estimated = tree[f"attribution_{which}"].to_dataset()
+        for column, (medium, title) in zip(panels.T, wording.MAPS.items(), strict=True):
+            exact = tree[f"map_{medium}"].to_dataset()
+            estimated = tree[f"attribution_{medium}"].to_dataset()
             n = exact.sizes["map_item"]
             few = ALIKE if n else NO_ITEM
             refused = "attribution is refused:\nsee the note" if estimated.attrs["refused"] else few
@@ -117,10 +117,10 @@ def _mark_doubtful(axes: Axes, data: xr.Dataset, per: int) -> None:
 
 def attribution_methods(tree: xr.DataTree) -> str:
     """By which method each map was attributed, in words; empty if none was."""
-    found = []
-    for which, title in wording.MAPS.items():
-        attrs = tree[f"attribution_{which}"].attrs
+    methods = []
+    for medium, title in wording.MAPS.items():
+        attrs = tree[f"attribution_{medium}"].attrs
         if not attrs["refused"]:
             steps = f", {attrs['steps']} steps" if attrs["steps"] else ""
-            found.append(f"{title}: {attrs['method_name']}{steps}")
-    return "; ".join(found)
+            methods.append(f"{title}: {attrs['method_name']}{steps}")
+    return "; ".join(methods)
