@@ -44,7 +44,7 @@ def test_results_are_in_the_order_of_the_items(
         spoken,
         lambda part: (questions.named(study.vlm, part), [each] * len(part)),
         model=study.vlm,
-        each=each,
+        passes=each,
         most=most,
     )
     templates = study.benchmark.templates

@@ -175,7 +175,9 @@ def _convert(gguf: Path, folder: Path) -> None:
         # save_pretrained refuses a model that was read from GGUF, so its weights move to a new
         # one, built from the settings that GGUF gave and none of the traces it left.
         left_out = {"quantization_config", "_model_name_or_path", "dtype", "transformers_version"}
-        settings = {k: v for k, v in read.config.to_dict().items() if k not in left_out}
+        settings = {
+            key: value for key, value in read.config.to_dict().items() if key not in left_out
+        }
         model = LlamaForCausalLM(LlamaConfig(**settings))
         model.load_state_dict(read.state_dict())
         model.bfloat16()

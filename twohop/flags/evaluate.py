@@ -45,7 +45,9 @@ CARD_VIEW = 10_100
 def plain(text: str) -> str:
     """Lower case, no accents, no surrounding punctuation or article."""
     letters = "".join(
-        c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)
+        character
+        for character in unicodedata.normalize("NFKD", text)
+        if not unicodedata.combining(character)
     )
     return re.sub(r"^the\s+", "", letters.lower().strip(" .,;:!?\"'"))
 
@@ -123,7 +125,7 @@ class PairReader:
         counts = {}
         for relation in RELATIONS:
             pairs = zip(recognised, self.known(relation), strict=True)
-            rows = [number for number, both in enumerate(map(all, pairs)) if both]
+            rows = [number for number, usable in enumerate(map(all, pairs)) if usable]
             asked = [entities()[row] for row in rows]
             lines = self.lines(QUESTIONS[relation], [image_tokens[row] for row in rows])
             right = echoed = 0

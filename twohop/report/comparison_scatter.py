@@ -106,10 +106,13 @@ def apart(xs: Sequence[float], ys: Sequence[float], *, step: float, near: float)
     """
     placed: list[tuple[float, float]] = []
     for x, y in zip(xs, ys, strict=True):
-        k = 0
-        while any(abs(x + k * step - a) < step - 1e-9 and abs(y - b) < near for a, b in placed):
-            k = -k if k > 0 else 1 - k
-        placed.append((x + k * step, y))
+        moves = 0
+        while any(
+            abs(x + moves * step - taken_x) < step - 1e-9 and abs(y - taken_y) < near
+            for taken_x, taken_y in placed
+        ):
+            moves = -moves if moves > 0 else 1 - moves
+        placed.append((x + moves * step, y))
     return [x for x, _ in placed]
 
 

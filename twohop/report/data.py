@@ -41,10 +41,10 @@ def print_data(report: Report, console: Console, *, everything: bool = False) ->
             soft_wrap=True,
         )
     for column, said in report.read_as_missing.items():
-        each = ", ".join(f"{text!r} x {n}" for text, n in said.items())
+        counts = ", ".join(f"{text!r} x {n}" for text, n in said.items())
         console.print(
             f"column {escape(column)}: {sum(said.values())} cells were read as nothing: "
-            f"{escape(each)}. If these are texts, write missing = \\[] in the map",
+            f"{escape(counts)}. If these are texts, write missing = \\[] in the map",
             highlight=False,
         )
 

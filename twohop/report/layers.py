@@ -119,8 +119,8 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
             if kind == "shuffled":
                 continue
             for role in there:
-                each = data["probe"].sel(kind=kind, role=role).values.mean(1)
-                above.plot(x, each, color=colour, lw=0.6, alpha=0.6)
+                of_role = data["probe"].sel(kind=kind, role=role).values.mean(1)
+                above.plot(x, of_role, color=colour, lw=0.6, alpha=0.6)
             question = data["probe"].sel(kind=kind, role="last").values.mean(1)
             above.plot(x, question, color=colour, lw=1.1, ls=(0, (3, 2)))
             labels.append((question[-1], f"{name.split()[0]}, last token", colour))

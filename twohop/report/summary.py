@@ -155,8 +155,10 @@ def estimated(
     recovery, verdicts = tree["recovery"].to_dataset(), tree["diagnosis"].to_dataset()
     counted = ~gates["surface"].values.astype(bool)
     entity = gates["entity"].values[counted]
-    right = {g: gates["right"].sel(gate=g).values[counted].astype(bool) for g in GATES}
-    forced = {g: gates["choice_right"].sel(gate=g).values[counted].astype(bool) for g in GATES}
+    right = {gate: gates["right"].sel(gate=gate).values[counted].astype(bool) for gate in GATES}
+    forced = {
+        gate: gates["choice_right"].sel(gate=gate).values[counted].astype(bool) for gate in GATES
+    }
     seen = right["recognised"]
 
     def share(values: np.ndarray, of: np.ndarray | None = None) -> Estimate:

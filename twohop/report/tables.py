@@ -100,7 +100,7 @@ def gates_table(summary: Summary) -> Table:
     return Table(
         "gates",
         "Accuracy at each gate",
-        ("asked", "free answer", *(wording.RULES[r] for r in summary["forced_by_rule"]), "n"),
+        ("asked", "free answer", *(wording.RULES[rule] for rule in summary["forced_by_rule"]), "n"),
         tuple(rows),
         f"All items but {summary['n_surface']} whose answer starts as the entity's name does. "
         "“VLM names the entity” counts an entity once per question about it. "
@@ -179,7 +179,7 @@ def lateness_table(summary: Summary) -> Table:
     why = ""
     if reason := summary["not_available"].get("lateness_layers"):
         why = f"Not available: {reason}. "
-    elif not all(measured(summary[k]) for k in ("lateness_layers", "lateness_layers_plain")):
+    elif not all(measured(summary[key]) for key in ("lateness_layers", "lateness_layers_plain")):
         why = "Not measured: that probe does not clearly beat shuffled labels on the image tokens. "
     return Table(
         "lateness",

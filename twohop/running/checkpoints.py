@@ -173,5 +173,7 @@ def commit_of(repo: str) -> str | None:
 
 def _of_the_model(said: Any) -> Any:
     if isinstance(said, dict):
-        return {k: _of_the_model(v) for k, v in said.items() if k not in OF_THE_WRITER}
+        return {
+            key: _of_the_model(value) for key, value in said.items() if key not in OF_THE_WRITER
+        }
     return [_of_the_model(part) for part in said] if isinstance(said, list) else said

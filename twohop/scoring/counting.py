@@ -162,8 +162,8 @@ def _signed(words: Sequence[Word], place: int) -> tuple[int, Word] | None:
     number = words[place + 1].quantity
     if not isinstance(number, Number) or number.ordinal or not _near(words[place + 1]):
         return None
-    both = words[place : place + 2]
-    return 2, _joined(both, (written(-number.value),), replace(number, value=-number.value))
+    pair = words[place : place + 2]
+    return 2, _joined(pair, (written(-number.value),), replace(number, value=-number.value))
 
 
 def _dated(words: Sequence[Word], place: int) -> tuple[int, Word] | None:

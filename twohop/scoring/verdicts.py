@@ -86,13 +86,13 @@ def outcome(
         return "other" if LINK.search(text) else "empty"
     every = mentions(words, [("right", answers), ("echo", names), ("same_type", answer_set)])
     known = {normalise(name) for name in names}
-    both = [
+    ambiguous = [
         mention
         for mention in every
         if mention.label == "right" and normalise(mention.name) in known
     ]
-    owner = {mention for mention in both if _is_owner(words, mention)}
-    shown = owner | {mention for mention in both if _is_shown(words, mention)}
+    owner = {mention for mention in ambiguous if _is_owner(words, mention)}
+    shown = owner | {mention for mention in ambiguous if _is_shown(words, mention)}
     stood_by = shown and asserted(
         words,
         every,

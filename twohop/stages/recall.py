@@ -117,8 +117,8 @@ def same_decoder(vlm: Model, backbone: Model) -> bool:
     if changed - {vlm.anatomy.image_token_id}:
         return False
     pairs = (
-        (vlm.module.get_submodule(a), backbone.module.get_submodule(b))
-        for a, b in (
+        (vlm.module.get_submodule(of_vlm), backbone.module.get_submodule(of_backbone))
+        for of_vlm, of_backbone in (
             (vlm.anatomy.blocks, backbone.anatomy.blocks),
             (vlm.anatomy.embeddings, backbone.anatomy.embeddings),
             (vlm.anatomy.final_norm, backbone.anatomy.final_norm),

@@ -32,8 +32,8 @@ def in_windows(score: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.nda
     """
     of_windows = [
         [
-            of_component[b] if name == "resid_post" else of_component[a : b + 1].sum(0)
-            for a, b in zip(first, last, strict=True)
+            of_component[end] if name == "resid_post" else of_component[start : end + 1].sum(0)
+            for start, end in zip(first, last, strict=True)
         ]
         for name, of_component in zip(MAP_COMPONENTS, score, strict=True)
     ]

@@ -86,7 +86,7 @@ def gains(
         return shown, cells, tokens
 
     n = len(candidates)
-    of_items = questions.map(logprobs_in_cells, arguments, model=study.vlm, each=n)
+    of_items = questions.map(logprobs_in_cells, arguments, model=study.vlm, passes=n)
     return candidates, side_by_side(of_items, (n,))
 
 
