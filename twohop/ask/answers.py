@@ -33,7 +33,7 @@ class Decoding:
     Attributes
     ----------
     max_new_tokens : int
-        How long one may be, see :func:`longest_answer`.
+        How long one may be, see :func:`twohop.ask.study.longest_answer`.
     stop : str
         Text that ends one.
     end : str or None

@@ -100,8 +100,13 @@ def lateness(
 
     Parameters
     ----------
+    resolution, windows : Dataset
+        From the stages of these names.
     kind : str
         ``"plain"`` or ``"transfer"`` probe.
+    seed : int
+        Of the bootstrap over entities.
+    protocol : Protocol
     """
     if int(windows.attrs["enrichment_end"]) < 0:
         return NOT_MEASURED

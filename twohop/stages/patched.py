@@ -148,6 +148,8 @@ def answered_cells(
 
     Parameters
     ----------
+    model : Model
+        One that runs here: on a server, this is part of what runs there.
     prompt : Prompt
         Made by :func:`interventions.running.complete.following` with ``answers``.
     answers : sequence of token ids
