@@ -101,8 +101,8 @@ def back_patching(questions: Questions) -> xr.Dataset:
             "null": (("pair", "tried"), tables["null"]),
             "has_null": ("tried", questions.has_rival),
             "dev": ("tried", dev),
-            "later": ("pair", [source for source, _ in pairs]),
-            "earlier": ("pair", [target for _, target in pairs]),
+            "later": ("pair", [later for later, _ in pairs]),
+            "earlier": ("pair", [earlier for _, earlier in pairs]),
         },
         attrs={"chosen": best["own"], "chosen_null": best["null"]},
     )
