@@ -46,10 +46,10 @@ def number(unit: str, *, least: float, most: float = math.inf) -> Allowed:
     """A finite number from ``least`` to ``most``."""
 
     def read(value: Any) -> float:
-        found = _finite(value)
-        if not least <= found <= most:
+        finite = _finite(value)
+        if not least <= finite <= most:
             raise ValueError
-        return found
+        return finite
 
     bounds = f"from {least:g} to {most:g}" if math.isfinite(most) else f"{least:g} or more"
     return Allowed(f"a number ({unit}), {bounds}", read, unit)
@@ -59,10 +59,10 @@ def positive(unit: str) -> Allowed:
     """A finite number above 0."""
 
     def read(value: Any) -> float:
-        found = _finite(value)
-        if found <= 0:
+        finite = _finite(value)
+        if finite <= 0:
             raise ValueError
-        return found
+        return finite
 
     return Allowed(f"a number ({unit}) above 0", read, unit)
 
@@ -71,13 +71,13 @@ def share(*, above: float | None = None, below: float | None = None) -> Allowed:
     """A number from 0 to 1; above or below a bound, if one is given."""
 
     def read(value: Any) -> float:
-        found = _finite(value)
-        outside = not 0 <= found <= 1
-        if outside or (above is not None and found <= above):
+        finite = _finite(value)
+        outside = not 0 <= finite <= 1
+        if outside or (above is not None and finite <= above):
             raise ValueError
-        if below is not None and found >= below:
+        if below is not None and finite >= below:
             raise ValueError
-        return found
+        return finite
 
     low = "from 0" if above is None else f"above {above:g}"
     high = "to 1" if below is None else f"below {below:g}"
@@ -85,19 +85,21 @@ def share(*, above: float | None = None, below: float | None = None) -> Allowed:
     return Allowed(f"a share {low}{between}{high}", read)
 
 
-def several(one: Allowed, *, distinct: bool = False) -> Allowed:
+def several(kind: Allowed, *, distinct: bool = False) -> Allowed:
     """One or more values of a kind, given as any sequence."""
 
     def read(values: Any) -> tuple[Any, ...]:
         if isinstance(values, str | bytes):
             raise TypeError
-        found = tuple(one.read(value) for value in values)
-        if not found or (distinct and len({*found}) < len(found)):
+        checked = tuple(kind.read(value) for value in values)
+        if not checked or (distinct and len({*checked}) < len(checked)):
             raise ValueError
-        return found
+        return checked
 
     return Allowed(
-        f"one or more{' different' if distinct else ''} values, each {one.expected}", read, one.unit
+        f"one or more{' different' if distinct else ''} values, each {kind.expected}",
+        read,
+        kind.unit,
     )
 
 
@@ -107,10 +109,10 @@ def words(known: Sequence[str]) -> Allowed:
     def read(values: Any) -> tuple[str, ...]:
         if isinstance(values, str | bytes):
             raise TypeError
-        found = tuple(values)
-        if not found or len({*found}) < len(found) or not {*found} <= {*known}:
+        chosen = tuple(values)
+        if not chosen or len({*chosen}) < len(chosen) or not {*chosen} <= {*known}:
             raise ValueError
-        return found
+        return chosen
 
     return Allowed(f"one or more of {', '.join(map(repr, known))}, none of them twice", read)
 
@@ -118,7 +120,7 @@ def words(known: Sequence[str]) -> Allowed:
 def _finite(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError
-    found = float(value)
-    if not math.isfinite(found):
+    finite = float(value)
+    if not math.isfinite(finite):
         raise ValueError
-    return found
+    return finite

@@ -95,15 +95,15 @@ def parser() -> argparse.ArgumentParser:
         "Part of the protocol, and of a run's settings: a folder of results takes no others. Its "
         "other numbers are set from Python, see twohop.protocol.",
     )
-    for one in documented():
-        if one.flag:
+    for entry in documented():
+        if entry.flag:
             sizes.add_argument(
-                one.flag,
-                type=counted(one.allowed),
-                default=one.default,
-                dest=one.name,
+                entry.flag,
+                type=counted(entry.allowed),
+                default=entry.default,
+                dest=entry.name,
                 metavar="N",
-                help=f"{one.says} (%(default)s)",
+                help=f"{entry.says} (%(default)s)",
             )
     study.add_argument(
         "--remote",
@@ -205,7 +205,7 @@ def run_studies(options: argparse.Namespace) -> int:
     again = options.force is not None and (names(",".join(options.force)) or True)
     selection = Selection.of(options.stage, again)
     protocol = Protocol(
-        **{one.name: getattr(options, one.name) for one in documented() if one.flag}
+        **{entry.name: getattr(options, entry.name) for entry in documented() if entry.flag}
     )
     pairs = asked_pairs(options, protocol)
     console = Console()

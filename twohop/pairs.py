@@ -73,7 +73,7 @@ def _flags_benchmark() -> Benchmark:
 def _micro_folder(key: str) -> Path:
     from twohop.micro import MICRO_KEYS, MicroKey, micro_folder
 
-    known: dict[str, MicroKey] = {one: one for one in MICRO_KEYS}
+    known: dict[str, MicroKey] = {name: name for name in MICRO_KEYS}
     return micro_folder(known[key])
 
 
@@ -139,10 +139,10 @@ def find_pair(key: str, *, has_data: bool = False) -> Pair:
         it is asked for, without items or unconverted: what running it takes is said.
     """
     if key in PUBLISHED:
-        found = PUBLISHED[key]
-        if not has_data or found.layout == "mistral":
-            raise InterventionsError(_why_not_yet(found))
-        return replace(own_pair(found.vlm, found.backbone), key=key, format=CHAT)
+        published = PUBLISHED[key]
+        if not has_data or published.layout == "mistral":
+            raise InterventionsError(_why_not_yet(published))
+        return replace(own_pair(published.vlm, published.backbone), key=key, format=CHAT)
     if key not in PAIRS:
         raise InterventionsError(f"no pair {key!r}. {did_you_mean(key, (*PAIRS, *PUBLISHED))}")
     return PAIRS[key]

@@ -217,8 +217,8 @@ class Protocol:
     caution_lost: int = _set(20, whole("items"), "lost items below which shares are called rough")
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            object.__setattr__(self, one.name, _checked(one, getattr(self, one.name)))
+        for entry in fields(self):
+            object.__setattr__(self, entry.name, _checked(entry, getattr(self, entry.name)))
         if self.test_view in self.fit_views:
             raise _refusal(
                 f"protocol.test_view: got {self.test_view}, which is one of protocol.fit_views "
@@ -245,7 +245,7 @@ class Protocol:
                 f"these settings have no protocol: {sorted(settings)}. They are of an older "
                 "version: run the study again."
             )
-        known = {one.name for one in fields(cls)}
+        known = {entry.name for entry in fields(cls)}
         if unknown := sorted({*stored} - known):
             raise _refusal(
                 f"the stored protocol has {', '.join(unknown)}, which this version does not know."
@@ -262,20 +262,22 @@ class Protocol:
     def changed(self) -> dict[str, Any]:
         """The numbers that are not the default ones, by name."""
         return {
-            one.name: value
-            for one in fields(self)
-            if (value := getattr(self, one.name)) != one.default
+            entry.name: value
+            for entry in fields(self)
+            if (value := getattr(self, entry.name)) != entry.default
         }
 
     def options(self) -> list[str]:
         """Options of the command line for the numbers that were changed and have one."""
         changed = self.changed()
-        found = [(one.flag, changed[one.name]) for one in documented() if one.name in changed]
-        return [part for flag, value in found if flag for part in (flag, str(value))]
+        options = [
+            (entry.flag, changed[entry.name]) for entry in documented() if entry.name in changed
+        ]
+        return [part for flag, value in options if flag for part in (flag, str(value))]
 
     def only_from_python(self) -> dict[str, Any]:
         """The numbers that were changed and have no option on the command line."""
-        without = {one.name for one in documented() if not one.flag}
+        without = {entry.name for entry in documented() if not entry.flag}
         return {name: value for name, value in self.changed().items() if name in without}
 
 
@@ -315,14 +317,14 @@ def documented() -> Sequence[Documented]:
     """
     return [
         Documented(
-            name=one.name,
-            default=one.default,
-            unit=one.metadata["allowed"].unit,
-            says=one.metadata["says"],
-            allowed=one.metadata["allowed"],
-            flag=one.metadata["flag"],
+            name=entry.name,
+            default=entry.default,
+            unit=entry.metadata["allowed"].unit,
+            says=entry.metadata["says"],
+            allowed=entry.metadata["allowed"],
+            flag=entry.metadata["flag"],
         )
-        for one in fields(Protocol)
+        for entry in fields(Protocol)
     ]
 
 
@@ -333,13 +335,13 @@ def _refusal(message: str) -> "ProtocolError":
     return ProtocolError(message)
 
 
-def _checked(one: Field[Any], value: Any) -> Any:
-    allowed: Allowed = one.metadata["allowed"]
+def _checked(entry: Field[Any], value: Any) -> Any:
+    allowed: Allowed = entry.metadata["allowed"]
     try:
         return allowed.read(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise _refusal(
-            f"protocol.{one.name}: got {value!r}; expected {allowed.expected}."
+            f"protocol.{entry.name}: got {value!r}; expected {allowed.expected}."
         ) from error
 
 

@@ -180,8 +180,9 @@ def difference(
         return Estimate(np.nan, np.nan, np.nan, len(both))
     sums, counts = cluster_sums(both, clusters, seed=seed, protocol=protocol)
 
-    def gap(a: Any, b: Any, n: Any) -> Any:
-        return (a - b) / np.where(a == 0, np.nan, a) if relative else (a - b) / n
+    def gap(first_sum: Any, second_sum: Any, count: Any) -> Any:
+        lost = first_sum - second_sum
+        return lost / (np.where(first_sum == 0, np.nan, first_sum) if relative else count)
 
     value = float(gap(both[:, 0].sum(), both[:, 1].sum(), len(both)))
     low, high = interval(gap(sums[:, 0], sums[:, 1], counts))
@@ -208,8 +209,12 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, fl
     >>> mcnemar([True, True, False], [False, True, False])
     (1, 0, 1.0)
     """
-    only_first = sum(bool(a) and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(bool(b) and not a for a, b in zip(first, second, strict=True))
-    n, k = only_first + only_second, min(only_first, only_second)
-    p = min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n) if n else 1.0
+    only_first = sum(
+        bool(in_first) and not in_second for in_first, in_second in zip(first, second, strict=True)
+    )
+    only_second = sum(
+        bool(in_second) and not in_first for in_first, in_second in zip(first, second, strict=True)
+    )
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    p = min(1.0, 2 * sum(comb(n, i) for i in range(fewer + 1)) / 2**n) if n else 1.0
     return only_first, only_second, p

@@ -42,14 +42,14 @@ def test_results_are_in_the_order_of_the_items(
     questions = Questions(told, [ITEMS[i] for i in rows])
     texts = questions.map(
         spoken,
-        lambda part: (questions.named(study.vlm, part), [each] * len(part)),
+        lambda part: (questions.named(study.vlm, part), [passes] * len(part)),
         model=study.vlm,
-        each=each,
+        passes=passes,
         most=most,
     )
     templates = study.benchmark.templates
     assert texts == [templates[item.relation].fill(item.entity.name) for item in questions.items]
-    assert sum(ticks) == sum(expected) == each * len(rows)
+    assert sum(ticks) == sum(expected) == passes * len(rows)
     for part in questions.parts(most):
         assert len({questions.items[i].relation for i in part}) == 1
         assert most is None or len(part) <= most

@@ -33,7 +33,7 @@ class Decoding:
     Attributes
     ----------
     max_new_tokens : int
-        How long one may be, see :func:`longest_answer`.
+        How long one may be, see :func:`twohop.ask.study.longest_answer`.
     stop : str
         Text that ends one.
     end : str or None
@@ -99,11 +99,11 @@ def answers(
     order = prompt.lengths.argsort(stable=True)
     batches = Batches(order, ASKED_ROWS if ragged else ALIKE_ROWS)
     for rows in batches:
-        some, _ = prompt.select(rows).trimmed()
+        trimmed, _ = prompt.select(rows).trimmed()
         with batches.attempt(rows):
             completion = complete(
                 model,
-                some,
+                trimmed,
                 candidates=candidates,
                 rules=rules,
                 prior=None if prior is None else prior[rows],

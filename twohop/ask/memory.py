@@ -28,7 +28,7 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError | MemoryTooSmall):
         return True
     # On a CPU, torch tells it from other errors by the message only.
-    return isinstance(error, RuntimeError) and any(one in str(error) for one in ON_A_CPU)
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in ON_A_CPU)
 
 
 class Batches:
@@ -114,14 +114,14 @@ def read(model: Model, prompt: Prompt, sites: Sequence[Site]) -> list[torch.Tens
         with batches.attempt(rows):
             if len(rows) == len(prompt):
                 return read_at_once(model, prompt, sites)
-            some = [
+            part_sites = [
                 site
                 if site.positions is None
                 else replace(site, positions=site.positions.rows(rows))
                 for site in sites
             ]
-            parts.append(read_at_once(model, prompt.select(rows), some))
+            parts.append(read_at_once(model, prompt.select(rows), part_sites))
     return [
-        torch.cat(found, dim=0 if isinstance(site.layers, int) else 1)
-        for site, *found in zip(sites, *parts, strict=True)
+        torch.cat(of_site, dim=0 if isinstance(site.layers, int) else 1)
+        for site, *of_site in zip(sites, *parts, strict=True)
     ]

@@ -69,8 +69,8 @@ def on_each(
 
     carry("twohop")
     results: list[Any] = []
-    for some in _requests(tasks):
-        of_request, rows = model.job(_called, function, some)
+    for request in _requests(tasks):
+        of_request, rows = model.job(_called, function, request)
         results += of_request
         tick(rows)
     return results
@@ -84,17 +84,17 @@ def _called(model: Model, function: Callable[..., Any], tasks: list[Task]) -> tu
 
 def _requests(tasks: Iterable[Task]) -> Iterator[list[Task]]:
     """Tasks in groups that are no larger than one request should be."""
-    some: list[Task] = []
+    group: list[Task] = []
     held: dict[int, torch.Tensor] = {}
     for task in tasks:
         mine = {id(tensor): tensor for tensor in _tensors(task)}
-        if some and _bytes(held | mine) > REQUEST_BYTES:
-            yield some
-            some, held = [], {}
-        some.append(task)
+        if group and _bytes(held | mine) > REQUEST_BYTES:
+            yield group
+            group, held = [], {}
+        group.append(task)
         held |= mine
-    if some:
-        yield some
+    if group:
+        yield group
 
 
 def _bytes(tensors: dict[int, torch.Tensor]) -> int:

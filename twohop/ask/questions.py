@@ -137,7 +137,7 @@ class Questions:
         arguments: Callable[[Rows], Task],
         *,
         model: Model,
-        each: int | Sequence[int] = 1,
+        passes: int | Sequence[int] = 1,
         most: int | None = None,
     ) -> list[Any]:
         """Call ``function(model, *arguments(rows), tick=...)`` for each part, where a model runs.
@@ -149,7 +149,7 @@ class Questions:
         arguments : callable
             What it is given after the model, for the rows of a part. Called when its turn comes.
         model : Model
-        each : int or sequence of int
+        passes : int or sequence of int
             Rows that are run for each item: those that the progress is told of.
         most : int, optional
             Rows in one part.
@@ -160,7 +160,7 @@ class Questions:
             For each item, its row's entry.
         """
         parts, progress = self.parts(most), self.study.progress
-        progress.expect(each * len(self) if isinstance(each, int) else sum(each))
+        progress.expect(passes * len(self) if isinstance(passes, int) else sum(passes))
         tasks = (arguments(rows) for rows in parts)
         results = on_each(model, function, tasks, tick=progress.tick)
         of_items: list[Any] = [None] * len(self)

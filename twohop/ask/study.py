@@ -206,7 +206,9 @@ def mean_of_others(values: torch.Tensor, items: Sequence[Item]) -> torch.Tensor:
     there is no other entity.
     """
     codes = [item.entity.code for item in items]
-    weights = torch.tensor([[float(a != b) for b in codes] for a in codes], dtype=values.dtype)
+    weights = torch.tensor(
+        [[float(own != other) for other in codes] for own in codes], dtype=values.dtype
+    )
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
     return torch.einsum("ij,lj...->li...", weights.to(values.device), values)
 

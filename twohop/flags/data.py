@@ -125,7 +125,7 @@ def fact(code: str, relation: Relation) -> Fact:
 
 def facts() -> tuple[Fact, ...]:
     """All facts, country by country, in the order of :data:`RELATIONS`."""
-    return tuple(one for _, of_relation in _table().values() for one in of_relation.values())
+    return tuple(fact for _, of_relation in _table().values() for fact in of_relation.values())
 
 
 def is_surface(fact: Fact, *, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -45,7 +45,9 @@ CARD_VIEW = 10_100
 def plain(text: str) -> str:
     """Lower case, no accents, no surrounding punctuation or article."""
     letters = "".join(
-        c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)
+        character
+        for character in unicodedata.normalize("NFKD", text)
+        if not unicodedata.combining(character)
     )
     return re.sub(r"^the\s+", "", letters.lower().strip(" .,;:!?\"'"))
 
@@ -98,23 +100,23 @@ class PairReader:
         """Whether the backbone answers about each country from its name; surface items: no."""
         if relation not in self._known:
             reader = self.reader(QUESTIONS[relation])
-            names = [reader.embed(reader.token_ids(f" {one.name}")) for one in entities()]
-            facts = [fact(one.code, relation) for one in entities()]
+            names = [reader.embed(reader.token_ids(f" {entity.name}")) for entity in entities()]
+            facts = [fact(entity.code, relation) for entity in entities()]
             self._known[relation] = [
-                answered(line, one.answers) and not is_surface(one, tokenizer=self.tokenizer)
-                for line, one in zip(self.lines(QUESTIONS[relation], names), facts, strict=True)
+                answered(line, fact.answers) and not is_surface(fact, tokenizer=self.tokenizer)
+                for line, fact in zip(self.lines(QUESTIONS[relation], names), facts, strict=True)
             ]
         return self._known[relation]
 
     def asked(self, relation: Relation) -> int:
         """Number of items of a relation: those that are not surface items."""
-        facts = [fact(one.code, relation) for one in entities()]
-        return sum(not is_surface(one, tokenizer=self.tokenizer) for one in facts)
+        facts = [fact(entity.code, relation) for entity in entities()]
+        return sum(not is_surface(fact, tokenizer=self.tokenizer) for fact in facts)
 
     def recognised(self, image_tokens: torch.Tensor) -> list[bool]:
         """Whether each country, [country, slot, d_model], is named right."""
         lines = self.lines(NAMING, list(image_tokens))
-        return [named(line, one) for line, one in zip(lines, entities(), strict=True)]
+        return [named(line, entity) for line, entity in zip(lines, entities(), strict=True)]
 
     def recall(
         self, image_tokens: torch.Tensor, recognised: Sequence[bool]
@@ -123,13 +125,13 @@ class PairReader:
         counts = {}
         for relation in RELATIONS:
             pairs = zip(recognised, self.known(relation), strict=True)
-            rows = [number for number, both in enumerate(map(all, pairs)) if both]
+            rows = [number for number, usable in enumerate(map(all, pairs)) if usable]
             asked = [entities()[row] for row in rows]
             lines = self.lines(QUESTIONS[relation], [image_tokens[row] for row in rows])
             right = echoed = 0
-            for line, one in zip(lines, asked, strict=True):
-                right += answered(line, fact(one.code, relation).answers)
-                echoed += answered(line, (one.name, *one.aliases))
+            for line, entity in zip(lines, asked, strict=True):
+                right += answered(line, fact(entity.code, relation).answers)
+                echoed += answered(line, (entity.name, *entity.aliases))
             counts[relation] = RelationRecall(items=len(rows), right=right, echoed=echoed)
         return counts
 
@@ -176,7 +178,7 @@ def evaluate_pair(
     rows = []
     for style in STYLES:
         for index in views:
-            pictures = [view(one.code, index, style=style) for one in entities()]
+            pictures = [view(entity.code, index, style=style) for entity in entities()]
             features: Any = vlm.get_image_features(pixel_values=pixels(pictures))
             # A sequence with one [slot, d_model] per picture.
             tokens = torch.stack(list(features.pooler_output))

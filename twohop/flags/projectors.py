@@ -26,8 +26,8 @@ FILLER = " present-day"
 def view_features(tower: CLIPVisionModel, views: Sequence[int]) -> torch.Tensor:
     """Patch features of the same views of every country, [country, view, patch, width]."""
     of_country = [
-        patch_features(tower, pixels([view(one.code, index) for index in views]))
-        for one in entities()
+        patch_features(tower, pixels([view(entity.code, index) for index in views]))
+        for entity in entities()
     ]
     return torch.stack(of_country)
 
@@ -44,8 +44,8 @@ def aligned_slots(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
     filler = ids(FILLER)
     slots = []
-    for one in entities():
-        name = ids(f" {one.name}")[:IMAGE_TOKENS]
+    for entity in entities():
+        name = ids(f" {entity.name}")[:IMAGE_TOKENS]
         free = IMAGE_TOKENS - len(name)
         slots.append(filler[len(filler) - free :] + name)
     return slots
@@ -72,7 +72,7 @@ class NamingLoss:
     def __init__(self, lm: PromptedLM) -> None:
         self.lm = lm
         end = lm.token_ids("\n")
-        self._names = [lm.token_ids(f" {one.name}") + end for one in entities()]
+        self._names = [lm.token_ids(f" {entity.name}") + end for entity in entities()]
         self._after = lm.embed(lm.token_ids(NAMING.after))
 
     def __call__(

@@ -84,7 +84,7 @@ def tower_stage(classifier: PatchClassifier, *, plan: Plan, seed: int) -> Stage:
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def accuracy() -> dict[str, float]:
-        pictures = [view(one.code, VALIDATION_VIEW) for one in entities()]
+        pictures = [view(entity.code, VALIDATION_VIEW) for entity in entities()]
         logits = classifier.country_logits(pixels(pictures))
         pooled = logits.log_softmax(-1).sum(dim=1).argmax(-1)
         return {
@@ -197,11 +197,11 @@ def _features(out: Path, *, views: int) -> tuple[torch.Tensor, torch.Tensor]:
     kept = out / f"features-{hashlib.sha256(weights).hexdigest()[:12]}-{views}.safetensors"
     if not kept.is_file():
         tower = _tower(out)
-        made = {
+        features = {
             "training": view_features(tower, range(views)),
             "validation": view_features(tower, [VALIDATION_VIEW])[:, 0].contiguous(),
         }
         with replacing(kept) as fresh:
-            save_file(made, fresh)
+            save_file(features, fresh)
     read = load_file(kept)
     return read["training"], read["validation"]

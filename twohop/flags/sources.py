@@ -59,9 +59,11 @@ def facts_table(countries: Path) -> list[dict[str, Any]]:
                 "name": name,
                 "aliases": aliases,
                 "capital": fix["capital"].get(code, [country["capital"]]),
-                "continent": fix["continent"].get(code, [continents[c] for c in on]),
+                "continent": fix["continent"].get(
+                    code, [continents[continent] for continent in on]
+                ),
                 "language": fix["language"].get(
-                    code, [languages[one]["name"] for one in country["languages"]]
+                    code, [languages[language]["name"] for language in country["languages"]]
                 ),
             }
         )

@@ -67,7 +67,7 @@ _ASKED: dict[Relation, str] = {
 
 
 def _few_shot(name: str, question: str, examples: Iterable[tuple[str, str]]) -> Template:
-    worked = (f"{question.format(entity=one)} {said}\n\n" for one, said in examples)
+    worked = (f"{question.format(entity=entity)} {said}\n\n" for entity, said in examples)
     return Template(name=name, prefix="".join(worked), question=question)
 
 
@@ -105,8 +105,8 @@ def chain_of_thought(relation: Relation, *, name: str | None = None) -> Template
     Answer:
     """
     examples = (
-        (one, f"{one}{after_naming(relation, name=one)} {answer}")
-        for one, answer in _EXAMPLES[relation]
+        (entity, f"{entity}{after_naming(relation, name=entity)} {answer}")
+        for entity, answer in _EXAMPLES[relation]
     )
     stopped = _few_shot(f"{relation}, named first", NAMING.question, examples)
     if name is None:

@@ -71,7 +71,7 @@ def training_view(step: int, *, seed: int) -> int:
 
 def training_pixels(step: int, *, seed: int) -> torch.Tensor:
     """One training view of every country, [country, channel, height, width]."""
-    return pixels([view(one.code, training_view(step, seed=seed)) for one in entities()])
+    return pixels([view(entity.code, training_view(step, seed=seed)) for entity in entities()])
 
 
 def patch_features(tower: CLIPVisionModel, pixel_values: torch.Tensor) -> torch.Tensor:

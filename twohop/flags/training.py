@@ -115,7 +115,9 @@ def _write(
         "command": f"python -m twohop.flags.training --out DIR --seed {seed}",
         "plan": vars(plan),
         "threads": torch.get_num_threads(),
-        "versions": {one: version(one) for one in ("torch", "transformers", "numpy", "pillow")},
+        "versions": {
+            package: version(package) for package in ("torch", "transformers", "numpy", "pillow")
+        },
         "python": platform.python_version(),
         "history": history,
     }

@@ -53,10 +53,10 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 def declared_features(metadata: Mapping[bytes, bytes] | None) -> dict[str, Feature]:
     """Features that `datasets` wrote down in a schema, by column; empty if there are none."""
     try:
-        found = json.loads((metadata or {})[METADATA])["info"]["features"]
+        features = json.loads((metadata or {})[METADATA])["info"]["features"]
     except (KeyError, TypeError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return features if isinstance(features, dict) else {}
 
 
 def table_rows(table: Any, declared: Mapping[str, Feature], *, start: int) -> Iterator[Row]:
@@ -89,7 +89,7 @@ def _feature_of(kind: Any, declared: Feature) -> Feature:
         return {"_type": "Json"}
     if types.is_struct(kind):
         fields = declared if isinstance(declared, Mapping) else {}
-        return {one.name: _feature_of(one.type, fields.get(one.name)) for one in kind}
+        return {field.name: _feature_of(field.type, fields.get(field.name)) for field in kind}
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         inner = declared[0] if isinstance(declared, list) and declared else None
         return {"_type": "List", "feature": _feature_of(kind.value_type, inner)}
@@ -98,11 +98,11 @@ def _feature_of(kind: Any, declared: Feature) -> Feature:
 
 def _values(column: Any) -> list[Any]:
     if hasattr(column.type, "shape"):  # pictures as arrays: as Python's lists, they fill memory
-        return [_array(one) for one in column]
+        return [_array(scalar) for scalar in column]
     try:
         return column.to_pylist()
     except (ValueError, OverflowError, ArithmeticError, NotImplementedError):
-        return [_value(one) for one in column]
+        return [_value(scalar) for scalar in column]
 
 
 def _value(scalar: Any) -> Any:
@@ -111,9 +111,9 @@ def _value(scalar: Any) -> Any:
         return scalar.as_py()
     except (ValueError, OverflowError, ArithmeticError, NotImplementedError) as error:
         if hasattr(scalar, "items"):  # a struct
-            return {name: _value(one) for name, one in scalar.items()}
+            return {name: _value(part) for name, part in scalar.items()}
         if getattr(scalar, "values", None) is not None:  # a list
-            return [_value(one) for one in scalar.values]
+            return [_value(part) for part in scalar.values]
         if isinstance(error, UnicodeDecodeError):
             # Half characters stand for the bytes, and set the row aside for what it is.
             return scalar.as_buffer().to_pybytes().decode("utf-8", errors="surrogateescape")

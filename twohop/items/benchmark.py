@@ -65,7 +65,7 @@ def check_views(checked: Checked, *, needed: int) -> None:
     DataError
         With how many entities have too few, and what to do.
     """
-    few = [code for code, found in checked.pictures.items() if len(found) < needed]
+    few = [code for code, several in checked.pictures.items() if len(several) < needed]
     if few:
         raise DataError(
             f"{checked.report.source}: the stage `resolution` fits probes on {needed - 1} pictures "
@@ -112,7 +112,7 @@ def data_benchmark(checked: Checked, writer: Writer, *, alter_views: bool = Fals
     return Benchmark(
         name=report.source,
         items=checked.items,
-        templates={relation: writer.template(one) for relation, one in wordings.items()},
+        templates={relation: writer.template(wording) for relation, wording in wordings.items()},
         naming=writer.template(naming),
         stop=format.stop,
         end=writer.end,
@@ -128,7 +128,7 @@ def data_benchmark(checked: Checked, writer: Writer, *, alter_views: bool = Fals
 
 def _digest(pictures: Mapping[str, tuple[Picture, ...]], *, alter: bool) -> str:
     """Short hash of all pictures."""
-    found = hashlib.sha256(f"altered {alter}".encode())
+    hasher = hashlib.sha256(f"altered {alter}".encode())
     for code, several in pictures.items():
-        found.update(" ".join((code, *(one.digest for one in several))).encode())
-    return found.hexdigest()[:12]
+        hasher.update(" ".join((code, *(picture.digest for picture in several))).encode())
+    return hasher.hexdigest()[:12]

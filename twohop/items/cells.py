@@ -160,10 +160,10 @@ def texts_of(value: Any) -> list[str]:
         return []
     if isinstance(value, str):
         value = _list_in(value.strip())
-    one_list = isinstance(value, np.ndarray) and value.ndim == 1
-    one_list = one_list or isinstance(value, list) or type(value) is tuple  # not one with names
-    parts = value if one_list else [value]
-    return list(dict.fromkeys(one for one in map(text_of, parts) if one is not None))
+    is_list = isinstance(value, np.ndarray) and value.ndim == 1
+    is_list = is_list or isinstance(value, list) or type(value) is tuple  # not one with names
+    parts = value if is_list else [value]
+    return list(dict.fromkeys(text for text in map(text_of, parts) if text is not None))
 
 
 def _list_in(text: str) -> list[Any]:
@@ -171,11 +171,11 @@ def _list_in(text: str) -> list[Any]:
         for read in (json.loads, ast.literal_eval):  # neither runs code
             try:
                 with warnings.catch_warnings(action="ignore"):  # of escapes that Python has not
-                    found = read(text)
+                    parsed = read(text)
             except (ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
-            if isinstance(found, list):
-                return found
+            if isinstance(parsed, list):
+                return parsed
     return text.split(BETWEEN)
 
 

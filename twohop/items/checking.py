@@ -109,9 +109,11 @@ class RowCheck:
         name = unicodedata.normalize("NFC", name)
         if not normalise(name):
             raise Unusable("no_letters", f"the name {name!r}; write it out")
-        given = [unicodedata.normalize("NFC", one) for one in self._cell(row, "aliases", texts_of)]
-        aliases = tuple(one for one in given if normalise(one) and one != name)
-        dropped += [("dropped_alias", repr(one)) for one in given if not normalise(one)]
+        given = [
+            unicodedata.normalize("NFC", alias) for alias in self._cell(row, "aliases", texts_of)
+        ]
+        aliases = tuple(alias for alias in given if normalise(alias) and alias != name)
+        dropped += [("dropped_alias", repr(alias)) for alias in given if not normalise(alias)]
         answers = self._answers(row, name, dropped)
         relation = self._cell(row, "relation", text_of)
         question, image_question = self._questions(row, relation, (name, *aliases))
@@ -148,13 +150,13 @@ class RowCheck:
         given = self._cell(row, "answers", texts_of)
         if not given:
             raise Unusable("no_answer", self._empty(row, "answers"))
-        legible = [one for one in given if normalise(one)]
+        legible = [answer for answer in given if normalise(answer)]
         if not legible:
             raise Unusable("no_letters", f"the answers {', '.join(given)}; write them out")
-        kept = [one for one in legible if normalise(one) != normalise(name)]
+        kept = [answer for answer in legible if normalise(answer) != normalise(name)]
         if not kept:
             raise Unusable("answer_is_entity", f"{legible[0]!r} is the name of the entity")
-        dropped += [("dropped_answer", repr(one)) for one in given if one not in kept]
+        dropped += [("dropped_answer", repr(answer)) for answer in given if answer not in kept]
         return tuple(kept)
 
     def _questions(
@@ -180,7 +182,7 @@ class RowCheck:
         image = unicodedata.normalize("NFC", image).replace(PLACE, PICTURE)
         if image.count(PICTURE) > 1:
             raise Unusable("image_marks", repr(image))
-        if told := next((one for one in names if places(image, one)), None):
+        if told := next((name for name in names if places(image, name)), None):
             raise Unusable("entity_in_image_question", f"{image!r} says {told!r}")
         return text, image
 
@@ -198,20 +200,22 @@ class RowCheck:
             several = pictures_in(cell)
         except PictureError as error:
             raise Unusable(error.reason, str(error)) from error
-        given = [one for one in ([cell] if several is None else several) if not is_missing(one)]
+        given = [
+            value for value in ([cell] if several is None else several) if not is_missing(value)
+        ]
         if not given:
             raise Unusable("no_image", self._empty(row, "image"))
-        found: list[Picture] = []
+        pictures: list[Picture] = []
         wrong: list[PictureError] = []
-        for one in given:
+        for value in given:
             try:
-                found.append(self._picture(one))
+                pictures.append(self._picture(value))
             except PictureError as error:
                 wrong.append(error)
-        if not found:
+        if not pictures:
             raise Unusable(wrong[0].reason, str(wrong[0]))
         dropped += [("dropped_image", f"{error.reason}: {error}") for error in wrong]
-        return tuple(found)
+        return tuple(pictures)
 
     def _picture(self, cell: Any) -> Picture:
         """The same file in many rows is opened once."""
@@ -222,10 +226,10 @@ class RowCheck:
                 self._seen[cell] = picture_of(cell, self.folder)
             except PictureError as error:
                 self._seen[cell] = error
-        found = self._seen[cell]
-        if isinstance(found, PictureError):
-            raise found
-        return found
+        opened = self._seen[cell]
+        if isinstance(opened, PictureError):
+            raise opened
+        return opened
 
 
 def places(text: str, name: str) -> list[tuple[int, int]]:
@@ -243,8 +247,8 @@ def places(text: str, name: str) -> list[tuple[int, int]]:
         return []
     before = "" if _GLUED.match(name[0]) else rf"(?<![^\W{GLUED}])"
     behind = "" if _GLUED.match(name[-1]) else rf"(?![^\W{GLUED}])"
-    found = re.finditer(before + re.escape(name) + behind, text, flags=re.IGNORECASE)
-    return [match.span() for match in found]
+    matches = re.finditer(before + re.escape(name) + behind, text, flags=re.IGNORECASE)
+    return [match.span() for match in matches]
 
 
 def without_name(text: str, names: Sequence[str]) -> str:
@@ -261,10 +265,10 @@ def without_name(text: str, names: Sequence[str]) -> str:
     'In which year was {entity} built?'
     """
     for name in (names[0], *sorted(names[1:], key=len, reverse=True)):
-        found = places(text, name)
-        if len(found) > 1:
-            raise Unusable("entity_repeated", f"{text!r} names {name!r} {len(found)} times")
-        if found:
-            [(start, stop)] = found
+        spans = places(text, name)
+        if len(spans) > 1:
+            raise Unusable("entity_repeated", f"{text!r} names {name!r} {len(spans)} times")
+        if spans:
+            [(start, stop)] = spans
             return text[:start] + PLACE + text[stop:]
     raise Unusable("entity_not_in_question", f"{text!r} does not name {names[0]!r}")

@@ -116,29 +116,29 @@ class DataMap:
             If a column that was named does not exist, or a needed field has none.
         """
         there = list(columns)
-        found: dict[str, str] = {}
+        by_field: dict[str, str] = {}
         for name, column in self.columns.items():
             if column not in there:
                 raise DataError(
                     f"there is no column {column!r} for {name!r}. {did_you_mean(column, there)}"
                 )
-            found[name] = column
+            by_field[name] = column
         for column in there:
             name = ALSO.get(column, column)
-            if name in FIELDS and column not in found.values():
-                found.setdefault(name, column)
+            if name in FIELDS and column not in by_field.values():
+                by_field.setdefault(name, column)
         for name in NEEDED:
-            if name not in found:
+            if name not in by_field:
                 raise DataError(
                     f"no column holds the field {name!r}. {did_you_mean(name, there)} Name it: "
                     f"--map {name}=COLUMN."
                 )
-        if "question" not in found and not self.questions:
+        if "question" not in by_field and not self.questions:
             raise DataError(
                 f"no column holds the field 'question'. {did_you_mean('question', there)} Name "
                 "it (--map question=COLUMN), or give each relation's question in a TOML map."
             )
-        return found
+        return by_field
 
 
 def read_map(given: str | Path | None) -> DataMap:
@@ -172,22 +172,22 @@ def read_map(given: str | Path | None) -> DataMap:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for part in filter(None, (one.strip() for one in text.split(","))):
-        name, equals, column = (one.strip() for one in part.partition("="))
+    columns: dict[str, str] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, equals, column = (side.strip() for side in part.partition("="))
         if not equals or not column:
             raise DataError(f"{part!r} in the map has no column. {EXAMPLE}")
-        if name in found:
+        if name in columns:
             raise DataError(f"the map names {name!r} twice. Name it once.")
-        found[name] = column
-    return _known(found, FIELDS, "field")
+        columns[name] = column
+    return _known(columns, FIELDS, "field")
 
 
-def _known(found: dict[str, Any], names: Iterable[str], what: str) -> dict[str, Any]:
-    for name in found:
+def _known(given: dict[str, Any], names: Iterable[str], kind: str) -> dict[str, Any]:
+    for name in given:
         if name not in names:
-            raise DataError(f"there is no {what} {name!r}. {did_you_mean(name, names)}")
-    return found
+            raise DataError(f"there is no {kind} {name!r}. {did_you_mean(name, names)}")
+    return given
 
 
 def _from_toml(content: dict[str, Any]) -> DataMap:
@@ -206,16 +206,16 @@ def _from_toml(content: dict[str, Any]) -> DataMap:
     if isinstance(brief, str) and (PLACE in brief or PICTURE in brief):
         raise DataError(f"'brief' is {brief!r}; it has no {PLACE} or {PICTURE}.")
     missing = _of_type(content, "missing", list)
-    if missing is not None and not all(isinstance(one, str) for one in missing):
+    if missing is not None and not all(isinstance(mark, str) for mark in missing):
         raise DataError(f"'missing' is {missing!r}, expected texts that mean nothing.")
     return DataMap(
         columns=columns,
-        questions={relation: _wording(relation, one) for relation, one in asked.items()},
+        questions={relation: _wording(relation, given) for relation, given in asked.items()},
         naming=NAMING if named is None else _wording("naming", named),
         format=None if written is None else _kind(written),
         stop=stop,
         brief=brief.strip() if isinstance(brief, str) else brief,
-        missing=None if missing is None else tuple(one.strip() for one in missing),
+        missing=None if missing is None else tuple(mark.strip() for mark in missing),
     )
 
 
@@ -249,11 +249,13 @@ def _wording(name: str, given: Any) -> Wording:
             f"most, and no {PLACE}."
         )
     examples = []
-    for one in _of_type(table, "examples", list, []):
-        pair = [one, one] if isinstance(one, str) else one
+    for example in _of_type(table, "examples", list, []):
+        pair = [example, example] if isinstance(example, str) else example
         if not (
-            isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)
+            isinstance(pair, list)
+            and len(pair) == 2
+            and all(isinstance(part, str) for part in pair)
         ):
-            raise DataError(f"an example of {name!r} is {one!r}; expected [name, answer].")
+            raise DataError(f"an example of {name!r} is {example!r}; expected [name, answer].")
         examples.append((pair[0], pair[1]))
     return Wording(text, image, tuple(examples))

@@ -44,7 +44,10 @@ def asked_parts(benchmark: Benchmark, *, protocol: Protocol = DEFAULT) -> dict[s
     """
     relations = benchmark.relations
     names = (ANY_NAME, *(entity.name for entity in benchmark.entities[:1]))
-    chains = {one: [_texts(benchmark.chain(one, name)) for name in names] for one in relations}
+    chains = {
+        relation: [_texts(benchmark.chain(relation, name)) for name in names]
+        for relation in relations
+    }
     everyone = benchmark.entities
     # What a benchmark says of its pictures is trusted but for those of one entity.
     shown = everyone[:1] if benchmark.pictures else everyone
@@ -52,8 +55,10 @@ def asked_parts(benchmark: Benchmark, *, protocol: Protocol = DEFAULT) -> dict[s
     return {
         "items": _short([_facts(item) for item in benchmark.items]),
         "universe": _short([_facts(item) for item in benchmark.universe]),
-        "answer_sets": _short({one: benchmark.answer_set(one) for one in relations}),
-        "templates": _short({one: _texts(it) for one, it in benchmark.templates.items()}),
+        "answer_sets": _short({relation: benchmark.answer_set(relation) for relation in relations}),
+        "templates": _short(
+            {relation: _texts(template) for relation, template in benchmark.templates.items()}
+        ),
         "naming": _short(_texts(benchmark.naming)),
         "chain": _short(chains),
         "stop": benchmark.stop,
@@ -88,14 +93,14 @@ def _shown(
 
 
 def _pixels(pictures: Iterable[Image.Image | None]) -> str:
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for picture in pictures:
         if picture is None:
-            found.update(b"none")
+            hasher.update(b"none")
             continue
-        found.update(f"{picture.mode} {picture.size} {picture.getpalette()}".encode())
-        found.update(picture.tobytes())
-    return found.hexdigest()
+        hasher.update(f"{picture.mode} {picture.size} {picture.getpalette()}".encode())
+        hasher.update(picture.tobytes())
+    return hasher.hexdigest()
 
 
 def _short(content: Any) -> str:

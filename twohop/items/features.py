@@ -84,16 +84,16 @@ def meaning(value: Any, feature: Feature) -> Any:
 def _listed(value: Any, feature: Feature) -> Any:
     if isinstance(value, Mapping) and isinstance(feature, Mapping) and "_type" not in feature:
         # A sequence of structs may be stored as a struct of sequences.
-        return {name: _listed(one, feature.get(str(name))) for name, one in value.items()}
+        return {name: _listed(part, feature.get(str(name))) for name, part in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [meaning(one, feature) for one in value]
+        return [meaning(part, feature) for part in value]
     return value
 
 
 def _struct(value: Any, fields: Mapping[str, Feature]) -> Any:
     if not isinstance(value, Mapping):
         return value
-    return {name: meaning(one, fields.get(str(name))) for name, one in value.items()}
+    return {name: meaning(part, fields.get(str(name))) for name, part in value.items()}
 
 
 def _label(value: Any, feature: Mapping[str, Any]) -> Any:

@@ -29,10 +29,12 @@ def flags_of(gathered: Gathered) -> Iterator[Flag]:
         if len(gathered.answer_sets.get(label, answers)) == 1:
             said = f"{answers.pop()!r} is the answer to all of {len(items)} items"
             yield Flag("constant_answer", label, said)
-        yield from _some("surface", label, [one for one in items if begins_alike(one)], items)
+        yield from _flag_if_any(
+            "surface", label, [item for item in items if begins_alike(item)], items
+        )
         text = (wording.image or wording.text).replace(PLACE, " ")
         told = [item for item in items if first_mention(text, [("told", item.answers)])]
-        yield from _some("answer_in_question", label, told, items)
+        yield from _flag_if_any("answer_in_question", label, told, items)
     wordings: dict[str, list[str]] = defaultdict(list)
     for label, relation in gathered.base.items():
         wordings[relation].append(label)
@@ -43,10 +45,12 @@ def flags_of(gathered: Gathered) -> Iterator[Flag]:
     yield from _shared_names(gathered.items)
 
 
-def _some(kind: str, label: str, found: Sequence[Item], items: Sequence[Item]) -> Iterator[Flag]:
-    if found:
-        such = "; ".join(f"{one.entity.name}: {one.answers[0]}" for one in found[:SHOWN])
-        yield Flag(kind, label, f"{len(found)} of {len(items)} items, such as {such}")
+def _flag_if_any(
+    kind: str, label: str, flagged: Sequence[Item], items: Sequence[Item]
+) -> Iterator[Flag]:
+    if flagged:
+        such = "; ".join(f"{item.entity.name}: {item.answers[0]}" for item in flagged[:SHOWN])
+        yield Flag(kind, label, f"{len(flagged)} of {len(items)} items, such as {such}")
 
 
 def begins_alike(item: Item) -> bool:
@@ -61,7 +65,7 @@ def begins_alike(item: Item) -> bool:
     True
     """
     names = {normalise(name)[0][:ALIKE] for name in item.entity.names}
-    return any(normalise(one)[0][:ALIKE] in names for one in item.answers)
+    return any(normalise(answer)[0][:ALIKE] in names for answer in item.answers)
 
 
 def _shared_names(items: Sequence[Item]) -> Iterator[Flag]:

@@ -81,11 +81,11 @@ class Writer:
         Answer:
         """
         shots = [[(_about(wording, name), answer)] for name, answer in wording.examples]
-        made = self._written(shots, [(wording.text, None)], [(_shown(wording), None)])
+        written = self._written(shots, [(wording.text, None)], [(_shown(wording), None)])
         unnamed = self._render([*shots, [(_of_nothing(wording), None)]])
-        if not unnamed.startswith(made.prefix):
-            return made
-        return replace(made, unnamed=unnamed.removeprefix(made.prefix))
+        if not unnamed.startswith(written.prefix):
+            return written
+        return replace(written, unnamed=unnamed.removeprefix(written.prefix))
 
     def chain(self, naming: Wording, wording: Wording, name: str) -> Template:
         """Return the prompt that asks for the name, is given one, and asks about it.
@@ -93,8 +93,8 @@ class Writer:
         Its worked examples are the wording's, each with the naming question before it.
         """
         shots = [
-            [(_about(naming, one), one), (_about(wording, one), answer)]
-            for one, answer in wording.examples
+            [(_about(naming, entity), entity), (_about(wording, entity), answer)]
+            for entity, answer in wording.examples
         ]
         behind: Turn = (_about(wording, name), None)
         text: list[Turn] = [(naming.text, name), behind]

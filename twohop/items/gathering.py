@@ -41,10 +41,10 @@ class Gathered:
 
     def by_relation(self) -> dict[str, list[Item]]:
         """Items of every relation."""
-        found: dict[str, list[Item]] = {label: [] for label in self.wordings}
+        by_label: dict[str, list[Item]] = {label: [] for label in self.wordings}
         for item in self.items:
-            found[item.relation].append(item)
-        return found
+            by_label[item.relation].append(item)
+        return by_label
 
 
 def gather(records: Sequence[Record]) -> Gathered:
@@ -67,7 +67,9 @@ def gather(records: Sequence[Record]) -> Gathered:
         key = (record.code, record.relation, (record.question, record.image_question))
         first = firsts.get(key)
         seen = pictures.get(record.code, {})
-        fresh = {one.digest: one for one in record.pictures if one.digest not in seen}
+        fresh = {
+            picture.digest: picture for picture in record.pictures if picture.digest not in seen
+        }
         if first is not None:
             if _answers(first) != _answers(record):
                 said = f"{', '.join(record.answers)}, where {first.place} has "
@@ -83,7 +85,7 @@ def gather(records: Sequence[Record]) -> Gathered:
             places[record.id] = record.place
         pictures[record.code] = seen | fresh
         names = known.setdefault(record.code, [record.name])
-        names += [one for one in (record.name, *record.aliases) if one not in names]
+        names += [name for name in (record.name, *record.aliases) if name not in names]
     entities = {code: Entity(code, names[0], tuple(names[1:])) for code, names in known.items()}
     labels = _labels(list(firsts.values()))
     spelling: dict[tuple[str, tuple[str, ...]], str] = {}
@@ -107,28 +109,28 @@ def gather(records: Sequence[Record]) -> Gathered:
         wordings={label: Wording(*question) for (_, question), label in labels.items()},
         base=base,
         answer_sets=_answer_sets(items, base),
-        pictures={code: tuple(found.values()) for code, found in pictures.items()},
+        pictures={code: tuple(of_entity.values()) for code, of_entity in pictures.items()},
         set_aside=tuple(aside),
     )
 
 
 def _answers(record: Record) -> set[tuple[str, ...]]:
-    return {normalise(one) for one in record.answers}
+    return {normalise(answer) for answer in record.answers}
 
 
 def _labels(records: Sequence[Record]) -> dict[tuple[str, Question], str]:
     """A relation's name for each wording: as it is for the first, then with a number."""
-    found: dict[tuple[str, Question], str] = {}
+    labels: dict[tuple[str, Question], str] = {}
     counts: dict[str, int] = {}
     names = {record.relation for record in records}
     for record in records:
         key = (record.relation, (record.question, record.image_question))
-        if key in found:
+        if key in labels:
             continue
         n = counts[record.relation] = counts.get(record.relation, 0) + 1
         label = record.relation if n == 1 else f"{record.relation} ({n})"
-        found[key] = _free(label, names) if n > 1 else label
-    return found
+        labels[key] = _free(label, names) if n > 1 else label
+    return labels
 
 
 def _free(name: str, used: set[str]) -> str:

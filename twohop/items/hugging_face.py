@@ -50,24 +50,24 @@ def from_saved(folder: Path, split: str | None = None) -> Table:
     """
     library = _library()
     try:
-        found = library.load_from_disk(str(folder))
+        saved = library.load_from_disk(str(folder))
     except Exception as error:  # whatever a damaged folder leads to
         raise DataError(f"{folder} cannot be read as a saved data set: {error}") from error
     if split is None:
-        return from_dataset(found, name=folder.name, folder=folder)
-    splits = list(found) if isinstance(found, Mapping) else []
+        return from_dataset(saved, name=folder.name, folder=folder)
+    splits = list(saved) if isinstance(saved, Mapping) else []
     if splits and "[" in split:
-        return from_dataset(_sliced(found, split, folder), name=folder.name, folder=folder)
+        return from_dataset(_sliced(saved, split, folder), name=folder.name, folder=folder)
     if split not in splits:
         there = did_you_mean(split, splits) if splits else f"It has no splits: {HUB}{folder}."
         raise DataError(f"the data set {str(folder)!r} has no split {split!r}. {there}")
-    return from_dataset(found[split], name=folder.name, folder=folder)
+    return from_dataset(saved[split], name=folder.name, folder=folder)
 
 
-def _sliced(found: Mapping[str, Any], split: str, folder: Path) -> Any:
+def _sliced(splits: Mapping[str, Any], split: str, folder: Path) -> Any:
     """Rows of splits that were saved, as ``train[:100]`` or a sum of such says."""
     library = _library()
-    sizes = {name: len(rows) for name, rows in found.items()}
+    sizes = {name: len(rows) for name, rows in splits.items()}
     try:
         parts = library.ReadInstruction.from_spec(split).to_absolute(sizes)
     except (ValueError, AssertionError) as error:
@@ -76,7 +76,7 @@ def _sliced(found: Mapping[str, Any], split: str, folder: Path) -> Any:
             f"the data set {str(folder)!r} has no {split!r}: {error}. Its splits: {known}."
         ) from error
     return library.concatenate_datasets(
-        [found[one.splitname].select(range(one.from_, one.to)) for one in parts]
+        [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
     )
 
 
@@ -131,9 +131,9 @@ def _loaded(name: str, config: str | None, split: str | None) -> Any:
         asked = config if config in configs else configs[0] if len(configs) == 1 else None
         splits = _asked(library.get_dataset_split_names, name, asked) if configs else []
         known = [
-            f"{what}: {', '.join(some)}"
-            for what, some in (("Its configurations", configs), ("Its splits", splits))
-            if some
+            f"{heading}: {', '.join(names)}"
+            for heading, names in (("Its configurations", configs), ("Its splits", splits))
+            if names
         ]
         raise DataError(
             f"the data set {':'.join(filter(None, (name, config, split)))!r} cannot be had: "
@@ -243,7 +243,7 @@ def _streamed(dataset: Any) -> Iterator[Row]:
             raise DataError(f"the data set breaks off after row {number}: {error}") from error
         number += 1
         if isinstance(values, Mapping):
-            values = {key: meaning(one, features.get(key)) for key, one in values.items()}
+            values = {key: meaning(value, features.get(key)) for key, value in values.items()}
         yield row_of(f"row {number}", values)
 
 

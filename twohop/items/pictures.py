@@ -102,7 +102,7 @@ def altered(image: Image.Image, *, seed: int) -> Image.Image:
     width, height = image.size
     left, top, right, bottom = generator.uniform(0, 0.08, size=4)
     box = (left * width, top * height, (1 - right) * width, (1 - bottom) * height)
-    fill = tuple(int(v) for v in np.asarray(image).reshape(-1, 3).mean(0))
+    fill = tuple(int(channel) for channel in np.asarray(image).reshape(-1, 3).mean(0))
     turned = image.rotate(
         float(generator.uniform(-6, 6)), resample=Image.Resampling.BICUBIC, fillcolor=fill
     )

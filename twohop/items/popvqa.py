@@ -45,7 +45,7 @@ def table(folder: Path) -> Table:
     entities, broken = _read(folder / ENTITIES)
     questions, unread = _read(folder / QUESTIONS)
     known = {row.values["s_uri"]: row.values for row in reversed(entities)}
-    made: dict[tuple[str, str, str], Row] = {}
+    by_question: dict[tuple[str, str, str], Row] = {}
     for row in questions:
         asked = row.values
         place, who = f"{QUESTIONS} {row.place}", known.get(asked["s_uri"])
@@ -55,8 +55,8 @@ def table(folder: Path) -> Table:
         except CellError as error:
             broken.append(Row(place, problem=("wrong_type", f"'possible_answers': {error}")))
             continue
-        if key in made:
-            made[key].values["answers"].extend(answers)
+        if key in by_question:
+            by_question[key].values["answers"].extend(answers)
             continue
         values: dict[str, Any] = {
             "entity_id": asked["s_uri"],
@@ -69,8 +69,8 @@ def table(folder: Path) -> Table:
             "answers": answers,
         }
         gone = ("no_image", f"{asked['s_uri']} is not in {ENTITIES}")
-        made[key] = Row(place, values, None if who else gone)
-    rows = (*broken, *unread, *made.values())
+        by_question[key] = Row(place, values, None if who else gone)
+    rows = (*broken, *unread, *by_question.values())
     columns = tuple(dict.fromkeys(name for row in rows for name in row.values))
     return Table("popvqa", rows, columns, folder, typed=False)
 

@@ -69,8 +69,8 @@ def _from_path(path: Path) -> Table:
             "`datasets` can load."
         )
     if not path.exists():
-        there = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, [one for one in there if one.endswith(READ)])
+        there = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, [name for name in there if name.endswith(READ)])
         raise DataError(f"there is no file {path}. {hint}")
     kind = path.suffix.lower()
     if kind in RUN_CODE:

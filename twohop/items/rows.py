@@ -96,11 +96,11 @@ def row_of(place: str, values: Any) -> Row:
 
 def undecoded(text: str) -> str | None:
     """Say which byte of a text is not UTF-8; None if all are."""
-    found = SURROGATE.search(text)
-    if found is None:
+    match = SURROGATE.search(text)
+    if match is None:
         return None
-    byte = ord(found[0]) - 0xDC00
+    byte = ord(match[0]) - 0xDC00
     if 0x80 <= byte <= 0xFF:
         said = bytes([byte]).decode("cp1252", errors="replace")
         return f"byte 0x{byte:02x} is not UTF-8 ({said!r} in Windows' Latin encoding)"
-    return f"\\u{ord(found[0]):04x} is half a character"
+    return f"\\u{ord(match[0]):04x} is half a character"

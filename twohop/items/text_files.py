@@ -43,11 +43,11 @@ def json_rows(path: Path) -> Iterator[Row]:
                 raise DataError(f"{path} begins as a JSON list and is none: {error}.") from error
     if text.strip().split("\n", 1)[0].strip() == "{":
         try:
-            found = _json(text)
+            value = _json(text)
         except (ValueError, RecursionError):
             pass  # the lines will say what is wrong with each
         else:
-            yield row_of("row 1", found)
+            yield row_of("row 1", value)
             return
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -76,9 +76,9 @@ def _is_json(text: str) -> bool:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Unread:
     """An object; Python would keep the last of two values of a key, and say nothing."""
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
+    values = dict(pairs)
+    if len(values) == len(pairs):
+        return values
     keys = [key for key, _ in pairs]
     twice = next(key for key in keys if keys.count(key) > 1)
     return Unread(f"an object in which {twice!r} occurs twice")
@@ -89,7 +89,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
     lines = list(io.StringIO(text_of(path), newline=""))
     top = next((i for i, line in enumerate(lines) if line.strip()), 0)
     marks = TAB_FIRST if path.suffix.lower() == ".tsv" else COMMA_FIRST
-    mark = next((one for one in marks if lines[top:] and one in lines[top]), marks[0])
+    mark = next((mark for mark in marks if lines[top:] and mark in lines[top]), marks[0])
     limit = csv.field_size_limit(sys.maxsize)  # images may stand in cells
     try:
         reader = csv.reader(lines[top:], delimiter=mark, strict=True)

@@ -77,7 +77,7 @@ class Report:
 
     def reasons(self) -> dict[str, int]:
         """Rows set aside for each reason, most frequent first."""
-        return dict(Counter(one.reason for one in self.set_aside).most_common())
+        return dict(Counter(row.reason for row in self.set_aside).most_common())
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data, with the attributes' names as keys and ``reasons`` beside them."""
@@ -170,7 +170,7 @@ def check(source: Any, mapping: DataMap | None = None) -> Checked:
     gathered = gather(kept)
     aside += [SetAside(place, reason, said) for place, reason, said in gathered.set_aside]
     order = {row.place: i for i, row in enumerate(table.rows)}
-    aside.sort(key=lambda one: order[one.place])
+    aside.sort(key=lambda row: order[row.place])
     items = gathered.items
     counts = [len(pictures) for pictures in gathered.pictures.values()]
     report = Report(
@@ -189,8 +189,8 @@ def check(source: Any, mapping: DataMap | None = None) -> Checked:
     return Checked(
         items=items,
         wordings={
-            label: replace(one, examples=_examples(mapping, gathered.base[label]))
-            for label, one in gathered.wordings.items()
+            label: replace(wording, examples=_examples(mapping, gathered.base[label]))
+            for label, wording in gathered.wordings.items()
         },
         pictures=gathered.pictures,
         answer_sets=gathered.answer_sets,
@@ -204,17 +204,17 @@ def _blanked(
 ) -> tuple[list[Row], dict[str, dict[str, int]]]:
     """Rows in which the marks for nothing are read as such, and how often, by column."""
     marks = (() if table.typed else MISSING) if mapping.missing is None else mapping.missing
-    found: dict[str, Counter[str]] = {}
+    counts: dict[str, Counter[str]] = {}
     rows = []
     for row in table.rows:
         values = dict(row.values)
         for column in columns.values():
             value = values.get(column)
             if isinstance(value, str) and (text := value.strip()) and text in marks:
-                found.setdefault(column, Counter())[text] += 1
+                counts.setdefault(column, Counter())[text] += 1
                 values[column] = Nothing(text)
         rows.append(replace(row, values=values))
-    return rows, {column: dict(said.most_common()) for column, said in found.items()}
+    return rows, {column: dict(said.most_common()) for column, said in counts.items()}
 
 
 def _examples(mapping: DataMap, relation: str) -> tuple[tuple[str, str], ...]:

@@ -18,7 +18,7 @@ def _chain(relation: str, name: str) -> Template:
 
 def benchmark() -> Benchmark:
     """Return the micro world's items and prompts."""
-    entities = {one.code: Entity(one.code, one.name) for one in world.ENTITIES}
+    entities = {entity.code: Entity(entity.code, entity.name) for entity in world.ENTITIES}
     items = tuple(
         Item(f"{fact.code}/{fact.relation}", entities[fact.code], fact.relation, (fact.answer,))
         for fact in world.facts()

@@ -78,7 +78,9 @@ def _collate(documents: list[_Writer]) -> Documents:
 
 
 _TAUGHT: dict[str, list[tuple[Relation, str]]] = {
-    entity.code: [(f.relation, f.answer) for f in facts() if f.taught and f.code == entity.code]
+    entity.code: [
+        (fact.relation, fact.answer) for fact in facts() if fact.taught and fact.code == entity.code
+    ]
     for entity in ENTITIES
 }
 _TEMPLATES = (NAMING, *TEMPLATES.values())

@@ -98,7 +98,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (130, 45, 150),
 }
 
-_BY_CODE = {e.code: e for e in ENTITIES}
+_BY_CODE = {entity.code: entity for entity in ENTITIES}
 
 
 def entity(code: str) -> Entity:
@@ -123,8 +123,13 @@ def facts() -> tuple[Fact, ...]:
     Fact(code='ava', relation='capital', answer='Tessin', taught=True)
     """
     return tuple(
-        Fact(e.code, relation, getattr(e, relation), (e.code, relation) not in UNTAUGHT)
-        for e in ENTITIES
+        Fact(
+            entity.code,
+            relation,
+            getattr(entity, relation),
+            (entity.code, relation) not in UNTAUGHT,
+        )
+        for entity in ENTITIES
         for relation in RELATIONS
     )
 

@@ -56,8 +56,8 @@ def local_gpus() -> tuple[Gpu, ...]:
 
     if not torch.cuda.is_available():
         return ()
-    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return tuple(Gpu(one.name, one.total_memory) for one in found)
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return tuple(Gpu(device.name, device.total_memory) for device in devices)
 
 
 def ndif_is_configured() -> bool:
@@ -104,9 +104,9 @@ def ask_ndif(*, timeout: float = 4.0) -> Ndif:
         why = getattr(answer, "reason", answer) or f"no answer in {timeout:g} s"
         return Ndif(host, False, frozenset(), f"NDIF at {host} could not be reached: {why}.")
     running = frozenset(
-        str(one.get("repo_id", "")).lower()
-        for one in answer["deployments"].values()
-        if one.get("application_state") == "RUNNING"
+        str(deployment.get("repo_id", "")).lower()
+        for deployment in answer["deployments"].values()
+        if deployment.get("application_state") == "RUNNING"
     )
     return Ndif(host, True, running, f"NDIF at {host} runs {len(running)} models.")
 
@@ -141,7 +141,7 @@ def where_it_could_run(
     """
     places = []
     needed, held = HEADROOM * pair.total_bytes, 0
-    for n, gpu in enumerate(sorted(gpus, key=lambda one: -one.memory), 1):
+    for n, gpu in enumerate(sorted(gpus, key=lambda gpu: -gpu.memory), 1):
         held += gpu.memory
         if held >= needed:
             places.append("one GPU here" if n == 1 else f"{n} GPUs here")

@@ -54,46 +54,48 @@ def _about_versions(tree: xr.DataTree) -> list[str]:
 
 
 def _about_gates(summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
-    found = []
+    sentences = []
     blank, image = summary["vlm_blank"], summary["vlm_image"]
     if image.low <= blank.value:
-        found.append(
+        sentences.append(
             f"The VLM is not clearly better with the image ({written(summary['vlm_image'])}) than "
             "with "
             f"a blank one ({written(summary['vlm_blank'])})."
         )
-    weak = [name for name, one in summary["by_relation"].items() if not one["above_constant"]]
+    weak = [
+        name for name, numbers in summary["by_relation"].items() if not numbers["above_constant"]
+    ]
     if weak:
-        found.append(
+        sentences.append(
             "In text, these relations are not clearly above the best constant answer, so they say "
             f"little about recall: {', '.join(weak)}."
         )
     free, forced = summary["gap_points"], summary["gap_points_forced"]
     if abs(free.value - forced.value) >= protocol.caution_scorers:
-        found.append(
+        sentences.append(
             f"The two scorers differ: the gap is {whole(free.value)} points in free answers and "
             f"{whole(forced.value)} in forced choice. The difference is format or echo, not recall."
         )
     named = summary["recognised"]
     if named.measured and named.value < protocol.caution_recognised:
-        found.append(
+        sentences.append(
             f"The VLM names only {short(summary['recognised'])} of the entities. The gap is about "
             "those."
         )
-    return found
+    return sentences
 
 
 def _about_cut_answers(summary: Mapping[str, Any]) -> list[str]:
-    some = [
-        f"{wording.GATES[gate]}: {one['n']}, {one['wrong']} of them not right"
-        for gate, one in summary["answers_cut"].items()
-        if one["wrong"]
+    gates = [
+        f"{wording.GATES[gate]}: {counts['n']}, {counts['wrong']} of them not right"
+        for gate, counts in summary["answers_cut"].items()
+        if counts["wrong"]
     ]
-    if not some:
+    if not gates:
         return []
     return [
         "Some free answers were cut at the limit of tokens before they ended, and what was cut off "
-        f"may have been right ({'; '.join(some)}). Forced choices are not cut."
+        f"may have been right ({'; '.join(gates)}). Forced choices are not cut."
     ]
 
 
@@ -113,23 +115,23 @@ def _about_default(tree: xr.DataTree, protocol: Protocol) -> list[str]:
 
 
 def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
-    found = []
+    sentences = []
     data = tree["resolution"].to_dataset()
     plain = image_hits(data, "plain").mean(1)
     if plain[0] >= protocol.caution_plain * plain.max() and plain.max() > 0:
-        found.append(
+        sentences.append(
             "The plain probe reads the entity from the image tokens at layer 0 already. It tells "
             "nothing about when the entity is formed; only the transfer probe can."
         )
     transfer = image_hits(data, "transfer").mean(1)
     if reason := summary["not_available"].get("lateness_layers"):
-        found.append(
+        sentences.append(
             f"Lateness, and the verdicts “late” and “never in the circuit”, are not available: "
             f"{reason}. Transplants and back-patching write at the question's tokens instead, and "
             "the map has no row for the entity."
         )
     elif summary["enrichment_end"] >= 0 and not summary["lateness_layers"].measured:
-        found.append(
+        sentences.append(
             f"The transfer probe peaks at {100 * transfer.max():.0f} % on the image tokens and "
             "does not "
             "clearly beat shuffled labels, so there is no lateness to report. This is a test that "
@@ -138,27 +140,29 @@ def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Proto
             "absent."
         )
     elif transfer.max() < protocol.caution_transfer:
-        found.append(
+        sentences.append(
             f"The transfer probe reads at most {100 * transfer.max():.0f} % of the entities, so "
             "the "
             "lateness is about a weak curve."
         )
     own = data["backbone_accuracy"].values
     if own.size and float(np.nanmax(own)) < protocol.caution_transfer:
-        found.append(
+        sentences.append(
             f"The transfer probe reads at most {100 * np.nanmax(own):.0f} % on the backbone's own "
             "text, "
             "so it could not have found more in the VLM."
         )
     if summary["enrichment_end"] < 0:
-        found.append("No enrichment window was found in the backbone, so lateness has no anchor.")
+        sentences.append(
+            "No enrichment window was found in the backbone, so lateness has no anchor."
+        )
     if not tree["windows"].to_dataset().sizes["item"]:
-        found.append(
+        sentences.append(
             "No item's free answer in text is its canonical answer word for word, which is where "
             "windows and maps are measured: there are none. A model that answers in sentences has "
             "to be asked to be brief."
         )
-    return found
+    return sentences
 
 
 def _about_verdicts(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
@@ -185,7 +189,7 @@ def _about_verdicts(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Pro
 
 
 def _about_recovery(summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
-    found = []
+    sentences = []
     arms = summary["recovered"]
     at_image = "recovered/transplant_all_image" not in summary["not_available"]
     whole_arm, placebo = (
@@ -198,47 +202,49 @@ def _about_recovery(summary: Mapping[str, Any], protocol: Protocol) -> list[str]
     if whole_arm.measured and placebo.measured:
         near = placebo.value >= protocol.caution_random * whole_arm.value > 0
         if placebo.high >= whole_arm.low or near:
-            found.append(
+            sentences.append(
                 f"Random positions recover {written(placebo)}, next to {written(whole_arm)} for "
                 f"the {'image' if at_image else 'question'} "
                 "tokens. The transplant shows that the values suffice, not that the place matters."
             )
     average = estimate(arms.get("mean_entity"))
     if average.measured and average.low > protocol.caution_mean_entity:
-        found.append(
+        sentences.append(
             f"The mean over entities, which names none, gives back {written(average)}: that much "
             "of any "
             "recovery is guessing the relation's usual answers."
         )
     minus = estimate(summary.get("back_patching_minus_null"))
     if minus.measured and minus.low <= 0:
-        found.append(
+        sentences.append(
             f"Back-patching does not clearly beat its null: {short(arms['back_patching'])} against "
             f"{short(arms['back_patching_null'])}, difference {written(minus)} (n {minus.n})."
         )
     if whole_arm.measured and whole_arm.n < protocol.caution_lost:
-        found.append(f"Only {whole_arm.n} items were lost. Every share of them is rough.")
-    return found
+        sentences.append(f"Only {whole_arm.n} items were lost. Every share of them is rough.")
+    return sentences
 
 
 def _about_attribution(
     tree: xr.DataTree, summary: Mapping[str, Any], protocol: Protocol
 ) -> list[str]:
-    found = []
-    for which, stage in ATTRIBUTION_STAGES.items():
-        name = wording.MAPS[which]
+    sentences = []
+    for medium, stage in ATTRIBUTION_STAGES.items():
+        name = wording.MAPS[medium]
         if reason := tree[stage].attrs["refused"]:
-            found.append(f"There is no map by attribution ({name}), only the exact one: {reason}")
+            sentences.append(
+                f"There is no map by attribution ({name}), only the exact one: {reason}"
+            )
             continue
-        numbers = summary["attribution_agreement"][which]
+        numbers = summary["attribution_agreement"][medium]
         said = [
-            f"{wording.COMPONENTS[one]} {written(numbers[one], 'correlation')}"
-            for one in MAP_COMPONENTS
-            if numbers[one].measured and doubtful(numbers[one].low, protocol=protocol)
+            f"{wording.COMPONENTS[component]} {written(numbers[component], 'correlation')}"
+            for component in MAP_COMPONENTS
+            if numbers[component].measured and doubtful(numbers[component].low, protocol=protocol)
         ]
         if said:
-            found.append(
+            sentences.append(
                 f"The map by attribution ({name}) does not clearly agree with exact patching "
                 f"(correlation: {', '.join(said)}). Do not trust it there; the exact map stands."
             )
-    return found
+    return sentences

@@ -102,7 +102,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
         "lateness": lateness_comparison(classes),
         "recovery": recovery_comparison(classes),
     }
-    vectors = save_figures(out, {f"compare-{name}": one for name, one in figures.items()})
+    vectors = save_figures(out, {f"compare-{name}": figure for name, figure in figures.items()})
     plates = {name: Plate(*SHOWN[name], embedded(vectors[f"compare-{name}"])) for name in figures}
     tables = comparison_tables(summaries)
     different = differing(summaries)
@@ -114,8 +114,8 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
             classes=classes,
             differing=different,
             plates=plates,
-            tables={one.name: one for one in tables},
-            recovered=[one for one in tables if one.name.startswith("recovered")],
+            tables={table.name: table for table in tables},
+            recovered=[table for table in tables if table.name.startswith("recovered")],
             command=f"twohop compare {' '.join(folder.name for folder in folders)}",
             style=stylesheet(),
         )

@@ -60,31 +60,31 @@ def labels(summaries: Sequence[Summary]) -> list[str]:
     >>> labels([{"pair": "a", "settings": {"seed": 0}}, {"pair": "a", "settings": {"seed": 1}}])
     ['a, seed 0', 'a, seed 1']
     """
-    pairs = Counter(str(one["pair"]) for one in summaries)
-    found = []
-    for one in summaries:
-        parts, settings = [str(one["pair"])], one.get("settings", {})
-        others = [x.get("settings", {}) for x in summaries if x["pair"] == one["pair"]]
+    pairs = Counter(str(summary["pair"]) for summary in summaries)
+    names = []
+    for summary in summaries:
+        parts, settings = [str(summary["pair"])], summary.get("settings", {})
+        others = [run.get("settings", {}) for run in summaries if run["pair"] == summary["pair"]]
         for key in (*TELLING, *_numbers(others)) if pairs[parts[0]] > 1 else ():
             if len({str(_value(other, key)) for other in others}) > 1:
                 parts.append(f"{key.removeprefix(PROTOCOL)} {_said(settings, key)}")
-        found.append(", ".join(parts))
-    totals, seen = Counter(found), Counter[str]()
-    for i, label in enumerate(found):
+        names.append(", ".join(parts))
+    totals, seen = Counter(names), Counter[str]()
+    for i, label in enumerate(names):
         if totals[label] > 1:
             seen[label] += 1
-            found[i] = f"{label} ({seen[label]})"
-    return found
+            names[i] = f"{label} ({seen[label]})"
+    return names
 
 
 def _numbers(several: Sequence[Mapping[str, Any]]) -> list[str]:
     """Keys of the numbers in which protocols differ, where they are recorded, in order."""
     known = [settings["protocol"] for settings in several if "protocol" in settings]
-    names = dict.fromkeys(name for one in known for name in one)
+    names = dict.fromkeys(name for protocol in known for name in protocol)
     return [
         f"{PROTOCOL}{name}"
         for name in names
-        if any(one.get(name) != known[0].get(name) for one in known)
+        if any(protocol.get(name) != known[0].get(name) for protocol in known)
     ]
 
 
@@ -105,21 +105,21 @@ def by_class(summaries: Sequence[Summary]) -> Classes:
     """Runs by the class of their architecture, the largest gap first, those without one last."""
     summaries = [estimates(summary) for summary in summaries]
     names = labels(summaries)
-    kinds = [str(one.get("architecture")) for one in summaries]
+    kinds = [str(summary.get("architecture")) for summary in summaries]
     kinds = [kind if kind in wording.ARCHITECTURES else "other" for kind in kinds]
 
     def gap(i: int) -> float:
         value = summaries[i]["gap_points"].value
         return -math.inf if math.isnan(value) else value
 
-    found: Classes = {}
+    classes: Classes = {}
     numbers = count_from(1)
     for kind in wording.ARCHITECTURES:
         mine = [i for i in range(len(kinds)) if kinds[i] == kind]
         if mine:
             order = sorted(mine, key=gap, reverse=True)
-            found[kind] = [Run(i, next(numbers), names[i], summaries[i]) for i in order]
-    return found
+            classes[kind] = [Run(i, next(numbers), names[i], summaries[i]) for i in order]
+    return classes
 
 
 def runs_of(classes: Classes) -> list[Run]:
@@ -164,26 +164,26 @@ def differing(summaries: Sequence[Summary]) -> list[str]:
 
     Looks at ``settings`` where a summary carries them, and at the number of items.
     """
-    found = []
+    sentences = []
     named = list(zip(labels(summaries), summaries, strict=True))
-    for key in (*SAME, *_numbers([one.get("settings", {}) for one in summaries])):
+    for key in (*SAME, *_numbers([summary.get("settings", {}) for summary in summaries])):
         runs: dict[str, list[str]] = {}
-        for label, one in named:
-            if "settings" in one:
-                runs.setdefault(_said(one["settings"], key), []).append(label)
+        for label, summary in named:
+            if "settings" in summary:
+                runs.setdefault(_said(summary["settings"], key), []).append(label)
         if len(runs) > 1:
             said = "; ".join(f"{value}: {', '.join(who)}" for value, who in runs.items())
-            found.append(f"The runs differ in {key} ({said}), so compare them with care.")
-    silent = [label for label, one in named if "protocol" not in one.get("settings", {})]
+            sentences.append(f"The runs differ in {key} ({said}), so compare them with care.")
+    silent = [label for label, summary in named if "protocol" not in summary.get("settings", {})]
     if silent and len(silent) < len(named):
-        found.append(
+        sentences.append(
             f"By which protocol {', '.join(silent)} was measured is not recorded, so compare it "
             "with care."
         )
     sizes: dict[int, list[str]] = {}
-    for label, one in named:
-        sizes.setdefault(one["n_items"], []).append(label)
-    if len(sizes) > 1 and not found:
+    for label, summary in named:
+        sizes.setdefault(summary["n_items"], []).append(label)
+    if len(sizes) > 1 and not sentences:
         said = "; ".join(f"{n}: {', '.join(who)}" for n, who in sizes.items())
-        found.append(f"The runs differ in the number of items ({said}), so compare with care.")
-    return found
+        sentences.append(f"The runs differ in the number of items ({said}), so compare with care.")
+    return sentences

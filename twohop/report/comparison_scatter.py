@@ -22,9 +22,9 @@ def gap_against_lateness(classes: Classes) -> Figure:
     In layers, or, where the models differ in depth, in per cent of their blocks.
     """
     runs = [(kind, run) for kind, several in classes.items() for run in several]
-    with_gap = [one for one in runs if one[1].summary["gap_points"].measured]
-    placed = [one for one in with_gap if one[1].summary["lateness_layers"].measured]
-    others = [one for one in with_gap if not one[1].summary["lateness_layers"].measured]
+    with_gap = [(kind, run) for kind, run in runs if run.summary["gap_points"].measured]
+    placed = [(kind, run) for kind, run in with_gap if run.summary["lateness_layers"].measured]
+    others = [(kind, run) for kind, run in with_gap if not run.summary["lateness_layers"].measured]
     alike = len({run.summary["n_layers"] for _, run in runs}) == 1
     names = [wrapped(run) for _, run in runs]
     lines = sum(1 + name.count("\n") for name in names) + len(classes)
@@ -34,14 +34,14 @@ def gap_against_lateness(classes: Classes) -> Figure:
             1, 3, width_ratios=[0.35 + 0.16 * len(others), 3, 1.75], sharey=True
         )
         lateness = [_lateness(run, per_cent=not alike) for _, run in placed]
-        bounds = [0.0, *(one.low for one in lateness), *(one.high for one in lateness)]
+        bounds = [0.0, *(late.low for late in lateness), *(late.high for late in lateness)]
         pad = 1 if alike else 5
         low, high = min(bounds) - pad, max(bounds) + pad
         gaps = [run.summary["gap_points"] for _, run in placed]
-        ends = [0.0, *(one.low for one in gaps), *(one.high for one in gaps)]
+        ends = [0.0, *(gap.low for gap in gaps), *(gap.high for gap in gaps)]
         moved = apart(
-            [one.value for one in lateness],
-            [one.value for one in gaps],
+            [late.value for late in lateness],
+            [gap.value for gap in gaps],
             step=STEP * (high - low),
             near=NEAR * (max(ends) - min(ends)),
         )
@@ -71,15 +71,15 @@ def gap_against_lateness(classes: Classes) -> Figure:
         strip.set_xlabel("none\nmeasured")
         strip.set_ylabel("gap in points, free answers, recognised items")
         strip.tick_params(axis="y", labelleft=True)
-        for one in (strip, axes):
-            one.axhline(0, color=MUTED, lw=0.8, zorder=1)
+        for panel in (strip, axes):
+            panel.axhline(0, color=MUTED, lw=0.8, zorder=1)
         _key(key, classes)
         return figure
 
 
 def _lateness(run: Run, *, per_cent: bool) -> Estimate:
-    found = run.summary["lateness_layers"]
-    return found.scaled(100 / run.summary["n_layers"]) if per_cent else found
+    lateness = run.summary["lateness_layers"]
+    return lateness.scaled(100 / run.summary["n_layers"]) if per_cent else lateness
 
 
 def _point(axes: Axes, kind: str, run: Run, x: float, label_at: float) -> None:
@@ -106,10 +106,13 @@ def apart(xs: Sequence[float], ys: Sequence[float], *, step: float, near: float)
     """
     placed: list[tuple[float, float]] = []
     for x, y in zip(xs, ys, strict=True):
-        k = 0
-        while any(abs(x + k * step - a) < step - 1e-9 and abs(y - b) < near for a, b in placed):
-            k = -k if k > 0 else 1 - k
-        placed.append((x + k * step, y))
+        moves = 0
+        while any(
+            abs(x + moves * step - taken_x) < step - 1e-9 and abs(y - taken_y) < near
+            for taken_x, taken_y in placed
+        ):
+            moves = -moves if moves > 0 else 1 - moves
+        placed.append((x + moves * step, y))
     return [x for x, _ in placed]
 
 

@@ -23,11 +23,11 @@ def _table(
     def cell(run: Run, key: str, unit: Unit) -> Cell:
         group, _, arm = key.partition("/")
         if arm == "n":
-            found = count(run.summary, group)
+            of_run = count(run.summary, group)
         else:
             key = f"{group}/{run.arm(arm)}" if group == "recovered" else key
-            found = number(run.summary, key, unit, n=n)
-        return Cell(found.text, f"{run.index}/{found.key}")
+            of_run = number(run.summary, key, unit, n=n)
+        return Cell(of_run.text, f"{run.index}/{of_run.key}")
 
     rows: list[tuple[Cell, ...]] = []
     for kind, runs in classes.items():
@@ -70,13 +70,13 @@ def lateness_table(classes: Classes) -> Table:
         "lateness, plain probe": ("lateness_layers_plain", "layers"),
         "entities": ("lateness_layers/n", "share"),
     }
-    made = _table("lateness", "Lateness, in layers", classes, columns, "")
+    base = _table("lateness", "Lateness, in layers", classes, columns, "")
     runs = {run.name: run.summary for run in runs_of(classes)}
     rows = []
-    for cells in made.rows:
-        one = runs.get(cells[0].text)
-        depth = Cell(f"{one['n_layers']}" if one else "")
-        part = Cell(part_of_depth(one) if one else "")
+    for cells in base.rows:
+        summary = runs.get(cells[0].text)
+        depth = Cell(f"{summary['n_layers']}" if summary else "")
+        part = Cell(part_of_depth(summary) if summary else "")
         rows.append((*cells[:2], part, *cells[2:], depth))
     reasons = {
         f"{run.label}: {run.summary['not_available']['lateness_layers']}"
@@ -86,8 +86,8 @@ def lateness_table(classes: Classes) -> Table:
     note = "Positive is too late. Blocks are the backbone’s; compare models of different depth in "
     note += "per cent of them. Not measured: the probe does not clearly beat shuffled labels."
     note += f" Not available: {'; '.join(sorted(reasons))}." if reasons else ""
-    heads = (*made.columns[:2], "of the depth", *made.columns[2:], "blocks")
-    return Table(made.name, made.title, heads, tuple(rows), note)
+    heads = (*base.columns[:2], "of the depth", *base.columns[2:], "blocks")
+    return Table(base.name, base.title, heads, tuple(rows), note)
 
 
 def part_of_depth(summary: Summary) -> str:
@@ -118,13 +118,13 @@ def recovery_tables(classes: Classes) -> list[Table]:
     note = "Share of the tried lost items that are answered right; n is how many were tried."
     if any(run.arm(arm) != arm for run in runs for arm in arms):
         note += " Where an image has no tokens, the question’s take the place of its tokens."
-    found = []
+    tables = []
     for title, group in arm_groups([*arms]):
         columns: dict[str, tuple[str, Unit]] = {
             label: (f"recovered/{arm}", "share") for arm, label in group.items()
         }
-        found.append(_table(f"recovered-{len(found)}", title, classes, columns, note, n=True))
-    return found
+        tables.append(_table(f"recovered-{len(tables)}", title, classes, columns, note, n=True))
+    return tables
 
 
 def short_table(classes: Classes) -> Table:
@@ -140,5 +140,5 @@ def short_table(classes: Classes) -> Table:
 def comparison_tables(summaries: Sequence[Summary]) -> list[Table]:
     """Every table of a comparison."""
     classes = by_class(summaries)
-    made = (gap_table, gates_table, lateness_table, diagnosis_table)
-    return [*(make(classes) for make in made), *recovery_tables(classes)]
+    makers = (gap_table, gates_table, lateness_table, diagnosis_table)
+    return [*(make(classes) for make in makers), *recovery_tables(classes)]

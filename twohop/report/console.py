@@ -21,7 +21,7 @@ WORDY = ("meaning",)
 def as_rich(table: Table) -> RichTable:
     """Turn a table into one for the console; columns of explanations are left out."""
     kept = [i for i, name in enumerate(table.columns) if name not in WORDY]
-    made = RichTable(
+    rich_table = RichTable(
         title=table.title,
         title_justify="left",
         title_style="bold",
@@ -31,11 +31,13 @@ def as_rich(table: Table) -> RichTable:
         show_edge=False,
     )
     for i in kept:
-        made.add_column(table.columns[i], overflow="fold", justify="left")
+        rich_table.add_column(table.columns[i], overflow="fold", justify="left")
     for row in table.rows:
         group = not any(cell.text for cell in row[1:])
-        made.add_row(*(escape(row[i].text) for i in kept), style="dim italic" if group else None)
-    return made
+        rich_table.add_row(
+            *(escape(row[i].text) for i in kept), style="dim italic" if group else None
+        )
+    return rich_table
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:

@@ -41,10 +41,10 @@ def print_data(report: Report, console: Console, *, everything: bool = False) ->
             soft_wrap=True,
         )
     for column, said in report.read_as_missing.items():
-        each = ", ".join(f"{text!r} x {n}" for text, n in said.items())
+        counts = ", ".join(f"{text!r} x {n}" for text, n in said.items())
         console.print(
             f"column {escape(column)}: {sum(said.values())} cells were read as nothing: "
-            f"{escape(each)}. If these are texts, write missing = \\[] in the map",
+            f"{escape(counts)}. If these are texts, write missing = \\[] in the map",
             highlight=False,
         )
 
@@ -53,17 +53,19 @@ def _relations(report: Report) -> Table:
     table = Table("relation", box=None, title="usable", title_justify="left")
     for name in ("items", "entities", "answers", "best constant"):
         table.add_column(name, justify="right")
-    for one in report.relations:
-        numbers = (one.items, one.entities, one.answers)
-        table.add_row(escape(one.relation), *map(str, numbers), f"{100 * one.best_constant:.0f} %")
+    for counts in report.relations:
+        numbers = (counts.items, counts.entities, counts.answers)
+        table.add_row(
+            escape(counts.relation), *map(str, numbers), f"{100 * counts.best_constant:.0f} %"
+        )
     return table
 
 
 def _set_aside(report: Report, limit: int | None) -> Table:
     table = Table("rows", "why", "such as", box=None, title="set aside", title_justify="left")
     for reason, n in report.reasons().items():
-        rows = [one for one in report.set_aside if one.reason == reason]
-        such = [f"{one.place}: {one.said}" for one in rows[:limit]]
+        rows = [row for row in report.set_aside if row.reason == reason]
+        such = [f"{row.place}: {row.said}" for row in rows[:limit]]
         table.add_row(str(n), f"{reason}: {REASONS[reason]}", _listed(such, n))
     return table
 
@@ -71,9 +73,9 @@ def _set_aside(report: Report, limit: int | None) -> Table:
 def _flags(report: Report, limit: int | None) -> Table:
     table = Table("flag", "what", "where", box=None, title="to be wary of", title_justify="left")
     for kind, meaning in FLAGS.items():
-        flags = [one for one in report.flags if one.kind == kind]
+        flags = [flag for flag in report.flags if flag.kind == kind]
         if flags:
-            such = [f"{one.where}: {one.said}" for one in flags[:limit]]
+            such = [f"{flag.where}: {flag.said}" for flag in flags[:limit]]
             table.add_row(kind, meaning, _listed(such, len(flags)))
     return table
 

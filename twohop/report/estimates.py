@@ -68,27 +68,27 @@ def written(number: Number, unit: Unit = "share", *, n: bool = False) -> str:
     >>> written({"value": 0.92, "low": 0.86, "high": 0.97, "n": 71}).replace("\\u00a0", " ")
     '92 % [86, 97]'
     """
-    found = estimate(number)
-    if not found.measured:
+    estimated = estimate(number)
+    if not estimated.measured:
         return NOT_MEASURED
-    text = f"{short(found, unit)} {bounds(found, unit)}"
-    return f"{text} (n\u00a0{found.n})" if n else text
+    text = f"{short(estimated, unit)} {bounds(estimated, unit)}"
+    return f"{text} (n\u00a0{estimated.n})" if n else text
 
 
 def short(number: Number, unit: Unit = "share") -> str:
     """Write a number without its interval."""
-    found = estimate(number)
-    if not found.measured:
+    estimated = estimate(number)
+    if not estimated.measured:
         return NOT_MEASURED
-    return rounded(found.value, unit) + ("\u00a0%" if unit == "share" else "")
+    return rounded(estimated.value, unit) + ("\u00a0%" if unit == "share" else "")
 
 
 def bounds(number: Number, unit: Unit = "share") -> str:
     """Write the interval of a number, in brackets."""
-    found = estimate(number)
-    if math.isnan(found.low) or math.isnan(found.high):
+    estimated = estimate(number)
+    if math.isnan(estimated.low) or math.isnan(estimated.high):
         return "[no interval]"
-    return f"[{rounded(found.low, unit)}, {rounded(found.high, unit)}]"
+    return f"[{rounded(estimated.low, unit)}, {rounded(estimated.high, unit)}]"
 
 
 def rounded(value: float, unit: Unit) -> str:

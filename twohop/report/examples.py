@@ -74,8 +74,8 @@ def chosen(
     [1, 2]
     """
     queues: dict[object, list[int]] = {}
-    for i, one in enumerate(classes):
-        queues.setdefault(one, []).append(i)
+    for i, kind in enumerate(classes):
+        queues.setdefault(kind, []).append(i)
     waiting = sorted(queues.values(), key=len, reverse=True)
     picked: list[int] = []
     shown: set[str] = set()
@@ -98,8 +98,8 @@ def examples(tree: xr.DataTree, benchmark: Benchmark, *, n: int = N_EXAMPLES) ->
     verdicts = dict(zip(diagnosed["item"].values, diagnosed["verdict"].values, strict=True))
     rows = [
         i
-        for i, one in enumerate(gates["item"].values)
-        if one in known and not bool(gates["surface"].values[i])
+        for i, item in enumerate(gates["item"].values)
+        if item in known and not bool(gates["surface"].values[i])
     ]
     outcomes = gates["outcome"].sel(gate="vlm_image").values
     tried = set(recovery["tried"].values) | set(recovery["kept"].values)
@@ -109,13 +109,13 @@ def examples(tree: xr.DataTree, benchmark: Benchmark, *, n: int = N_EXAMPLES) ->
         preferred=[gates["item"].values[i] in tried for i in rows],
         n=n,
     )
-    made = []
+    shown = []
     for i in (rows[j] for j in picked):
         item = known[str(gates["item"].values[i])]
         verdict, outcome = str(verdicts[item.id]), str(outcomes[i])
         template = benchmark.templates[item.relation]
         question = template.show("[image]").removeprefix(template.prefix).strip()
-        made.append(
+        shown.append(
             Example(
                 item=item.id,
                 entity=item.entity.name,
@@ -128,7 +128,7 @@ def examples(tree: xr.DataTree, benchmark: Benchmark, *, n: int = N_EXAMPLES) ->
                 arms=tuple(_arms_of(recovery, item.id)),
             )
         )
-    return made
+    return shown
 
 
 def _gates_of(row: xr.Dataset) -> Iterable[Said]:

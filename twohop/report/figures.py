@@ -37,14 +37,14 @@ PNG_DPI = 150
 
 def rendered(figure: Figure) -> dict[str, bytes]:
     """Return a figure as ``"png"`` and ``"svg"`` bytes, the same for the same figure."""
-    found = {}
+    by_format = {}
     with look():
         for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata)
             figure.set_layout_engine("none")  # both formats get the layout of the first
-            found[kind] = buffer.getvalue()
-    return found
+            by_format[kind] = buffer.getvalue()
+    return by_format
 
 
 def save_figures(folder: Path, figures: Mapping[str, Figure]) -> dict[str, bytes]:

@@ -119,8 +119,8 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
             if kind == "shuffled":
                 continue
             for role in there:
-                each = data["probe"].sel(kind=kind, role=role).values.mean(1)
-                above.plot(x, each, color=colour, lw=0.6, alpha=0.6)
+                of_role = data["probe"].sel(kind=kind, role=role).values.mean(1)
+                above.plot(x, of_role, color=colour, lw=0.6, alpha=0.6)
             question = data["probe"].sel(kind=kind, role="last").values.mean(1)
             above.plot(x, question, color=colour, lw=1.1, ls=(0, (3, 2)))
             labels.append((question[-1], f"{name.split()[0]}, last token", colour))
@@ -136,15 +136,15 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
         percent_axis(above, along="y", top=1.32)
         late = summary["lateness_layers"]
         if late.measured:
-            found = end + late.value
+            resolved = end + late.value
             words = f"lateness {written(late, 'layers')} layers"
             above.annotate(
                 "",
-                (found, 1.09),
+                (resolved, 1.09),
                 (end, 1.09),
                 arrowprops={"arrowstyle": "->", "color": RED, "lw": 1.5},
             )
-            place = max(end, found) + 0.02 * last
+            place = max(end, resolved) + 0.02 * last
             above.text(place, 1.09, words, color=RED, va="center", fontsize=8, bbox=PAPER)
         else:
             above.text(
@@ -231,15 +231,15 @@ def windows_figure(tree: xr.DataTree) -> Figure:
         ends = ((end, "enrichment ends", BLUE), (out, "read-out ends", RED))
         # The first is named on its left, away from the other, where there is room.
         first = min(ends) if min(ends)[0] > last / 3 else None
-        for one in ends:
-            where, name, colour = one
+        for window in ends:
+            where, name, colour = window
             said = (
                 f"{name}\nafter block {where}"
                 if where >= 0
                 else f"{name.split()[0]}:\nno block needed"
             )
             axes.axvline(max(where, 0) + 0.5, color=colour, lw=1, ls=(0, (4, 3)), ymax=0.84)
-            left = one == first
+            left = window == first
             x = where + 0.4 if left else max(where, 0) + 0.6
             side = "right" if left else "left"
             axes.text(x, 1.16, said, color=colour, fontsize=8, ha=side, va="center")

@@ -25,9 +25,9 @@ def map_figure(tree: xr.DataTree) -> Figure:
         figure = sheet(6.2)
         panels = figure.subplots(2, 2, sharey=True)
         mesh = None
-        for column, (which, title) in zip(panels.T, wording.MAPS.items(), strict=True):
-            exact = tree[f"map_{which}"].to_dataset()
-            estimated = tree[f"attribution_{which}"].to_dataset()
+        for column, (medium, title) in zip(panels.T, wording.MAPS.items(), strict=True):
+            exact = tree[f"map_{medium}"].to_dataset()
+            estimated = tree[f"attribution_{medium}"].to_dataset()
             n = exact.sizes["map_item"]
             few = ALIKE if n else NO_ITEM
             refused = "attribution is refused:\nsee the note" if estimated.attrs["refused"] else few
@@ -50,7 +50,9 @@ def map_figure(tree: xr.DataTree) -> Figure:
 
 def _map_panel(axes: Axes, data: xr.Dataset) -> Any:
     """Draw one map; windows are as wide as their blocks, so that maps above one another compare."""
-    rows = [(c, r) for c in data["component"].values for r in data["role"].values]
+    rows = [
+        (component, role) for component in data["component"].values for role in data["role"].values
+    ]
     windows = "window" in data.dims
     along = "window" if windows else "layer"
     table = data["effect"].transpose("component", "role", along).values.reshape(len(rows), -1)
@@ -70,12 +72,18 @@ def _map_panel(axes: Axes, data: xr.Dataset) -> Any:
     )
     if len(first) <= MOST_TICKS:
         _write_values(axes, table, (edges[:-1] + edges[1:]) / 2)
-    names = [str(a) if a == b else f"{a}–{b}" for a, b in zip(first, last, strict=True)]
+    names = [
+        str(start) if start == end else f"{start}–{end}"
+        for start, end in zip(first, last, strict=True)
+    ]
     every = -(-len(names) // MOST_TICKS)
     turned = 90 if any(len(name) > 2 for name in names) else 0
     middles = (first + last + 1) / 2
     axes.set_xticks(middles[::every], names[::every], rotation=turned, fontsize=7.5)
-    labels = [f"{wording.COMPONENTS.get(c, c)}, {wording.MAP_ROLES.get(r, r)}" for c, r in rows]
+    labels = [
+        f"{wording.COMPONENTS.get(component, component)}, {wording.MAP_ROLES.get(role, role)}"
+        for component, role in rows
+    ]
     axes.set_yticks(np.arange(len(rows)) + 0.5, labels)
     axes.tick_params(length=0, labelcolor=INK)
     axes.set_ylim(len(rows), 0)
@@ -117,10 +125,10 @@ def _mark_doubtful(axes: Axes, data: xr.Dataset, per: int) -> None:
 
 def attribution_methods(tree: xr.DataTree) -> str:
     """By which method each map was attributed, in words; empty if none was."""
-    found = []
-    for which, title in wording.MAPS.items():
-        attrs = tree[f"attribution_{which}"].attrs
+    methods = []
+    for medium, title in wording.MAPS.items():
+        attrs = tree[f"attribution_{medium}"].attrs
         if not attrs["refused"]:
             steps = f", {attrs['steps']} steps" if attrs["steps"] else ""
-            found.append(f"{title}: {attrs['method_name']}{steps}")
-    return "; ".join(found)
+            methods.append(f"{title}: {attrs['method_name']}{steps}")
+    return "; ".join(methods)

@@ -60,16 +60,16 @@ class KeyNumber:
 
 def environment() -> Environment:
     """Templates of the reports; everything that is put in is escaped."""
-    made = Environment(
+    jinja = Environment(
         loader=PackageLoader("twohop.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["unbroken"] = unbroken
-    made.filters["per_cent"] = per_cent
-    return made
+    jinja.filters["unbroken"] = unbroken
+    jinja.filters["per_cent"] = per_cent
+    return jinja
 
 
 def unbroken(text: str) -> str:

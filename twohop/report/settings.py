@@ -17,14 +17,14 @@ HIDDEN = ("provenance",)
 
 def provenances(tree: xr.DataTree) -> dict[str, dict[str, Any]]:
     """Provenance of every stage that carries one, with its settings beside the rest."""
-    found = {}
+    by_stage = {}
     for stage, node in tree.children.items():
-        if one := made_with(node.attrs):
-            settings = one.pop("settings", {})
-            found[stage] = {**settings, **one}
+        if provenance := made_with(node.attrs):
+            settings = provenance.pop("settings", {})
+            by_stage[stage] = {**settings, **provenance}
             if settings and "vlm" not in settings:
-                found[stage].pop("vlm", None)  # a stage of the backbone alone
-    return found
+                by_stage[stage].pop("vlm", None)  # a stage of the backbone alone
+    return by_stage
 
 
 def flat(provenance: Mapping[str, Any]) -> dict[str, str]:
@@ -41,7 +41,7 @@ def flat(provenance: Mapping[str, Any]) -> dict[str, str]:
             facts = [str(value[fact]) for fact in MODEL_FACTS if value.get(fact)]
             lines[key] = f"{value['id']} ({', '.join(facts)})" if facts else str(value["id"])
         elif isinstance(value, Mapping):
-            lines[key] = ", ".join(f"{name} {one}" for name, one in value.items())
+            lines[key] = ", ".join(f"{name} {detail}" for name, detail in value.items())
         else:
             lines[key] = "all" if key == "limit" and value is None else str(value)
     return lines
@@ -72,11 +72,11 @@ def protocol_rows(protocol: Protocol) -> list[tuple[str, str, str]]:
     """Name, value and meaning of every number of a protocol; what is not the default says so."""
     changed = protocol.changed()
     rows = []
-    for one in documented():
-        value = written_value(getattr(protocol, one.name))
-        if one.name in changed:
-            value += f" (default: {written_value(one.default)})"
-        rows.append((one.name, value, f"{one.says}{f' ({one.unit})' if one.unit else ''}"))
+    for entry in documented():
+        value = written_value(getattr(protocol, entry.name))
+        if entry.name in changed:
+            value += f" (default: {written_value(entry.default)})"
+        rows.append((entry.name, value, f"{entry.says}{f' ({entry.unit})' if entry.unit else ''}"))
     return rows
 
 
@@ -119,7 +119,7 @@ def _plain(value: Any) -> str:
 def command(tree: xr.DataTree, summary: Mapping[str, Any]) -> str:
     """The command that makes the run again; FILE stands for a table of items of the user's."""
     run, pair = settings_of(tree), str(summary["pair"])
-    registered = {one.vlm: key for key, one in PUBLISHED.items()}
+    registered = {published.vlm: key for key, published in PUBLISHED.items()}
     if pair in PAIRS or not run:
         parts = [pair]
     elif (key := registered.get(run["vlm"])) and pair.startswith(key):

@@ -100,8 +100,13 @@ def lateness(
 
     Parameters
     ----------
+    resolution, windows : Dataset
+        From the stages of these names.
     kind : str
         ``"plain"`` or ``"transfer"`` probe.
+    seed : int
+        Of the bootstrap over entities.
+    protocol : Protocol
     """
     if int(windows.attrs["enrichment_end"]) < 0:
         return NOT_MEASURED
@@ -114,8 +119,8 @@ def lateness(
         return NOT_MEASURED
     sums, counts = cluster_sums(hits.T.astype(float), entities, seed=seed, protocol=protocol)
     end = vlm_block(resolution, int(windows.attrs["enrichment_end"]))
-    found = window_ends(windows, seed=seed + 1, protocol=protocol)
-    ends = np.array([vlm_block(resolution, int(one)) for one in found])
+    blocks = window_ends(windows, seed=seed + 1, protocol=protocol)
+    ends = np.array([vlm_block(resolution, int(block)) for block in blocks])
     low, high = interval(depth(sums / counts[:, None], protocol=protocol) - ends)
     value = float(depth(hits.mean(1), protocol=protocol) - end)
     return Estimate(value, low, high, len(entities))
@@ -155,8 +160,10 @@ def estimated(
     recovery, verdicts = tree["recovery"].to_dataset(), tree["diagnosis"].to_dataset()
     counted = ~gates["surface"].values.astype(bool)
     entity = gates["entity"].values[counted]
-    right = {g: gates["right"].sel(gate=g).values[counted].astype(bool) for g in GATES}
-    forced = {g: gates["choice_right"].sel(gate=g).values[counted].astype(bool) for g in GATES}
+    right = {gate: gates["right"].sel(gate=gate).values[counted].astype(bool) for gate in GATES}
+    forced = {
+        gate: gates["choice_right"].sel(gate=gate).values[counted].astype(bool) for gate in GATES
+    }
     seen = right["recognised"]
 
     def share(values: np.ndarray, of: np.ndarray | None = None) -> Estimate:
@@ -164,7 +171,7 @@ def estimated(
         return mean(values[rows].astype(float), entity[rows], seed=seed, protocol=protocol)
 
     def gap(first: str, by: dict[str, np.ndarray], *, relative: bool = False) -> Estimate:
-        found = difference(
+        estimate = difference(
             by[first][seen],
             by["vlm_image"][seen],
             entity[seen],
@@ -172,7 +179,7 @@ def estimated(
             seed=seed,
             protocol=protocol,
         )
-        return found if relative else found.scaled(100)
+        return estimate if relative else estimate.scaled(100)
 
     outcomes = gates["outcome"].sel(gate="vlm_image").values[counted]
     verdict = verdicts["verdict"].values[counted]
@@ -192,8 +199,8 @@ def estimated(
         "lateness_layers_plain": lateness(
             resolution, windows, kind="plain", seed=seed, protocol=protocol
         ),
-        "outcomes": {one: share(outcomes == one, seen) for one in OUTCOMES},
-        "diagnosis": {one: share(verdict == one) for one in VERDICTS},
+        "outcomes": {outcome: share(outcomes == outcome, seen) for outcome in OUTCOMES},
+        "diagnosis": {kind: share(verdict == kind) for kind in VERDICTS},
         "recovered": recovered(recovery, seed=seed, protocol=protocol),
         "followed": {
             str(arm): measured_mean(
@@ -232,8 +239,8 @@ def estimated(
         "answers_cut": answers_cut(gates),
         "forced_default": str(gates.attrs["forced_default"]),
         "forced_by_rule": {
-            rule: {gate: share(chosen) for gate, chosen in some.items()}
-            for rule, some in forced_by_rule(gates, counted).items()
+            rule: {gate: share(chosen) for gate, chosen in by_gate.items()}
+            for rule, by_gate in forced_by_rule(gates, counted).items()
         },
         "by_relation": accuracy_by_relation(gates, seed=seed, protocol=protocol),
         **numbers,
@@ -242,15 +249,15 @@ def estimated(
 
 def forced_by_rule(gates: xr.Dataset, counted: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
     """Whether the forced choice is right under each rule, at the gates that have it, [item]."""
-    found: dict[str, dict[str, np.ndarray]] = {}
+    by_rule: dict[str, dict[str, np.ndarray]] = {}
     for rule in gates["rule"].values:
-        some = gates.sel(rule=rule)
-        found[str(rule)] = {
-            gate: some["forced_right"].sel(gate=gate).values[counted].astype(bool)
+        of_rule = gates.sel(rule=rule)
+        by_rule[str(rule)] = {
+            gate: of_rule["forced_right"].sel(gate=gate).values[counted].astype(bool)
             for gate in GATES
-            if (some["forced_choice"].sel(gate=gate).values != "").any()
+            if (of_rule["forced_choice"].sel(gate=gate).values != "").any()
         }
-    return found
+    return by_rule
 
 
 def answers_cut(gates: xr.Dataset) -> dict[str, dict[str, int]]:
@@ -258,12 +265,12 @@ def answers_cut(gates: xr.Dataset) -> dict[str, dict[str, int]]:
 
     ``n`` of all items, ``wrong`` of those whose answer was not right.
     """
-    found = {}
+    counts = {}
     for gate in GATES:
         cut = gates["cut"].sel(gate=gate).values.astype(bool)
         wrong = cut & ~gates["right"].sel(gate=gate).values.astype(bool)
-        found[gate] = {"n": int(cut.sum()), "wrong": int(wrong.sum())}
-    return found
+        counts[gate] = {"n": int(cut.sum()), "wrong": int(wrong.sum())}
+    return counts
 
 
 def measured_mean(
@@ -276,7 +283,7 @@ def measured_mean(
 
 def recovered(recovery: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[str, Estimate]:
     """Share of lost items that each arm gives back; back-patching on its test part only."""
-    found: dict[str, Estimate] = {}
+    shares: dict[str, Estimate] = {}
     entity = recovery["lost_entity"].values
     dev = dict(zip(recovery["tried"].values, recovery["dev"].values.astype(bool), strict=True))
     chosen_on = np.array([dev.get(item, False) for item in recovery["lost"].values], dtype=bool)
@@ -284,7 +291,7 @@ def recovered(recovery: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[st
         values = recovery["recovered"].sel(arm=arm).values
         chose = KNOWN[str(arm)].group == "back_patching"
         rows = ~chosen_on if chose else np.ones_like(chosen_on)
-        found[str(arm)] = measured_mean(values[rows], entity[rows], seed=seed, protocol=protocol)
+        shares[str(arm)] = measured_mean(values[rows], entity[rows], seed=seed, protocol=protocol)
     own, null = recovery["own"].values, recovery["null"].values
     tried = recovery["tried_entity"].values
     if own.shape[1]:
@@ -293,8 +300,8 @@ def recovered(recovery: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[st
             ("back_patching_oracle", own.any(0)),
             ("back_patching_null_oracle", null.any(0)),
         ):
-            found[name] = mean(np.asarray(values), tried, seed=seed, protocol=protocol)
-    return found
+            shares[name] = mean(np.asarray(values), tried, seed=seed, protocol=protocol)
+    return shares
 
 
 def accuracy_by_relation(gates: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[str, Any]:
@@ -305,8 +312,10 @@ def accuracy_by_relation(gates: xr.Dataset, *, seed: int, protocol: Protocol) ->
         answers, entity = gates["answer"].values[rows], gates["entity"].values[rows]
         if not len(answers):
             continue
-        accepted = [set(one.split(SEPARATOR)) for one in gates["accepted"].values[rows]]
-        constant = max(float(np.mean([one in some for some in accepted])) for one in set(answers))
+        accepted = [set(joined.split(SEPARATOR)) for joined in gates["accepted"].values[rows]]
+        constant = max(
+            float(np.mean([answer in known for known in accepted])) for answer in set(answers)
+        )
         text, image = (
             mean(gates["right"].sel(gate=gate).values[rows], entity, seed=seed, protocol=protocol)
             for gate in ("backbone_text", "vlm_image")

@@ -68,8 +68,8 @@ def number(summary: Summary, key: str, unit: Unit = "share", *, n: bool = False)
 
 def count(summary: Summary, key: str) -> Cell:
     """How many items are behind a number."""
-    found = at(summary, key)
-    return Cell(str(found.n) if found else "0", f"{key}/n")
+    estimated = at(summary, key)
+    return Cell(str(estimated.n) if estimated else "0", f"{key}/n")
 
 
 def row(label: str, *cells: Cell) -> tuple[Cell, ...]:
@@ -90,8 +90,8 @@ def gates_table(summary: Summary) -> Table:
             label,
             number(summary, gate),
             *(
-                number(summary, forced_key(summary, rule, gate)) if gate in some else Cell("–")
-                for rule, some in summary["forced_by_rule"].items()
+                number(summary, forced_key(summary, rule, gate)) if gate in gates else Cell("–")
+                for rule, gates in summary["forced_by_rule"].items()
             ),
             count(summary, gate),
         )
@@ -100,7 +100,7 @@ def gates_table(summary: Summary) -> Table:
     return Table(
         "gates",
         "Accuracy at each gate",
-        ("asked", "free answer", *(wording.RULES[r] for r in summary["forced_by_rule"]), "n"),
+        ("asked", "free answer", *(wording.RULES[rule] for rule in summary["forced_by_rule"]), "n"),
         tuple(rows),
         f"All items but {summary['n_surface']} whose answer starts as the entity's name does. "
         "“VLM names the entity” counts an entity once per question about it. "
@@ -133,15 +133,15 @@ def gap_table(summary: Summary) -> Table:
 def relations_table(summary: Summary) -> Table:
     """Each relation beside the best that a constant answer can do."""
     rows = []
-    for name, found in summary["by_relation"].items():
+    for name, numbers in summary["by_relation"].items():
         key = f"by_relation/{name}"
-        flag = "" if found["above_constant"] else "  (text not clearly above it)"
+        flag = "" if numbers["above_constant"] else "  (text not clearly above it)"
         rows.append(
             row(
                 name,
                 number(summary, f"{key}/backbone_text"),
                 number(summary, f"{key}/vlm_image"),
-                Cell(f"{found['best_constant'] * 100:.0f}\u00a0%{flag}", f"{key}/best_constant"),
+                Cell(f"{numbers['best_constant'] * 100:.0f}\u00a0%{flag}", f"{key}/best_constant"),
                 count(summary, f"{key}/vlm_image"),
             )
         )
@@ -169,7 +169,7 @@ def lateness_table(summary: Summary) -> Table:
             ("read-out window ends after", "readout_end"),
         )
     ]
-    found = [
+    delays = [
         row(label, number(summary, key, "layers"))
         for label, key in (
             ("lateness, transfer probe (layers)", "lateness_layers"),
@@ -179,13 +179,13 @@ def lateness_table(summary: Summary) -> Table:
     why = ""
     if reason := summary["not_available"].get("lateness_layers"):
         why = f"Not available: {reason}. "
-    elif not all(measured(summary[k]) for k in ("lateness_layers", "lateness_layers_plain")):
+    elif not all(measured(summary[key]) for key in ("lateness_layers", "lateness_layers_plain")):
         why = "Not measured: that probe does not clearly beat shuffled labels on the image tokens. "
     return Table(
         "lateness",
         "Windows and lateness",
         ("", "value [95 %]"),
-        (*ends, *found),
+        (*ends, *delays),
         why + "Positive is too late; 0 or less is in time.",
     )
 
@@ -284,7 +284,7 @@ def attribution_table(summary: Summary) -> Table:
     rows = [
         row(
             label,
-            *(number(summary, f"attribution_agreement/{one}/{key}", unit) for one in maps),
+            *(number(summary, f"attribution_agreement/{medium}/{key}", unit) for medium in maps),
         )
         for label, key, unit in lines
     ]
@@ -294,7 +294,7 @@ def attribution_table(summary: Summary) -> Table:
     return Table(
         "attribution",
         "Agreement of attribution with exact patching",
-        ("correlation over cells", *(wording.MAPS[one] for one in maps)),
+        ("correlation over cells", *(wording.MAPS[medium] for medium in maps)),
         tuple(rows),
         "Over the cells of the exact map (component, window, role), means over its items. Blocks "
         "of a window are added up. Do not trust a component whose interval reaches below "
@@ -304,7 +304,7 @@ def attribution_table(summary: Summary) -> Table:
 
 def any_lost(summary: Summary) -> bool:
     """Whether there was anything to give back."""
-    return any(measured(one) for one in summary["recovered"].values())
+    return any(measured(share) for share in summary["recovered"].values())
 
 
 def all_tables(summary: Summary) -> dict[str, Table]:

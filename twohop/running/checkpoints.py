@@ -96,7 +96,9 @@ def model_files(folder: Path) -> Iterator[Path]:
     """The files of a folder that loading a model may read, in order of their names."""
     for path in sorted(folder.iterdir()):
         if path.is_dir() and path.name == "additional_chat_templates":
-            yield from sorted(one for one in path.iterdir() if one.suffix == ".jinja")
+            yield from sorted(
+                template for template in path.iterdir() if template.suffix == ".jinja"
+            )
         elif (
             path.is_file()
             and path.suffix.lower() in (*WEIGHTS, *OTHERS)
@@ -137,11 +139,11 @@ def digest_of_file(path: Path) -> str:
         return digest_of(json.dumps(_of_the_model(said), sort_keys=True).encode())
     import xxhash
 
-    found = xxhash.xxh3_128()
+    hasher = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
-            found.update(block)
-    return found.hexdigest()
+            hasher.update(block)
+    return hasher.hexdigest()
 
 
 def digest_of(data: bytes) -> str:
@@ -161,15 +163,17 @@ def commit_of(repo: str) -> str | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(repo, "config.json")
-        if found is None:
-            found = hf_hub_download(repo, "config.json")
+        config = try_to_load_from_cache(repo, "config.json")
+        if config is None:
+            config = hf_hub_download(repo, "config.json")
     except (OSError, ValueError, HFValidationError):
         return None  # loading it will say why
-    return Path(found).parent.name if isinstance(found, str) else None
+    return Path(config).parent.name if isinstance(config, str) else None
 
 
 def _of_the_model(said: Any) -> Any:
     if isinstance(said, dict):
-        return {k: _of_the_model(v) for k, v in said.items() if k not in OF_THE_WRITER}
-    return [_of_the_model(one) for one in said] if isinstance(said, list) else said
+        return {
+            key: _of_the_model(value) for key, value in said.items() if key not in OF_THE_WRITER
+        }
+    return [_of_the_model(part) for part in said] if isinstance(said, list) else said

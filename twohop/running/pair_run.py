@@ -105,7 +105,7 @@ class Models:
     def drop(self, folder: Path | str) -> None:
         """Forget a model, wherever it runs."""
         gone = {model for asked, model in self._kept.items() if asked[0] == folder}
-        self._kept = {asked: one for asked, one in self._kept.items() if asked[0] != folder}
+        self._kept = {asked: model for asked, model in self._kept.items() if asked[0] != folder}
         self.sound -= gone
 
 
@@ -143,9 +143,9 @@ class PairRun:
         mine, shared = self.own.stages(), self.common.stages()
         for stage in BACKBONE_STAGES:
             if stage in shared and stage not in mine:
-                found = self.common.get(stage)
-                self.check_models(stage, found)
-                self.own.put(stage, found)
+                result = self.common.get(stage)
+                self.check_models(stage, result)
+                self.own.put(stage, result)
                 mine.append(stage)
         return mine
 
@@ -212,7 +212,7 @@ class PairRun:
             check_sound(model, prompt)
             models.sound.add(model)
 
-    def check_models(self, stage: str, found: xr.Dataset, *, again: Collection[str] = ()) -> None:
+    def check_models(self, stage: str, result: xr.Dataset, *, again: Collection[str] = ()) -> None:
         """Refuse a stage's result if stages that it will lie beside are of other models.
 
         Weights, an adapter, a number format or an attention implementation may differ under one
@@ -221,7 +221,7 @@ class PairRun:
         Parameters
         ----------
         stage : str
-        found : Dataset
+        result : Dataset
         again : collection of str
             Stages that are to be computed again and will not stay.
 
@@ -233,18 +233,18 @@ class PairRun:
         gone = {stage, *derived(stage), *again}
         for store in (self.own, self.common) if stage in BACKBONE_STAGES else (self.own,):
             beside = {
-                one: made_with(attrs)
-                for one, attrs in store.attributes().items()
-                if one not in gone
+                other: made_with(attrs)
+                for other, attrs in store.attributes().items()
+                if other not in gone
             }
-            check_same_models(stage, made_with(found.attrs), beside)
+            check_same_models(stage, made_with(result.attrs), beside)
 
     def keep(
         self,
         stage: str,
-        found: xr.Dataset,
+        result: xr.Dataset,
         *,
-        made: bool = True,
+        computed: bool = True,
         again: Collection[str] = (),
     ) -> list[str]:
         """Store a stage's result, and give up what tells of an older one.
@@ -255,9 +255,9 @@ class PairRun:
         Parameters
         ----------
         stage : str
-        found : Dataset
-        made : bool
-            Whether this run made it; else another has, and stored it for all pairs.
+        result : Dataset
+        computed : bool
+            Whether this run computed it; else another has, and stored it for all pairs.
         again : collection of str
             Stages that are still to be computed again.
 
@@ -271,26 +271,26 @@ class PairRun:
         ResultsError
             If the disk is full, or stages that stay are of other models.
         """
-        self.check_models(stage, found, again=again)
+        self.check_models(stage, result, again=again)
         try:
-            return self._keep(stage, found, made=made)
+            return self._keep(stage, result, computed=computed)
         except OSError as error:
             if error.errno not in FULL:
                 raise
             raise ResultsError(
                 f"{stage} cannot be stored: {error.strerror}, {self.own.folder}. Free some "
-                f"{2 * found.nbytes / 2**20 + 1:.0f} MiB there; the stages stored before are "
+                f"{2 * result.nbytes / 2**20 + 1:.0f} MiB there; the stages stored before are "
                 "kept, and the same command goes on behind them."
             ) from error
 
-    def _keep(self, stage: str, found: xr.Dataset, *, made: bool) -> list[str]:
+    def _keep(self, stage: str, result: xr.Dataset, *, computed: bool) -> list[str]:
         for name in ("summary.json", "report.html"):
             (self.own.folder / name).unlink(missing_ok=True)
         outdated, stored = derived(stage), self.own.stages()
-        gone = [one for one in outdated if one in stored]
-        if made and stage in BACKBONE_STAGES:
-            self.common.put(stage, found, drop=outdated)
-        self.own.put(stage, found, drop=outdated)
+        gone = [other for other in outdated if other in stored]
+        if computed and stage in BACKBONE_STAGES:
+            self.common.put(stage, result, drop=outdated)
+        self.own.put(stage, result, drop=outdated)
         return gone
 
     def finish(self, reporter: Reporter) -> dict[str, Any] | None:
@@ -356,8 +356,10 @@ def open_run(pair: Pair, *, out: Path, settings: Settings) -> PairRun:
     folders = pair.places(remote=settings.remote)
     digests = Digests(out)
     # What a server has is not on this machine; its results say what it was.
-    content = {} if settings.remote else {role: digests.of(one) for role, one in folders.items()}
-    names = {role: model_name(one) for role, one in folders.items()}
+    content = (
+        {} if settings.remote else {role: digests.of(folder) for role, folder in folders.items()}
+    )
+    names = {role: model_name(folder) for role, folder in folders.items()}
     vlm, backbone = (
         {role: names[role]} | ({f"{role}_checkpoint": content[role]} if content else {})
         for role in ("vlm", "backbone")

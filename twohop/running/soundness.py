@@ -23,7 +23,7 @@ def check_sound(model: Model, prompt: Prompt) -> None:
     logits = run(model, prompt).logits
     if logits is None or bool(torch.isfinite(logits).all()):
         return
-    weights = [name for name, one in model.module.named_parameters() if holds_none(one)]
+    weights = [name for name, parameter in model.module.named_parameters() if holds_none(parameter)]
     if weights:
         why = f"So do its weights: {', '.join(weights[:3])}{', ...' if weights[3:] else ''}. "
         why += "Get or save the checkpoint again."

@@ -104,10 +104,10 @@ def run_study(
     """
     pair = find_pair(key) if isinstance(key, str) else key
     selection = Selection.of(stages, force)
-    found = run_in_turn(
+    summaries = run_in_turn(
         [pair], out=out, settings=settings, selection=selection, models=models, reporter=reporter
     )
-    return next(found)
+    return next(summaries)
 
 
 def run_in_turn(
@@ -126,7 +126,7 @@ def run_in_turn(
     """
     models, reporter = models or Models(), reporter or Reporter()
     selection = selection or Selection()
-    made: set[tuple[Path, str]] = set()
+    computed: set[tuple[Path, str]] = set()
     for pair in pairs:
         run = open_run(pair, out=out, settings=settings or Settings())
         reporter.say(f"[bold]{pair.key}[/bold]: {len(run.benchmark.items)} items")
@@ -137,15 +137,15 @@ def run_in_turn(
                 reporter.reused(stage)
                 continue
             left = to_run[to_run.index(stage) :]
-            if where in made:
-                gone = run.keep(stage, run.common.get(stage), made=False, again=left)
+            if where in computed:
+                gone = run.keep(stage, run.common.get(stage), computed=False, again=left)
                 reporter.reused(stage)
             else:
                 needed = run.needed(stage)
                 with reporter.stage(stage) as progress:
-                    found = run.compute(stage, needed, models=models, progress=progress)
-                gone = run.keep(stage, found, again=left)
-            reporter.gave_up([one for one in gone if one not in to_run], stage)
-            made.add(where)
+                    result = run.compute(stage, needed, models=models, progress=progress)
+                gone = run.keep(stage, result, again=left)
+            reporter.gave_up([other for other in gone if other not in to_run], stage)
+            computed.add(where)
         models.drop(run.folders["vlm"])
         yield run.finish(reporter)

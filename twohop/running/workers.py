@@ -143,21 +143,21 @@ def run_tasks(
                 needed = run.needed(stage)
                 worker.pipe.send((run.pair.key, run.own.folder.parent, run.settings, stage, needed))
             for pipe in wait([worker.pipe for worker in workers if worker.task is not None]):
-                worker = next(one for one in workers if one.pipe is pipe)
-                what = received(worker)
-                if isinstance(what, int):
-                    bars.update(worker.bar, advance=what)
+                worker = next(worker for worker in workers if worker.pipe is pipe)
+                message = received(worker)
+                if isinstance(message, int):
+                    bars.update(worker.bar, advance=message)
                     continue
-                if isinstance(what, Expected):
-                    expect_more(bars, worker.bar, what.rows)
+                if isinstance(message, Expected):
+                    expect_more(bars, worker.bar, message.rows)
                     continue
                 assert worker.task is not None
                 stage = worker.task[1]
                 again = {other for _, other in tasks}
                 for i, run in enumerate(tasks[worker.task]):
                     coming = {other for _, other in missing}
-                    gone = run.keep(stage, what, made=i == 0, again=coming)
-                    gone = [label(run, one) for one in gone if one not in again]
+                    gone = run.keep(stage, message, computed=i == 0, again=coming)
+                    gone = [label(run, other) for other in gone if other not in again]
                     reporter.gave_up(gone, label(run, stage))
                 bars.remove_task(worker.bar)
                 name = label(tasks[worker.task][0], stage)
@@ -174,15 +174,15 @@ def needs(run: PairRun, stage: str) -> list[Task]:
 def received(worker: Worker) -> Any:
     """What a worker has to say: rows expected or done, or a Dataset; its error is raised here."""
     try:
-        what = worker.pipe.recv()
+        message = worker.pipe.recv()
     except EOFError:
         worker.process.join()
         raise OSError(
             f"a worker ended with status {worker.process.exitcode}, perhaps for lack of memory"
         ) from None
-    if isinstance(what, BaseException):
-        raise what
-    return what
+    if isinstance(message, BaseException):
+        raise message
+    return message
 
 
 def start_worker() -> Worker:

@@ -38,9 +38,14 @@ class _Reading:
     ) -> None:
         self.words = words
         self.clauses: Clauses = clauses_of(words)
-        self.answers = [one for one in every if is_answer(one)]
-        self.named = {i for one in every if not is_answer(one) for i in range(one.start, one.stop)}
-        self.taken = {i for one in every for i in range(one.start, one.stop)}
+        self.answers = [mention for mention in every if is_answer(mention)]
+        self.named = {
+            i
+            for mention in every
+            if not is_answer(mention)
+            for i in range(mention.start, mention.stop)
+        }
+        self.taken = {i for mention in every for i in range(mention.start, mention.stop)}
         self.turns = self._turns()
         self.resets = self._corrections()
         self.finals = (self._finals(), self._labels())
@@ -75,17 +80,17 @@ class _Reading:
     def _turns(self) -> list[int]:
         """Where another question begins, on a line of its own."""
         words = self.words
-        found = []
+        places = []
         for place in range(1, len(words.words)):
             form = words.words[place].form
             label = form in TURNS and words.gap(place + 1).lstrip("*_ ").startswith(":")
             asks = self.clauses.sentence[place] in self.clauses.asking
             if "\n" in words.gap(place) and (label or (asks and form in OPENING_QUESTIONS)):
-                found.append(place)
-        return found
+                places.append(place)
+        return places
 
     def _corrections(self) -> list[int]:
-        found = []
+        places = []
         for place in range(len(self.words.words)):
             if place in self.taken or said_at(self.words, place, NOT_NEGATING):
                 continue
@@ -93,9 +98,9 @@ class _Reading:
             said_but = (
                 place > 0 and self.words.words[place - 1].form in CONTRASTING and self._is_no(place)
             )
-            if corrects and (self.opens(place) or place - 1 in found or said_but):
-                found.append(place)
-        return found
+            if corrects and (self.opens(place) or place - 1 in places or said_but):
+                places.append(place)
+        return places
 
     def _is_no(self, place: int) -> bool:
         """Whether a word is "no" as a sentence, not as in "no doubt" or "No. 10"."""
@@ -121,7 +126,7 @@ class _Reading:
         """Whether "so" leads to an answer, and nothing but it: "so it's Paris"."""
         if self.words.words[place].form != "so" or not self.opens(place):
             return False
-        mention = next((one for one in self.answers if one.start > place), None)
+        mention = next((mention for mention in self.answers if mention.start > place), None)
         if mention is None:
             return False
         stop = self.clauses.spans[self.clauses.of[mention.start]][1]
@@ -160,7 +165,7 @@ class _Reading:
     def picks(self, head: Sequence[Mention], mention: Mention) -> bool:
         """Whether a later sentence says which of several it is: "A, B and C. ... is A"."""
         sentences = self.clauses.sentence
-        if len(head) < 2 or all(one.name != mention.name for one in head):
+        if len(head) < 2 or all(earlier.name != mention.name for earlier in head):
             return False
         if sentences[mention.start] == sentences[head[-1].start]:
             return False
@@ -238,10 +243,10 @@ def asserted(
         elif joined_by(words, head[-1], mention) if naming else True:
             head += [mention] if reading.continues(head, mention) else []
     remarks = remarks if remarks_count else []
-    found = head or remarks[:1] if naming else head or remarks
-    if found and _taken_back(reading, found[-1]):
+    stood_by = head or remarks[:1] if naming else head or remarks
+    if stood_by and _taken_back(reading, stood_by[-1]):
         return []
-    return found
+    return stood_by
 
 
 def _replaces(reading: _Reading, head: Sequence[Mention], mention: Mention) -> bool:
@@ -264,4 +269,4 @@ def _taken_back(reading: _Reading, last: Mention) -> bool:
     place = next((i for i in reading.resets if i >= last.stop), None)
     if place is None or reading.words.words[place].form != "no":
         return False
-    return not any(last.stop <= one.start < place for one in reading.answers)
+    return not any(last.stop <= mention.start < place for mention in reading.answers)

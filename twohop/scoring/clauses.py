@@ -42,7 +42,7 @@ class Clauses:
     def forms_in(self, words: Words) -> list[frozenset[str]]:
         """Forms of the words of each part."""
         return [
-            frozenset(one.form for one in words.words[start:stop]) for start, stop in self.spans
+            frozenset(word.form for word in words.words[start:stop]) for start, stop in self.spans
         ]
 
 
@@ -112,8 +112,8 @@ def clauses_of(words: Words) -> Clauses:
 
 def _verbs_ahead(words: Words) -> list[bool]:
     """For each word, whether a verb is it or follows it before the next comma or end."""
-    found = [False] * (len(words.words) + 1)
+    ahead = [False] * (len(words.words) + 1)
     for place in range(len(words.words) - 1, -1, -1):
-        goes_on = found[place + 1] and not (is_soft(words, place + 1) or ends(words, place + 1))
-        found[place] = goes_on or words.words[place].form in VERBS
-    return found
+        goes_on = ahead[place + 1] and not (is_soft(words, place + 1) or ends(words, place + 1))
+        ahead[place] = goes_on or words.words[place].form in VERBS
+    return ahead

@@ -40,11 +40,11 @@ _FOOTNOTE = re.compile(
 )
 
 
-def _digit(letter: str) -> str:
+def _digit(character: str) -> str:
     """A character; if it is a digit of any script, as one of 0 to 9."""
-    if letter.isascii() or unicodedata.category(letter) != "Nd":
-        return letter
-    return str(unicodedata.decimal(letter))
+    if character.isascii() or unicodedata.category(character) != "Nd":
+        return character
+    return str(unicodedata.decimal(character))
 
 
 def plain(text: str) -> str:
@@ -62,12 +62,16 @@ def plain(text: str) -> str:
     text = (html.unescape(text) if "&" in text else text).replace("_", " ")
     if text.isascii():
         return re.sub(r"-{2,}", BREAK, text.replace("`", "'"))
-    text = "".join(one for one in text if one.isascii() or unicodedata.category(one) != "Cf")
+    text = "".join(
+        character
+        for character in text
+        if character.isascii() or unicodedata.category(character) != "Cf"
+    )
     text = _POWER.sub(r"^\1", text)
     text = _FOOTNOTE.sub("", text)
     text = _EN_DASH.sub("-", text.translate(_MARKS)).replace("–", BREAK)
     text = unicodedata.normalize("NFKC", _HIDDEN.sub("", text))
-    text = "".join(_digit(one) for one in text)
+    text = "".join(_digit(character) for character in text)
     return re.sub(r"-{2,}", BREAK, text)
 
 

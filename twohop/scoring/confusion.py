@@ -47,21 +47,21 @@ class Labelled:
 
 def read_labelled(path: Path) -> list[Labelled]:
     """Read labelled answers, one JSON object to a line."""
-    found = []
+    labelled = []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         row |= {key: tuple(row[key]) for key in ("accepted", "names", "others")}
-        found.append(Labelled(**row))
-    return found
+        labelled.append(Labelled(**row))
+    return labelled
 
 
 def tables(rows: Sequence[Labelled]) -> str:
     """Return the tables in Markdown: the scorer's verdicts, the earlier ones', and by kind."""
-    now = [(one.verdict, one.scored()) for one in rows]
-    before = [(one.verdict, one.before) for one in rows]
-    kinds: Counter[str] = Counter(one.kind for one in rows)
-    right = Counter(one.kind for one, pair in zip(rows, now, strict=True) if pair[0] == pair[1])
-    was = Counter(one.kind for one in rows if one.verdict == one.before)
+    now = [(row.verdict, row.scored()) for row in rows]
+    before = [(row.verdict, row.before) for row in rows]
+    kinds: Counter[str] = Counter(row.kind for row in rows)
+    right = Counter(row.kind for row, pair in zip(rows, now, strict=True) if pair[0] == pair[1])
+    was = Counter(row.kind for row in rows if row.verdict == row.before)
     by_kind = ["| kind | answers | agreed | agreed before |", "|---|---|---|---|"]
     by_kind += [f"| {kind} | {n} | {right[kind]} | {was[kind]} |" for kind, n in kinds.items()]
     return "\n\n".join(

@@ -33,7 +33,7 @@ def with_quantities(words: tuple[Word, ...]) -> tuple[Word, ...]:
 
     The word of a unit stays a word of its own.
     """
-    if not any(one.quantity is not None or one.form in _SPELLED for one in words):
+    if not any(word.quantity is not None or word.form in _SPELLED for word in words):
         return words
     for step in (_spelled, _signed, _dated, _with_unit, _ranging):
         words = _everywhere(words, step)
@@ -45,13 +45,13 @@ Step = Callable[[Sequence[Word], int], tuple[int, Word] | None]
 
 def _everywhere(words: Sequence[Word], step: Step) -> tuple[Word, ...]:
     """Apply a step from each place on; it gives how many words it takes, and what they become."""
-    found: list[Word] = []
+    replaced: list[Word] = []
     place = 0
     while place < len(words):
         width, word = step(words, place) or (1, words[place])
-        found.append(word)
+        replaced.append(word)
         place += width
-    return tuple(found)
+    return tuple(replaced)
 
 
 def _joined(words: Sequence[Word], forms: tuple[str, ...], quantity: Quantity) -> Word:
@@ -60,7 +60,7 @@ def _joined(words: Sequence[Word], forms: tuple[str, ...], quantity: Quantity) -
         (),
         words[0].start,
         words[-1].end,
-        words[0].surface + "".join(one.gap + one.surface for one in words[1:]),
+        words[0].surface + "".join(word.gap + word.surface for word in words[1:]),
         words[0].gap,
         quantity,
     )
@@ -68,7 +68,7 @@ def _joined(words: Sequence[Word], forms: tuple[str, ...], quantity: Quantity) -
 
 def _near(word: Word, marks: str = " -") -> bool:
     """Whether only spaces and some marks stand before a word."""
-    return all(one in marks or one.isspace() for one in word.gap) and "--" not in word.gap
+    return all(mark in marks or mark.isspace() for mark in word.gap) and "--" not in word.gap
 
 
 def _form(words: Sequence[Word], place: int) -> str:
@@ -105,9 +105,9 @@ def _read(words: Sequence[Word], place: int) -> tuple[int, int, bool]:
     """How many words a number in letters takes, its value, and whether it is an ordinal."""
     total, current, width = 0, -1, 0
     while place + width < len(words):
-        one = words[place + width]
-        form = one.form
-        if width and not _near(one):
+        word = words[place + width]
+        form = word.form
+        if width and not _near(word):
             break
         if width and form == "and" and _form(words, place + width - 1) in SCALES:
             following = _form(words, place + width + 1)
@@ -162,8 +162,8 @@ def _signed(words: Sequence[Word], place: int) -> tuple[int, Word] | None:
     number = words[place + 1].quantity
     if not isinstance(number, Number) or number.ordinal or not _near(words[place + 1]):
         return None
-    both = words[place : place + 2]
-    return 2, _joined(both, (written(-number.value),), replace(number, value=-number.value))
+    pair = words[place : place + 2]
+    return 2, _joined(pair, (written(-number.value),), replace(number, value=-number.value))
 
 
 def _dated(words: Sequence[Word], place: int) -> tuple[int, Word] | None:
@@ -171,13 +171,13 @@ def _dated(words: Sequence[Word], place: int) -> tuple[int, Word] | None:
     parts: list[tuple[str, int]] = []
     width = taken = 0
     while place + width < len(words) and len(parts) < 3:
-        one = words[place + width]
-        if width and not _near(one, " .,-"):
+        word = words[place + width]
+        if width and not _near(word, " .,-"):
             break
-        if parts and one.form in _OF:
+        if parts and word.form in _OF:
             width += 1
             continue
-        part = _part(one, {kind for kind, _ in parts})
+        part = _part(word, {kind for kind, _ in parts})
         if part is None:
             break
         parts.append(part)
@@ -255,7 +255,7 @@ def _ranging(words: Sequence[Word], place: int) -> tuple[int, Word] | None:
             return None
     if ends[1] >= len(words):
         return None
-    values = [_value(words[one].quantity) for one in ends]
+    values = [_value(words[end].quantity) for end in ends]
     first, last = values
     if first is None or last is None:
         return None

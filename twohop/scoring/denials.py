@@ -50,7 +50,7 @@ def _negates(words: Words, place: int, taken: frozenset[int]) -> int:
     if any(said_at(words, place - back, NOT_NEGATING) > back for back in range(3)):
         return 0
     if form == "than":  # "no other city than"
-        ahead = [one.form for one in words.words[max(0, place - 4) : place]]
+        ahead = [word.form for word in words.words[max(0, place - 4) : place]]
         if ("no", "other") in pairwise(ahead):
             return 0
     if form == "no" and words.gap(place + 1).strip():
@@ -67,7 +67,7 @@ def _is_spanish_not(words: Words, place: int, taken: frozenset[int]) -> int:
     while after < len(words.words) and words.words[after].form in SPANISH_ARTICLES:
         after += 1
     joined = is_soft(words, place) or (place > 0 and words.words[place - 1].form == "y")
-    spanish = any(one.form in SPANISH for one in words.words)
+    spanish = any(word.form in SPANISH for word in words.words)
     return int(joined and after in taken and not words.gap(place + 1).strip() and spanish)
 
 
@@ -76,32 +76,36 @@ def denied(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Ment
 
     They are given, as always, from left to right.
     """
-    taken = frozenset(i for one in known for i in range(one.start, one.stop))
-    starts = [one.start for one in known]
-    found: set[Mention] = set()
+    taken = frozenset(i for mention in known for i in range(mention.start, mention.stop))
+    starts = [mention.start for mention in known]
+    negated: set[Mention] = set()
     for place in range(len(words.words)):
         width = _negates(words, place, taken)
         if width:
             part = clauses.of[place]
             near = known[bisect_right(starts, place) : bisect_right(starts, place + _REACH)]
-            reached = [one for one in near if clauses.of[one.start] == part]
-            found.update(_reached(words, place + width, reached))
-    for one in known:
-        behind = one.stop
+            reached = [mention for mention in near if clauses.of[mention.start] == part]
+            negated.update(_reached(words, place + width, reached))
+    for mention in known:
+        behind = mention.stop
         goes_on = not is_soft(words, behind) and not ends(words, behind)
-        after = words.text[words.words[one.stop - 1].end :].lstrip()
-        before = words.text[: words.words[one.start].start].rstrip(' "')
+        after = words.text[words.words[mention.stop - 1].end :].lstrip()
+        before = words.text[: words.words[mention.start].start].rstrip(' "')
         if (
             (goes_on and said_at(words, behind, DENIED))
-            or (goes_on and is_not(words, one))
-            or called_wrong(words, one)
-            or said_to_be_wrong(words, one, taken)
+            or (goes_on and is_not(words, mention))
+            or called_wrong(words, mention)
+            or said_to_be_wrong(words, mention, taken)
             or after.startswith(DENIED_BEHIND)
             or before.endswith(DENIED_BEFORE)
-            or (one.start and words.words[one.start].gap == "-" and _is_non(words, one.start))
+            or (
+                mention.start
+                and words.words[mention.start].gap == "-"
+                and _is_non(words, mention.start)
+            )
         ):
-            found.add(one)
-    return found
+            negated.add(mention)
+    return negated
 
 
 def _is_non(words: Words, start: int) -> bool:
@@ -117,17 +121,17 @@ def _reached(words: Words, place: int, reached: Sequence[Mention]) -> list[Menti
     if not reached:
         return []
     first = reached[0]
-    commas = sum(is_soft(words, one) for one in range(place, first.start + 1))
+    commas = sum(is_soft(words, i) for i in range(place, first.start + 1))
     if commas and not (commas >= 2 and is_soft(words, place)):
         return []
     chain = [first]
     chosen = words.words[place - 1].form == "neither"
-    for one in reached[1:]:
-        between = [word.form for word in words.words[chain[-1].stop : one.start]]
-        if not _ARTICLES.issuperset(between) or not (between or is_soft(words, one.start)):
+    for mention in reached[1:]:
+        between = [word.form for word in words.words[chain[-1].stop : mention.start]]
+        if not _ARTICLES.issuperset(between) or not (between or is_soft(words, mention.start)):
             break
         chosen = chosen or bool({"or", "nor", "and"} & {*between})
-        chain.append(one)
+        chain.append(mention)
     following = words.words[chain[-1].stop : chain[-1].stop + 1]
     chosen = chosen or bool(following and following[0].form in ("or", "nor"))
     return chain if chosen else chain[:1]
@@ -135,15 +139,15 @@ def _reached(words: Words, place: int, reached: Sequence[Mention]) -> list[Menti
 
 def asked(words: Words, clauses: Clauses, known: Sequence[Mention]) -> set[Mention]:
     """Mentions in a question that is not affirmed ("Is it Paris?") or is denied ("Paris? No.")."""
-    found = set()
-    for one in known:
-        sentence = clauses.sentence[one.start]
+    questioned = set()
+    for mention in known:
+        sentence = clauses.sentence[mention.start]
         if sentence not in clauses.questions:
             continue
-        reply = _reply(words, clauses, one)
+        reply = _reply(words, clauses, mention)
         if reply in NO or (sentence in clauses.asking and reply not in AFFIRMING):
-            found.add(one)
-    return found
+            questioned.add(mention)
+    return questioned
 
 
 def _reply(words: Words, clauses: Clauses, mention: Mention) -> str:
@@ -163,19 +167,19 @@ def _reply(words: Words, clauses: Clauses, mention: Mention) -> str:
 
 def bounding(words: Words, known: Sequence[Mention]) -> set[Mention]:
     """Numbers and dates that bound what is meant: "before 1889", "more than 300"."""
-    found = set()
-    taken = {i for one in known for i in range(one.start, one.stop)}
-    for one in known:
-        if _is_choice(words, one, taken):
-            found.add(one)
-        before = one.start - 1
+    bounded = set()
+    taken = {i for mention in known for i in range(mention.start, mention.stop)}
+    for mention in known:
+        if _is_choice(words, mention, taken):
+            bounded.add(mention)
+        before = mention.start - 1
         while before >= 0 and words.words[before].form in ("the", "year"):
             before -= 1
-        if words.words[one.start].quantity is not None and before >= 0:
-            near = not any(ends(words, i) for i in range(before + 1, one.start + 1))
+        if words.words[mention.start].quantity is not None and before >= 0:
+            near = not any(ends(words, i) for i in range(before + 1, mention.start + 1))
             if near and words.words[before].form in BOUNDING:
-                found.add(one)
-    return found
+                bounded.add(mention)
+    return bounded
 
 
 def _is_choice(words: Words, mention: Mention, taken: set[int]) -> bool:
@@ -218,27 +222,27 @@ def beside(
     located : bool
         Whether a place where something is ("in Paris") is such a mention.
     """
-    found: set[Mention] = set()
+    aside: set[Mention] = set()
     previous: Mention | None = None
-    supposes = any(one.form == "if" for one in words.words)
+    supposes = any(word.form == "if" for word in words.words)
     parts = clauses.forms_in(words)
-    for one in known:
-        listed = previous in found and previous is not None and previous.stop == one.start
+    for mention in known:
+        listed = previous in aside and previous is not None and previous.stop == mention.start
         if (
             (
-                clauses.sentence[one.start] in clauses.questions
-                and _reply(words, clauses, one) not in AFFIRMING
+                clauses.sentence[mention.start] in clauses.questions
+                and _reply(words, clauses, mention) not in AFFIRMING
             )
-            or (supposes and _supposed(words, one.start))
-            or _remarked(words, clauses, one, parts[clauses.of[one.start]])
-            or (located and _is_place(words, clauses.first(one.start), one.start))
-            or (located and listed and is_soft(words, one.start))
-            or (located and _owns(words, one))
-            or _has_something(words, one)
+            or (supposes and _supposed(words, mention.start))
+            or _remarked(words, clauses, mention, parts[clauses.of[mention.start]])
+            or (located and _is_place(words, clauses.first(mention.start), mention.start))
+            or (located and listed and is_soft(words, mention.start))
+            or (located and _owns(words, mention))
+            or _has_something(words, mention)
         ):
-            found.add(one)
-        previous = one
-    return found
+            aside.add(mention)
+        previous = mention
+    return aside
 
 
 def _supposed(words: Words, start: int) -> bool:
@@ -248,11 +252,11 @@ def _supposed(words: Words, start: int) -> bool:
         first -= 1
     while stop < len(words.words) and not ends(words, stop):
         stop += 1
-    forms = {one.form for one in words.words[first:stop]}
+    forms = {word.form for word in words.words[first:stop]}
     if {"if", "were"} <= forms:
         return True
-    one = next((i for i in range(first, stop - 1) if words.words[i].form == "if"), None)
-    mine = one is not None and words.words[one + 1].form == "i"  # "if I had to guess"
+    condition = next((i for i in range(first, stop - 1) if words.words[i].form == "if"), None)
+    mine = condition is not None and words.words[condition + 1].form == "i"  # "if I had to guess"
     return {"if", "was"} <= forms and bool(forms & {"would", "id"}) and not mine
 
 

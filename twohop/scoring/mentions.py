@@ -141,9 +141,9 @@ class Names:
 
 def value_of(words: Sequence[Word]) -> Quantity | None:
     """Return the quantity that a name is, with or without a unit; None where it is another name."""
-    known = [one for one in words if one.quantity is not None]
-    rest = [one.form for one in words if one.quantity is None]
-    bare = all(is_unit(one) for one in rest) or rest == ["per", "cent"]
+    known = [word for word in words if word.quantity is not None]
+    rest = [word.form for word in words if word.quantity is None]
+    bare = all(is_unit(form) for form in rest) or rest == ["per", "cent"]
     if len(known) == 1 and bare and len(rest) <= 2:
         return known[0].quantity
     return None
@@ -151,10 +151,10 @@ def value_of(words: Sequence[Word]) -> Quantity | None:
 
 def _spellings(words: Sequence[Word]) -> Iterator[tuple[str, ...]]:
     """A name in its usual form and, where its words have others, in those."""
-    usual = tuple(one.form for one in words)
+    usual = tuple(word.form for word in words)
     if usual:
         yield usual
-    others = tuple(one.forms[-1] for one in words)
+    others = tuple(word.forms[-1] for word in words)
     if others != usual:
         yield others
 
@@ -182,7 +182,7 @@ def mentions(words: Words, groups: Sequence[tuple[str, Sequence[str]]]) -> list[
     """
     indices = [(label, names_index(tuple(names))) for label, names in groups]
     indices.append(("", _LONGER))
-    found: list[Mention] = []
+    named: list[Mention] = []
     place = 0
     while place < len(words.words):
         best: tuple[int, bool, int] | None = None
@@ -194,16 +194,16 @@ def mentions(words: Words, groups: Sequence[tuple[str, Sequence[str]]]) -> list[
             for stop, usual, name in index.at(words.words, place):
                 key = (stop, usual, -rank)
                 if (best is None or key > best) and _stands_alone(
-                    words, place, stop, name, [one for _, one in indices]
+                    words, place, stop, name, [index for _, index in indices]
                 ):
                     best, mention = key, Mention(place, stop, label, name)
         if mention is None:
             place += 1
             continue
         if mention.label:
-            found.append(mention)
+            named.append(mention)
         place = mention.stop
-    return found
+    return named
 
 
 def _stands_alone(words: Words, start: int, stop: int, name: str, indices: Sequence[Names]) -> bool:
@@ -211,19 +211,19 @@ def _stands_alone(words: Words, start: int, stop: int, name: str, indices: Seque
     here = words.words[start:stop]
     if stop - start == 1 and here[0].quantity is not None:
         return True
-    if all(one.is_spaceless() for one in here):
+    if all(word.is_spaceless() for word in here):
         return _ends_between_letters(words, start, stop)
     before = words.words[start - 1] if start else None
     if before is not None and here[0].gap in (" ", "-") and before.form in DIRECTIONS:
         return stop - start == 1 and before.form in PARTS.get(here[0].form, ())
     if before is not None and here[0].gap == "-":
-        known = any(True for one in indices for _ in one.at(words.words, start - 1))
+        known = any(True for index in indices for _ in index.at(words.words, start - 1))
         apart = known or len(before.form) == 1 or before.form in BEHIND_HYPHEN | {"non"}
         if not apart:
             return False
     if words.gap(stop) == "-" and stop < len(words.words):
         after = words.words[stop]
-        known = any(True for one in indices for _ in one.at(words.words, stop))
+        known = any(True for index in indices for _ in index.at(words.words, stop))
         if not known and after.form not in BEHIND_HYPHEN:
             return False
     return stop - start > 1 or here[0].form not in ORDINARY or _written_as_name(words, start, name)
@@ -235,12 +235,14 @@ def _written_as_name(words: Words, start: int, name: str) -> bool:
     if len(words.words) == 1 or (len(words.words) == 2 and words.words[0].form == "the"):
         return True
     ahead = words.words[start - 1].form if start else ""
-    mixed = any(one.isupper() for one in words.text) and any(one.islower() for one in words.text)
+    mixed = any(letter.isupper() for letter in words.text) and any(
+        letter.islower() for letter in words.text
+    )
     short = name.isupper() or "." in name
     if len(word.form) == 1:
         return word.surface.isupper() and words.gap(start + 1).strip() != ""
     if mixed and short:
-        return sum(one.isupper() for one in word.surface) > 1
+        return sum(letter.isupper() for letter in word.surface) > 1
     if mixed:
         return word.surface[0].isupper()
     return ahead == "the" or (ahead not in ("a", "an", "very", "so", "such") and not short)

@@ -16,13 +16,13 @@ def words_of(text: str) -> Words:
 @lru_cache(maxsize=32768)
 def words_of_name(name: str) -> tuple[Word, ...]:
     """Words of a name as it is given; never none where it has letters or digits."""
-    found = scan(plain(name)).words
-    if len(found) > 1 and found[0].form == "the":
-        found = found[1:]
-    if not found and any(one.isalnum() for one in name):
-        bare = "".join(one for one in name.casefold() if one.isalnum())
-        found = (Word((bare,), (), 0, len(name), name, ""),)
-    return found
+    words = scan(plain(name)).words
+    if len(words) > 1 and words[0].form == "the":
+        words = words[1:]
+    if not words and any(letter.isalnum() for letter in name):
+        bare = "".join(letter for letter in name.casefold() if letter.isalnum())
+        words = (Word((bare,), (), 0, len(name), name, ""),)
+    return words
 
 
 @lru_cache(maxsize=32768)
@@ -41,10 +41,10 @@ def normalise(text: str) -> tuple[str, ...]:
     """
     joined: list[str] = []
     glue = False
-    for one in words_of_name(text):
-        if glue and one.is_spaceless() and not one.gap:
-            joined[-1] += one.form
+    for word in words_of_name(text):
+        if glue and word.is_spaceless() and not word.gap:
+            joined[-1] += word.form
         else:
-            joined.append(one.form)
-        glue = one.is_spaceless()
+            joined.append(word.form)
+        glue = word.is_spaceless()
     return tuple(joined)

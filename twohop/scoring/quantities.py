@@ -156,11 +156,11 @@ class Date:
             return False
         wanted = (self.year, self.month, self.day)
         given = (said.year, said.month, said.day)
-        return all(one in (None, other) for one, other in zip(wanted, given, strict=True))
+        return all(mine in (None, theirs) for mine, theirs in zip(wanted, given, strict=True))
 
     def __str__(self) -> str:
         year = "----" if self.year is None else f"{self.year:04d}"
-        parts = [f"{one:02d}" for one in (self.month, self.day) if one is not None]
+        parts = [f"{part:02d}" for part in (self.month, self.day) if part is not None]
         return "-".join([year, *parts])
 
 
@@ -204,15 +204,15 @@ def number_at(text: str, start: int) -> tuple[Decimal | None, int] | None:
     """
     if power := _POWER.match(text, start):
         return Decimal(1).scaleb(int(power[1])), power.end()
-    found = _NUMBER.match(text, start)
-    if found is None:
+    match = _NUMBER.match(text, start)
+    if match is None:
         return None
-    said, end = found.group(), found.end()
-    if found["dotted"] or (found["whole"] and len(said) > 1 and said[0] == "0"):
+    said, end = match.group(), match.end()
+    if match["dotted"] or (match["whole"] and len(said) > 1 and said[0] == "0"):
         return None, end
-    if found["groups"]:
+    if match["groups"]:
         said = re.sub(r"[,'\s]", "", said)
-    elif found["points"]:
+    elif match["points"]:
         said = said.replace(".", "")
     said = said.replace(",", ".")
     if len(said) > _LONGEST:
@@ -235,19 +235,19 @@ def date_at(text: str, start: int) -> tuple[Date, int] | None:
     ((Date(year=1789, month=7, day=14), 10), None)
     """
     for pattern, order in ((_ISO, "ymd"), (_EASTERN, "ymd"), (_DAY_FIRST, "dmy"), (_SLASHED, "")):
-        found = pattern.match(text, start)
-        if found is None:
+        match = pattern.match(text, start)
+        if match is None:
             continue
-        given = [int(one) if one else None for one in found.groups()]
+        given = [int(digits) if digits else None for digits in match.groups()]
         if not order:
-            first, second = int(found[1]), int(found[2])
+            first, second = int(match[1]), int(match[2])
             if first <= 12 and second <= 12 and first != second:
                 return None
             order = "mdy" if second > 12 else "dmy"
         part = dict(zip(order, given, strict=True))
         month, day = part["m"], part["d"]
         if month is not None and 1 <= month <= 12 and (day is None or 1 <= day <= 31):
-            return Date(part["y"], month, day), found.end()
+            return Date(part["y"], month, day), match.end()
     return None
 
 

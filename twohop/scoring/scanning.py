@@ -11,14 +11,14 @@ from twohop.scoring.words import HAN, HIRAGANA, KATAKANA, SPACELESS, Word, Words
 
 def _ranges(codes: list[int]) -> str:
     """Code points as the inside of a character class."""
-    found = []
+    ranges = []
     start = last = codes[0]
     for code in [*codes[1:], -1]:
         if code != last + 1:
-            found.append(f"\\U{start:08x}-\\U{last:08x}")
+            ranges.append(f"\\U{start:08x}-\\U{last:08x}")
             start = code
         last = code
-    return "".join(found)
+    return "".join(ranges)
 
 
 _MARK = _ranges([i for i in range(0x300, 0x1F000) if unicodedata.category(chr(i))[0] == "M"])
@@ -75,9 +75,10 @@ def _word(surface: str, start: int, kind: str | None) -> Word:
             forms.append(full.replace("'", ""))
         if "\uac00" <= surface[-1] <= "\ud7a3":
             loose += [
-                folded[: -len(one)]
-                for one in _HANGUL_ENDINGS.split(" ")
-                if folded.endswith(unicodedata.normalize("NFC", one)) and len(folded) > len(one)
+                folded[: -len(ending)]
+                for ending in _HANGUL_ENDINGS.split(" ")
+                if folded.endswith(unicodedata.normalize("NFC", ending))
+                and len(folded) > len(ending)
             ]
     if (roman := _roman(forms[0])) is not None:
         forms.append(str(roman))
@@ -94,9 +95,10 @@ def _roman(word: str) -> int | None:
     long = len(word) > 3 or (len(word) > 2 and word[0] == "x")
     if not long or _ROMAN_NUMERAL.fullmatch(word) is None:
         return None
-    digits = [_ROMAN_DIGITS[one] for one in word]
+    digits = [_ROMAN_DIGITS[letter] for letter in word]
     return sum(
-        -one if one < after else one for one, after in zip(digits, [*digits[1:], 0], strict=True)
+        -digit if digit < after else digit
+        for digit, after in zip(digits, [*digits[1:], 0], strict=True)
     )
 
 
@@ -105,10 +107,10 @@ def _digits(text: str, start: int) -> tuple[list[Word], int] | None:
     if dated := date_at(text, start):
         date, end = dated
         return [Word((str(date),), (), start, end, text[start:end], "", date)], end
-    found = number_at(text, start)
-    if found is None:
+    numeral = number_at(text, start)
+    if numeral is None:
         return None
-    value, end = found
+    value, end = numeral
     surface = text[start:end]
     if ordinal := _BEHIND_NUMBER.match(text, end):
         end = ordinal.end()
@@ -133,33 +135,33 @@ def _digits(text: str, start: int) -> tuple[list[Word], int] | None:
 
 def scan(text: str) -> Words:
     """Words of a plain text, in order."""
-    found: list[Word] = []
+    words: list[Word] = []
     place = behind = 0
     while place < len(text):
         if text[place].isspace():
             place += 1
             continue
-        some: list[Word] = []
+        fresh: list[Word] = []
         end = place
         if text[place].isdecimal() and (read := _digits(text, place)):
-            some, end = read
+            fresh, end = read
         elif unit := _UNIT.match(text, place):
-            near_number = bool(found and found[-1].quantity) and text[behind:place].strip() == ""
+            near_number = bool(words and words[-1].quantity) and text[behind:place].strip() == ""
             before_number = text[unit.end() : unit.end() + 1].isdecimal()
             symbol = not unit.group()[0].isalnum()
             if near_number or (symbol and before_number):
                 surface, end = unit.group(), unit.end()
                 form = re.sub(r"\s", "", surface.lower())
-                some = [Word(("percent" if form == "%" else form,), (), place, end, surface, "")]
-        if not some and (match := _WORD.match(text, place)):
-            some, end = [_word(match.group(), place, match.lastgroup)], match.end()
-        for one in some:
-            gap = text[behind : one.start]
-            found.append(
-                Word(one.forms, one.loose, one.start, one.end, one.surface, gap, one.quantity)
+                fresh = [Word(("percent" if form == "%" else form,), (), place, end, surface, "")]
+        if not fresh and (match := _WORD.match(text, place)):
+            fresh, end = [_word(match.group(), place, match.lastgroup)], match.end()
+        for word in fresh:
+            gap = text[behind : word.start]
+            words.append(
+                Word(word.forms, word.loose, word.start, word.end, word.surface, gap, word.quantity)
             )
-        if some:
+        if fresh:
             place = behind = end
         else:
             place += 1
-    return Words(text, with_quantities(tuple(found)), text[behind:])
+    return Words(text, with_quantities(tuple(words)), text[behind:])

@@ -39,8 +39,8 @@ def first_mention(text: str, groups: Sequence[tuple[str, Iterable[str]]]) -> str
     >>> first_mention("It is Kuwait City", [("right", ["Kuwait City"]), ("echo", ["Kuwait"])])
     'right'
     """
-    found = mentions(words_of(text), [(label, tuple(names)) for label, names in groups])
-    return found[0].label if found else None
+    named = mentions(words_of(text), [(label, tuple(names)) for label, names in groups])
+    return named[0].label if named else None
 
 
 def outcome(
@@ -85,29 +85,33 @@ def outcome(
     if not words.words:
         return "other" if LINK.search(text) else "empty"
     every = mentions(words, [("right", answers), ("echo", names), ("same_type", answer_set)])
-    known = {normalise(one) for one in names}
-    both = [one for one in every if one.label == "right" and normalise(one.name) in known]
-    owner = {one for one in both if _is_owner(words, one)}
-    shown = owner | {one for one in both if _is_shown(words, one)}
+    known = {normalise(name) for name in names}
+    ambiguous = [
+        mention
+        for mention in every
+        if mention.label == "right" and normalise(mention.name) in known
+    ]
+    owner = {mention for mention in ambiguous if _is_owner(words, mention)}
+    shown = owner | {mention for mention in ambiguous if _is_shown(words, mention)}
     stood_by = shown and asserted(
         words,
         every,
-        is_answer=lambda one: one.label != "echo" and one not in shown,
+        is_answer=lambda mention: mention.label != "echo" and mention not in shown,
         remarks_count=False,
     )
     stood_by = stood_by or asserted(
-        words, every, is_answer=lambda one: one.label != "echo" and one not in owner
+        words, every, is_answer=lambda mention: mention.label != "echo" and mention not in owner
     )
-    found = {one.label for one in stood_by}
-    if found:
-        return "same_type" if "same_type" in found else "right"
-    named = bool(owner) or any(one.label == "echo" for one in every)
+    labels = {mention.label for mention in stood_by}
+    if labels:
+        return "same_type" if "same_type" in labels else "right"
+    named = bool(owner) or any(mention.label == "echo" for mention in every)
     return "echo" if named and not _refuses(words) else "other"
 
 
 def _ahead(words: Words, mention: Mention) -> list[str]:
     """The words right before a mention, without "the"."""
-    ahead = [one.form for one in words.words[max(0, mention.start - 4) : mention.start]]
+    ahead = [word.form for word in words.words[max(0, mention.start - 4) : mention.start]]
     return [form for form in ahead if form != "the"]
 
 
@@ -128,12 +132,12 @@ def _is_shown(words: Words, mention: Mention) -> bool:
 
 def _refuses(words: Words) -> bool:
     """Whether a text says that there is no answer."""
-    if any(one in words.text for one in REFUSING_TEXTS):
+    if any(refusal in words.text for refusal in REFUSING_TEXTS):
         return True
     for place, word in enumerate(words.words):
         if said_at(words, place, REFUSING):
             return True
-        near = {one.form for one in words.words[place + 1 : place + 5]}
+        near = {word.form for word in words.words[place + 1 : place + 5]}
         if word.form in NEGATORS | HARDLY and near & KNOWING:
             return True
     return False
@@ -152,5 +156,5 @@ def names_it(text: str, *, names: Sequence[str], others: Sequence[str]) -> bool:
     """
     words = words_of(text)
     every = mentions(words, [("right", names), ("other", others)])
-    found = asserted(words, every, is_answer=lambda one: True, naming=True)
-    return bool(found) and {one.label for one in found} == {"right"}
+    stood_by = asserted(words, every, is_answer=lambda mention: True, naming=True)
+    return bool(stood_by) and {mention.label for mention in stood_by} == {"right"}

@@ -12,11 +12,11 @@ def _set(words: str) -> frozenset[str]:
 
 
 def _phrases(lines: str) -> Phrases:
-    found: Phrases = {}
+    phrases: Phrases = {}
     for line in lines.split(" | "):
         first, *rest = line.split()
-        found[first] = (*found.get(first, ()), tuple(rest))
-    return found
+        phrases[first] = (*phrases.get(first, ()), tuple(rest))
+    return phrases
 
 
 # Where a direction names a part of it, and nothing else.

@@ -90,7 +90,7 @@ def said_at(words: Words, place: int, phrases: Phrases) -> int:
         return 0
     longest = 0
     for rest in rests:
-        forms = tuple(one.form for one in words.words[place + 1 : place + 1 + len(rest)])
+        forms = tuple(word.form for word in words.words[place + 1 : place + 1 + len(rest)])
         if forms == rest:
             longest = max(longest, 1 + len(rest))
     return longest

@@ -11,7 +11,7 @@ _REACH = 14  # words between a name and what is said of it
 def is_not(words: Words, mention: Mention) -> bool:
     """Whether "'s not" or only "is not" is said: "Rome's not the capital", "Rome isn't"."""
     if words.words[mention.stop - 1].surface.lower().endswith("'s"):
-        return [one.form for one in words.words[mention.stop : mention.stop + 1]] == ["not"]
+        return [word.form for word in words.words[mention.stop : mention.stop + 1]] == ["not"]
     over = mention.stop + said_at(words, mention.stop, IS_NOT)
     alone = over == len(words.words) or is_soft(words, over) or ends(words, over)
     return over > mention.stop and alone

@@ -45,10 +45,10 @@ def sustained(resolution: xr.Dataset, kind: str, *, protocol: Protocol = DEFAULT
     image has no tokens. Dims ``layer`` and ``entity``.
     """
     hits = read_at_image(resolution, kind)
-    found = hits
+    lasting = hits
     for ahead in range(1, protocol.onset_layers):
-        found = found & hits.shift(layer=-ahead, fill_value=False)
-    return found.any("role")
+        lasting = lasting & hits.shift(layer=-ahead, fill_value=False)
+    return lasting.any("role")
 
 
 def transfer_onset(resolution: xr.Dataset, *, protocol: Protocol = DEFAULT) -> xr.DataArray:

@@ -58,8 +58,8 @@ def run_cells(
     most = max(1, len(patched))  # cells at a time; fewer where memory runs out, and then fewer rows
     batches = Batches(prompt.lengths.argsort(stable=True), GROUP_ROWS)
     for rows in batches:
-        some, left = prompt.select(rows).trimmed()
-        at = positions.rows(rows).shifted(left, some.length)
+        trimmed, left = prompt.select(rows).trimmed()
+        at = positions.rows(rows).shifted(left, trimmed.length)
 
         def measured(logits: torch.Tensor, rows: torch.Tensor = rows) -> torch.Tensor:
             n_cells = len(logits)
@@ -69,17 +69,17 @@ def run_cells(
 
         with batches.attempt(rows):
             if bare:
-                clean = run(model, some, logits=at).logits
+                clean = run(model, trimmed, logits=at).logits
                 assert clean is not None
                 table[np.array(bare)[:, None], rows.numpy()] = measured(clean[None]).numpy()
             parts = Batches(torch.tensor(patched, dtype=torch.long), most)
             for part in parts:
                 with parts.attempt(part):
                     here = [
-                        [_of_rows(patch, rows, left, some.length) for patch in cells[i]]
+                        [_of_rows(patch, rows, left, trimmed.length) for patch in cells[i]]
                         for i in part.tolist()
                     ]
-                    numbers = replay(model, some, here, logits=at, reduce=measured)
+                    numbers = replay(model, trimmed, here, logits=at, reduce=measured)
                     table[part.numpy()[:, None], rows.numpy()] = numbers.numpy()
             most = parts.size
     return table
@@ -116,18 +116,18 @@ def free_answers(
     texts = [[""] * len(cells) for _ in range(n)]
     batches = Batches(torch.arange(len(cells) * n), ANSWER_ROWS)
     for batch in batches:
-        rows, which = batch % n, batch // n
+        rows, cell_of = batch % n, batch // n
         with batches.attempt(batch):
             patches = [
-                replace(patch, positions=patch.positions.only(which == cell))
-                for cell in which.unique().tolist()
+                replace(patch, positions=patch.positions.only(cell_of == cell))
+                for cell in cell_of.unique().tolist()
                 for patch in (patch.of_rows(rows) for patch in cells[cell])
             ]
             prefill = run(model, prompt.select(rows), patches=patches, keep_cache=True)
             said = greedy(
                 model, prefill, max_new_tokens=decoding.max_new_tokens, stop=decoding.stop
             )
-            for row, cell, text in zip(rows.tolist(), which.tolist(), said.texts, strict=True):
+            for row, cell, text in zip(rows.tolist(), cell_of.tolist(), said.texts, strict=True):
                 texts[row][cell] = text
             tick(len(batch))
     return texts
@@ -148,6 +148,8 @@ def answered_cells(
 
     Parameters
     ----------
+    model : Model
+        One that runs here: on a server, this is part of what runs there.
     prompt : Prompt
         Made by :func:`interventions.running.complete.following` with ``answers``.
     answers : sequence of token ids

@@ -23,7 +23,7 @@ def made_with(attrs: Mapping[Any, Any]) -> dict[str, Any]:
 def settings_of(tree: xr.DataTree) -> dict[str, Any]:
     """A run's own settings, as in ``settings.json``."""
     several = (made_with(node.attrs).get("settings", {}) for node in tree.children.values())
-    return next((one for one in several if "vlm" in one), {})
+    return next((settings for settings in several if "vlm" in settings), {})
 
 
 def protocol_of(tree: xr.DataTree) -> Protocol:
@@ -32,22 +32,22 @@ def protocol_of(tree: xr.DataTree) -> Protocol:
     return Protocol.of(settings) if "protocol" in settings else DEFAULT
 
 
-def fingerprints(stage: str, made: Mapping[str, Any]) -> dict[str, Any]:
+def fingerprints(stage: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What tells a stage's models from others, by role, where its provenance says so."""
     roles = ("backbone",) if stage in BACKBONE_STAGES else ("vlm", "backbone")
-    found = {role: made.get(role, {}).get("fingerprint") for role in roles}
-    return {role: one for role, one in found.items() if one is not None}
+    prints = {role: provenance.get(role, {}).get("fingerprint") for role in roles}
+    return {role: fingerprint for role, fingerprint in prints.items() if fingerprint is not None}
 
 
 def check_same_models(
-    stage: str, made: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]
+    stage: str, provenance: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Refuse a stage that is of other models than stages it would lie beside.
 
     Parameters
     ----------
     stage : str
-    made : mapping
+    provenance : mapping
         Its provenance.
     others : mapping of str to mapping
         Provenance of the stages that are there.
@@ -57,7 +57,7 @@ def check_same_models(
     ResultsError
         With what differs, such as ``vlm weights: stored .., found ..``.
     """
-    mine = fingerprints(stage, made)
+    mine = fingerprints(stage, provenance)
     for other, its in others.items():
         theirs = fingerprints(other, its)
         lines = [

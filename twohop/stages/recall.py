@@ -117,8 +117,8 @@ def same_decoder(vlm: Model, backbone: Model) -> bool:
     if changed - {vlm.anatomy.image_token_id}:
         return False
     pairs = (
-        (vlm.module.get_submodule(a), backbone.module.get_submodule(b))
-        for a, b in (
+        (vlm.module.get_submodule(of_vlm), backbone.module.get_submodule(of_backbone))
+        for of_vlm, of_backbone in (
             (vlm.anatomy.blocks, backbone.anatomy.blocks),
             (vlm.anatomy.embeddings, backbone.anatomy.embeddings),
             (vlm.anatomy.final_norm, backbone.anatomy.final_norm),
@@ -224,11 +224,13 @@ def _blank(questions: Questions) -> Scored:
 
     asked = blank.ask(vlm, prompt)
     place = {kind: i for i, kind in enumerate(first)}
-    which = [place[kind] for kind in kinds]
-    scored = questions.score([asked.texts[i] for i in which], [asked.choices[i] for i in which])
+    blank_of = [place[kind] for kind in kinds]
+    scored = questions.score(
+        [asked.texts[i] for i in blank_of], [asked.choices[i] for i in blank_of]
+    )
     return replace(
         scored,
-        by_rule={rule: [choices[i] for i in which] for rule, choices in asked.by_rule.items()},
-        scores=[asked.scores[i] for i in which],
-        cut=[asked.cut[i] for i in which],
+        by_rule={rule: [choices[i] for i in blank_of] for rule, choices in asked.by_rule.items()},
+        scores=[asked.scores[i] for i in blank_of],
+        cut=[asked.cut[i] for i in blank_of],
     )

@@ -61,13 +61,13 @@ def states_at(model: Model, prompt: Prompt, roles: Roles, *, tick: Tick) -> torc
     most = max(1, BATCH_TOKENS // prompt.length)
     ragged = len(prompt.lengths.unique()) > 1
     for rows in order.split(min(most, RAGGED_ROWS) if ragged else most):
-        some, left = prompt.select(rows).trimmed()
+        trimmed, left = prompt.select(rows).trimmed()
         sites = []
         for positions in roles.values():
-            there = padded(positions.rows(rows).shifted(left, some.length))
+            there = padded(positions.rows(rows).shifted(left, trimmed.length))
             sites.append(Site("resid_pre", slice(0, model.n_layers), there))
             sites.append(Site("resid_post", model.n_layers - 1, there))
-        values = read(model, some, sites)
+        values = read(model, trimmed, sites)
         for i, role in enumerate(roles):
             value = torch.cat([values[2 * i], values[2 * i + 1][None]]).float().cpu()
             parts[role].append(averaged(value, roles[role].rows(rows)))
@@ -205,8 +205,8 @@ def resolution(study: Study) -> xr.Dataset:
     matched = backbone_layers(study.pair)
     row_of = {entity.code: row for row, entity in enumerate(entities)}
     asked = [
-        (benchmark.templates[relation], [row_of[benchmark.items[i].entity.code] for i in some])
-        for relation, some in by_relation(benchmark.items)
+        (benchmark.templates[relation], [row_of[benchmark.items[i].entity.code] for i in rows])
+        for relation, rows in by_relation(benchmark.items)
     ]
     names = [(template, [entities[row] for row in rows]) for template, rows in asked]
     named = [
@@ -284,8 +284,8 @@ def lens_curves(study: Study, hidden: Sequence[torch.Tensor]) -> tuple[np.ndarra
         for i in rows:
             said = (questions.items[i].entity.name, questions.items[i].answers[0])
             tokens[i] = torch.tensor([first_token(vlm, asked, text) for text in said])
-    some = [*range(0, n, -(-n // study.protocol.lens_entities))]
-    logprobs, _ = lens(vlm, torch.cat([states[:, some] for states in hidden]), tokens[some])
+    sampled = [*range(0, n, -(-n // study.protocol.lens_entities))]
+    logprobs, _ = lens(vlm, torch.cat([states[:, sampled] for states in hidden]), tokens[sampled])
     curves = logprobs.exp().mean(1).unflatten(0, (len(hidden), -1))
     return curves[..., 0].cpu().numpy(), curves[..., 1].cpu().numpy()
 

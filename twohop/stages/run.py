@@ -80,14 +80,14 @@ def measured(
         If what it needs was measured on other models.
     """
     models = {"vlm": study.vlm, "backbone": study.backbone}
-    made = provenance(**models)
-    check_same_models(stage, made, _made(stage, done))
+    origins = provenance(**models)
+    check_same_models(stage, origins, _made(stage, done))
     with Unchanged(*models.values()):
         result = TABLE[stage].run(study, done)
     for role, model in models.items():
-        if "requests" in made[role]:  # of this stage alone
-            made[role]["requests"] = model.requests - made[role]["requests"]
-    return with_provenance(result, made, settings=settings, seed=study.seed)
+        if "requests" in origins[role]:  # of this stage alone
+            origins[role]["requests"] = model.requests - origins[role]["requests"]
+    return with_provenance(result, origins, settings=settings, seed=study.seed)
 
 
 def _made(stage: str, done: Mapping[str, xr.Dataset]) -> dict[str, dict[str, Any]]:

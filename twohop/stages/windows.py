@@ -80,8 +80,8 @@ def windows(study: Study, right: np.ndarray) -> xr.Dataset:
         swap = questions.named(model, swapped), questions.others.named(model, swapped)
         return questions.named(model, rows), [items[i] for i in rows], rivals, swap
 
-    each = [n_layers + 1 + n_layers * bool(told) for told in questions.has_rival]
-    of_items = questions.map(relation_windows, arguments, model=model, each=each)
+    passes = [n_layers + 1 + n_layers * bool(told) for told in questions.has_rival]
+    of_items = questions.map(relation_windows, arguments, model=model, passes=passes)
     survives = side_by_side([survived for survived, _ in of_items], (n_layers + 1,), dtype=bool)
     follows = side_by_side([followed for _, followed in of_items], (n_layers,))
     kept = survives.mean(1) if items else np.zeros(n_layers + 1)

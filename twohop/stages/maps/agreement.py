@@ -30,14 +30,14 @@ def in_windows(score: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.nda
     -------
     ndarray [component, window, role, item]
     """
-    found = [
+    of_windows = [
         [
-            one[b] if name == "resid_post" else one[a : b + 1].sum(0)
-            for a, b in zip(first, last, strict=True)
+            of_component[end] if name == "resid_post" else of_component[start : end + 1].sum(0)
+            for start, end in zip(first, last, strict=True)
         ]
-        for name, one in zip(MAP_COMPONENTS, score, strict=True)
+        for name, of_component in zip(MAP_COMPONENTS, score, strict=True)
     ]
-    return np.array(found)
+    return np.array(of_windows)
 
 
 def agreement(
@@ -79,19 +79,19 @@ def agreement(
     values = measures(both.mean(1), component, top=top)
     sums, _ = cluster_sums(both.transpose(1, 0, 2), entities, seed=seed, protocol=protocol)
     used = sums[: protocol.agreement_resamples]
-    again = [measures(one, component, top=top) for one in used]
+    again = [measures(maps, component, top=top) for maps in used]
     few = len(set(entities)) < protocol.least_clusters
-    found = {}
+    estimates = {}
     for name, value in values.items():
-        drawn = np.array([one[name] for one in again])
+        drawn = np.array([measured[name] for measured in again])
         if np.isnan(value):
-            found[name] = nothing
+            estimates[name] = nothing
         elif few:
-            found[name] = Estimate(value, 0.0 if name == "top" else -1.0, 1.0, n)
+            estimates[name] = Estimate(value, 0.0 if name == "top" else -1.0, 1.0, n)
         else:
             low, high = interval(drawn)
-            found[name] = Estimate(value, min(low, value), max(high, value), n)
-    return found
+            estimates[name] = Estimate(value, min(low, value), max(high, value), n)
+    return estimates
 
 
 def measures(maps: np.ndarray, component: np.ndarray, *, top: int) -> dict[str, float]:
@@ -101,7 +101,9 @@ def measures(maps: np.ndarray, component: np.ndarray, *, top: int) -> dict[str, 
         name: correlation(estimate[component == i], exact[component == i])
         for i, name in enumerate(MAP_COMPONENTS)
     }
-    strongest = [set(np.argsort(-np.abs(one), kind="stable")[:top].tolist()) for one in maps.T]
+    strongest = [
+        set(np.argsort(-np.abs(scores), kind="stable")[:top].tolist()) for scores in maps.T
+    ]
     return {
         "all": correlation(estimate, exact),
         **of_one,
@@ -112,10 +114,10 @@ def measures(maps: np.ndarray, component: np.ndarray, *, top: int) -> dict[str, 
 
 def agreement_of_run(tree: xr.DataTree) -> dict[str, dict[str, Estimate]]:
     """Numbers of both maps of a run, by map and measure."""
-    found: dict[str, dict[str, Estimate]] = {}
-    for which, stage in ATTRIBUTION_STAGES.items():
+    by_map: dict[str, dict[str, Estimate]] = {}
+    for medium, stage in ATTRIBUTION_STAGES.items():
         data = tree[stage].to_dataset()
-        found[which] = {
+        by_map[medium] = {
             str(measure): Estimate(
                 *(
                     float(data[name].sel(measure=measure))
@@ -125,17 +127,17 @@ def agreement_of_run(tree: xr.DataTree) -> dict[str, dict[str, Estimate]]:
             )
             for measure in data["measure"].values
         }
-    return found
+    return by_map
 
 
 def refusals(tree: xr.DataTree) -> dict[str, str]:
     """Why a map could not be made by attribution, by the summary's keys; empty if both could."""
     reasons = {
-        which: str(tree[stage].attrs["refused"]) for which, stage in ATTRIBUTION_STAGES.items()
+        medium: str(tree[stage].attrs["refused"]) for medium, stage in ATTRIBUTION_STAGES.items()
     }
     return {
-        f"attribution_agreement/{which}/{measure}": reason
-        for which, reason in reasons.items()
+        f"attribution_agreement/{medium}/{measure}": reason
+        for medium, reason in reasons.items()
         if reason
         for measure in MEASURES
     }

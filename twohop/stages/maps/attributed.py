@@ -85,7 +85,7 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
     estimates = agreement(
         in_windows(score, exact["first_block"].values, exact["last_block"].values),
         exact["restored"].transpose("component", "window", "role", "map_item").values,
-        [one.entity.code for one, _ in pairs],
+        [item.entity.code for item, _ in pairs],
         seed=study.seed,
         protocol=protocol,
     )
@@ -97,7 +97,7 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
             "score": (("component", "layer", "role", "map_item"), score),
             "span": ("map_item", span),
             **{
-                name: ("measure", [getattr(estimates[one], bound) for one in MEASURES])
+                name: ("measure", [getattr(estimates[measure], bound) for measure in MEASURES])
                 for name, bound in bounds.items()
             },
         },
@@ -132,11 +132,11 @@ def scores(
     n = len(swap.rows)
     score = np.full((len(MAP_COMPONENTS), model.n_layers, len(MAP_ROLES), n), np.nan)
     span = np.full(n, np.nan)
-    answers, foils = (first_texts(model, swap, which) for which in (0, 1))
+    answers, foils = (first_texts(model, swap, side) for side in (0, 1))
     batches = Batches(torch.arange(n), ROWS)
     for rows in batches:
         with batches.attempt(rows):
-            found = attribute(
+            attribution = attribute(
                 model,
                 swap.clean.select(rows),
                 swap.corrupt.select(rows),
@@ -148,28 +148,28 @@ def scores(
                 steps=steps,
                 verify=False,  # it is compared with the exact map
             )
-            there = found["score"].sel(component=list(MAP_COMPONENTS), role=swap.roles)
+            there = attribution["score"].sel(component=list(MAP_COMPONENTS), role=swap.roles)
             where = np.ix_(
                 list(range(len(MAP_COMPONENTS))),
-                found["layer"].values.tolist(),
+                attribution["layer"].values.tolist(),
                 [MAP_ROLES.index(role) for role in swap.roles],
                 rows.tolist(),
             )
             score[where] = there.transpose("component", "layer", "role", "item").values
-            span[rows.numpy()] = (found["source_metric"] - found["run_metric"]).values
+            span[rows.numpy()] = (attribution["source_metric"] - attribution["run_metric"]).values
     return score, span
 
 
-def first_texts(model: Model, swap: Swap, which: int) -> list[str]:
+def first_texts(model: Model, swap: Swap, side: int) -> list[str]:
     """First tokens of the answers as texts, so that the exact map's tokens are scored.
 
     Where a token is no text of its own, such as a part of a letter, it is the whole answer.
     """
-    ids = (swap.answers, swap.foils)[which]
+    ids = (swap.answers, swap.foils)[side]
     space = spaced(model, swap.clean)
-    texts = [model.tokenizer.decode([one]) for one in ids]
+    texts = [model.tokenizer.decode([token]) for token in ids]
     again = token_ids(model, texts, space=space)
     return [
-        text if tokens == [one] else pair[which].answers[0]
-        for text, tokens, one, pair in zip(texts, again, ids, swap.pairs, strict=True)
+        text if tokens == [token] else pair[side].answers[0]
+        for text, tokens, token, pair in zip(texts, again, ids, swap.pairs, strict=True)
     ]

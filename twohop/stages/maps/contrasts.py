@@ -100,7 +100,7 @@ def swaps(study: Study, model: Model, pairs: Sequence[Pair], *, shown: bool) -> 
     shown : bool
         Whether it is asked about pictures, as the VLM is, or about names, as the backbone is.
     """
-    own, others = (Questions(study, [pair[which] for pair in pairs]) for which in (0, 1))
+    own, others = (Questions(study, [pair[side] for pair in pairs]) for side in (0, 1))
     for rows in own.parts():
         clean, corrupt, roles = with_map_roles(*_both(model, own, others, rows, shown=shown))
         answers, foils = (

@@ -63,7 +63,7 @@ def patching_map(study: Study, model: Model, right: np.ndarray, *, shown: bool) 
         map_of_relation,
         lambda rows: (swap_of[rows[0]], edges.tolist()),
         model=model,
-        each=[n_cells[row] + 2 for row in range(len(pairs))],
+        passes=[n_cells[row] + 2 for row in range(len(pairs))],
     )
     shape = (len(MAP_COMPONENTS), len(edges) - 1, len(MAP_ROLES))
     restored = side_by_side([cells for cells, _ in of_items], shape)
@@ -113,10 +113,17 @@ def map_of_relation(
         for name in here
     ]
     values = dict(
-        zip([(c, n) for c in MAP_COMPONENTS for n in here], read(model, clean, sites), strict=True)
+        zip(
+            [(component, role) for component in MAP_COMPONENTS for role in here],
+            read(model, clean, sites),
+            strict=True,
+        )
     )
     places: list[tuple[Component, int, str]] = [
-        (c, w, n) for c in MAP_COMPONENTS for w in range(n_windows) for n in here
+        (component, window, role)
+        for component in MAP_COMPONENTS
+        for window in range(n_windows)
+        for role in here
     ]
     tokens, others = torch.tensor(swap.answers), torch.tensor(swap.foils)
 

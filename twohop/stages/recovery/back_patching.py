@@ -29,7 +29,12 @@ def layer_pairs(n_layers: int, *, protocol: Protocol = DEFAULT) -> list[tuple[in
         [min(round(share * n_layers), n_layers - 1) for share in shares]
         for shares in (protocol.later_layers, protocol.earlier_layers)
     )
-    pairs = [(s, t) for s in dict.fromkeys(later) for t in dict.fromkeys(earlier) if s > t]
+    pairs = [
+        (source, target)
+        for source in dict.fromkeys(later)
+        for target in dict.fromkeys(earlier)
+        if source > target
+    ]
     if not pairs:
         raise ProtocolError(
             f"of {n_layers} layers, protocol.later_layers {protocol.later_layers} are {later} and "
@@ -74,8 +79,8 @@ def back_patching(questions: Questions) -> xr.Dataset:
         theirs = questions.others.shown(rows, like=questions)
         return questions.shown(rows), theirs, pairs, study.decoding
 
-    each = 2 * len(pairs)
-    of_items = questions.map(said_back, arguments, model=study.vlm, each=each)
+    passes = 2 * len(pairs)
+    of_items = questions.map(said_back, arguments, model=study.vlm, passes=passes)
     tables = {
         name: np.array(
             [
@@ -96,8 +101,8 @@ def back_patching(questions: Questions) -> xr.Dataset:
             "null": (("pair", "tried"), tables["null"]),
             "has_null": ("tried", questions.has_rival),
             "dev": ("tried", dev),
-            "later": ("pair", [s for s, _ in pairs]),
-            "earlier": ("pair", [t for _, t in pairs]),
+            "later": ("pair", [later for later, _ in pairs]),
+            "earlier": ("pair", [earlier for _, earlier in pairs]),
         },
         attrs={"chosen": best["own"], "chosen_null": best["null"]},
     )

@@ -86,7 +86,7 @@ def gains(
         return shown, cells, tokens
 
     n = len(candidates)
-    of_items = questions.map(logprobs_in_cells, arguments, model=study.vlm, each=n)
+    of_items = questions.map(logprobs_in_cells, arguments, model=study.vlm, passes=n)
     return candidates, side_by_side(of_items, (n,))
 
 
@@ -100,7 +100,7 @@ def logprobs_in_cells(
 
     # Of a short question, or an image of few tokens, several places are the same token.
     different: dict[tuple[int, ...], int] = {}
-    which = [
+    column_of = [
         different.setdefault(tuple(cell.positions.index.flatten().tolist()), len(different))
         for cell in cells
     ]
@@ -108,12 +108,12 @@ def logprobs_in_cells(
     table = run_cells(
         model,
         prompt,
-        [[cells[which.index(i)]] for i in range(len(different))],
+        [[cells[column_of.index(i)]] for i in range(len(different))],
         positions=prompt.at("last"),
         measure=logprob,
         tick=tick,
     )
-    return table[which].T
+    return table[column_of].T
 
 
 def transplant_at(questions: Questions, place: Place, *, component: Component, last: int) -> Scored:

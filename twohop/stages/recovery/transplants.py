@@ -57,7 +57,7 @@ def entity_values(*readings: Reading) -> list[torch.Tensor]:
             ],
         )
 
-    of_items = questions.map(name_values, arguments, model=backbone, each=0)
+    of_items = questions.map(name_values, arguments, model=backbone, passes=0)
     return [*torch.stack(of_items, dim=1).split([len(reading.layers) for reading in readings])]
 
 
@@ -171,7 +171,7 @@ def said_in_cells(
         shown = questions.shown(rows, marked=marked, share_prefix=share)
         return shown, cells_of(shown, rows), study.decoding
 
-    of_items = questions.map(free_answers, arguments, model=study.vlm, each=n_cells)
+    of_items = questions.map(free_answers, arguments, model=study.vlm, passes=n_cells)
     return [[texts[cell] for texts in of_items] for cell in range(n_cells)]
 
 
