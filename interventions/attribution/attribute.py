@@ -87,8 +87,8 @@ def attribute(
     layers : int, slice or list of int, optional
         Default: all that run.
     roles : sequence of str, optional
-        Columns of the map: all tokens of ``"entity"`` together, or one of them, ``"entity[-1]"``,
-        wherever they are in each prompt. Default: each token of the prompt is a column.
+        Columns: all tokens of ``"entity"`` together, or one of them, ``"entity[-1]"``, wherever
+        they are in each prompt. Default: each token of the prompt is a column.
     read_roles : sequence of str, optional
         Where the values are read, one for each of ``roles``. Default: the same.
     each : bool

@@ -54,7 +54,8 @@ def sweep(
 ) -> xr.Dataset:
     """Patch every cell of a grid, in every row of a prompt, and measure what it changes.
 
-    The numbers are those of one full run per cell, to rounding; the cost is that of what each
+    As in :func:`interventions.attribute`, ``prompt`` runs, and values of ``source`` are put in. The
+    numbers are those of one full run per cell, to rounding; the cost is that of what each
     patch changes (see :mod:`interventions.sweeping.replay`).
 
     Parameters
@@ -65,20 +66,21 @@ def sweep(
     source : Prompt, FromModel, FromLayers, Noise, Tensor or float
         Where values come from: the same model on another prompt or image (row for row), its
         backbone, its own other layers, its own values with noise, or a vector [d_model] or number
-        (0 ablates).
+        that is written as it is (0 ablates).
     answers, foils : str, or sequence of str or of token ids
-        For the metrics; one text for all rows, or one per row, as a text or as the ids of its
+        For the metric; one text for all rows, or one per row, as a text or as the ids of its
         tokens. Answers of several tokens are scored whole.
-    metrics : sequence of str
+    metrics : str or sequence of str
         ``"logprob"`` and ``"logit_diff"`` (answer minus foil), nats; ``"kl"`` from the clean to
         the patched next-token distribution, nats; ``"changed"``: another token is the likeliest;
         ``"rank"`` of the answer's first token.
-    components : sequence of str
+    components : str or sequence of str
+        Of ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"``, ``"resid_post"``.
     layers : int, slice or list of int, optional
         Default: all that run and, for FromModel, have a counterpart in the backbone.
     roles : sequence of str, optional
-        Columns of the grid: a patch is written at all tokens of ``"entity"``, or at one of them,
-        ``"entity[-1]"``. Default: each token of the prompt is a column.
+        Columns: all tokens of ``"entity"`` together, or one of them, ``"entity[-1]"``, wherever
+        they are in each prompt. Default: each token of the prompt is a column.
     read_roles : sequence of str, optional
         Where the values are read, one for each of ``roles``. Default: the same.
     each : bool

@@ -39,15 +39,15 @@ def double(name: str) -> tuple[Case, float]:
 
 def corrupted(case: Case) -> iv.Prompt:
     """The same tokens in another order, or other pictures of the same size."""
-    model = case.model
+    model, spans = case.model, {"entity": ["France", "the town"]}
     if case.pictures:
         pictures = [tiny.picture(one.size, seed=7 + i) for i, one in enumerate(case.pictures)]
-        return model.prompt(list(case.texts), images=pictures)
+        return model.prompt(list(case.texts), images=pictures, spans=spans)
     texts = [
         one.replace("capital of", "of capital").replace("first mayor", "mayor first")
         for one in case.texts
     ]
-    return model.prompt(texts)
+    return model.prompt(texts, spans=spans)
 
 
 Places = Sequence[tuple[Component, int]]

@@ -1,5 +1,7 @@
 """A sweep and an attribution ask the same question: what runs, what is put in, what is measured."""
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from families import Case, case_of
 
 import interventions as iv
 from interventions.errors import InterventionsError, ResultsError, RoleError
+from interventions.sweeping.metrics import target
 
 TOLD: dict[str, Any] = {"answers": "river", "foils": "town"}  # of several tokens, and not as many
 COMPONENTS = ["resid_pre", "attn_out", "mlp_out", "resid_post"]
@@ -129,7 +132,7 @@ def test_rows_picked_out_of_longer_ones_are_compared_token_by_token(case: Case) 
     """Their padding shifts positions in the one prompt, and not in the other."""
     model, whole = case.model, beside(case)
     short = int(case.prompt.lengths.argmin())
-    picture = {"images": [case.pictures[short]]} if case.pictures else {}
+    picture: dict[str, Any] = {"images": [case.pictures[short]]} if case.pictures else {}
     own = model.prompt([case.texts[short]], **picture)
     picked = whole.select([short])
     assert own.length < picked.length
@@ -149,12 +152,12 @@ def test_numbers_stand_for_the_other_prompt_with_other_embeddings(case: Case) ->
     """On either side: the run, or the source, is the prompt from what enters its first block on."""
     model, prompt = case.model, case.prompt
     every = prompt.every()
-    zeroed = [iv.Patch("resid_pre", 0, every, 0.0)]
+    zeroed = [iv.Patch("resid_pre", 0, every, torch.zeros(()))]
     asked: dict[str, Any] = {"answers": "b", "foils": "c"}
     logits = iv.run(model, prompt, patches=zeroed).logits
     assert logits is not None
-    answer, foil = (model.tokenizer.encode(one, add_special_tokens=False)[-1] for one in "bc")
-    own = (logits[:, 0, answer] - logits[:, 0, foil]).numpy()
+    answer, foil = (target(model, prompt, one).answers[0][0] for one in "bc")
+    own = (logits[:, answer] - logits[:, foil]).numpy()
     restored = iv.attribute(model, 0.0, prompt, verify=2, **asked)
     removed = iv.attribute(model, prompt, 0.0, verify=2, **asked)
     assert np.allclose(restored["run_metric"], own, atol=1e-9)
@@ -182,16 +185,21 @@ def test_a_result_and_its_map_say_which_side_ran(case: Case, other: iv.Prompt) -
 
 
 def test_both_leave_out_the_same_rows_for_the_same_reasons(case: Case, other: iv.Prompt) -> None:
-    roles = ["entity[1]", "last"]
-    lacking = [row for row, one in enumerate(case.prompt.roles) if len(one["entity"]) < 2]
-    assert lacking
-    swept = iv.sweep(case.model, case.prompt, other, roles=roles, progress=False, **TOLD)
-    scores = iv.attribute(case.model, case.prompt, other, roles=roles, verify=False, **TOLD)
-    assert swept.attrs["left_out"] == scores.attrs["left_out"]
-    assert "no token of role 'entity[1]'" in scores.attrs["left_out"]
-    assert scores["item"].values.tolist() == [
-        row for row in range(len(case.prompt)) if row not in lacking
-    ]
+    given: dict[str, Any] = {"roles": ["entity[0]", "last"], **TOLD}
+    whole = case.prompt.roles
+    lacking = replace(case.prompt, roles=[whole[0], {"last": whole[1]["last"]}])
+    for sides in ((lacking, other), (other, lacking)):
+        swept = iv.sweep(case.model, *sides, progress=False, **given)
+        scores = iv.attribute(case.model, *sides, verify=False, **given)
+        assert swept.attrs["left_out"] == scores.attrs["left_out"]
+        assert json.loads(scores.attrs["left_out"]) == {"1": "no token of role 'entity[0]'"}
+        assert scores["item"].values.tolist() == [0]
+        assert np.isnan(swept["logprob"][1]).all()
+    both = [replace(case.prompt, roles=[whole[0], {}]), replace(other, roles=[{}, other.roles[1]])]
+    for call in (iv.sweep, iv.attribute):
+        act: Any = call
+        with pytest.raises(RoleError, match="no row has all of the roles named in both prompts"):
+            act(case.model, *both, **given)
 
 
 REFUSED: dict[str, dict[str, Any]] = {
