@@ -10,22 +10,31 @@ import torch
 import xarray as xr
 
 from interventions.architectures.wrapped import where_the_model_is
-from interventions.attribution.contrast import Contrast, Scored, make_contrast
 from interventions.attribution.passes import Pass, forward
+from interventions.attribution.sides import (
+    Given,
+    Scored,
+    contrast_digest,
+    contrast_of,
+    metric_of,
+    scored,
+    side_digest,
+)
 from interventions.errors import ResultsError
 from interventions.given import of_kind, seed_of, whole
 from interventions.model.model import Model
 from interventions.prompt.positions import Positions
-from interventions.prompt.prompt import Prompt
 from interventions.results import differences, read_provenance, with_provenance
-from interventions.running.checking import check_asked
 from interventions.running.patches import Patch
 from interventions.running.run import run
-from interventions.sweeping.metrics import Answers, target
+from interventions.sweeping.contrast import Contrast
+from interventions.sweeping.metrics import Answers
 from interventions.sweeping.replay import replay
 
 RESAMPLES = 1000
 Sample = Literal["top", "random"]
+ASKED = ("metric", "prompt", "source", "roles", "read_roles", "each", "by_role")
+"""Attributes that say what was asked."""
 SAMPLES: tuple[Sample, ...] = ("top", "random")
 
 
@@ -43,8 +52,8 @@ class Cell:
 def verify(
     model: Model,
     scores: xr.Dataset,
-    clean: Prompt,
-    corrupt: Prompt | torch.Tensor | float,
+    prompt: Given,
+    source: Given,
     *,
     answers: Answers,
     foils: Answers | None = None,
@@ -60,7 +69,7 @@ def verify(
 
     Parameters
     ----------
-    model, clean, corrupt, answers, foils
+    model, prompt, source, answers, foils
         What :func:`interventions.attribute` was given.
     scores : Dataset
         What it returned.
@@ -82,26 +91,30 @@ def verify(
     Raises
     ------
     ResultsError
-        If the Dataset is no attribution, or one of other prompts, of another model, or of what
-        the model was before it changed.
+        If the Dataset is no attribution, or one of other prompts, of the same the other way
+        round, of another model, or of what the model was before it changed.
     """
-    check_asked(model, clean)
     k, seed = whole(k, "k", least=1), seed_of(seed)
     of_kind(scores, xr.Dataset, "scores", error=ResultsError)
-    asked = ("metric", "direction", "roles", "by_role")
     if not {"score", "item", "component", "layer"} <= {*scores.variables} or any(
-        one not in scores.attrs for one in asked
+        one not in scores.attrs for one in ASKED
     ):
-        raise ResultsError("this Dataset is no attribution. Give what iv.attribute returned.")
-    contrast = make_contrast(
+        raise ResultsError(
+            "this Dataset is no attribution of this version. Give what iv.attribute returned."
+        )
+    roles, read_roles = (json.loads(scores.attrs[one]) for one in ("roles", "read_roles"))
+    each, by_role = (bool(scores.attrs[one]) for one in ("each", "by_role"))
+    contrast = contrast_of(
         model,
-        clean,
-        corrupt,
-        target=target(model, clean, answers, foils),
+        prompt,
+        source,
+        answers=answers,
+        foils=foils,
         metric=scores.attrs["metric"],
-        direction=scores.attrs["direction"],
-        roles=json.loads(scores.attrs["roles"]),
-        by_role=bool(scores.attrs["by_role"]),
+        roles=roles,
+        read_roles=read_roles,
+        each=each,
+        by_role=by_role,
     )
     columns = scores["score"].shape[-1]
     if contrast.items != scores["item"].values.tolist() or len(contrast.columns.tokens) != columns:
@@ -116,8 +129,12 @@ def verify(
 def _check_origin(model: Model, contrast: Contrast, scores: xr.Dataset) -> None:
     """Refuse scores of another model, of what the model was before, or of other prompts."""
     made = read_provenance(scores)
+    settings = made.get("settings", {})
     lines = differences(made.get("model", {}).get("fingerprint", {}), model.fingerprint())
-    if made.get("settings", {}).get("contrast") != contrast.digest:
+    sides = [side_digest(contrast.run), side_digest(contrast.source)]
+    if sides[0] != sides[1] and sides[::-1] == [settings.get("prompt"), settings.get("source")]:
+        lines.append("prompt and source, which are the other way round")
+    elif settings.get("contrast") != contrast_digest(contrast):
         lines.append("the prompts, answers or foils")
     if lines:
         raise ResultsError(
@@ -207,15 +224,15 @@ def exact_effects(model: Model, contrast: Contrast, cells: Sequence[Cell]) -> np
         part = contrast.rows([item])
         places = list(dict.fromkeys((cells[i].component, cells[i].layer) for i in mine))
         source = forward(model, part, "source", places)  # pyright: ignore[reportArgumentType]
-        scored = part.scored("run")
+        side = scored(part, "run")
         patches = [
-            [*scored.before, _patch(model, part, scored, cells[i], source, places)] for i in mine
+            [*side.before, _patch(model, part, side, cells[i], source, places)] for i in mine
         ]
-        at = part.target.positions(scored.prompt)
-        unpatched = run(model, scored.prompt, patches=scored.before, logits=at).logits
+        at = part.target.positions(side.prompt)
+        unpatched = run(model, side.prompt, patches=side.before, logits=at).logits
         values = [
-            float(part.target.values(part.metric, logits)[0])
-            for logits in (unpatched, *replay(model, scored.prompt, patches, logits=at))
+            float(metric_of(part, logits)[0])
+            for logits in (unpatched, *replay(model, side.prompt, patches, logits=at))
             if logits is not None
         ]
         found[mine] = np.array(values[1:]) - values[0]
@@ -225,7 +242,7 @@ def exact_effects(model: Model, contrast: Contrast, cells: Sequence[Cell]) -> np
 def _patch(
     model: Model,
     contrast: Contrast,
-    scored: Scored,
+    side: Scored,
     cell: Cell,
     source: Pass,
     places: Sequence[tuple[str, int]],
@@ -238,7 +255,7 @@ def _patch(
         value = value.unflatten(-1, (-1, model.anatomy.head_dim))[:, :, cell.head]
     tokens = torch.tensor([contrast.columns.tokens[cell.column][0]]).repeat(len(value), 1)
     at = Positions(
-        tokens, torch.ones_like(tokens, dtype=torch.bool), scored.prompt.length, False, "a place"
+        tokens, torch.ones_like(tokens, dtype=torch.bool), side.prompt.length, False, "a place"
     )
     return Patch(cell.component, cell.layer, at, value, heads=cell.head)  # pyright: ignore
 

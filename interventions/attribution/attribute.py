@@ -15,79 +15,87 @@ import xarray as xr
 
 from interventions.architectures.quantisation import without_gradients
 from interventions.attribution.agreement import add_agreement
-from interventions.attribution.contrast import (
-    DIRECTIONS,
-    Contrast,
-    Direction,
-    make_contrast,
-)
 from interventions.attribution.estimates import METHODS, Method, estimates
 from interventions.attribution.passes import Place
+from interventions.attribution.sides import Given, contrast_digest, contrast_of, side_digest
 from interventions.errors import PromptError, RoleError, SiteError
-from interventions.given import flag, names, one_of, one_or_several, plain, seed_of, whole
+from interventions.given import flag, names, of_kind, one_of, plain, seed_of, whole
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
-from interventions.model.sites import COMPONENTS, Component, Layers, check_component, layer_list
-from interventions.prompt.columns import check_same_tokens, role_labels
+from interventions.model.sites import COMPONENTS, Component, Layers, check_runs
+from interventions.prompt.columns import check_same_tokens
 from interventions.prompt.prompt import Prompt
 from interventions.results import provenance, with_provenance
-from interventions.running.checking import check_asked
-from interventions.sweeping.metrics import METRICS, UNITS, Answers, Metric, target
+from interventions.sweeping.contrast import Contrast, Embedded, prompt_of
+from interventions.sweeping.grid import chosen_components, chosen_layers
+from interventions.sweeping.labels import answer_words, as_asked, token_labels, token_words
+from interventions.sweeping.metrics import METRICS, UNITS, Answers, Metric
 
 GRADIENT_METRICS: tuple[Metric, ...] = ("logprob", "logit_diff")
 TOKENS_AT_ONCE = 4096
 MOST_STEPS = 1000  # the points of the rule are eigenvalues of a matrix of that size
 SITES: tuple[Component, ...] = ("resid_post", "attn_out", "mlp_out", "head_out")
+MEANING = "estimated change of the metric if prompt runs, and values of source are put into it"
 
 
 def attribute(
     model: Model,
-    clean: Prompt,
-    corrupt: Prompt | torch.Tensor | float,
+    prompt: Given,
+    source: Given,
     *,
     answers: Answers,
     foils: Answers | None = None,
     metric: Metric = "logit_diff",
-    components: Sequence[Component] = SITES,
+    components: str | Sequence[str] = SITES,
     layers: Layers | None = None,
     roles: Sequence[str] | None = None,
+    read_roles: Sequence[str] | None = None,
+    each: bool = False,
     by_role: bool = False,
     method: Method = "patching",
-    direction: Direction = "denoising",
     steps: int = 8,
     verify: int | Literal[False] = 16,
     seed: int = 0,
     batch_size: int | None = None,
 ) -> xr.Dataset:
-    """Estimate, for every place, what putting the other run's value there does to the metric.
+    """Estimate, for every place, what putting the value of another run there does to the metric.
 
-    The score of a place is ``(value in the source run - value in the run) . gradient of the
-    metric``, an estimate of ``metric(run, patched there) - metric(run)``. By default ("denoising",
-    as in the papers) the corrupt prompt runs and the clean run is the source: positive scores
-    restore the clean answer.
+    As in :func:`interventions.sweep`, ``prompt`` runs, and values of ``source`` are put into it.
+    The score of a place is ``(value in source - value in prompt) . gradient of the metric``, an
+    estimate of ``metric(run, patched there) - metric(run)``. With a corrupt ``prompt`` and a clean
+    ``source`` this is what papers call denoising: positive scores restore the clean answer. The
+    other way round it is noising.
 
     Parameters
     ----------
     model : Model
         Weights need no gradient and get none. On a server, one request, and one for ``verify``.
-    clean : Prompt
-    corrupt : Prompt, or Tensor [row, position, d_model], [d_model], or number
-        Rows that differ from the clean ones in what is studied; or what enters the first block in
-        place of the clean embeddings.
+    prompt : Prompt, or Tensor [row, position, d_model], [d_model], or number
+        The runs that are patched; a row is an item. Numbers are a baseline: the rows of ``source``
+        with these values entering the first block in place of their embeddings.
+    source : Prompt, or Tensor [row, position, d_model], [d_model], or number
+        Where values come from: the same model on another prompt or image (row for row), or on the
+        rows of ``prompt`` with numbers entering the first block. Only one of the two can be
+        numbers. (A sweep writes a number at the place itself, for it needs no second run.)
     answers, foils : str, or sequence of str or of token ids
-        One text for all rows, or one per row, as a text or as the ids of its tokens; may be
-        several tokens long.
+        For the metric; one text for all rows, or one per row, as a text or as the ids of its
+        tokens. Answers of several tokens are scored whole.
     metric : {"logit_diff", "logprob"}
-        In nats, of whole answers. The others have no gradient.
-    components : sequence of str
+        In nats. One, as each takes a backward pass of its own; the others have no gradient.
+    components : str or sequence of str
         Of ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"``, ``"resid_post"``.
     layers : int, slice or list of int, optional
-        Default: every block that runs.
+        Default: all that run.
     roles : sequence of str, optional
-        Compare these tokens, such as ``("entity[-1]", "last")``, wherever they are in each prompt.
-        A role's tokens are summed. Default: all positions, which must correspond.
+        Columns: all tokens of ``"entity"`` together, or one of them, ``"entity[-1]"``, wherever
+        they are in each prompt. Default: each token of the prompt is a column.
+    read_roles : sequence of str, optional
+        Where the values are read, one for each of ``roles``. Default: the same.
+    each : bool
+        A column for each token of the roles.
     by_role : bool
-        Sum all positions by role; each token counts for the narrowest of its roles.
+        Sum over all tokens by role; each token counts for the narrowest of its roles. Not in a
+        sweep: estimates add up, effects of patches do not.
     method : str
         ``"patching"``: gradient of the run (Nanda, "Attribution Patching", 2023; Syed et al.,
         2023). ``"ig"``: mean gradient on the straight line between the embeddings of both runs
@@ -96,8 +104,6 @@ def attribute(
         (Marks et al., "Sparse Feature Circuits", ICLR 2025); ``steps`` passes for each.
         ``"relp"``: relevance coefficients instead of gradients (Rezaei Jafari et al., 2025); see
         :mod:`interventions.attribution.relevance`.
-    direction : {"denoising", "noising"}
-        Which prompt runs: the corrupt or the clean one. The other is the source.
     steps : int
         Points of the Gauss-Legendre rule along the line.
     verify : int or False
@@ -107,19 +113,20 @@ def attribute(
         For that draw and its bootstrap.
     batch_size : int, optional
         Rows per pass. Default: what makes 4096 tokens. The backward pass holds the activations of
-        these rows. 1, where rows that run together would change each other
-        (``model.anatomy.dependent_rows``).
+        these rows, which is why it is no ``budget`` in bytes, as of a sweep. 1, where rows that
+        run together would change each other (``model.anatomy.dependent_rows``).
 
     Returns
     -------
     Dataset
         ``score`` (item, component, layer, position or role), nats; NaN where a row has no token.
         That of ``head_out`` is the sum over heads; ``head_score`` (item, layer, ..., head) has
-        them. ``run_metric`` and ``source_metric`` (item), nats. ``completeness_error`` with the
-        integrated gradients: the sum of the scores minus what it should be, for the whole input
-        (item), or for a component of a layer at all these places together (item, component,
-        layer). What :func:`interventions.verify` adds. ``item`` is the row of the prompts given;
-        rows left out are in the attribute ``left_out``.
+        them. ``run_metric`` and ``source_metric`` (item), nats, without any patch.
+        ``completeness_error`` with the integrated gradients: the sum of the scores minus what it
+        should be, for the whole input (item), or for a component of a layer at all these places
+        together (item, component, layer). What :func:`interventions.verify` adds. ``item`` is the
+        row of the prompts given; rows left out are in the attribute ``left_out``. Attributes say
+        what was done, and which side is which: ``prompt`` ran, and ``source`` gave the values.
 
     Raises
     ------
@@ -130,15 +137,17 @@ def attribute(
     SiteError
         For a server or quantised layers that let no gradients through, a place the model does
         not have, or a part RelP has no rule for.
+    PatchError
+        For a baseline that does not fit, or numbers that are NaN.
 
     Examples
     --------
-    >>> scores = iv.attribute(llm, named, other, answers="Marlow", foils="Brenn", verify=2)
+    >>> scores = iv.attribute(llm, other, named, answers="Marlow", foils="Brenn", verify=2)
     >>> scores["score"].sizes
     Frozen({'item': 1, 'component': 4, 'layer': 8, 'position': 12})
     >>> figure = iv.heatmap(scores)
     """
-    check_asked(model, clean)
+    of_kind(model, Model, "the model", error=PromptError)
     if kind := without_gradients(model.module):
         raise SiteError(
             f"{model.name} is quantised ({kind}): no gradient comes back through its layers, and "
@@ -146,34 +155,33 @@ def attribute(
             "from, or patch exactly (iv.sweep)."
         )
     check_settings(metric, method, steps)
-    answers = one_or_several(answers, "answers")
-    foils = None if foils is None else one_or_several(foils, "foils")
     k = None if _no(verify) else whole(verify, "verify (verify=False checks none)", least=1)
     seed = seed_of(seed)
-    by_role = flag(by_role, "by_role")
     batch_size = None if batch_size is None else whole(batch_size, "batch_size", least=1)
-    roles = None if roles is None else names(roles, "roles=", error=RoleError, once=True)
-    contrast = make_contrast(
-        model,
-        clean,
-        corrupt,
-        target=target(model, clean, answers, foils),
-        metric=metric,
-        direction=direction,
-        roles=roles,
-        by_role=by_role,
+    asked: dict[str, Any] = {
+        "roles": None if roles is None else names(roles, "roles=", error=RoleError),
+        "read_roles": None
+        if read_roles is None
+        else names(read_roles, "read_roles=", error=RoleError),
+        "each": flag(each, "each"),
+        "by_role": flag(by_role, "by_role"),
+    }
+    contrast = contrast_of(
+        model, prompt, source, answers=answers, foils=foils, metric=metric, **asked
     )
     if method == "ig":
         check_input_line(model, contrast)
     places = which_places(model, components, layers, contrast)
     n = len(contrast.items)
-    size = batch_size or max(1, TOKENS_AT_ONCE // (clean.length * contrast.target.repeats))
+    size = batch_size or max(
+        1, TOKENS_AT_ONCE // (contrast.prompt.length * contrast.target.repeats)
+    )
     if model.anatomy.dependent_rows is not None:
         size = 1
     batches = [contrast.rows(range(n)[i : i + size]) for i in range(0, n, size)]
     with Unchanged(model):
         parts = estimates(model, batches, places, method, steps)
-    dataset = xr.merge([_labels(model, contrast, clean, corrupt), xr.concat(parts, "item")])
+    dataset = xr.merge([_labels(model, contrast), xr.concat(parts, "item")])
     dataset = dataset.assign_coords(item=contrast.items)
     for values in dataset.data_vars.values():
         values.attrs["units"] = UNITS[metric]
@@ -181,26 +189,28 @@ def attribute(
         "method": method,
         "method_name": METHODS[method],
         "metric": metric,
-        "direction": direction,
-        "meaning": "estimated change of the metric if " + DIRECTIONS[direction],
-        "by_role": by_role,
-        "roles": json.dumps(None if roles is None else list(roles)),
+        "prompt": _said(contrast.run),
+        "source": _said(contrast.source),
+        "meaning": MEANING,
+        **asked,
+        "roles": json.dumps(asked["roles"]),
+        "read_roles": json.dumps(asked["read_roles"]),
         "steps": steps if method.startswith("ig") else 0,
         "precision": str(model.dtype).removeprefix("torch."),
-        "left_out": json.dumps(contrast.missing),
+        "left_out": contrast.left_out,
         "verified": "not verified",
     }
     settings = {
-        "contrast": contrast.digest,
-        "answers": answers,
-        "foils": foils,
+        "contrast": contrast_digest(contrast),
+        "prompt": side_digest(contrast.run),
+        "source": side_digest(contrast.source),
+        "answers": as_asked(model, contrast.target.answers),
+        "foils": as_asked(model, contrast.target.foils),
         "metric": metric,
         "components": dataset["component"].values.tolist(),
         "layers": dataset["layer"].values.tolist(),
-        "roles": roles,
-        "by_role": by_role,
+        **asked,
         "method": method,
-        "direction": direction,
         "steps": steps,
         "verify": k,
     }
@@ -229,7 +239,8 @@ def check_settings(metric: str, method: str, steps: int) -> None:
 
 def check_input_line(model: Model, contrast: Contrast) -> None:
     """Refuse a line between two inputs that are more than their embeddings."""
-    run, source = contrast.run.prompt, contrast.source.prompt
+    source: Any = contrast.source
+    run, source = contrast.prompt, prompt_of(source)
     check_same_tokens(run, source)
     anatomy = model.anatomy
     aside = anatomy.cross_blocks or anatomy.added_between
@@ -245,23 +256,14 @@ def check_input_line(model: Model, contrast: Contrast) -> None:
 
 
 def which_places(
-    model: Model, components: Sequence[Component], layers: Layers | None, contrast: Contrast
+    model: Model, components: str | Sequence[str], layers: Layers | None, contrast: Contrast
 ) -> list[Place]:
     """Every component of every layer, in the order of computation."""
-    components = names(components, "components=", error=SiteError)  # pyright: ignore
-    if not components:
-        raise SiteError(f"components= is empty. Known: {', '.join(COMPONENTS)}.")
-    chosen = {check_component(one) for one in components}
-    images = contrast.run.prompt.has_images and contrast.source.prompt.has_images
-    anatomy = model.anatomy
-    running = range(model.n_layers) if images else anatomy.self_blocks
-    asked = list(running) if layers is None else layer_list(layers, model.n_layers)
-    if lost := sorted(set(asked) - set(running)):
-        raise SiteError(
-            f"block(s) {lost} of {model.name} are cross-attention blocks, which do not run without "
-            "an image in both prompts. Leave them out."
-        )
-    blind = [layer for layer in asked if anatomy.parts[layer].projection is None]
+    chosen = chosen_components(components)
+    asked = chosen_layers(model, layers, images=contrast.has_images)
+    for layer in asked:
+        check_runs(model, layer, images=contrast.has_images)
+    blind = [layer for layer in asked if model.anatomy.parts[layer].projection is None]
     if "head_out" in chosen and blind:
         raise SiteError(
             f"the heads of block(s) {blind[:8]} of {model.name} cannot be told apart. Leave "
@@ -270,25 +272,29 @@ def which_places(
     return [(one, layer) for layer in sorted(set(asked)) for one in COMPONENTS if one in chosen]
 
 
-def _labels(model: Model, contrast: Contrast, clean: Prompt, corrupt: object) -> xr.Dataset:
+def _labels(model: Model, contrast: Contrast) -> xr.Dataset:
     """What the items and columns are called."""
-    rows = contrast.items
     texts = {"answer": contrast.target.answers, "foil": contrast.target.foils}
-    coords: dict[str, object] = {
-        name: ("item", np.array([model.tokenizer.decode(one) for one in tokens], dtype=object))
+    coords: dict[str, Any] = {
+        name: ("item", np.array(answer_words(model, tokens), dtype=object))
         for name, tokens in texts.items()
         if tokens is not None
     }
+    names = contrast.columns.names
     if not contrast.each:
-        return xr.Dataset(coords={**coords, "role": contrast.columns.names})
-    sides = {"token": clean}
-    if isinstance(corrupt, Prompt):
-        sides["corrupt_token"] = corrupt
-    kept = clean.select(rows)
-    coords["position"] = np.arange(clean.length)
-    coords["role"] = (("item", "position"), np.array(role_labels(kept), dtype=object))
-    for name, prompt in sides.items():
-        ids = prompt.inputs["input_ids"][rows].tolist()
-        words = [[model.tokenizer.decode([one]) for one in row] for row in ids]
-        coords[name] = (("item", "position"), np.array(words, dtype=object))
+        return xr.Dataset(coords={**coords, "role": names})
+    coords |= {"position": np.arange(len(names)), **token_labels(model, contrast)}
+    if isinstance(contrast.source, Prompt) and isinstance(contrast.run, Prompt):
+        words = token_words(model, contrast.source, contrast.read_columns)
+        coords["source_token"] = (("item", "position"), words)
     return xr.Dataset(coords=coords)
+
+
+def _said(side: Any) -> str:
+    """What a side is, in words: which of two it is can be read from this."""
+    if isinstance(side, Embedded):
+        one = side.value.unique()
+        what = f"{one.item():g}" if len(one) == 1 else "a baseline"
+        return f"{what} entering the first block, in place of embeddings"
+    more = f" (and {len(side) - 1} more)" if len(side) > 1 else ""
+    return f"{side.texts[0]}{more}"

@@ -10,11 +10,11 @@ import torch
 import xarray as xr
 
 from interventions.architectures.wrapped import weightless, where_the_model_is
-from interventions.attribution.contrast import Contrast
 from interventions.attribution.passes import Place, backward, forward
 from interventions.attribution.relevance import relevance_rules
 from interventions.errors import SiteError
 from interventions.model.model import Model
+from interventions.sweeping.contrast import Contrast
 
 Method = Literal["patching", "ig", "ig-activations", "relp"]
 METHODS: dict[Method, str] = {
@@ -61,8 +61,8 @@ def estimates(
         raise SiteError(
             f"requests for {model.name} run in a process of their own on this server, as it does "
             "with keys that it does not trust; gradients do not get there, and attribution needs "
-            "them. Patch exactly, which needs none: iv.sweep(model, corrupt, clean, "
-            "answers=answers, foils=foils, metrics=[metric], components=components). Or load the "
+            "them. Patch exactly, which needs none: iv.sweep(model, prompt, source, "
+            "answers=answers, foils=foils, metrics=metric, components=components). Or load the "
             "model here."
         )
     coords = {"component": _components(places), "layer": _layers(places)}

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 import nnsight
 import torch
 
-from interventions.attribution.contrast import Contrast, Which
+from interventions.attribution.sides import Which, metric_of, scored
 from interventions.errors import PatchError
 from interventions.model.model import Model
 from interventions.model.sites import Component, Site
 from interventions.prompt.positions import Positions, read_padded, write_at
 from interventions.running.run import run
+from interventions.sweeping.contrast import Contrast
 
 Place = tuple[Component, int]
 """A component and a layer."""
@@ -53,18 +54,18 @@ class Gradients(Pass):
 
 def forward(model: Model, contrast: Contrast, which: Which, places: Sequence[Place]) -> Pass:
     """Read every place of one side."""
-    scored = contrast.scored(which)
-    at = replace(scored.at, mask=torch.ones_like(scored.at.mask))  # so that it is no ragged read
+    side = scored(contrast, which)
+    at = replace(side.at, mask=torch.ones_like(side.at.mask))  # so that it is no ragged read
     sites = [Site(component, layer, at) for component, layer in places]
     found = run(
         model,
-        scored.prompt,
-        patches=scored.before,
+        side.prompt,
+        patches=side.before,
         reads=[Site("resid_pre", 0), *sites],
-        logits=contrast.target.positions(scored.prompt),
+        logits=contrast.target.positions(side.prompt),
     )
     assert found.logits is not None
-    metric = contrast.target.values(contrast.metric, found.logits)
+    metric = metric_of(contrast, found.logits)
     entry, *values = found.reads
     check_finite(metric, [])
     flat = [one.flatten(2) for one in values]  # heads side by side
@@ -114,14 +115,14 @@ def backward(
     PatchError
         If the metric or a gradient is NaN.
     """
-    scored = contrast.scored("run")
-    prompt, at, target = scored.prompt, scored.at, contrast.target
-    answer = target.positions(prompt)
+    side = scored(contrast, "run")
+    prompt, at = side.prompt, side.at
+    answer = contrast.target.positions(prompt)
     keep = prompt.length - int(answer.index[answer.mask].min())
     live: list[torch.Tensor] = []
     with frozen_weights(model), model.trace(prompt, logits_to_keep=keep, use_cache=False):
         hidden = model.blocks[0].input.detach() if entry is None else entry.detach()
-        for patch in scored.before if entry is None else ():
+        for patch in side.before if entry is None else ():
             hidden = write_at(hidden, patch.positions, patch.value)
         hidden = hidden.clone().requires_grad_(write is None)
         model.blocks[0].input = hidden
@@ -138,7 +139,7 @@ def backward(
         logits = model.nn.output.logits
         index = answer.index.to(logits.device) - (prompt.length - keep)
         rows = torch.arange(len(prompt), device=logits.device)[:, None]
-        metric = target.values(contrast.metric, logits[rows, index.clamp(min=0)])
+        metric = metric_of(contrast, logits[rows, index.clamp(min=0)])
         found = torch.autograd.grad(metric.sum(), live if write is not None else [*live, hidden])
         values = nnsight.save([read_padded(one.detach(), at) for one in live])
         slopes = nnsight.save([read_padded(one, at) for one in found[: len(live)]])

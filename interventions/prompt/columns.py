@@ -103,16 +103,16 @@ def role_labels(prompt: Prompt) -> list[list[str]]:
     return labels
 
 
-def every_token(prompt: Prompt, *, padding: bool = False) -> Columns:
+def every_token(prompt: Prompt) -> Columns:
     """Return each position as a column of its own; rows have none where they are padded.
 
-    ``padding``: also positions that no row has a token at.
+    Positions that no row has a token at are no columns.
     """
     labels = role_labels(prompt)
     names, tokens = [], []
     for position in range(prompt.length):
         column = [[position] if row[position] else [] for row in labels]
-        if padding or any(column):
+        if any(column):
             roles = {row[position] for row in labels if row[position]}
             names.append(roles.pop() if len(roles) == 1 else "")
             tokens.append(column)
@@ -159,7 +159,7 @@ def columns_of(
     return Columns(names, single), missing
 
 
-def check_same_tokens(clean: Prompt, corrupt: Prompt) -> None:
+def check_same_tokens(prompt: Prompt, source: Prompt) -> None:
     """Refuse two prompts whose rows differ in length, so that positions do not correspond.
 
     Raises
@@ -167,12 +167,12 @@ def check_same_tokens(clean: Prompt, corrupt: Prompt) -> None:
     RoleError
         With the rows and what to do.
     """
-    clean_lengths, corrupt_lengths = clean.lengths, corrupt.lengths
-    if wrong := (clean_lengths != corrupt_lengths).nonzero().flatten().tolist():
+    here, there = prompt.lengths, source.lengths
+    if wrong := (here != there).nonzero().flatten().tolist():
         row = wrong[0]
         raise RoleError(
-            f"row(s) {wrong[:8]} differ in length: row {row} has {int(clean_lengths[row])} tokens "
-            f"in the clean and {int(corrupt_lengths[row])} in the corrupt prompt, so positions do "
-            'not correspond. Compare roles instead, such as roles=("entity[-1]", "last"), or use '
-            "names of as many tokens and images of the same size."
+            f"row(s) {wrong[:8]} differ in length: row {row} has {int(here[row])} tokens in the "
+            f"prompt and {int(there[row])} in the source, so positions do not correspond. "
+            'Compare roles instead, such as roles=("entity[-1]", "last"), or use names of as many '
+            "tokens and images of the same size."
         )

@@ -21,6 +21,8 @@ from interventions.model.sites import (
 )
 from interventions.prompt.columns import Columns
 from interventions.prompt.positions import index_list
+from interventions.sweeping.contrast import Contrast
+from interventions.sweeping.sources import FromLayers, FromModel, mapped_layers
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,12 @@ class Grid:
 
 def make_grid(
     model: Model,
-    columns: Columns,
+    contrast: Contrast,
     *,
     components: str | Sequence[str],
     layers: Layers | None,
     heads: Heads,
-    source_layers: Layers | None,
     window: int,
-    each: bool,
-    images: bool,
 ) -> Grid:
     """Check what a sweep asks for.
 
@@ -133,21 +132,18 @@ def make_grid(
     SiteError
         If the grid would have no cells, or names what the model does not have.
     """
-    components = names(components, "components=", error=SiteError)
-    if not components:
-        raise SiteError(f"components= is empty, so there are no cells. Known: {RESIDUAL}.")
-    chosen: list[Component] = [check_component(one) for one in components]
-    if len(set(chosen)) < len(chosen):
-        raise SiteError(f"components= names one twice: {', '.join(chosen)}.")
-    running = range(model.n_layers) if images else model.anatomy.self_blocks
-    asked = list(running) if layers is None else layer_list(layers, model.n_layers)
+    source, images = contrast.source, contrast.has_images
+    chosen = chosen_components(components)
+    if layers is None and isinstance(source, FromModel):
+        layers = list(source.pair.layer_map)
+    asked = chosen_layers(model, layers, images=images)
     window = whole(
         window, f"window={shown(window)}, which", least=1, most=model.n_layers, error=SiteError
     )
     read = None
-    if source_layers is not None:
-        every = isinstance(source_layers, slice) and source_layers == slice(None)
-        read = list(running) if every else layer_list(source_layers, model.n_layers)
+    if isinstance(source, FromLayers):
+        every = source.layers is None or source.layers == slice(None)
+        read = chosen_layers(model, None if every else source.layers, images=images)
     if heads is not None and chosen != ["head_out"]:
         raise SiteError('heads= divides "head_out" alone. Give components=["head_out"].')
     n_heads = model.anatomy.n_heads
@@ -161,10 +157,36 @@ def make_grid(
         window=window,
         heads=chosen_heads,
         source_layers=read,
-        columns=columns,
-        each=each,
+        columns=contrast.columns,
+        each=contrast.each,
         n_layers=model.n_layers,
     )
     for layer in sorted({one for spec in grid.specs() for one in (*spec.layers, *spec.read)}):
         check_runs(model, layer, images=images)
+    if isinstance(source, FromModel):
+        mapped_layers(source.pair, grid.read_layers())
     return grid
+
+
+def chosen_components(asked: str | Sequence[str]) -> list[Component]:
+    """Components by name, each once.
+
+    Raises
+    ------
+    SiteError
+        If there is none, or one is not known or named twice.
+    """
+    given = names(asked, "components=", error=SiteError)
+    found: list[Component] = [check_component(one) for one in given]
+    if not found:
+        raise SiteError(f"components= is empty, so there are no cells. Known: {RESIDUAL}.")
+    if len(set(found)) < len(found):
+        raise SiteError(f"components= names one twice: {', '.join(found)}.")
+    return found
+
+
+def chosen_layers(model: Model, asked: Layers | None, *, images: bool) -> list[int]:
+    """Layers by number; None for all that run, which those of cross-attention do with images."""
+    if asked is None:
+        return list(range(model.n_layers) if images else model.anatomy.self_blocks)
+    return layer_list(asked, model.n_layers)

@@ -44,6 +44,7 @@ def heatmap(
     item : int, optional
         Draw this item. Default: the mean over items, where they share their columns.
     title : str, optional
+        Default: of an attribution, its method, and which of its two sides runs.
 
     Returns
     -------
@@ -57,7 +58,7 @@ def heatmap(
 
     Examples
     --------
-    >>> scores = iv.attribute(llm, named, other, answers="Marlow", foils="Brenn", verify=False)
+    >>> scores = iv.attribute(llm, other, named, answers="Marlow", foils="Brenn", verify=False)
     >>> iv.heatmap(scores, item=0).savefig("map.png")
     """
     of_kind(dataset, xr.Dataset, "the dataset", error=ResultsError)
@@ -148,13 +149,13 @@ def _labels(dataset: xr.Dataset, column: str, item: int | None) -> list[str]:
     if not {"token", "role"} <= set(dataset.coords) or "position" not in dataset["token"].dims:
         return numbers
     tokens = _of_items(dataset["token"], item)
-    corrupt_tokens = tokens
-    if "corrupt_token" in dataset.coords:
-        corrupt_tokens = _of_items(dataset["corrupt_token"], item)
+    source_tokens = tokens
+    if "source_token" in dataset.coords:
+        source_tokens = _of_items(dataset["source_token"], item)
     labels = []
     for i, position in enumerate(numbers):
         names = list(dict.fromkeys(tokens[:, i].tolist()))
-        changed = list(dict.fromkeys(corrupt_tokens[:, i].tolist()))
+        changed = list(dict.fromkeys(source_tokens[:, i].tolist()))
         if len(names) > 1:
             roles = (
                 set(np.atleast_2d(dataset["role"].values)[:, i].tolist())
@@ -180,7 +181,11 @@ def _short(text: str) -> str:
 
 
 def _title(dataset: xr.Dataset) -> str:
-    return str(dataset.attrs.get("method_name", ""))
+    """What an attribution is called, and which of its two sides runs."""
+    if "method_name" not in dataset.attrs:
+        return ""
+    which = "\nprompt runs, values of source put in" if "source" in dataset.attrs else ""
+    return f"{dataset.attrs['method_name']}{which}"
 
 
 def _footnote(dataset: xr.Dataset, names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What the numbers of a sweep are called: a Dataset."""
+"""What items, columns and numbers are called, in a Dataset."""
 
 from typing import Any
 
@@ -6,9 +6,10 @@ import numpy as np
 import xarray as xr
 
 from interventions.model.model import Model
-from interventions.prompt.columns import role_labels
+from interventions.prompt.columns import Columns, role_labels
 from interventions.prompt.prompt import Prompt
 from interventions.results import origin, with_provenance
+from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.measure import FROM_SOURCE, Job
 from interventions.sweeping.metrics import UNITS
 from interventions.sweeping.schedule import path_of
@@ -16,63 +17,79 @@ from interventions.sweeping.sources import FromModel, Noise
 from interventions.sweeping.table import Table, with_text
 
 
-def token_roles(job: Job) -> np.ndarray:
+def token_labels(model: Model, contrast: Contrast) -> dict[str, Any]:
+    """What the tokens of columns are called, as coordinates (item, position)."""
+    dims = ("item", "position")
+    return {
+        "role": (dims, _token_roles(contrast)),
+        "token": (dims, token_words(model, contrast.prompt, contrast.columns)),
+    }
+
+
+def _token_roles(contrast: Contrast) -> np.ndarray:
     """The role of the token of each column in each row; "" where it has none."""
-    labels = role_labels(job.prompt) if "" in job.columns.names else None
-    names = np.full((len(job.prompt), len(job.columns.names)), "", dtype=object)
-    for k, (name, column) in enumerate(zip(job.columns.names, job.columns.tokens, strict=True)):
+    columns = contrast.columns
+    labels = role_labels(contrast.prompt) if "" in columns.names else None
+    names = np.full((len(contrast.items), len(columns.names)), "", dtype=object)
+    for k, (name, column) in enumerate(zip(columns.names, columns.tokens, strict=True)):
         for row, tokens in enumerate(column):
             if tokens:
                 names[row, k] = name or (labels[row][tokens[0]] if labels else "")
     return names
 
 
-def token_words(model: Model, job: Job) -> np.ndarray:
-    """The token of each column in each row, as text."""
-    ids = job.prompt.inputs["input_ids"].tolist()
-    words = np.full((len(ids), len(job.columns.names)), "", dtype=object)
-    for k, column in enumerate(job.columns.tokens):
+def token_words(model: Model, prompt: Prompt, columns: Columns) -> np.ndarray:
+    """The token of each column in each row, as text; "" where it has none."""
+    ids = prompt.inputs["input_ids"].tolist()
+    words = np.full((len(ids), len(columns.names)), "", dtype=object)
+    for k, column in enumerate(columns.tokens):
         for row, tokens in enumerate(column):
             if tokens:
                 words[row, k] = model.tokenizer.decode([ids[row][tokens[0]]])
     return words
 
 
-def labelled(
-    model: Model, job: Job, table: Table, settings: dict[str, Any], missing: dict[int, str]
-) -> xr.Dataset:
+def answer_words(model: Model, answers: list[list[int]]) -> list[str]:
+    """The answer of each row as text."""
+    return [model.tokenizer.decode(tokens) for tokens in answers]
+
+
+def as_asked(model: Model, answers: list[list[int]] | None) -> str | list[str] | None:
+    """The answer of each row as text, for the settings; one, where it is the same for all."""
+    words = None if answers is None else answer_words(model, answers)
+    return words[0] if words and len(set(words)) == 1 else words
+
+
+def labelled(model: Model, job: Job, table: Table, settings: dict[str, Any]) -> xr.Dataset:
     """The numbers of a sweep with what they are called, and how they were made."""
-    grid = job.grid
+    contrast, grid = job.contrast, job.grid
     dims = ("item", *grid.axes)
     made = xr.Dataset(coords={name: list(labels) for name, labels in grid.axes.items()})
-    made = made.assign_coords(item=np.arange(len(job.prompt)))
+    made = made.assign_coords(item=contrast.items)
     if grid.each:
-        made = made.assign_coords(role=(("item", "position"), token_roles(job)))
-        words = token_words(model, job)
-        made = made.assign_coords(token=(("item", "position"), words))
-    for which, metric in enumerate(job.metrics):
+        made = made.assign_coords(token_labels(model, contrast))
+    for which, metric in enumerate(contrast.metrics):
         units = {"units": UNITS[metric]}
-        values = table.values[which].reshape(len(job.prompt), *grid.shape)
+        values = table.values[which].reshape(len(contrast.items), *grid.shape)
         made[metric] = (dims, values, units)
         made[f"clean_{metric}"] = ("item", table.clean[which], units)
-        if isinstance(job.source, Prompt) and metric in FROM_SOURCE:
+        if isinstance(contrast.source, Prompt) and metric in FROM_SOURCE:
             made[f"source_{metric}"] = ("item", table.source[which], units)
-    path, reason = path_of(model, job.prompt)
+    path, reason = path_of(model, contrast.prompt)
     made.attrs = {
         "path": path,
         "path_reason": reason,
-        "left_out": {str(row): why for row, why in sorted(missing.items())},
+        "left_out": contrast.left_out,
         "cells": len(grid),
     }
-    models = {"model": model}
-    if isinstance(job.source, FromModel):
-        models["backbone"] = job.source.pair.backbone
-    about = origin(**models)
+    source = contrast.source
+    models = {"backbone": source.pair.backbone} if isinstance(source, FromModel) else {}
+    about = origin(model=model, **models)
     return with_text(
         with_provenance(
             made,
             about,
             settings={key: value for key, value in settings.items() if key not in about},
-            seed=job.source.seed if isinstance(job.source, Noise) else None,
+            seed=source.seed if isinstance(source, Noise) else None,
         )
     )

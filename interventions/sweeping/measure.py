@@ -9,20 +9,19 @@ import torch
 
 from interventions.architectures.wrapped import where_the_model_is
 from interventions.model.model import Model
-from interventions.prompt.columns import Columns
 from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
 from interventions.running.patches import Patch
 from interventions.sweeping.budget import Budget, clean_bytes
+from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.grid import Grid, Spec
-from interventions.sweeping.metrics import METRICS, Metric, Target
+from interventions.sweeping.metrics import METRICS, Metric
 from interventions.sweeping.replay import replayed, run_clean
 from interventions.sweeping.schedule import Cell, cell, groups, path_of
 from interventions.sweeping.sources import (
     FromModel,
     Noise,
-    Source,
     Values,
     mapped_layers,
     noisy,
@@ -39,24 +38,15 @@ class Job:
 
     Attributes
     ----------
-    prompt : Prompt
-    source : Prompt, Values (of all rows), FromModel, FromLayers, Noise or Tensor
-    columns, read_columns : Columns
-        Where values are written, and where they are read.
+    contrast : Contrast
+        Its source holds values of all rows, where they were read on another server.
     grid : Grid
-    target : Target
-    metrics : sequence of str
     budget : int or None
         Bytes; see :class:`interventions.sweeping.budget.Budget`.
     """
 
-    prompt: Prompt
-    source: Source | Values
-    columns: Columns
-    read_columns: Columns
+    contrast: Contrast
     grid: Grid
-    target: Target
-    metrics: Sequence[Metric]
     budget: int | None
 
 
@@ -86,29 +76,30 @@ def batches(model: Model, job: Job, kept: list[int]) -> list[list[int]]:
 
     One by one, where what runs together would change the numbers.
     """
-    models = [model, job.source.pair.backbone] if isinstance(job.source, FromModel) else [model]
+    contrast, source = job.contrast, job.contrast.source
+    models = [model, source.pair.backbone] if isinstance(source, FromModel) else [model]
     if any(one.anatomy.dependent_rows is not None for one in models):
         return [[row] for row in kept]
-    longest = int(job.prompt.lengths.max())
-    width = max((len(one) for one in (*job.target.answers, *(job.target.foils or ()))), default=1)
-    before = len(job.prompt.prefix_ids)
-    each = clean_bytes(model, longest + width, before) + _value_bytes(model, job)
+    prompt, target = contrast.prompt, contrast.target
+    longest = int(prompt.lengths.max())
+    width = max((len(one) for one in (*target.answers, *(target.foils or ()))), default=1)
+    each = clean_bytes(model, longest + width, len(prompt.prefix_ids)) + _value_bytes(model, job)
     # Twice: half is for the cells.
     budget = Budget.of(model, job.budget)
-    most = budget.fit(2 * job.target.repeats * each, 1, "the run of one row")
+    most = budget.fit(2 * target.repeats * each, 1, "the run of one row")
     per_block = len(job.grid) / max(1, len(job.grid.layers) * len(job.grid.components))
     wanted = int(budget.n_tokens / 4 / max(1.0, per_block * longest / 2))
     size = max(1, min(most, wanted, MOST_ROWS))
-    order = sorted(kept, key=lambda row: int(job.prompt.lengths[row]))
+    order = sorted(kept, key=lambda row: int(prompt.lengths[row]))
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 def _value_bytes(model: Model, job: Job) -> int:
     """Bytes of the values that are read for the cells of one row, and once more to stack them."""
-    if isinstance(job.source, torch.Tensor):
+    if isinstance(job.contrast.source, torch.Tensor):
         return 0
     anatomy, grid = model.anatomy, job.grid
-    n_tokens = sum(max(len(row) for row in column) for column in job.read_columns.tokens)
+    n_tokens = sum(max(len(row) for row in column) for column in job.contrast.read_columns.tokens)
     widths = [
         anatomy.n_heads * anatomy.head_dim if one == "head_out" else model.d_model
         for one in grid.components
@@ -122,21 +113,21 @@ def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Itera
     if done.all():
         yield Piece(rows, list(range(len(job.grid))))
         return
-    some, left = job.prompt.select(rows).trimmed()
-    chosen = job.target.rows(rows)
-    scored = chosen.scored(some)
-    columns = job.columns.rows(rows).shifted(left)
-    everyone = [*range(len(rows))] * chosen.repeats
+    part = job.contrast.rows(rows)
+    some, left = part.prompt.trimmed()
+    scored = part.target.scored(some)
+    columns = part.columns.shifted(left)
+    everyone = [*range(len(rows))] * part.target.repeats
     places = [
         columns.positions(k, scored.length).rows(everyone) if any(columns.tokens[k]) else None
         for k in range(len(columns.names))
     ]
-    values = values_of(model, job, rows, some)
+    values = values_of(model, part, job.grid)
     source = None
     if isinstance(values, Values):
         values.check(model.dtype)
-        source = _numbers(job, chosen, values.logits, of=FROM_SOURCE)
-        values = values.repeated(chosen.repeats)
+        source = _numbers(part, values.logits, of=FROM_SOURCE)
+        values = values.repeated(part.target.repeats)
     specs = list(job.grid.specs())
     numbers: list[int] = []
     cells: list[Cell] = []
@@ -147,11 +138,11 @@ def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Itera
             cells.append(cell(model, _patches(spec, place, values)))
     path, _ = path_of(model, some)
     apart = model.anatomy.dependent_rows is not None
-    clean = run_clean(model, scored, chosen.positions(scored), cells, path, apart=apart)
+    clean = run_clean(model, scored, part.target.positions(scored), cells, path, apart=apart)
     first = clean.logits[: len(rows), 0]
     without = sorted(set(range(len(specs))) - set(numbers))
-    nothing = np.full((len(job.metrics), len(rows), len(without)), np.nan)
-    yield Piece(rows, without, nothing, _numbers(job, chosen, clean.logits, clean=first), source)
+    nothing = np.full((len(part.metrics), len(rows), len(without)), np.nan)
+    yield Piece(rows, without, nothing, _numbers(part, clean.logits, clean=first), source)
     # All cells are grouped, and groups that are done left out: a run that goes on where it was
     # stopped has the same groups, and so the same numbers to the last bit.
     todo = []
@@ -163,7 +154,7 @@ def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Itera
             todo.append(group)
     for group, logits in replayed(model, clean, cells, path, todo, apart=apart):
         which = [numbers[i] for i in group.cells]
-        measured = np.stack([_numbers(job, chosen, one, clean=first) for one in logits], -1)
+        measured = np.stack([_numbers(part, one, clean=first) for one in logits], -1)
         for j, i in enumerate(which):
             column = columns.tokens[specs[i].column]
             measured[:, [not row for row in column], j] = np.nan
@@ -171,8 +162,7 @@ def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Itera
 
 
 def _numbers(
-    job: Job,
-    chosen: Target,
+    contrast: Contrast,
     logits: torch.Tensor | None,
     *,
     clean: torch.Tensor | None = None,
@@ -181,10 +171,10 @@ def _numbers(
     """Metrics [metric, row]; NaN for those that are not in ``of``."""
     if logits is None:
         return None
-    found = np.full((len(job.metrics), len(chosen.answers)), np.nan, dtype=np.float32)
-    for which, metric in enumerate(job.metrics):
+    found = np.full((len(contrast.metrics), len(contrast.items)), np.nan, dtype=np.float32)
+    for which, metric in enumerate(contrast.metrics):
         if metric in of:
-            found[which] = chosen.values(metric, logits, clean=clean).cpu().numpy()
+            found[which] = contrast.target.values(metric, logits, clean=clean).cpu().numpy()
     return found
 
 
@@ -197,38 +187,32 @@ def measured(model: Model, job: Job, kept: list[int], done: np.ndarray) -> list[
     return pieces
 
 
-def values_of(model: Model, job: Job, rows: list[int], some: Prompt) -> Values | torch.Tensor:
-    """Read what the cells of some rows write; ``some`` is the prompt of these rows."""
-    grid, source = job.grid, job.source
-    needed = grid.read_layers()
-    read_at = job.read_columns.rows(rows)
-    if isinstance(source, torch.Tensor):
+def values_of(model: Model, contrast: Contrast, grid: Grid) -> Values | torch.Tensor:
+    """Read what the cells of some rows write."""
+    source, needed = contrast.source, grid.read_layers()
+    if isinstance(source, torch.Tensor | Values):
         return source
-    if isinstance(source, Values):
-        return source.rows(rows)
-    if isinstance(source, Prompt):
-        other, left = source.select(rows).trimmed()
-        return read_values(
-            model,
-            other,
-            read_at.shifted(left),
-            components=grid.components,
-            layers=needed,
-            target=job.target.rows(rows),
-        )
     if isinstance(source, FromModel):
-        other, left = source.prompt.select(rows).trimmed()
+        other, left = source.prompt.trimmed()
         return read_values(
             source.pair.backbone,
             other,
-            read_at.shifted(left),
+            contrast.read_columns.shifted(left),
             components=grid.components,
             layers=mapped_layers(source.pair, needed),
             names=needed,
         )
-    read_at = read_at.shifted(job.prompt.length - some.length)
-    values = read_values(model, some, read_at, components=grid.components, layers=needed)
-    return noisy(values, source, rows) if isinstance(source, Noise) else values
+    another = isinstance(source, Prompt)
+    other, left = (source if another else contrast.prompt).trimmed()
+    values = read_values(
+        model,
+        other,
+        contrast.read_columns.shifted(left),
+        components=grid.components,
+        layers=needed,
+        target=contrast.target if another else None,
+    )
+    return noisy(values, source, contrast.items) if isinstance(source, Noise) else values
 
 
 def _patches(spec: Spec, place: Positions, values: Values | torch.Tensor) -> list[Patch]:
@@ -247,10 +231,10 @@ def _patches(spec: Spec, place: Positions, values: Values | torch.Tensor) -> lis
 
 def costs(model: Model, job: Job) -> np.ndarray:
     """What each cell costs, in tokens through blocks, for a row: to tell how long it takes."""
-    length, n = job.prompt.length, model.n_layers
+    length, n = job.contrast.prompt.length, model.n_layers
     first = [
         min((min(row) for row in column if row), default=length - 1)
-        for column in job.columns.tokens
+        for column in job.contrast.columns.tokens
     ]
     return np.array(
         [

@@ -274,14 +274,19 @@ def mapped_layers(pair: ModelPair, layers: Sequence[int]) -> list[int]:
     return [there[layer] for layer in layers]
 
 
-def constant(model: Model, source: torch.Tensor | float) -> torch.Tensor:
-    """A number or vector as a value.
+def checked_source(model: Model, source: Source) -> Source:
+    """Return a source that is no number as it is, and a number or vector as a value.
 
     Raises
     ------
     PatchError
-        If it is neither, or holds what the model's format cannot.
+        If it is of none of these kinds, is of another pair, or holds what the model's format
+        cannot.
     """
+    if isinstance(source, FromModel) and source.pair.vlm is not model:
+        raise PatchError("FromModel(pair, ...) needs the pair whose VLM is swept.")
+    if isinstance(source, NAMED):
+        return source
     value = tensor_of(source, "the source").detach().cpu()
     value = value.to(torch.promote_types(model.dtype, torch.float32))
     if value.ndim > 1 or (value.ndim and len(value) != model.d_model):

@@ -9,42 +9,24 @@ import torch
 import xarray as xr
 
 from interventions.digests import digest_of
-from interventions.errors import (
-    InterventionsError,
-    PatchError,
-    PromptError,
-    RoleError,
-    SweepInterrupted,
-)
-from interventions.given import (
-    flag,
-    folder_of,
-    names,
-    one_of,
-    one_or_several,
-    plain,
-    several,
-    whole,
-)
+from interventions.errors import InterventionsError, SweepInterrupted
+from interventions.given import flag, folder_of, whole
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.model.sites import Heads, Layers
 from interventions.progress import LateBar
-from interventions.prompt.columns import check_same_tokens, columns_of, every_token
 from interventions.prompt.prompt import Prompt
 from interventions.results import origin
 from interventions.running.checking import check_asked
+from interventions.sweeping.contrast import make_contrast
 from interventions.sweeping.grid import make_grid
-from interventions.sweeping.labels import labelled
+from interventions.sweeping.labels import as_asked, labelled
 from interventions.sweeping.measure import Job, Piece, batches, costs, measured, run_rows
-from interventions.sweeping.metrics import METRICS, Answers, Metric, target
+from interventions.sweeping.metrics import Answers, Metric
 from interventions.sweeping.sources import (
-    NAMED,
-    FromLayers,
     FromModel,
     Source,
-    check_columns,
-    constant,
+    checked_source,
     mapped_layers,
     read_values,
 )
@@ -72,7 +54,8 @@ def sweep(
 ) -> xr.Dataset:
     """Patch every cell of a grid, in every row of a prompt, and measure what it changes.
 
-    The numbers are those of one full run per cell, to rounding; the cost is that of what each
+    As in :func:`interventions.attribute`, ``prompt`` runs, and values of ``source`` are put in. The
+    numbers are those of one full run per cell, to rounding; the cost is that of what each
     patch changes (see :mod:`interventions.sweeping.replay`).
 
     Parameters
@@ -83,20 +66,21 @@ def sweep(
     source : Prompt, FromModel, FromLayers, Noise, Tensor or float
         Where values come from: the same model on another prompt or image (row for row), its
         backbone, its own other layers, its own values with noise, or a vector [d_model] or number
-        (0 ablates).
+        that is written as it is (0 ablates).
     answers, foils : str, or sequence of str or of token ids
-        For the metrics; one text for all rows, or one per row, as a text or as the ids of its
+        For the metric; one text for all rows, or one per row, as a text or as the ids of its
         tokens. Answers of several tokens are scored whole.
-    metrics : sequence of str
+    metrics : str or sequence of str
         ``"logprob"`` and ``"logit_diff"`` (answer minus foil), nats; ``"kl"`` from the clean to
         the patched next-token distribution, nats; ``"changed"``: another token is the likeliest;
         ``"rank"`` of the answer's first token.
-    components : sequence of str
+    components : str or sequence of str
+        Of ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"``, ``"resid_post"``.
     layers : int, slice or list of int, optional
         Default: all that run and, for FromModel, have a counterpart in the backbone.
     roles : sequence of str, optional
-        Columns of the grid: a patch is written at all tokens of ``"entity"``, or at one of them,
-        ``"entity[-1]"``. Default: each token of the prompt is a column.
+        Columns: all tokens of ``"entity"`` together, or one of them, ``"entity[-1]"``, wherever
+        they are in each prompt. Default: each token of the prompt is a column.
     read_roles : sequence of str, optional
         Where the values are read, one for each of ``roles``. Default: the same.
     each : bool
@@ -141,51 +125,46 @@ def sweep(
     """
     check_asked(model, prompt)
     progress = flag(progress, "progress")
-    answers = one_or_several(answers, "answers")
-    foils = None if foils is None else one_or_several(foils, "foils")
-    job, missing = _job(
+    budget = None if budget is None else whole(budget, "budget", least=1)
+    contrast = make_contrast(
         model,
         prompt,
-        source,
+        checked_source(model, source),
         answers=answers,
         foils=foils,
         metrics=metrics,
-        components=components,
-        layers=layers,
         roles=roles,
         read_roles=read_roles,
         each=each,
-        heads=heads,
-        window=window,
-        budget=budget,
+    )
+    grid = make_grid(
+        model, contrast, components=components, layers=layers, heads=heads, window=window
     )
     asked = [model, *([source.pair.backbone] if isinstance(source, FromModel) else [])]
     with Unchanged(*asked):
-        return _swept(model, job, missing, asked, out=out, progress=progress)
+        return _swept(model, Job(contrast, grid, budget), asked, out=out, progress=progress)
 
 
 def _swept(
     model: Model,
     job: Job,
-    missing: dict[int, str],
     asked: Sequence[Model],
     *,
     out: Path | str | None,
     progress: bool,
 ) -> xr.Dataset:
     """Fill the table of a job whose models do not change meanwhile."""
-    prompt = job.prompt
+    contrast, kept = job.contrast, job.contrast.kept
     settings = _settings(model, job)
     table = Table(
-        len(job.metrics),
-        len(prompt),
+        len(contrast.metrics),
+        len(contrast.items),
         len(job.grid),
         folder=None if out is None else folder_of(out),
         settings=settings,
     )
     if (finished := table.finished) is not None:
         return finished
-    kept = [row for row in range(len(prompt)) if row not in missing]
     cost = costs(model, job)
     before = sum(one.requests for one in asked)
     try:
@@ -198,113 +177,18 @@ def _swept(
                 bar.update(spent)
     except KeyboardInterrupt:
         table.save()
-        raise SweepInterrupted(labelled(model, job, table, settings, missing), out) from None
+        raise SweepInterrupted(labelled(model, job, table, settings), out) from None
     except InterventionsError:
         table.give_up()
         raise
     except BaseException:
         table.save()
         raise
-    dataset = labelled(model, job, table, settings, missing)
+    dataset = labelled(model, job, table, settings)
     if any(one.remote for one in asked):
         dataset.attrs["requests"] = sum(one.requests for one in asked) - before
     table.finish(dataset)
     return dataset
-
-
-def _job(
-    model: Model,
-    prompt: Prompt,
-    source: Source,
-    *,
-    answers: Answers,
-    foils: Answers | None,
-    metrics: Metric | Sequence[Metric],
-    components: str | Sequence[str],
-    layers: Layers | None,
-    roles: Sequence[str] | None,
-    read_roles: Sequence[str] | None,
-    each: bool,
-    heads: Heads,
-    window: int,
-    budget: int | None,
-) -> tuple[Job, dict[int, str]]:
-    """Check everything that can be checked before a model runs; and find rows to leave out."""
-    asked = [metrics] if isinstance(plain(metrics), str) else several(metrics, "metrics=")
-    wanted: list[Metric] = [one_of(one, "metric", METRICS) for one in asked]
-    if len(set(wanted)) < len(wanted):
-        raise PromptError(f"metrics= names one twice: {', '.join(wanted)}.")
-    each = flag(each, "each")
-    budget = None if budget is None else whole(budget, "budget", least=1)
-    if not wanted:
-        raise PromptError(f"metrics= is empty. Known: {', '.join(METRICS)}.")
-    if "logit_diff" in wanted and foils is None:
-        raise PromptError('metric "logit_diff" compares with another answer: give foils=.')
-    from_prompt = _source_prompt(source)
-    other = prompt if from_prompt is None else from_prompt
-    if len(other) != len(prompt):
-        raise PromptError(
-            f"the source has {len(other)} rows, the prompt {len(prompt)}. Give one for each."
-        )
-    missing: dict[int, str] = {}
-    if roles is None:
-        columns = read_columns = every_token(prompt)
-        if read_roles is None and isinstance(source, Prompt):
-            check_same_tokens(prompt, source)
-            read_columns = every_token(source)
-        elif read_roles is not None or isinstance(source, FromModel):
-            raise PromptError("values are read at roles, so name the roles written: roles=.")
-    else:
-        roles = names(roles, "roles=", error=RoleError, once=True)
-        columns, missing = columns_of(prompt, roles, each=each)
-        read_columns = columns
-        if from_prompt is not None or read_roles is not None:
-            if read_roles is None:
-                read_roles = roles
-            read_roles = names(read_roles, "read_roles=", error=RoleError)
-            if len(read_roles) != len(roles):
-                raise PromptError(f"{len(roles)} roles are written, {len(read_roles)} are read.")
-            read_columns, more = columns_of(other, read_roles, each=each)
-            missing = more | missing
-    kept = [row for row in range(len(prompt)) if row not in missing]
-    if isinstance(source, NAMED):
-        check_columns(columns.rows(kept), read_columns.rows(kept))
-    grid = make_grid(
-        model,
-        columns,
-        components=components,
-        layers=_default_layers(source) if layers is None else layers,
-        heads=heads,
-        source_layers=_other_layers(source),
-        window=window,
-        each=each or roles is None,
-        images=prompt.has_images,
-    )
-    if isinstance(source, FromModel):
-        if source.pair.vlm is not model:
-            raise PatchError("FromModel(pair, ...) needs the pair whose VLM is swept.")
-        mapped_layers(source.pair, grid.read_layers())
-    if not isinstance(source, NAMED):
-        source = constant(model, source)
-    found = target(model, prompt, answers, foils)
-    return Job(prompt, source, columns, read_columns, grid, found, wanted, budget), missing
-
-
-def _default_layers(source: Source) -> Layers | None:
-    """Layers of the sweep where none are named: those that have a counterpart in the backbone."""
-    return list(source.pair.layer_map) if isinstance(source, FromModel) else None
-
-
-def _other_layers(source: Source) -> Layers | None:
-    if not isinstance(source, FromLayers):
-        return None
-    return slice(None) if source.layers is None else source.layers
-
-
-def _source_prompt(source: Source) -> Prompt | None:
-    if isinstance(source, Prompt):
-        return source
-    return source.prompt if isinstance(source, FromModel) else None
 
 
 def _pieces(model: Model, job: Job, kept: list[int], table: Table) -> Iterator[Piece]:
@@ -314,24 +198,26 @@ def _pieces(model: Model, job: Job, kept: list[int], table: Table) -> Iterator[P
             yield from run_rows(model, job, rows, table.done[rows])
         return
     rows = [row for row in kept if not table.done[row].all()]
-    if isinstance(source := job.source, FromModel):  # another deployment: only values are moved
+    source = job.contrast.source
+    if isinstance(source, FromModel):  # another deployment: only values are moved
         needed = job.grid.read_layers()
         values = read_values(
             source.pair.backbone,
             source.prompt,
-            job.read_columns,
+            job.contrast.read_columns,
             components=job.grid.components,
             layers=mapped_layers(source.pair, needed),
             names=needed,
         )
-        job = replace(job, source=values)
+        job = replace(job, contrast=replace(job.contrast, source=values))
     if rows:
         yield from measured(model, job, rows, table.done)
 
 
 def _settings(model: Model, job: Job) -> dict[str, Any]:
     """What the numbers depend on, in JSON types."""
-    source: Any = job.source
+    contrast, target = job.contrast, job.contrast.target
+    source: Any = contrast.source
     if isinstance(source, Prompt):
         source = {"prompt": source.digest}
     elif isinstance(source, FromModel):
@@ -345,23 +231,17 @@ def _settings(model: Model, job: Job) -> dict[str, Any]:
     else:
         source = repr(source)
     return {
-        "prompt": job.prompt.digest,
+        "prompt": contrast.prompt.digest,
         "source": source,
-        "answers": _as_text(model, job.target.answers),
-        "foils": None if job.target.foils is None else _as_text(model, job.target.foils),
-        "metrics": list(job.metrics),
+        "answers": as_asked(model, target.answers),
+        "foils": as_asked(model, target.foils),
+        "metrics": contrast.metrics,
         "axes": {name: list(labels) for name, labels in job.grid.axes.items()},
         "window": job.grid.window,
-        "read": job.read_columns.names,
+        "read": contrast.read_columns.names,
         "tokens": digest_of(
-            *(job.columns.tokens, job.read_columns.tokens),
-            *(job.target.answers, job.target.foils),
+            *(contrast.columns.tokens, contrast.read_columns.tokens),
+            *(target.answers, target.foils),
         ),
         **origin(model=model),
     }
-
-
-def _as_text(model: Model, answers: list[list[int]]) -> str | list[str]:
-    """The answer of each row; one, where it is the same for all."""
-    texts = [model.tokenizer.decode(tokens) for tokens in answers]
-    return texts[0] if len(set(texts)) == 1 else texts

@@ -78,8 +78,8 @@ def attribution_case(bench: Bench, floor: float) -> Case:
         def run(_units: list[int]) -> torch.Tensor:
             found = iv.attribute(
                 model,
-                clean,
                 corrupt,
+                clean,
                 answers=ANSWER,
                 foils=FOIL,
                 components=SITES,

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -39,15 +39,15 @@ def double(name: str) -> tuple[Case, float]:
 
 def corrupted(case: Case) -> iv.Prompt:
     """The same tokens in another order, or other pictures of the same size."""
-    model = case.model
+    model, spans = case.model, {"entity": ["France", "the town"]}
     if case.pictures:
         pictures = [tiny.picture(one.size, seed=7 + i) for i, one in enumerate(case.pictures)]
-        return model.prompt(list(case.texts), images=pictures)
+        return model.prompt(list(case.texts), images=pictures, spans=spans)
     texts = [
         one.replace("capital of", "of capital").replace("first mayor", "mayor first")
         for one in case.texts
     ]
-    return model.prompt(texts)
+    return model.prompt(texts, spans=spans)
 
 
 Places = Sequence[tuple[Component, int]]
@@ -121,7 +121,7 @@ def raw_products(
 def test_every_score_equals_plain_hooks_and_autograd(name: str) -> None:
     case, floor = double(name)
     model, corrupt = case.model, corrupted(case)
-    scores = iv.attribute(model, case.prompt, corrupt, answers=ANSWER, foils=FOIL, verify=False)
+    scores = iv.attribute(model, corrupt, case.prompt, answers=ANSWER, foils=FOIL, verify=False)
     places: Places = [(one, layer) for layer in range(model.n_layers) for one in SITES]
     products = raw_products(case, corrupt, case.prompt, places)
     assert np.allclose(scores["run_metric"], raw_difference(case, corrupt), rtol=1e-5, atol=1e-5)
@@ -173,7 +173,7 @@ def test_scores_are_the_slope_of_the_metric_by_finite_differences(
     monkeypatch.setattr(llama.LlamaRMSNorm, "forward", norm)
     case = fresh_llama(torch.float64, "sdpa")
     model, corrupt = case.model, corrupted(case)
-    scores = iv.attribute(model, case.prompt, corrupt, answers=ANSWER, foils=FOIL, verify=False)
+    scores = iv.attribute(model, corrupt, case.prompt, answers=ANSWER, foils=FOIL, verify=False)
     step = 1e-4
     places: Places = [("mlp_out", 0), ("attn_out", 1), ("resid_post", 2)]
     for component, layer in places:
@@ -199,14 +199,12 @@ def test_scores_are_the_slope_of_the_metric_by_finite_differences(
             assert np.allclose(ours, slope, rtol=1e-6, atol=1e-10)
 
 
-@pytest.mark.parametrize("direction", ["denoising", "noising"])
-def test_exact_effects_equal_plain_hooks(direction: Any) -> None:
+@pytest.mark.parametrize("order", ["denoising", "noising"])
+def test_exact_effects_equal_plain_hooks(order: str) -> None:
     case = case_of("qwen2")
     model, corrupt = case.model, corrupted(case)
-    scores = iv.attribute(
-        model, case.prompt, corrupt, answers=ANSWER, foils=FOIL, direction=direction, verify=6
-    )
-    run, source = (corrupt, case.prompt) if direction == "denoising" else (case.prompt, corrupt)
+    run, source = (corrupt, case.prompt) if order == "denoising" else (case.prompt, corrupt)
+    scores = iv.attribute(model, run, source, answers=ANSWER, foils=FOIL, verify=6)
     assert set(scores["checked_component"].values) == set(SITES)
     for i in range(scores.sizes["checked"]):
         one = scores.isel(checked=i)
@@ -239,7 +237,7 @@ def test_relp_equals_its_rules_written_out(monkeypatch: pytest.MonkeyPatch) -> N
     case = case_of("llama", torch.float64, "eager")
     prompt, corrupt = case.prompt.select([1]), corrupted(case).select([1])
     ours = iv.attribute(
-        case.model, prompt, corrupt, answers=ANSWER, foils=FOIL, method="relp", verify=False
+        case.model, corrupt, prompt, answers=ANSWER, foils=FOIL, method="relp", verify=False
     )
     eager = llama.eager_attention_forward
 
@@ -278,7 +276,6 @@ def test_relevance_is_conserved_where_nothing_has_a_bias(name: str) -> None:
         answers="b",  # of one token: their log-probabilities differ by logits, which are linear
         foils="c",
         method="relp",
-        direction="noising",
         components=("resid_pre", "resid_post"),
         verify=False,
     )
@@ -295,8 +292,8 @@ def test_relp_leaves_values_and_model_as_they_were(name: str) -> None:
     one, two = (
         iv.attribute(
             case.model,
-            case.prompt,
             corrupted(case),
+            case.prompt,
             answers=ANSWER,
             foils=FOIL,
             method=method,
@@ -321,8 +318,8 @@ def test_nothing_stays_after_an_exception() -> None:
         with pytest.raises(PatchError, match="NaN"):
             iv.attribute(
                 case.model,
-                case.prompt,
                 float("nan"),
+                case.prompt,
                 answers=ANSWER,
                 foils=FOIL,
                 method="relp",
@@ -343,8 +340,8 @@ def test_integrated_gradients_are_complete() -> None:
     def error(method: Any, steps: int) -> tuple[float, Any]:
         scores = iv.attribute(
             case.model,
-            case.prompt,
             corrupt,
+            case.prompt,
             answers=ANSWER,
             foils=FOIL,
             method=method,
@@ -384,10 +381,10 @@ def test_names_of_different_length_are_compared_by_role(swapped: Any) -> None:
     arguments: Any = {"answers": [" a", " b", " c", " d"], "metric": "logprob", "verify": False}
     assert not torch.equal(clean.lengths, corrupt.lengths)
     with pytest.raises(RoleError, match=r"row\(s\) \[.*entity\[-1\]"):
-        iv.attribute(llm, clean, corrupt, **arguments)
-    with pytest.raises(RoleError, match="do not correspond"):
-        iv.attribute(llm, clean, corrupt, roles=["entity"], **arguments)
-    scores = iv.attribute(llm, clean, corrupt, roles=["entity[-1]", "last"], **arguments)
+        iv.attribute(llm, corrupt, clean, **arguments)
+    with pytest.raises(RoleError, match=r"where its values are read. Name one token"):
+        iv.attribute(llm, corrupt, clean, roles=["entity"], **arguments)
+    scores = iv.attribute(llm, corrupt, clean, roles=["entity[-1]", "last"], **arguments)
     assert scores["score"].dims == ("item", "component", "layer", "role")
     assert scores["role"].values.tolist() == ["entity[-1]", "last"]
     assert np.isfinite(scores["score"]).all()
@@ -397,18 +394,18 @@ def test_rows_without_a_role_are_left_out_and_named(swapped: Any) -> None:
     llm, clean, corrupt = swapped
     lacking = replace(clean, roles=[{**clean.roles[0]}, {"last": clean.roles[1]["last"]}] * 2)
     arguments: Any = {"answers": "a", "metric": "logprob", "verify": False}
-    scores = iv.attribute(llm, lacking, corrupt, roles=["entity[-1]"], **arguments)
+    scores = iv.attribute(llm, corrupt, lacking, roles=["entity[-1]"], **arguments)
     assert scores["item"].values.tolist() == [0, 2]
     lacking = "no token of role 'entity[-1]'"
     assert json.loads(scores.attrs["left_out"]) == {"1": lacking, "3": lacking}
-    whole = iv.attribute(llm, clean, corrupt, roles=["entity[-1]"], **arguments)
+    whole = iv.attribute(llm, corrupt, clean, roles=["entity[-1]"], **arguments)
     assert np.allclose(scores["score"], whole["score"].sel(item=[0, 2]), atol=1e-4)
 
 
 def test_roles_add_up_to_positions_whatever_the_batches() -> None:
     case = case_of("llava")
     arguments: Any = {"answers": ANSWER, "foils": FOIL, "verify": False}
-    given = case.model, case.prompt, corrupted(case)
+    given = case.model, corrupted(case), case.prompt
     scores = iv.attribute(*given, **arguments)
     roles = iv.attribute(*given, by_role=True, batch_size=1, **arguments)
     assert {"image", "entity", "question", "last"} <= set(roles["role"].values)
@@ -421,7 +418,7 @@ def test_roles_add_up_to_positions_whatever_the_batches() -> None:
 def test_a_later_check_is_the_check_at_once_and_the_map_says_so() -> None:
     case = case_of("llama")
     arguments: Any = {"answers": ANSWER, "foils": FOIL}
-    given = case.model, case.prompt, corrupted(case)
+    given = case.model, corrupted(case), case.prompt
     at_once = iv.attribute(*given, verify=4, seed=3, **arguments)
     unchecked = iv.attribute(*given, verify=False, **arguments)
     assert unchecked.attrs["verified"] == "not verified"
@@ -451,7 +448,9 @@ def test_spearman_shares_ranks_among_ties() -> None:
         ({"roles": ["entitty"]}, RoleError, "Did you mean 'entity'"),
         ({"roles": []}, RoleError, "empty"),
         ({"roles": ["last"], "by_role": True}, PromptError, "leave out roles"),
-        ({"direction": "up"}, PromptError, "denoising"),
+        ({"components": ["mlp_out", "mlp_out"]}, SiteError, "names one twice"),
+        ({"read_roles": ["last"]}, PromptError, "name the roles written"),
+        ({"roles": ["last"], "read_roles": ["last", "last"]}, PromptError, "1 roles are written"),
         ({"steps": 0, "method": "ig"}, PromptError, "at least 1"),
         ({"verify": 0}, PromptError, "verify=False"),
     ],
@@ -469,18 +468,26 @@ def test_what_cannot_be_done_says_what_can() -> None:
     case = case_of("mllama")
     with pytest.raises(SiteError, match="ig-activations"):
         iv.attribute(
-            case.model, case.prompt, corrupted(case), answers=ANSWER, foils=FOIL, method="ig"
+            case.model, corrupted(case), case.prompt, answers=ANSWER, foils=FOIL, method="ig"
         )
     plain = case_of("llama")
-    with pytest.raises(PromptError, match="2 clean rows and 1"):
-        iv.attribute(plain.model, plain.prompt, plain.prompt.select([0]), answers=ANSWER)
+    given: Any = {"answers": ANSWER, "foils": FOIL}
+    with pytest.raises(PromptError, match="the source has 1 rows, the prompt 2"):
+        iv.attribute(plain.model, plain.prompt, plain.prompt.select([0]), **given)
+    with pytest.raises(PatchError, match="Noise is none"):
+        iv.attribute(plain.model, plain.prompt, iv.Noise(), **given)  # type: ignore[arg-type]
+    with pytest.raises(PromptError, match=r"the prompt is 0\.0. Expected a Prompt"):
+        iv.attribute(plain.model, 0.0, 0.0, **given)
+    for name in ("clean", "corrupt", "direction"):
+        with pytest.raises(TypeError, match=name):
+            iv.attribute(plain.model, plain.prompt, 0.0, **given, **cast("Any", {name: plain.prompt}))
 
 
 def test_half_precision_says_so_and_points_the_same_way() -> None:
     exact, rough = (case_of("llama", dtype) for dtype in (torch.float32, torch.bfloat16))
     one, two = (
         iv.attribute(
-            case.model, case.prompt, corrupted(case), answers=ANSWER, foils=FOIL, verify=False
+            case.model, corrupted(case), case.prompt, answers=ANSWER, foils=FOIL, verify=False
         )
         for case in (exact, rough)
     )

@@ -361,12 +361,14 @@ def test_an_attribution_is_verified_on_what_it_was_made_with() -> None:
     clean, corrupt, other = (model.prompt([text]) for text in (*TEXTS, "The capital of Spain is"))
     asked: dict[str, Any] = {"answers": " a", "foils": " b"}
     roles = {"roles": ["last"], "verify": False}
-    scores = iv.attribute(model, clean, corrupt, **roles, **asked)
-    iv.verify(model, scores, clean, corrupt, k=1, **asked)
+    scores = iv.attribute(model, corrupt, clean, **roles, **asked)
+    iv.verify(model, scores, corrupt, clean, k=1, **asked)
     with pytest.raises(ResultsError, match="the prompts, answers or foils"):
-        iv.verify(model, scores, clean, other, k=1, **asked)
+        iv.verify(model, scores, other, clean, k=1, **asked)
+    with pytest.raises(ResultsError, match="prompt and source, which are the other way round"):
+        iv.verify(model, scores, clean, corrupt, k=1, **asked)
     with pytest.raises(ResultsError, match="the prompts, answers or foils"):
-        iv.verify(model, scores, clean, corrupt, k=1, answers=" a", foils=" c")
+        iv.verify(model, scores, corrupt, clean, k=1, answers=" a", foils=" c")
     added_to(model)
     with pytest.raises(ResultsError, match="weights: stored"):
-        iv.verify(model, scores, clean, corrupt, k=1, **asked)
+        iv.verify(model, scores, corrupt, clean, k=1, **asked)

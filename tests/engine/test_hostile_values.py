@@ -248,7 +248,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "one text to choose from": ("complete", {"candidates": "the"}, "is one text"),
     "rows of letters": ("collect", {"rows": "the"}, "Expected a sequence of rows"),
     "True as a number of places": ("attribute", {"verify": True}, "Expected a whole number"),
-    "a baseline with NaN": ("attribute", {"corrupt": float("nan")}, "the baseline holds NaN"),
+    "a baseline with NaN": ("attribute", {"prompt": float("nan")}, "the baseline holds NaN"),
     "mixed labels": ("probe", {"labels": [1, "1"] * 4}, r"several types \(int, str\)"),
     "1, True and 1.0": ("probe", {"labels": [1, True, 1.0, 2] * 2}, "several types"),
     "a label that is missing": ("probe", {"labels": ["a", None] * 4}, "row 1 is missing"),

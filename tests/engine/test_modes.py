@@ -58,7 +58,7 @@ def sweep(case: Case) -> Any:
 
 def attribute(case: Case) -> Any:
     other = case.model.prompt(list(case.texts), spans={"entity": "France"})
-    return iv.attribute(case.model, case.prompt, other, answers=" the", metric="logprob")
+    return iv.attribute(case.model, other, case.prompt, answers=" the", metric="logprob")
 
 
 def lens(case: Case) -> torch.Tensor:

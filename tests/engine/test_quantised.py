@@ -231,9 +231,9 @@ def test_attribution_does_not_hang_on_the_batch(int8: iv.Model) -> None:
     assert len(set(int8.prompt(texts).lengths.tolist())) == 1
     asked: dict[str, Any] = {"answers": " the", "metric": "logprob", "verify": False}
     asked |= {"components": ["resid_post"], "method": "ig", "steps": 2}
-    both = iv.attribute(int8, int8.prompt(texts), 0.0, **asked)
+    both = iv.attribute(int8, 0.0, int8.prompt(texts), **asked)
     for row, text in enumerate(texts):
-        one = iv.attribute(int8, int8.prompt(text), 0.0, **asked)
+        one = iv.attribute(int8, 0.0, int8.prompt(text), **asked)
         mine, theirs = (
             torch.from_numpy(found["score"].isel(item=at).to_numpy())
             for found, at in ((both, row), (one, 0))

@@ -7,6 +7,7 @@ and summaries number by number, the reports' tables word by word.
 
 import argparse
 import html
+import inspect
 import json
 import math
 import re
@@ -86,10 +87,8 @@ def operations(out: Path) -> Iterator[tuple[str, xr.Dataset]]:
         back = iv.FromLayers()
         yield f"layers-{kind}", iv.sweep(model, clean, back, **swept, roles=["last"])
         for method in ("patching", "ig", "relp"):
-            scores = iv.attribute(
-                model, clean, corrupt, **told, method=method, by_role=method != "ig"
-            )
-            yield f"attribute-{method}-{kind}", scores
+            settings: Any = {**told, "method": method, "by_role": method != "ig"}
+            yield f"attribute-{method}-{kind}", attributed(iv, model, corrupt, clean, **settings)
         every = iv.Site("resid_post", slice(None), clean.at("last"))
         [last] = iv.read(model, clean, [every])
         logits = iv.run(model, clean).logits
@@ -109,6 +108,20 @@ def operations(out: Path) -> Iterator[tuple[str, xr.Dataset]]:
     yield "collected", collected
     for method in ("logistic", "ridge"):
         yield f"probe-{method}", iv.probe(collected["states"], codes * 6, method=method)
+
+
+def attributed(iv: Any, model: Any, prompt: Any, source: Any, **asked: Any) -> xr.Dataset:
+    """Scores of values of ``source`` put into the run of ``prompt``, by either form of the call.
+
+    The form before names the source first. What tells the two forms apart is left out.
+    """
+    earlier = "clean" in inspect.signature(iv.attribute).parameters
+    scores = iv.attribute(model, *((source, prompt) if earlier else (prompt, source)), **asked)
+    if earlier and "corrupt_token" in scores.coords:
+        scores = scores.rename(token="source_token", corrupt_token="token")
+    told = ("direction", "meaning", "prompt", "source", "read_roles", "each")
+    scores.attrs = {name: value for name, value in scores.attrs.items() if name not in told}
+    return scores
 
 
 def numbers(path: Path) -> dict[str, Any]:

@@ -276,8 +276,8 @@ def _sweep(**changed: Any) -> Any:
 def _attribute(**changed: Any) -> Any:
     fields = {
         "model": text().model,
-        "clean": text().clean,
-        "corrupt": text().corrupt,
+        "prompt": text().corrupt,
+        "source": text().clean,
         "answers": "the",
         "foils": "of",
         "components": ["mlp_out"],
@@ -297,8 +297,8 @@ def _verify(**changed: Any) -> Any:
     fields = {
         "model": text().model,
         "scores": scores(),
-        "clean": text().clean,
-        "corrupt": text().corrupt,
+        "prompt": text().corrupt,
+        "source": text().clean,
         "answers": "the",
         "foils": "of",
         "k": 1,
@@ -478,13 +478,13 @@ CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
     "attribute": (
         Call(_attribute),
         (
-            *("clean", "corrupt", "answers", "foils", "metric", "components", "layers", "roles"),
-            *("by_role", "method", "direction", "steps", "verify", "seed", "batch_size"),
+            *("prompt", "source", "answers", "foils", "metric", "components", "layers", "roles"),
+            *("read_roles", "each", "by_role", "method", "steps", "verify", "seed", "batch_size"),
         ),
     ),
     "verify": (
         Call(_verify),
-        ("scores", "clean", "corrupt", "answers", "foils", "k", "seed"),
+        ("scores", "prompt", "source", "answers", "foils", "k", "seed"),
     ),
     "collect": (
         Call(_collect),

@@ -221,11 +221,11 @@ def attribution_and_its_agreement(there: iv.Model, case: Case) -> None:
         asked = {**settings, "method": method}
         before = there.requests
         if not has_weights:
-            with pytest.raises(SiteError, match=r"iv\.sweep\(model, corrupt, clean"):
-                iv.attribute(there, case.prompt, corrupt, **asked)
+            with pytest.raises(SiteError, match=r"iv\.sweep\(model, prompt, source"):
+                iv.attribute(there, corrupt, case.prompt, **asked)
             return
         ours, theirs = (
-            iv.attribute(model, case.prompt, corrupt, **asked) for model in (there, case.model)
+            iv.attribute(model, corrupt, case.prompt, **asked) for model in (there, case.model)
         )
         same_dataset(ours, theirs)
         assert there.requests - before == 2

@@ -138,8 +138,8 @@ def scores(
         with batches.attempt(rows):
             attribution = attribute(
                 model,
-                swap.clean.select(rows),
                 swap.corrupt.select(rows),
+                swap.clean.select(rows),
                 answers=[answers[row] for row in rows],
                 foils=[foils[row] for row in rows],
                 components=MAP_COMPONENTS,
