@@ -213,7 +213,7 @@ NOT_OF_THE_PROTOCOL = {
 }
 DRAWN = ("report/comparison_figures.py", "report/comparison_scatter.py", "report/console.py")
 DRAWN += ("report/examples.py", "report/figures.py", "report/maps.py", "report/style.py")
-NOT_SHARES = ("report/layers", "report/estimates", "items/pictures", "cli", "pairs")
+NOT_SHARES = ("report/layers", "report/estimates", "items/pictures", "report/pairs", "pairs")
 """Places on a page, altered pictures (which are hashed as they come out), gigabytes."""
 ROUNDING = 1e-8
 
