@@ -32,7 +32,7 @@ def spoken(model: iv.Model, prompt: iv.Prompt, sizes: list[int], *, tick: Tick) 
     st.sampled_from([None, 1, 2]),
 )
 def test_results_are_in_the_order_of_the_items(
-    study: Study, rows: list[int], each: int, most: int | None
+    study: Study, rows: list[int], passes: int, most: int | None
 ) -> None:
     expected: list[int] = []
     ticks: list[int] = []
