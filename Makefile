@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEWEST := .venv-newest
 
-.PHONY: help study test test-newest test-ndif golden docs docs-serve bench lint setup train figures clean
+.PHONY: help study test check test-newest test-ndif golden docs docs-serve bench lint style setup train figures clean
 
 help:
 	@echo "make study    the two-hop study on both embedded pairs; report in runs/"
 	@echo "make test     lint, types and tests"
+	@echo "make check    lint, types and a tenth of the tests, while one writes"
 	@echo "make test-newest  the engine's tests with the newest of every library, in $(NEWEST)"
 	@echo "make test-ndif  a real NDIF server on loopback, and the operations on it"
 	@echo "make setup    only the environment, in $(VENV)"
@@ -33,12 +34,25 @@ $(READY): pyproject.toml constraints.txt
 study: $(READY)
 	@$(BIN)/twohop study flags-naming flags-aligned
 
-lint: $(READY)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+style: $(READY)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-# Files of tests run side by side, one thread each: small models gain nothing from more.
-test: lint
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+lint: style
+	@$(BIN)/pyright
+
+# Files of tests run side by side, those with whole studies first, one thread each: small models
+# gain nothing from more. Types are looked at meanwhile, as pyright leaves cores idle.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+TYPES := $(VENV)/types.log
+beside_types = $(BIN)/pyright >$(TYPES) 2>&1 & types=$$!; \
+  $(1); tests=$$?; wait $$types || { cat $(TYPES); exit 1; }; exit $$tests
+
+test: style
+	@$(call beside_types,$(PYTEST) --no-loadscope-reorder --durations=25)
+
+# Every tenth test that runs no study; which, tests/support/tenth.py says.
+check: style
+	@$(call beside_types,$(PYTEST) --tenth)
 
 # Installed without constraints.txt, and anew each time, to see what 'pip install .' brings today.
 # Of torch alone it keeps the pin: its newest build may be gigabytes of CUDA.

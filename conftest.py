@@ -11,6 +11,7 @@ import tiny
 from twohop.micro import view
 from twohop.published import published_config
 
+pytest_plugins = ["tenth"]
 ROOT = Path(__file__).parent
 MODELS = ROOT / "docs" / "models.md"
 NAMES = ("torch", "iv", "llm", "vlm", "question", "flag", "named", "other", "shown")

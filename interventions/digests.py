@@ -171,12 +171,13 @@ def globals_of(function: Any) -> dict[str, Any]:
 
 def named_globals(function: Any) -> dict[str, Any]:
     """The global values that a function names, by name."""
-    names = sorted(_names_in(function.__code__) & function.__globals__.keys())
+    names = sorted(names_in(function.__code__) & function.__globals__.keys())
     return {name: function.__globals__[name] for name in names}
 
 
-def _names_in(code: CodeType) -> set[str]:
-    inner = [_names_in(one) for one in code.co_consts if isinstance(one, CodeType)]
+def names_in(code: CodeType) -> set[str]:
+    """The names that code, and the functions in it, look up outside of themselves."""
+    inner = [names_in(one) for one in code.co_consts if isinstance(one, CodeType)]
     return {*code.co_names}.union(*inner)
 
 

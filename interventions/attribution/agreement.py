@@ -281,8 +281,8 @@ def _agreement(names: list[str], checked: xr.Dataset, rng: np.random.Generator) 
             found["sign_agreement"][i, j] = np.mean(np.sign(score) == np.sign(effect))
             found["spearman"][i, j] = spearman(score, effect)
             found["pearson"][i, j] = correlation(score, effect)
-            draws = [rng.integers(len(score), size=len(score)) for _ in range(RESAMPLES)]
-            again = np.array([spearman(score[one], effect[one]) for one in draws])
+            draws = rng.integers(len(score), size=(RESAMPLES, len(score)))
+            again = _resampled_spearman(score, effect, draws)
             if (again := again[np.isfinite(again)]).size:
                 low, high = np.quantile(again, (0.025, 0.975))
                 found["spearman_low"][i, j], found["spearman_high"][i, j] = low, high
@@ -301,17 +301,34 @@ def spearman(one: np.ndarray, other: np.ndarray) -> float:
     >>> spearman(np.array([1.0, 2.0, 30.0]), np.array([-5.0, 0.0, 1.0]))
     1.0
     """
-    return correlation(_ranks(one), _ranks(other))
+    return float(_resampled_spearman(one, other, np.arange(len(one))[None])[0])
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Pearson's correlation. NaN where one of the two is constant."""
-    a, b = one - one.mean(), other - other.mean()
-    size = np.sqrt((a**2).sum() * (b**2).sum())
-    return float((a * b).sum() / size) if size > 0 else float("nan")
+    return float(_correlations(one[None], other[None])[0])
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[which]
+def _correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of each row [row, place]."""
+    a = one - one.mean(-1, keepdims=True)
+    b = other - other.mean(-1, keepdims=True)
+    size = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    nowhere = np.full(len(one), np.nan)
+    return np.divide((a * b).sum(-1), size, out=nowhere, where=size > 0)
+
+
+def _resampled_spearman(one: np.ndarray, other: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Rank correlation of each resample, of the places in a row of ``draws`` [resample, place]."""
+    return _correlations(_ranks(one, draws), _ranks(other, draws))
+
+
+def _ranks(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Ranks of values among those of their resample, by how often each distinct one is drawn."""
+    distinct, which = np.unique(values, return_inverse=True)
+    drawn = which[draws]
+    rows = np.arange(len(draws))[:, None]
+    places = (rows * len(distinct) + drawn).ravel()
+    counts = np.bincount(places, minlength=len(draws) * len(distinct)).reshape(len(draws), -1)
+    ranks = counts.cumsum(-1) - (counts - 1) / 2
+    return ranks[rows, drawn]

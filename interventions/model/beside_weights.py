@@ -22,10 +22,10 @@ from interventions.digests import (
     code_digest,
     digest_of,
     globals_of,
-    named_globals,
     of_library,
     tensor_digest,
 )
+from interventions.model.own_code import is_number, own_code
 
 PASSING = (
     *("training", "gradient_checkpointing", "kernel_config", "loss_type", "name_or_path"),
@@ -106,7 +106,7 @@ def _kept(part: torch.nn.Module) -> Iterator[tuple[str, Any]]:
             continue
         if name == "forward" and of_library(_maker(value)):
             continue  # nnsight's and accelerate's stand in for the module's own
-        number = _a_number(value) or torch.is_tensor(value)
+        number = is_number(value) or torch.is_tensor(value)
         if notes and name.startswith("_") and not number:
             continue  # transformers' notes on a model
         yield name, value
@@ -114,10 +114,6 @@ def _kept(part: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     threshold = getattr(getattr(part, "state", None), "threshold", None)
     if threshold is not None:
         yield "state.threshold", threshold
-
-
-def _a_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _maker(forward: Any) -> str | None:
@@ -259,35 +255,5 @@ def _class(kind: type, known: Known) -> Any:
     if id(kind) in known:
         return name
     _noted(kind, name, known)
-    written: dict[str, Any] = {}
-    for base in kind.__mro__:
-        for key, value in vars(base).items():
-            inner = getattr(value, "fget", None) or getattr(value, "__func__", value)
-            if key.startswith("__") and not inspect.isfunction(inner):
-                continue
-            maker = getattr(inner, "__module__", None) if callable(inner) else base.__module__
-            number = _a_number(inner) or torch.is_tensor(inner)
-            if number or not of_library(base.__module__, maker) or key in written:
-                written.setdefault(key, inner)
-            elif inspect.isfunction(inner) and not of_library(inner.__module__):
-                written.setdefault(key, inner)  # put in the place of the library's own
-            elif inspect.isfunction(inner) and not base.__module__.startswith("torch."):
-                written |= {f"{key}: {name}": one for name, one in _replaced(inner).items()}
+    written = own_code(kind)
     return [name, _said(written, known)] if written else name
-
-
-def _replaced(method: Any) -> dict[str, Any]:
-    """Functions that no library wrote, in the place of those that a library's method calls."""
-    found: dict[str, Any] = {}
-    pending, seen = [inspect.unwrap(method)], set()
-    while pending:
-        plain = pending.pop()
-        for name, value in named_globals(plain).items():
-            if not inspect.isfunction(value) or name in seen:
-                continue
-            seen.add(name)
-            if not of_library(value.__module__):
-                found[name] = value
-            elif value.__module__ == plain.__module__:  # which may call more of them
-                pending.append(inspect.unwrap(value))
-    return found

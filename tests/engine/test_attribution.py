@@ -12,11 +12,13 @@ import tiny
 import torch
 from families import PATHS, Case, arguments_of, case_of, part, set_at
 from floors import FLOOR32, FLOOR64, NAMES
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nnsight.intervention.source import STATE
 from transformers.models.llama import modeling_llama as llama
 
 import interventions as iv
-from interventions.attribution.agreement import spearman
+from interventions.attribution.agreement import _resampled_spearman, spearman
 from interventions.attribution.attribute import SITES
 from interventions.attribution.relevance import find_rules
 from interventions.errors import InterventionsError, PatchError, PromptError, RoleError, SiteError
@@ -433,6 +435,27 @@ def test_spearman_shares_ranks_among_ties() -> None:
     one, other = np.array([1.0, 1, 2, 3, 3, 3]), np.array([4.0, 1, 1, 8, 9, 9])
     stats = pytest.importorskip("scipy.stats")
     assert spearman(one, other) == pytest.approx(stats.spearmanr(one, other).statistic)
+
+
+def plain_spearman(one: np.ndarray, other: np.ndarray) -> float:
+    ranks = [np.array([(x < v).sum() + ((x == v).sum() + 1) / 2 for v in x]) for x in (one, other)]
+    a, b = (x - x.mean() for x in ranks)
+    size = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / size) if size > 0 else float("nan")
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 40), ties=st.booleans())
+def test_resamples_together_are_each_alone_bit_for_bit(seed: int, n: int, ties: bool) -> None:
+    rng = np.random.default_rng(seed)
+    one = rng.normal(size=n)
+    other = one + rng.normal(size=n)
+    if ties:
+        one, other = np.round(one), np.round(other)
+    draws = rng.integers(n, size=(20, n))
+    together = _resampled_spearman(one, other, draws)
+    alone = [plain_spearman(one[row], other[row]) for row in draws]
+    assert together.tobytes() == np.array(alone).tobytes()
 
 
 @pytest.mark.parametrize(

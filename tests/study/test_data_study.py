@@ -4,6 +4,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,6 @@ from twohop.micro import benchmark as micro
 from twohop.micro import micro_folder
 from twohop.pairs import PAIRS, find_pair, model_name, own_pair, with_data
 from twohop.running.pair_run import fingerprint
-from twohop.running.study import Settings, run_study
 
 CAPITAL = Wording("What is the capital of {entity}?")
 SHOWN = Wording("What is the capital of {entity}?", "Which capital has this country?")
@@ -235,7 +235,7 @@ def exported(folder: Path, benchmark: Benchmark) -> Path:
 
 
 def test_a_study_of_a_file_is_that_of_the_same_items_built_in(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], studied: Callable[..., Path]
 ) -> None:
     data = exported(tmp_path, micro.benchmark())
     out, vlm = tmp_path / "runs", micro_folder("micro-naming")
@@ -243,8 +243,8 @@ def test_a_study_of_a_file_is_that_of_the_same_items_built_in(
     command += ["--data", str(data), "--map", str(tmp_path / "map.toml"), "--out", str(out)]
     assert main([*command, "--limit", "6"]) == 0
     assert "72 of 72 rows are usable" in capsys.readouterr().err
-    run_study("micro-naming", out=out, settings=Settings(limit=6))
-    ours, theirs = (read_tree(out / key) for key in (f"{vlm.name}-world", "micro-naming"))
+    ours = read_tree(out / f"{vlm.name}-world")
+    theirs = read_tree(studied("micro-naming", limit=6) / "micro-naming")
     for stage in theirs.children:
         one, other = ours[stage].to_dataset(), theirs[stage].to_dataset()
         if stage == "recovery":  # these choose positions in the question, which begins elsewhere

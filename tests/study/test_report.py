@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -30,8 +31,6 @@ from twohop.report.settings import command, command_note, flat, settings_rows
 from twohop.report.style import spread
 from twohop.report.summary import summarise, verdict_sentence
 from twohop.report.tables import all_tables, at
-from twohop.running.reporter import Reporter
-from twohop.running.study import run_study
 from twohop.stages.recovery.arms import WITHOUT_IMAGE_TOKENS
 
 FIGURES = ("gates", "outcomes", "resolution", "windows", "map", "recovery")
@@ -78,10 +77,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs")
-    run_study("micro-naming", out=out, reporter=Reporter(Console(file=io.StringIO())))
-    return out / "micro-naming"
+def run(studied: Callable[..., Path]) -> Path:
+    return studied("micro-naming") / "micro-naming"
 
 
 @pytest.fixture(scope="module")
