@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from PIL import Image
+from published_configs import vlm_config
 from rich.console import Console
 
 from interventions.errors import ResultsError
@@ -386,7 +387,7 @@ def test_a_class_is_known_of_a_folder_as_of_a_registered_pair(key: str) -> None:
     pair = PUBLISHED[key]
     tokens = pair.architecture != "cross-attention"
     for vlm, backbone in ((pair.vlm, pair.backbone), ("my/vlm", "my/llm")):
-        kind = pair.vlm_config().model_type
+        kind = vlm_config(pair).model_type
         found = architecture_of(vlm, backbone, model_type=kind, image_tokens=tokens)
         assert found == pair.architecture
 
