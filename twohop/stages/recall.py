@@ -23,7 +23,7 @@ from interventions.running.forced_choice import RULES
 from twohop.ask.answers import DEFAULT_RULE, answers
 from twohop.ask.on_server import on_each
 from twohop.ask.questions import Questions, Rows, Scored, chosen_right
-from twohop.ask.study import Study, first_token, item_coords, name_entities, text_array
+from twohop.ask.study import Study, first_tokens, item_coords, name_entities, text_array
 from twohop.items.items import Item
 
 GATES = ("recognised", "backbone_text", "vlm_text", "vlm_image", "vlm_blank")
@@ -197,8 +197,8 @@ def _surface(questions: Questions) -> np.ndarray:
     for rows in questions.parts():
         asked = questions.named(vlm, rows[:1])  # ends as all of them do
         for row in rows:
-            name = first_token(vlm, asked, items[row].entity.name)
-            answers_begin = {first_token(vlm, asked, answer) for answer in items[row].answers}
+            texts = (items[row].entity.name, *items[row].answers)
+            name, *answers_begin = first_tokens(vlm, asked, texts)
             begins_alike[row] = name in answers_begin
     return begins_alike
 

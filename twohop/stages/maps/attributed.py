@@ -12,7 +12,6 @@ from interventions import Model, attribute
 from interventions.attribution.estimates import METHODS as METHOD_NAMES
 from interventions.attribution.estimates import Method
 from interventions.errors import InterventionsError
-from interventions.prompt.answer_tokens import spaced, token_ids
 from twohop.ask.memory import Batches
 from twohop.ask.study import Study
 from twohop.stages.maps.agreement import MEASURES, agreement, in_windows
@@ -132,7 +131,6 @@ def scores(
     n = len(swap.rows)
     score = np.full((len(MAP_COMPONENTS), model.n_layers, len(MAP_ROLES), n), np.nan)
     span = np.full(n, np.nan)
-    answers, foils = (first_texts(model, swap, which) for which in (0, 1))
     batches = Batches(torch.arange(n), ROWS)
     for rows in batches:
         with batches.attempt(rows):
@@ -140,8 +138,8 @@ def scores(
                 model,
                 swap.clean.select(rows),
                 swap.corrupt.select(rows),
-                answers=[answers[row] for row in rows],
-                foils=[foils[row] for row in rows],
+                answers=[[swap.answers[row]] for row in rows],
+                foils=[[swap.foils[row]] for row in rows],
                 components=MAP_COMPONENTS,
                 roles=swap.roles,
                 method=method,
@@ -158,18 +156,3 @@ def scores(
             score[where] = there.transpose("component", "layer", "role", "item").values
             span[rows.numpy()] = (found["source_metric"] - found["run_metric"]).values
     return score, span
-
-
-def first_texts(model: Model, swap: Swap, which: int) -> list[str]:
-    """First tokens of the answers as texts, so that the exact map's tokens are scored.
-
-    Where a token is no text of its own, such as a part of a letter, it is the whole answer.
-    """
-    ids = (swap.answers, swap.foils)[which]
-    space = spaced(model, swap.clean)
-    texts = [model.tokenizer.decode([one]) for one in ids]
-    again = token_ids(model, texts, space=space)
-    return [
-        text if tokens == [one] else pair[which].answers[0]
-        for text, tokens, one, pair in zip(texts, again, ids, swap.pairs, strict=True)
-    ]
