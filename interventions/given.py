@@ -212,7 +212,7 @@ def _in_a_row(given: Any) -> bool:
     return getattr(given, "ndim", 1) == 1
 
 
-def one_or_several(given: Any, what: str, *, error: Refusal = PromptError) -> Any:
+def one_or_several(given: Any, what: str) -> Any:
     """Return one text as a str, or several things as a list, whatever they are."""
     one = plain(given)
     return one if isinstance(one, str) else [plain(each) for each in several(given, what)]
@@ -252,11 +252,11 @@ def of_kind(value: Any, kind: type | tuple[type, ...], what: str, *, error: Refu
     raise error(f"{what} is {shown(value)}. Expected a {expected}.")
 
 
-def named(value: Any, what: str, *, error: Refusal = PromptError) -> dict[str, Any]:
+def named(value: Any, what: str) -> dict[str, Any]:
     """Return settings by their names, as a dict; none for None."""
-    found = dict(of_kind({} if value is None else value, Mapping, what, error=error))
+    found = dict(of_kind({} if value is None else value, Mapping, what, error=PromptError))
     for name in found:
-        of_kind(name, str, f"a name in {what}", error=error)
+        of_kind(name, str, f"a name in {what}", error=PromptError)
     return found
 
 
@@ -328,7 +328,7 @@ def _number_of(value: Any, wrong: str, error: Refusal) -> int:
     return number
 
 
-def rows_of(given: Any, n: int, what: str = "row", *, error: Refusal = PromptError) -> list[int]:
+def rows_of(given: Any, n: int, *, error: Refusal) -> list[int]:
     """Return row numbers from 0 on, given as numbers (negative ones from the end) or as a mask.
 
     Parameters
@@ -337,21 +337,19 @@ def rows_of(given: Any, n: int, what: str = "row", *, error: Refusal = PromptErr
         In the order given, repeats allowed; or True for each row that is meant.
     n : int
         Rows there are.
-    what : str
-        One of them, for the message.
     error : type
         What to raise.
     """
-    found = [plain(one) for one in several(_listed(given), f"{what}s", error=error)]
+    found = [plain(one) for one in several(_listed(given), "rows", error=error)]
     masks = [isinstance(one, bool) for one in found]
     if found and all(masks):
         if len(found) != n:
-            raise error(f"a mask of {len(found)} {what}s; there are {n}. Give one bool for each.")
+            raise error(f"a mask of {len(found)} rows; there are {n}. Give one bool for each.")
         return [row for row, chosen in enumerate(found) if chosen]
-    numbers = [whole(one, f"a {what}", error=error) for one in found]
+    numbers = [whole(one, "a row", error=error) for one in found]
     for one in numbers:
         if not -n <= one < n:
-            raise error(f"no {what} {one}: there are {what}s 0 to {n - 1}.")
+            raise error(f"no row {one}: there are rows 0 to {n - 1}.")
     return [one % n for one in numbers]
 
 

@@ -34,6 +34,7 @@ from twohop.report.tables import all_tables, at
 from twohop.running.reporter import Reporter
 from twohop.running.study import run_study
 from twohop.stages.recovery.arms import WITHOUT_IMAGE_TOKENS
+from twohop.statistics import as_json
 
 FIGURES = ("gates", "outcomes", "resolution", "windows", "map", "recovery")
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -260,14 +261,14 @@ def test_what_attribution_is_worth_is_said(
     assert "[−0.25, " in text
     assert "Do not trust it there; the exact map stands." in text
     assert "By attribution: VLM, image: integrated gradients" in text
-    found = summarise(changed_tree, pair="micro-naming", seed=0)
+    found = as_json(summarise(changed_tree, pair="micro-naming", seed=0))
     assert found["attribution_agreement"]["text"]["all"]["value"] is None
     assert found["not_available"]["attribution_agreement/text/all"] == why
 
 
 def text_of(tree: xr.DataTree, folder: Path) -> str:
     """Summarise a tree, write its report and give the words on the page."""
-    found = summarise(tree, pair="micro-naming", seed=0)
+    found = as_json(summarise(tree, pair="micro-naming", seed=0))
     found["verdict"] = verdict_sentence(found)
     json.dumps(found, allow_nan=False)
     path = write_report(folder, tree, found, find_pair("micro-naming").benchmark())

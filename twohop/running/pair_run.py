@@ -13,18 +13,17 @@ import xarray as xr
 
 from interventions import Model, load
 from interventions.errors import InterventionsError, ResultsError
-from interventions.results import STORE, Store, read_tree, write_atomically
+from interventions.results import STORE, Store, read_provenance, read_tree, write_atomically
 from twohop.ask.memory import MemoryTooSmall, ran_out, remedy
 from twohop.ask.on_server import SILENT, Progress
 from twohop.ask.study import Study, image_prompt, longest_answer, text_prompt
 from twohop.items.digest import asked_parts, named
-from twohop.items.digest import fingerprint as fingerprint
 from twohop.items.items import Benchmark, check_items
 from twohop.pairs import Pair, model_name
 from twohop.protocol import DEFAULT, Protocol
-from twohop.report.summary import estimated, verdict_sentence
+from twohop.report.summary import summarise, verdict_sentence
 from twohop.running.checkpoints import Digests
-from twohop.running.provenance import check_same_models, made_with
+from twohop.running.provenance import check_same_models
 from twohop.running.reporter import Reporter
 from twohop.running.soundness import check_sound
 from twohop.stages.run import measured
@@ -231,12 +230,8 @@ class PairRun:
         """
         gone = {stage, *derived(stage), *again}
         for store in (self.own, self.common) if stage in BACKBONE_STAGES else (self.own,):
-            beside = {
-                one: made_with(attrs)
-                for one, attrs in store.attributes().items()
-                if one not in gone
-            }
-            check_same_models(stage, made_with(found.attrs), beside)
+            beside = {one: made for one, made in store.provenances().items() if one not in gone}
+            check_same_models(stage, read_provenance(found), beside)
 
     def keep(
         self,
@@ -304,9 +299,7 @@ class PairRun:
                 f"written when {', '.join(missing)} are there too: run it without --stage."
             )
             return None
-        numbers = estimated(
-            tree, pair=self.pair.key, seed=self.settings.seed, protocol=self.settings.protocol
-        )
+        numbers = summarise(tree, pair=self.pair.key, seed=self.settings.seed)
         numbers["verdict"] = verdict_sentence(numbers)
         summary = as_json(numbers)
         write_atomically(

@@ -32,10 +32,7 @@ GATES = ("recognised", "backbone_text", "vlm_text", "vlm_image", "vlm_blank")
 def gate_dataset(items: Sequence[Item], scored: Scored, *, gate: str) -> xr.Dataset:
     """One gate's answers as a Dataset with dims ``item``, ``rule`` and a ``gate`` of length one."""
     by_rule = {rule: scored.by_rule.get(rule, [""] * len(items)) for rule in RULES}
-
-    def right_of(choices: Sequence[str]) -> np.ndarray:
-        return chosen_right(items, choices)
-
+    forced_right = [chosen_right(items, choices) for choices in by_rule.values()]
     data = {
         "text": (("gate", "item"), text_array([scored.texts])),
         "choice": (("gate", "item"), text_array([scored.choices])),
@@ -44,7 +41,7 @@ def gate_dataset(items: Sequence[Item], scored: Scored, *, gate: str) -> xr.Data
         "choice_right": (("gate", "item"), scored.choice_right[None]),
         "cut": (("gate", "item"), np.array([scored.cut], dtype=bool)),
         "forced_choice": (("gate", "rule", "item"), text_array([list(by_rule.values())])),
-        "forced_right": (("gate", "rule", "item"), np.array([[*map(right_of, by_rule.values())]])),
+        "forced_right": (("gate", "rule", "item"), np.array([forced_right])),
     }
     coords = {"gate": [gate], "rule": list(by_rule), **item_coords(items)}
     return xr.Dataset(data, coords=coords)
