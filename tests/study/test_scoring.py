@@ -1,6 +1,5 @@
 """Scoring of answers, and the statistics behind every interval."""
 
-
 import numpy as np
 import pytest
 
