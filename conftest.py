@@ -7,9 +7,9 @@ from typing import Any
 import pages
 import pytest
 import tiny
+from published_configs import published_config
 
 from twohop.micro import view
-from twohop.published import published_config
 
 pytest_plugins = ["tenth"]
 ROOT = Path(__file__).parent

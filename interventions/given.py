@@ -212,7 +212,7 @@ def _in_a_row(given: Any) -> bool:
     return getattr(given, "ndim", 1) == 1
 
 
-def one_or_several(given: Any, what: str, *, error: Refusal = PromptError) -> Any:
+def one_or_several(given: Any, what: str) -> Any:
     """Return one text as a str, or several things as a list, whatever they are."""
     text = plain(given)
     return text if isinstance(text, str) else [plain(entry) for entry in several(given, what)]
@@ -252,11 +252,11 @@ def of_kind(value: Any, kind: type | tuple[type, ...], what: str, *, error: Refu
     raise error(f"{what} is {shown(value)}. Expected a {expected}.")
 
 
-def named(value: Any, what: str, *, error: Refusal = PromptError) -> dict[str, Any]:
+def named(value: Any, what: str) -> dict[str, Any]:
     """Return settings by their names, as a dict; none for None."""
-    settings = dict(of_kind({} if value is None else value, Mapping, what, error=error))
+    settings = dict(of_kind({} if value is None else value, Mapping, what, error=PromptError))
     for name in settings:
-        of_kind(name, str, f"a name in {what}", error=error)
+        of_kind(name, str, f"a name in {what}", error=PromptError)
     return settings
 
 
@@ -330,7 +330,7 @@ def _number_of(value: Any, wrong: str, error: Refusal) -> int:
     return number
 
 
-def rows_of(given: Any, n: int, what: str = "row", *, error: Refusal = PromptError) -> list[int]:
+def rows_of(given: Any, n: int, *, error: Refusal) -> list[int]:
     """Return row numbers from 0 on, given as numbers (negative ones from the end) or as a mask.
 
     Parameters
@@ -339,21 +339,19 @@ def rows_of(given: Any, n: int, what: str = "row", *, error: Refusal = PromptErr
         In the order given, repeats allowed; or True for each row that is meant.
     n : int
         Rows there are.
-    what : str
-        One of them, for the message.
     error : type
         What to raise.
     """
-    entries = [plain(entry) for entry in several(_listed(given), f"{what}s", error=error)]
+    entries = [plain(entry) for entry in several(_listed(given), "rows", error=error)]
     masks = [isinstance(entry, bool) for entry in entries]
     if entries and all(masks):
         if len(entries) != n:
-            raise error(f"a mask of {len(entries)} {what}s; there are {n}. Give one bool for each.")
+            raise error(f"a mask of {len(entries)} rows; there are {n}. Give one bool for each.")
         return [row for row, chosen in enumerate(entries) if chosen]
-    numbers = [whole(entry, f"a {what}", error=error) for entry in entries]
+    numbers = [whole(entry, "a row", error=error) for entry in entries]
     for row in numbers:
         if not -n <= row < n:
-            raise error(f"no {what} {row}: there are {what}s 0 to {n - 1}.")
+            raise error(f"no row {row}: there are rows 0 to {n - 1}.")
     return [row % n for row in numbers]
 
 

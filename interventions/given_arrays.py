@@ -72,7 +72,6 @@ def check_range(
     what: str = "the value to be written",
     *,
     infinite: bool = False,
-    error: Refusal = PatchError,
 ) -> None:
     """Refuse NaN, and numbers that the model's format would make infinite.
 
@@ -82,14 +81,14 @@ def check_range(
     if bool(torch.isfinite(cast).all()):  # one question, as each waits for the device
         return
     if bool(torch.isnan(value).any()):
-        raise error(f"{what} holds NaN. Check the run it was read from.")
+        raise PatchError(f"{what} holds NaN. Check the run it was read from.")
     unbounded = torch.isinf(value)
     if bool(unbounded.any()) and not infinite:
-        raise error(f"{what} holds infinite numbers. Check how it was made.")
+        raise PatchError(f"{what} holds infinite numbers. Check how it was made.")
     over = torch.isinf(cast) & ~unbounded
     if bool(over.any()):
         name = str(dtype).removeprefix("torch.")
-        raise error(
+        raise PatchError(
             f"{what} reaches {float(value[over].abs().max()):.3g}, which {name} cannot hold (up to "
             f"{torch.finfo(dtype).max:.3g}). Scale it down, or load the model in a wider format."
         )

@@ -224,13 +224,14 @@ class Store:
         with _readable(path), xr.open_dataset(path, group=stage, engine="h5netcdf") as dataset:
             return dataset.load()
 
-    def attributes(self) -> dict[str, dict[str, Any]]:
-        """Attributes of every stage that is done, without its data."""
+    def provenances(self) -> dict[str, dict[str, Any]]:
+        """How every stage that is done was made, read without its data."""
         path = self.folder / STORE
         if not path.exists():
             return {}
         with _readable(path), h5netcdf.File(path, "r") as file:
-            return {name: dict(group.attrs) for name, group in file.groups.items()}
+            attrs = {stage: dict(group.attrs) for stage, group in file.groups.items()}
+        return {stage: read_provenance(xr.Dataset(attrs=own)) for stage, own in attrs.items()}
 
     def put(self, stage: str, dataset: xr.Dataset, *, drop: Iterable[str] = ()) -> None:
         """Add or replace a stage, and take others out; a kill leaves the store old or complete."""

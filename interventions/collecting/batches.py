@@ -1,7 +1,7 @@
 """Prompts of rows, batch by batch; what cannot be read is set aside."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -113,9 +113,8 @@ class Batch:
             single = site.single and not site.mean
             at = from_lists(lists, length=self.prompt.length, single=single, role=site.role)
             mask = at.mask
-            if site.mean:  # a row's first token fills its list up, and is left out of the mean
-                index = torch.where(mask, at.index, at.index[:, :1])
-                at = replace(at, index=index, mask=torch.ones_like(mask))
+            if site.mean:  # what fills a row up is left out of the mean
+                at = at.filled()
             layers = [site.layers] if isinstance(site.layers, int) else site.layers
             where = Site(site.component, layers, at, site.heads)
             places[name] = (where, mask)

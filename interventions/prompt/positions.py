@@ -65,6 +65,15 @@ class Positions:
             index, torch.ones_like(index, dtype=torch.bool), self.length, True, self.role
         )
 
+    def filled(self) -> "Positions":
+        """Return as many positions for every row, so that rows that differ are read as one tensor.
+
+        What fills a row up is its first position again: :attr:`mask`, before, tells which are its
+        own.
+        """
+        index = torch.where(self.mask, self.index, self.index[:, :1])
+        return Positions(index, torch.ones_like(self.mask), self.length, self.single, self.role)
+
     def shifted(self, left: int, length: int) -> "Positions":
         """Return the same tokens in a prompt that lost ``left`` columns in front."""
         return Positions(self.index - left, self.mask, length, self.single, self.role)

@@ -69,8 +69,7 @@ def frozen(
     """
     layers = index_of(layers, "layer")
     check_written_at(model, prompt, positions, layers)
-    [everything] = read(model, prompt, [Site(component, layers)])
-    value = read_padded(everything, positions, layer_axis=not isinstance(layers, int))
+    [value] = read(model, prompt, [Site(component, layers, positions.filled())])
     return [Patch(component, layers, positions, value)]
 
 

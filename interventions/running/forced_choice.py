@@ -39,31 +39,6 @@ class Chosen:
     scores: torch.Tensor
 
 
-def choose(
-    model: Model,
-    prefill: Run,
-    candidates: Sequence[Sequence[int]],
-    *,
-    decoded: Decoded | None = None,
-) -> tuple[list[int], list[float]]:
-    """Find the likeliest candidate of every row by its whole log-probability, exactly.
-
-    Parameters
-    ----------
-    model, prefill, candidates, decoded
-        As :func:`choose_by` takes them.
-
-    Returns
-    -------
-    choices : list of int
-        Index of the best candidate of each row.
-    logprobs : list of float
-        Its log-probability, nats.
-    """
-    chosen = choose_by(model, prefill, candidates, decoded=decoded)
-    return chosen.choices["sum"], chosen.scores.amax(-1).tolist()
-
-
 def choose_by(
     model: Model,
     prefill: Run,
@@ -107,7 +82,7 @@ def choose_by(
         If the prefill has no cache, there is no such rule, or the prior does not fit.
     """
     if prefill.logits is None or prefill.cache is None:
-        raise PromptError("choose() needs a prefill made by run(..., keep_cache=True).")
+        raise PromptError("a forced choice needs a prefill made by run(..., keep_cache=True).")
     n_rows, device = len(prefill.prompt), model.device
     tree = _beginnings(candidates)
     nodes = list(tree)

@@ -5,9 +5,9 @@ from typing import Literal
 
 import torch
 
-from interventions.architectures.wrapped import where_the_model_is
 from interventions.errors import PatchError
 from interventions.given import of_kind, one_of
+from interventions.given_arrays import tensor_of
 from interventions.model.model import Model
 from interventions.model.pairing import ModelPair
 from interventions.model.sites import (
@@ -19,7 +19,7 @@ from interventions.model.sites import (
     layer_list,
     written_once,
 )
-from interventions.prompt.positions import MODES, Mode, Positions, read_padded
+from interventions.prompt.positions import MODES, Mode, Positions
 from interventions.prompt.prompt import Prompt
 from interventions.running.checking import check_asked
 from interventions.running.patches import Patch
@@ -31,11 +31,11 @@ HOWS: tuple[How, ...] = ("one-to-one", "last-to-all", "mean-to-all")
 
 def transplant(
     pair: ModelPair,
-    source: Prompt,
+    source: Prompt | torch.Tensor,
     *,
     component: Component = "resid_post",
     layers: Layers = 0,
-    read_at: Positions,
+    read_at: Positions | None = None,
     write_at: Positions,
     how: How = "last-to-all",
     to_layers: Sequence[int] | None = None,
@@ -47,19 +47,20 @@ def transplant(
     ----------
     pair : ModelPair
         From :func:`interventions.pair`.
-    source : Prompt
-        Of the backbone.
+    source : Prompt, or Tensor [layer, row, d_model] or [layer, row, position, d_model]
+        Of the backbone; or what is written in place of what it computes there: values that were
+        read before, a mean of them, noise.
     component : str
         ``"resid_pre"``, ``"attn_out"``, ``"mlp_out"`` or ``"resid_post"``.
     layers : int, slice or list of int
         The backbone's.
     read_at : Positions
-        Tokens of ``source``.
+        Tokens of the prompt that is read; left out with a Tensor.
     write_at : Positions
         Tokens of the prompt that the VLM will run, row for row.
     how : {"one-to-one", "last-to-all", "mean-to-all"}
         Token for token, or one value for all tokens of the row: that of the last token read, or
-        their mean.
+        their mean. A Tensor says itself which it is.
     to_layers : sequence of int, optional
         The VLM's, as many as ``layers``. Default: those that correspond.
     mode : {"set", "add"}
@@ -84,14 +85,20 @@ def transplant(
     ['Tessin']
     >>> iv.complete(vlm, shown, patches=patches, stop=" .").texts
     ['Marlow']
+
+    The same size, any direction, is a control that must not help:
+
+    >>> drawn = torch.randn(3, 1, llm.d_model, generator=torch.Generator().manual_seed(0))
+    >>> control = transplant(
+    ...     iv.pair(vlm, llm), drawn, layers=slice(0, 3), write_at=shown.at("image"))
+    >>> iv.complete(vlm, shown, patches=control, stop=" .").texts
+    ['Tessin']
     """
     of_kind(pair, ModelPair, "the pair", error=PatchError)
-    check_asked(pair.backbone, source)
     component = one_of(component, "component", RESIDUAL, error=PatchError)
     how = one_of(how, "how", HOWS, error=PatchError)
     mode = one_of(mode, "mode", MODES, error=PatchError)
-    for at, what in ((read_at, "read_at"), (write_at, "write_at")):
-        of_kind(at, Positions, what, error=PatchError)
+    of_kind(write_at, Positions, "write_at", error=PatchError)
     chosen = written_once(layer_list(layers, pair.backbone.n_layers), "layer")
     blocks = pair.backbone.anatomy.self_blocks
     if crossing := sorted({*chosen} - {*blocks}):
@@ -100,7 +107,6 @@ def transplant(
             "block of a language model corresponds to. Leave them out: "
             "pair.backbone.anatomy.self_blocks are the others."
         )
-    check_place(pair.backbone, source, "a transplant", chosen, read_at)
     there = [pair.layer_map[blocks.index(layer)] for layer in chosen]
     if to_layers is not None:
         there = written_once(layer_list(to_layers, pair.vlm.n_layers), "layer")
@@ -108,36 +114,42 @@ def transplant(
         raise PatchError(
             f"{len(chosen)} layers are read, but {len(there)} are written. Name as many."
         )
-    if read_at.n_rows != write_at.n_rows:
-        raise PatchError(
-            f"{read_at.n_rows} rows are read, but {write_at.n_rows} are written. The prompts need "
-            "the same rows in the same order."
-        )
-    if how == "one-to-one":
-        if not torch.equal(read_at.counts.cpu(), write_at.counts.cpu()):
-            raise PatchError(
-                f"role {read_at.role!r} has {read_at.counts.tolist()[:8]} positions per row, "
-                f"{write_at.role!r} has {write_at.counts.tolist()[:8]}. One-to-one needs as many; "
-                'use how="last-to-all" or "mean-to-all".'
-            )
-        value = padded(pair.backbone, source, component, chosen, read_at)
-    elif how == "last-to-all":
-        [value] = read(pair.backbone, source, [Site(component, chosen, read_at.last())])
+    if isinstance(source, torch.Tensor):
+        if read_at is not None:
+            raise PatchError("a Tensor is not read anywhere. Leave read_at= out, or give a Prompt.")
+        value = tensor_of(source, "the source")
     else:
-        values = padded(pair.backbone, source, component, chosen, read_at)
-        mask = read_at.mask.to(values.device)[None, :, :, None]
-        value = (values * mask).sum(2) / mask.sum(2)
-    if how != "one-to-one":
-        value = value[:, :, None].expand(-1, -1, write_at.index.shape[1], -1)
-    elif read_at.single or write_at.single:
-        value = value.reshape(len(chosen), read_at.n_rows, -1, value.shape[-1])
+        value = _read(pair.backbone, source, component, chosen, read_at, write_at, how)
     return [Patch(component, there, write_at, value, mode)]
 
 
-@where_the_model_is
-def padded(
-    model: Model, source: Prompt, component: Component, layers: Layers, at: Positions
+def _read(
+    model: Model,
+    source: Prompt,
+    component: Component,
+    layers: list[int],
+    read_at: Positions | None,
+    write_at: Positions,
+    how: How,
 ) -> torch.Tensor:
-    """Values [layer, row, position, d_model]; what the mask leaves out is meaningless."""
-    [everything] = read(model, source, [Site(component, layers)])
-    return read_padded(everything, at, layer_axis=True)
+    """What a prompt has at its tokens, [layer, row, d_model] or [layer, row, position, d_model]."""
+    check_asked(model, source)
+    at: Positions = of_kind(read_at, Positions, "read_at", error=PatchError)
+    check_place(model, source, "a transplant", layers, at)
+    if at.n_rows != write_at.n_rows:
+        raise PatchError(
+            f"{at.n_rows} rows are read, but {write_at.n_rows} are written. The prompts need "
+            "the same rows in the same order."
+        )
+    if how == "one-to-one" and not torch.equal(at.counts.cpu(), write_at.counts.cpu()):
+        raise PatchError(
+            f"role {at.role!r} has {at.counts.tolist()[:8]} positions per row, "
+            f"{write_at.role!r} has {write_at.counts.tolist()[:8]}. One-to-one needs as many; "
+            'use how="last-to-all" or "mean-to-all".'
+        )
+    place = at.last() if how == "last-to-all" else at.filled()
+    [value] = read(model, source, [Site(component, layers, place)])
+    if how == "mean-to-all" and not at.single:
+        mask = at.mask.to(value.device)[None, :, :, None]
+        value = (value * mask).sum(2) / mask.sum(2)
+    return value

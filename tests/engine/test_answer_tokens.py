@@ -9,6 +9,7 @@ from families import model_of
 import interventions as iv
 from interventions.errors import PromptError
 from interventions.prompt.answer_tokens import candidate_ids, spaced, token_ids
+from interventions.running.forced_choice import choose_by
 from interventions.sweeping.metrics import target
 
 ANSWERS = ("Paris", "the Hague", "42 people", "Île-de-France")
@@ -83,6 +84,4 @@ def test_the_mark_that_ends_a_turn_ends_a_candidate() -> None:
         model, prompt, candidates=["Paris", "Paris Rome"], stop="\n", end="<|im_end|>"
     )
     prefill = iv.run(model, prompt, keep_cache=True)
-    from interventions.running.forced_choice import choose
-
-    assert asked.logprobs == choose(model, prefill, [short, long])[1]
+    assert asked.logprobs == choose_by(model, prefill, [short, long]).scores.amax(-1).tolist()

@@ -12,7 +12,7 @@ from interventions.errors import PromptError
 from interventions.model.prefix_attention import is_shared
 from interventions.prompt.answer_tokens import candidate_ids
 from interventions.running.complete import following
-from interventions.running.forced_choice import choose, tokens_of
+from interventions.running.forced_choice import choose_by, tokens_of
 from interventions.running.greedy import greedy
 
 
@@ -153,7 +153,8 @@ def test_choose_equals_scoring_every_candidate(
     prefill = iv.run(llm, named, keep_cache=True)
     watch = tokens_of(ids)
     first = greedy(llm, prefill, max_new_tokens=4, stop=" .", watch=watch) if decoded else None
-    found, logprobs = choose(llm, prefill, ids, decoded=first)
+    chosen = choose_by(llm, prefill, ids, decoded=first)
+    found, logprobs = chosen.choices["sum"], chosen.scores.amax(-1).tolist()
     for row, text in enumerate(named.texts):
         scores = torch.tensor(brute_force(llm, text, ids))
         assert found[row] == int(scores.argmax())

@@ -2,14 +2,18 @@
 
 import pickle
 
+import pytest
 import torch
+from families import case_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import interventions as iv
+from interventions.errors import PatchError
 from interventions.prompt.positions import Positions, from_lists, ragged
 from interventions.running.patches import Patch
-from interventions.running.transplant import padded
+from interventions.running.transplant import How
+from interventions.sweeping.measure import measured
 
 LENGTH = 7
 lists = st.lists(st.lists(st.integers(0, LENGTH - 1), max_size=5), min_size=1, max_size=4)
@@ -22,6 +26,52 @@ def test_rows_of_unlike_length_are_filled_up(rows: list[list[int]], fill: int) -
     assert numbers.shape == mask.shape == (len(rows), max(map(len, rows)))
     assert [own[there].tolist() for own, there in zip(numbers, mask, strict=True)] == rows
     assert bool((numbers[~mask] == fill).all())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(0, LENGTH - 1), min_size=1, max_size=5), min_size=1))
+def test_filled_up_positions_are_the_rows_own_and_its_first_again(rows: list[list[int]]) -> None:
+    at = from_lists(rows, length=LENGTH, single=False, role="some")
+    filled = at.filled()
+    assert not filled.ragged
+    assert (filled.length, filled.single, filled.role) == (LENGTH, False, "some")
+    width = max(map(len, rows))
+    assert filled.index.tolist() == [[*row, *row[:1] * (width - len(row))] for row in rows]
+
+
+@pytest.mark.parametrize("how", ["one-to-one", "last-to-all", "mean-to-all"])
+def test_values_that_were_read_before_are_transplanted_as_if_read_now(
+    llm: iv.Model, vlm: iv.Model, named: iv.Prompt, shown: iv.Prompt, how: How
+) -> None:
+    models, layers = iv.pair(vlm, llm), slice(0, 3)
+    at, into = named.at("entity"), shown.at("image")
+    assert at.ragged
+    if how == "one-to-one":
+        at, into = (prompt.at("question", slice(-2, None)) for prompt in (named, shown))
+    place = at.last() if how == "last-to-all" else at.filled()
+    [value] = iv.read(llm, named, [iv.Site("resid_post", layers, place)])
+    if how == "mean-to-all":
+        rows = [own[:, :n].mean(1) for own, n in zip(value.unbind(1), at.counts, strict=True)]
+        value = torch.stack(rows, 1)
+    given = iv.transplant(models, value, layers=layers, write_at=into)
+    made = iv.transplant(models, named, layers=layers, read_at=at, write_at=into, how=how)
+    logits = [iv.run(vlm, shown, patches=patches).logits for patches in (made, given, ())]
+    torch.testing.assert_close(logits[0], logits[1])
+    assert how == "mean-to-all" or torch.equal(logits[0], logits[1])
+    assert not torch.equal(logits[0], logits[2])
+
+
+def test_values_are_put_where_the_backbones_blocks_are_in_the_vlm() -> None:
+    case = case_of("mllama")
+    blocks = case.model.anatomy.self_blocks
+    value = torch.zeros(2, len(case.prompt), case.model.d_model)
+    models, at = iv.pair(case.model, case.model), case.prompt.at("last")
+    [patch] = iv.transplant(models, value, layers=blocks[:2], write_at=at)
+    assert patch.layers == blocks[:2]
+    with pytest.raises(PatchError, match="Leave read_at= out"):
+        iv.transplant(models, value, layers=blocks[:2], read_at=at, write_at=at)
+    with pytest.raises(PatchError, match=r"read_at is None\. Expected a Positions"):
+        iv.transplant(models, case.prompt, layers=blocks[:2], write_at=at)
 
 
 def places(n_rows: int, *counts: int) -> Positions:
@@ -60,5 +110,6 @@ def test_merged_patches_write_what_each_wrote_into_its_own_rows(llm: iv.Model) -
 
 
 def test_what_runs_where_the_model_is_is_found_by_its_name() -> None:
-    assert pickle.loads(pickle.dumps(padded)) is padded
-    assert (padded.__module__, padded.__name__) == ("interventions.running.transplant", "padded")
+    assert pickle.loads(pickle.dumps(measured)) is measured
+    assert measured.__module__ == "interventions.sweeping.measure"
+    assert measured.__name__ == "measured"

@@ -16,6 +16,7 @@ from test_data import Row, jsonl, rows  # noqa: F401
 from twohop.ask.study import longest_answer
 from twohop.cli import main
 from twohop.items.datamap import BRIEF, DataMap, Wording, read_map
+from twohop.items.digest import asked_parts
 from twohop.items.formats import CHAT, QA, Writer, chat_template_of
 from twohop.items.items import Benchmark
 from twohop.items.reading import DataError
@@ -25,10 +26,11 @@ from twohop.pairs import own_pair, with_data
 from twohop.protocol import Protocol
 from twohop.report.cautions import cautions
 from twohop.report.summary import answers_cut, summarise, verdict_sentence
-from twohop.running.pair_run import Settings, fingerprint
+from twohop.running.pair_run import Settings
 from twohop.running.study import study_of
 from twohop.stages.recall import text_gate
 from twohop.stages.run import run_stages
+from twohop.statistics import as_json
 
 FAMILY = "qwen2_5_vl"
 OWN = "One word."
@@ -78,11 +80,11 @@ def test_the_map_words_it_or_turns_it_off(chatty: Path, items: Path, tmp_path: P
     assert worded.templates["capital"].fill("X").count(f"?\n{OWN}<|im_end|>") == 1
     assert "?<|im_end|>" in bare.templates["capital"].fill("X")
     assert BRIEF not in bare.notes
-    assert len({fingerprint(one) for one in (by_default, worded, bare)}) == 3
+    assert len({str(asked_parts(one)) for one in (by_default, worded, bare)}) == 3
     for kind in ("qa", "completion"):
         other = asked(chatty, items, format=kind)
         assert BRIEF not in other.templates["capital"].fill("X")
-        assert fingerprint(other) == fingerprint(asked(chatty, items, off, format=kind))
+        assert asked_parts(other) == asked_parts(asked(chatty, items, off, format=kind))
         with pytest.raises(DataError, match="behind the questions of a chat, and the format is"):
             asked(chatty, items, own, format=kind)
 
@@ -160,7 +162,7 @@ def test_no_item_for_windows_and_maps_is_no_crash_and_has_its_reason() -> None:
     found = run_stages(stages, study, {"backbone_text": told})
     assert found["windows"].sizes["item"] == 0
     tree = xr.DataTree.from_dict(found)
-    summary = summarise(tree, pair="wordy", seed=0)
+    summary = as_json(summarise(tree, pair="wordy", seed=0))
     assert summary["answers_cut"]["backbone_text"] == {"n": 1, "wrong": 1}
     assert "lateness was not measured, as the backbone's recall has no window" in verdict_sentence(
         summary

@@ -5,10 +5,10 @@ import torch
 from floors import FLOOR32, NAMES, noise, relative
 
 import interventions as iv
-from interventions.running.complete import following
+from interventions.sweeping.metrics import target
 from twohop.ask.on_server import no_tick
 from twohop.micro.benchmark import benchmark
-from twohop.stages.patched import answer_ids, answered_cells, run_cells
+from twohop.stages.patched import answered_cells, run_cells
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def test_answers_in_cells_are_those_of_greedy_decoding(llm: iv.Model) -> None:
         [template.fill(item.entity.name) for item in items],
         spans={"entity": [template.span(item.entity.name) for item in items]},
     )
-    own = answer_ids(llm, prompt, items)
-    asked = following(prompt, own, pad_id=llm.tokenizer.pad_token_id)
+    own = target(llm, prompt, [item.answers[0] for item in items])
+    asked = own.scored(prompt)
     found = answered_cells(llm, asked, own, cells_of(llm, asked), tick=no_tick)
     assert found.any()
     assert not found.all()

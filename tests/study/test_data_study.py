@@ -23,6 +23,7 @@ from twohop.flags import benchmark as flags
 from twohop.flags import templates
 from twohop.items.benchmark import Views, check_views, data_benchmark
 from twohop.items.datamap import DataMap, Wording, read_map
+from twohop.items.digest import asked_parts
 from twohop.items.formats import (
     CHAT,
     COMPLETION,
@@ -39,7 +40,6 @@ from twohop.items.validation import check
 from twohop.micro import benchmark as micro
 from twohop.micro import micro_folder
 from twohop.pairs import PAIRS, find_pair, model_name, own_pair, with_data
-from twohop.running.pair_run import fingerprint
 
 CAPITAL = Wording("What is the capital of {entity}?")
 SHOWN = Wording("What is the capital of {entity}?", "Which capital has this country?")
@@ -169,7 +169,7 @@ def test_too_few_pictures_are_said_before_anything_runs(tmp_path: Path, rows: li
 def test_results_belong_to_their_pictures_and_wordings(tmp_path: Path, rows: list[Row]) -> None:
     def found(**changes: Any) -> str:
         checked = check([{**row, "image": tmp_path / row["image"], **changes} for row in rows])
-        return fingerprint(data_benchmark(checked, Writer(QA)))
+        return str(asked_parts(data_benchmark(checked, Writer(QA))))
 
     before = found()
     assert before == found()

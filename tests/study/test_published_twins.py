@@ -8,13 +8,14 @@ import tiny
 import torch
 from families import PATHS, Case, Edit, raw_run
 from floors import FLOOR32, relative
+from published_configs import backbone_config, published_config, vlm_config
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import interventions as iv
 from interventions.architectures.anatomy import Anatomy, find_anatomy
 from interventions.errors import PatchError
 from interventions.model.pairing import match_blocks
-from twohop.published import PUBLISHED, PublishedPair, published_config
+from twohop.published import PUBLISHED, PublishedPair
 
 every_pair = pytest.mark.parametrize("pair", PUBLISHED.values(), ids=PUBLISHED)
 WITH_IMAGES_IN_TRAINING = [key for key, pair in PUBLISHED.items() if pair.architecture != "llava"]
@@ -40,7 +41,7 @@ def test_the_anatomy_at_true_size(pair: PublishedPair) -> None:
     crossing = CROSSING.get(pair.key, [])
     assert vlm.cross_blocks == crossing
     assert backbone.cross_blocks == []
-    for anatomy, config in ((vlm, pair.vlm_config()), (backbone, pair.backbone_config())):
+    for anatomy, config in ((vlm, vlm_config(pair)), (backbone, backbone_config(pair))):
         text: Any = config.get_text_config(decoder=True)
         assert (anatomy.n_layers, anatomy.d_model) == (text.num_hidden_layers, text.hidden_size)
         assert anatomy.n_heads == text.num_attention_heads
@@ -153,8 +154,8 @@ def test_a_transplant_between_the_twins_is_a_raw_write(pair: PublishedPair) -> N
     others = [i for i in range(vlm.n_layers) if i not in PATHS[name_of(vlm)].cross_blocks]
     assert both.layer_map == tuple(others)
     found = {one.what for one in both.differences}
-    text: Any = pair.vlm_config().get_text_config(decoder=True)
-    other: Any = pair.backbone_config()
+    text: Any = vlm_config(pair).get_text_config(decoder=True)
+    other: Any = backbone_config(pair)
     assert (ROPE in found) == (text.rope_parameters != other.rope_parameters)
     assert found <= {ROPE, "architecture", "vocabulary size"}
     check_a_transplant(both, layer=2)

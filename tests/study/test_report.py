@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from PIL import Image
+from published_configs import vlm_config
 from rich.console import Console
 
 from interventions.errors import ResultsError
@@ -32,6 +33,7 @@ from twohop.report.style import spread
 from twohop.report.summary import summarise, verdict_sentence
 from twohop.report.tables import all_tables, at
 from twohop.stages.recovery.arms import WITHOUT_IMAGE_TOKENS
+from twohop.statistics import as_json
 
 FIGURES = ("gates", "outcomes", "resolution", "windows", "map", "recovery")
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -256,14 +258,14 @@ def test_what_attribution_is_worth_is_said(
     assert "[−0.25, " in text
     assert "Do not trust it there; the exact map stands." in text
     assert "By attribution: VLM, image: integrated gradients" in text
-    found = summarise(changed_tree, pair="micro-naming", seed=0)
+    found = as_json(summarise(changed_tree, pair="micro-naming", seed=0))
     assert found["attribution_agreement"]["text"]["all"]["value"] is None
     assert found["not_available"]["attribution_agreement/text/all"] == why
 
 
 def text_of(tree: xr.DataTree, folder: Path) -> str:
     """Summarise a tree, write its report and give the words on the page."""
-    found = summarise(tree, pair="micro-naming", seed=0)
+    found = as_json(summarise(tree, pair="micro-naming", seed=0))
     found["verdict"] = verdict_sentence(found)
     json.dumps(found, allow_nan=False)
     path = write_report(folder, tree, found, find_pair("micro-naming").benchmark())
@@ -383,7 +385,7 @@ def test_a_class_is_known_of_a_folder_as_of_a_registered_pair(key: str) -> None:
     pair = PUBLISHED[key]
     tokens = pair.architecture != "cross-attention"
     for vlm, backbone in ((pair.vlm, pair.backbone), ("my/vlm", "my/llm")):
-        kind = pair.vlm_config().model_type
+        kind = vlm_config(pair).model_type
         found = architecture_of(vlm, backbone, model_type=kind, image_tokens=tokens)
         assert found == pair.architecture
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from published_configs import backbone_config, vlm_config
 from tiny import (
     FAMILIES,
     QUIRKS,
@@ -289,7 +290,7 @@ def test_shrinking_keeps_everything_but_sizes(name):
 
 @pytest.mark.parametrize("pair", PUBLISHED.values(), ids=PUBLISHED)
 def test_published_pairs_have_twins(pair: PublishedPair):
-    configs = [pair.vlm_config(), pair.backbone_config()]
+    configs = [vlm_config(pair), backbone_config(pair)]
     twins = [shrink(config) for config in configs]
     ids, widths, blocks = [], [], []
     for true, tiny in zip(configs, twins, strict=True):

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from published_configs import published_config
 
 import interventions as iv
 from interventions.architectures.faults import check_unbroken
-from twohop.published import PUBLISHED, published_config
+from twohop.published import PUBLISHED
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
 

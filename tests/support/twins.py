@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny
+from published_configs import published_config
 
 import interventions as iv
 from interventions.running.greedy import greedy
@@ -21,7 +22,7 @@ from twohop.ask.study import Study, image_prompt, text_prompt
 from twohop.items.benchmark import data_benchmark
 from twohop.items.formats import CHAT, Writer, chat_template_of
 from twohop.items.validation import Checked, check
-from twohop.published import PUBLISHED, published_config
+from twohop.published import PUBLISHED
 
 PLACES = ("Bern", "Oslo", "Lima", "Kiel")
 SIZES = ((40, 30), (24, 60), (33, 33), (40, 30))

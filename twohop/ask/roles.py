@@ -4,10 +4,6 @@ Most VLMs give an image tokens of its own. Where it enters by cross-attention bl
 there, the tokens of the question stand for the place where the backbone's entity is written.
 """
 
-from dataclasses import replace
-
-import torch
-
 from interventions import Model, ModelPair, Positions, Prompt
 from interventions.prompt.positions import from_lists
 
@@ -40,17 +36,6 @@ def entity_tokens(prompt: Prompt) -> Positions:
 def last_entity_token(prompt: Prompt) -> Positions:
     """Last image token; the last token of all where there are none."""
     return prompt.at("last") if prompt.cross_attention else prompt.at("image", -1)
-
-
-def padded(positions: Positions) -> Positions:
-    """As many positions in every row, so that rows with fewer can be read with the others.
-
-    What fills them up is the row's first position again; the mask of ``positions`` tells which.
-    """
-    if not positions.ragged:
-        return positions
-    index = torch.where(positions.mask, positions.index, positions.index[:, :1])
-    return replace(positions, index=index, mask=torch.ones_like(positions.mask))
 
 
 def backbone_layers(pair: ModelPair) -> list[int]:

@@ -194,9 +194,10 @@ def name_entities(
     return texts, np.array(right, dtype=bool), [answer["cut"] for answer in answered]
 
 
-def first_token(model: Model, prompt: Prompt, text: str) -> int:
-    """Id of the first token of an answer as it follows a prompt."""
-    return candidate_ids(model, [text], space=spaced(model, prompt))[0][0]
+def first_tokens(model: Model, prompt: Prompt, texts: Sequence[str]) -> list[int]:
+    """Id of the first token of each answer as it follows a prompt."""
+    space = spaced(model, prompt)
+    return [candidate_ids(model, [text], space=space)[0][0] for text in texts]
 
 
 def mean_of_others(values: torch.Tensor, items: Sequence[Item]) -> torch.Tensor:

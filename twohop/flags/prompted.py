@@ -13,6 +13,8 @@ from interventions.model.cache_names import cache_argument, returned_cache
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+ASKED_ROWS = 64  # at a time
+
 
 class PromptedLM:
     """A language model that has already read ``prefix``; rows continue from there.
@@ -80,9 +82,7 @@ class PromptedLM:
                 state = self._continue(cache, input_ids=said[-1][:, None])
         return torch.stack(said, dim=1).tolist()
 
-    def first_lines(
-        self, rows: Sequence[torch.Tensor], *, tokens: int = 8, batch: int = 64
-    ) -> list[str]:
+    def first_lines(self, rows: Sequence[torch.Tensor], *, tokens: int) -> list[str]:
         """First line of each row's greedy continuation, stripped.
 
         Rows are [position, d_model] and may differ in length; rows of one length run together.
@@ -92,8 +92,8 @@ class PromptedLM:
             by_length[len(row)].append(number)
         lines = [""] * len(rows)
         for numbers in by_length.values():
-            for start in range(0, len(numbers), batch):
-                chunk = numbers[start : start + batch]
+            for start in range(0, len(numbers), ASKED_ROWS):
+                chunk = numbers[start : start + ASKED_ROWS]
                 said = self.greedy(torch.stack([rows[n] for n in chunk]), tokens=tokens)
                 texts = self.tokenizer.batch_decode(said, skip_special_tokens=True)
                 for number, text in zip(chunk, texts, strict=True):

@@ -14,11 +14,6 @@ from twohop.protocol import DEFAULT, Protocol
 ANY_NAME = "Any Name"  # where a chain of questions is written about no entity in particular
 
 
-def fingerprint(benchmark: Benchmark, *, protocol: Protocol = DEFAULT) -> str:
-    """Short hash of everything a benchmark asks."""
-    return _short(asked_parts(benchmark, protocol=protocol))
-
-
 def named(benchmark: Benchmark, parts: Mapping[str, str | None]) -> str:
     """A benchmark's name with the short hash of its parts, :func:`asked_parts`."""
     return f"{benchmark.name} {_short(parts)}"

@@ -1,6 +1,5 @@
 """The 14 published VLM-backbone pairs: what they are, how large, and where they could run."""
 
-from twohop.published.configs import published_config
 from twohop.published.registry import PUBLISHED, Count, PublishedPair
 
-__all__ = ["PUBLISHED", "Count", "PublishedPair", "published_config"]
+__all__ = ["PUBLISHED", "Count", "PublishedPair"]

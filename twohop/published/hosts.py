@@ -17,6 +17,7 @@ from twohop.published.registry import PublishedPair
 
 # Weights are not all: activations, the cache of keys and values, and what is saved come on top.
 HEADROOM = 1.2
+PATIENCE = 4.0  # seconds in all, name look-up included
 NDIF_VARIABLES = ("NDIF_API_KEY", "NDIF_HOST")
 
 
@@ -65,16 +66,11 @@ def ndif_is_configured() -> bool:
     return any(os.environ.get(name) for name in NDIF_VARIABLES)
 
 
-def ask_ndif(*, timeout: float = 4.0) -> Ndif:
+def ask_ndif() -> Ndif:
     """Ask the configured NDIF service which models it runs.
 
     This is the question of ``nnsight.status()``, which waits for up to half a minute, and says on
     stderr, rather than to its caller, that nobody answered.
-
-    Parameters
-    ----------
-    timeout : float
-        Seconds to wait in all, name look-up included.
 
     Returns
     -------
@@ -88,7 +84,7 @@ def ask_ndif(*, timeout: float = 4.0) -> Ndif:
 
     def ask() -> None:
         try:
-            with urlopen(f"{host}/status", timeout=timeout) as response:
+            with urlopen(f"{host}/status", timeout=PATIENCE) as response:
                 status = json.load(response)
             if not isinstance(status, dict) or not isinstance(status.get("deployments"), dict):
                 raise ValueError("what answers there is no NDIF")
@@ -98,10 +94,10 @@ def ask_ndif(*, timeout: float = 4.0) -> Ndif:
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(timeout)
+    asking.join(PATIENCE)
     answer = answers[0] if answers else None
     if not isinstance(answer, dict):
-        why = getattr(answer, "reason", answer) or f"no answer in {timeout:g} s"
+        why = getattr(answer, "reason", answer) or f"no answer in {PATIENCE:g} s"
         return Ndif(host, False, frozenset(), f"NDIF at {host} could not be reached: {why}.")
     running = frozenset(
         str(deployment.get("repo_id", "")).lower()

@@ -4,12 +4,7 @@ The list is our reading of "14 VLMs, 7B to 124B" in *Too Late to Recall* (arXiv 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-from twohop.published.configs import published_config
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+from typing import Any, Literal
 
 Architecture = Literal["llava", "native", "cross-attention"]
 Layout = Literal["transformers", "llava_llama", "mistral"]
@@ -38,10 +33,6 @@ class Count:
 
     def __str__(self) -> str:
         return f"{'' if self.exact else '~'}{self.value / 1e9:.4g}B"
-
-    def agrees(self, counted: int) -> bool:
-        """Whether a count from the weights or a config is the published one."""
-        return abs(counted - self.value) <= self.tolerance
 
 
 def _about(billions: float, digits: int) -> Count:
@@ -149,14 +140,6 @@ class PublishedPair:
     def total_bytes(self) -> int:
         """Memory of both at bfloat16; the same weights count once."""
         return self.vlm_bytes + (0 if self.same_weights else self.backbone_bytes)
-
-    def vlm_config(self) -> "PreTrainedConfig":
-        """Return the VLM's config, at its true size."""
-        return published_config(self.vlm)
-
-    def backbone_config(self) -> "PreTrainedConfig":
-        """Return the backbone's config, at its true size."""
-        return published_config(self.backbone, text_only=self.same_weights)
 
     def record(self) -> dict[str, Any]:
         """Return the pair as plain data, with the names of its attributes as keys."""

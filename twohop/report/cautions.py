@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from interventions.results import read_provenance
 from twohop.protocol import Protocol
 from twohop.report import wording
 from twohop.report.estimates import estimate, short, whole, written
-from twohop.report.summary import image_hits
+from twohop.report.summary import image_hits, whole_arm
 from twohop.stages.maps.agreement import ATTRIBUTION_STAGES, doubtful
 from twohop.stages.maps.exact import MAP_COMPONENTS
-from twohop.stages.provenance import made_with, protocol_of
+from twohop.stages.provenance import protocol_of
+from twohop.stages.recovery.arms import WHOLE
 from twohop.statistics import estimates
 
 
@@ -42,7 +44,7 @@ def _about_versions(tree: xr.DataTree) -> list[str]:
     """What stages were computed with, where it is not the same for all."""
     seen: dict[str, dict[str, list[str]]] = {}
     for stage, node in tree.children.items():
-        for package, version in made_with(node.attrs).get("versions", {}).items():
+        for package, version in read_provenance(node).get("versions", {}).items():
             seen.setdefault(package, {}).setdefault(version, []).append(str(stage))
     return [
         f"Stages were computed under different versions of {package}: "
@@ -191,20 +193,14 @@ def _about_verdicts(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Pro
 def _about_recovery(summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
     sentences = []
     arms = summary["recovered"]
-    at_image = "recovered/transplant_all_image" not in summary["not_available"]
-    whole_arm, placebo = (
-        estimate(arms.get(arm))
-        for arm in (
-            "transplant_all_image" if at_image else "transplant_question",
-            "transplant_random_position",
-        )
-    )
-    if whole_arm.measured and placebo.measured:
-        near = placebo.value >= protocol.caution_random * whole_arm.value > 0
-        if placebo.high >= whole_arm.low or near:
+    arm = whole_arm(summary)
+    moved, placebo = (estimate(arms.get(name)) for name in (arm, "transplant_random_position"))
+    if moved.measured and placebo.measured:
+        near = placebo.value >= protocol.caution_random * moved.value > 0
+        if placebo.high >= moved.low or near:
             sentences.append(
-                f"Random positions recover {written(placebo)}, next to {written(whole_arm)} for "
-                f"the {'image' if at_image else 'question'} "
+                f"Random positions recover {written(placebo)}, next to {written(moved)} for "
+                f"the {'image' if arm == WHOLE else 'question'} "
                 "tokens. The transplant shows that the values suffice, not that the place matters."
             )
     average = estimate(arms.get("mean_entity"))
@@ -220,8 +216,8 @@ def _about_recovery(summary: Mapping[str, Any], protocol: Protocol) -> list[str]
             f"Back-patching does not clearly beat its null: {short(arms['back_patching'])} against "
             f"{short(arms['back_patching_null'])}, difference {written(minus)} (n {minus.n})."
         )
-    if whole_arm.measured and whole_arm.n < protocol.caution_lost:
-        sentences.append(f"Only {whole_arm.n} items were lost. Every share of them is rough.")
+    if moved.measured and moved.n < protocol.caution_lost:
+        sentences.append(f"Only {moved.n} items were lost. Every share of them is rough.")
     return sentences
 
 

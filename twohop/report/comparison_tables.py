@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from twohop.report import wording
 from twohop.report.comparison import Classes, Run, by_class, runs_of
-from twohop.report.estimates import Unit, whole
+from twohop.report.estimates import whole
 from twohop.report.tables import Cell, Summary, Table, count, number, row
 from twohop.stages.recovery.arms import KNOWN, arm_groups
 
@@ -13,39 +13,39 @@ def _table(
     name: str,
     title: str,
     classes: Classes,
-    columns: Mapping[str, tuple[str, Unit]],
+    columns: Mapping[str, str],
     note: str,
     *,
     n: bool = False,
 ) -> Table:
     """One row per run under its class; a column is a number of the summary, or its count."""
 
-    def cell(run: Run, key: str, unit: Unit) -> Cell:
+    def cell(run: Run, key: str) -> Cell:
         group, _, arm = key.partition("/")
         if arm == "n":
             of_run = count(run.summary, group)
         else:
             key = f"{group}/{run.arm(arm)}" if group == "recovered" else key
-            of_run = number(run.summary, key, unit, n=n)
+            of_run = number(run.summary, key, n=n)
         return Cell(of_run.text, f"{run.index}/{of_run.key}")
 
     rows: list[tuple[Cell, ...]] = []
     for kind, runs in classes.items():
         rows.append(row(wording.ARCHITECTURES[kind], *(Cell("") for _ in columns)))
         for run in runs:
-            rows.append(row(run.name, *(cell(run, *column) for column in columns.values())))
+            rows.append(row(run.name, *(cell(run, key) for key in columns.values())))
     return Table(name, title, ("run", *columns), tuple(rows), note)
 
 
 def gap_table(classes: Classes) -> Table:
     """The gap of every run."""
-    columns: dict[str, tuple[str, Unit]] = {
-        "backbone, text": ("backbone_text", "share"),
-        "VLM, image": ("vlm_image", "share"),
-        "gap, points": ("gap_points", "points"),
-        "forced choice, points": ("gap_points_forced", "points"),
-        "gap, relative": ("gap_relative", "share"),
-        "n": ("gap_points/n", "share"),
+    columns = {
+        "backbone, text": "backbone_text",
+        "VLM, image": "vlm_image",
+        "gap, points": "gap_points",
+        "forced choice, points": "gap_points_forced",
+        "gap, relative": "gap_relative",
+        "n": "gap_points/n",
     }
     note = (
         "Brackets: 95 %, bootstrap over the entities of each run. The gap, and n, are of "
@@ -56,19 +56,16 @@ def gap_table(classes: Classes) -> Table:
 
 def gates_table(classes: Classes) -> Table:
     """Accuracy of every run at each gate."""
-    columns: dict[str, tuple[str, Unit]] = {
-        label: (gate, "share") for gate, label in wording.GATES.items()
-    }
-    columns["n"] = ("vlm_image/n", "share")
+    columns = {label: gate for gate, label in wording.GATES.items()} | {"n": "vlm_image/n"}
     return _table("gates", "Accuracy at each gate, free answers", classes, columns, "All items.")
 
 
 def lateness_table(classes: Classes) -> Table:
     """Lateness of every run, in layers and against the depth of the model."""
-    columns: dict[str, tuple[str, Unit]] = {
-        "lateness, transfer probe": ("lateness_layers", "layers"),
-        "lateness, plain probe": ("lateness_layers_plain", "layers"),
-        "entities": ("lateness_layers/n", "share"),
+    columns = {
+        "lateness, transfer probe": "lateness_layers",
+        "lateness, plain probe": "lateness_layers_plain",
+        "entities": "lateness_layers/n",
     }
     base = _table("lateness", "Lateness, in layers", classes, columns, "")
     runs = {run.name: run.summary for run in runs_of(classes)}
@@ -100,9 +97,7 @@ def part_of_depth(summary: Summary) -> str:
 
 def diagnosis_table(classes: Classes) -> Table:
     """Why the items of every run are lost."""
-    columns: dict[str, tuple[str, Unit]] = {
-        label: (f"diagnosis/{key}", "share") for key, (label, _) in wording.VERDICTS.items()
-    }
+    columns = {label: f"diagnosis/{key}" for key, (label, _) in wording.VERDICTS.items()}
     note = "Share of all items; each has the first verdict that holds, from left to right."
     return _table("diagnosis", "Diagnosis", classes, columns, note)
 
@@ -120,19 +115,17 @@ def recovery_tables(classes: Classes) -> list[Table]:
         note += " Where an image has no tokens, the question’s take the place of its tokens."
     tables = []
     for title, group in arm_groups([*arms]):
-        columns: dict[str, tuple[str, Unit]] = {
-            label: (f"recovered/{arm}", "share") for arm, label in group.items()
-        }
+        columns = {label: f"recovered/{arm}" for arm, label in group.items()}
         tables.append(_table(f"recovered-{len(tables)}", title, classes, columns, note, n=True))
     return tables
 
 
 def short_table(classes: Classes) -> Table:
     """What fits a console: gap and lateness."""
-    columns: dict[str, tuple[str, Unit]] = {
-        "gap, points": ("gap_points", "points"),
-        "forced choice": ("gap_points_forced", "points"),
-        "lateness, layers": ("lateness_layers", "layers"),
+    columns = {
+        "gap, points": "gap_points",
+        "forced choice": "gap_points_forced",
+        "lateness, layers": "lateness_layers",
     }
     return _table("short", "Side by side", classes, columns, "")
 

@@ -46,7 +46,7 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     Parameters
     ----------
     summary : mapping
-        From :func:`twohop.report.summary.summarise`.
+        From :func:`twohop.report.summary.summarise`; or as it was stored.
     console : Console
         Tables take at most 80 columns.
     """

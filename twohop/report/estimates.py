@@ -16,6 +16,21 @@ Number = Estimate | Mapping[str, Any] | None
 """A number with its interval: as an estimate, as ``summary.json`` has it, or none at all."""
 
 
+def unit_of(key: str) -> Unit:
+    """What a number of the summary is measured in, by where it is.
+
+    Examples
+    --------
+    >>> unit_of("gap_points"), unit_of("recovered/cot_gold")
+    ('points', 'share')
+    """
+    if key.startswith("attribution_agreement/"):
+        return "share" if key.endswith("/top") else "correlation"
+    if key.startswith("lateness_layers"):
+        return "layers"
+    return "points" if key.startswith("gap_points") else "share"
+
+
 def estimate(number: Number) -> Estimate:
     """Return a number as an estimate; what is none was not measured."""
     return NONE if number is None else estimates(number)

@@ -42,11 +42,12 @@ class Example:
     arms: tuple[Said, ...]
 
 
-def inline(picture: Image.Image, *, width: int = PICTURE_WIDTH) -> str:
+def inline(picture: Image.Image) -> str:
     """Return a small picture as a data URI."""
     small = picture.convert("RGB")
-    if small.width > width:
-        small = small.resize((width, max(1, round(small.height * width / small.width))))
+    if small.width > PICTURE_WIDTH:
+        height = max(1, round(small.height * PICTURE_WIDTH / small.width))
+        small = small.resize((PICTURE_WIDTH, height))
     buffer = io.BytesIO()
     small.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -89,8 +90,8 @@ def chosen(
     return sorted(picked)
 
 
-def examples(tree: xr.DataTree, benchmark: Benchmark, *, n: int = N_EXAMPLES) -> list[Example]:
-    """Return about ``n`` items that show each class of diagnosis and of image answer."""
+def examples(tree: xr.DataTree, benchmark: Benchmark) -> list[Example]:
+    """Return a few items that show each class of diagnosis and of image answer."""
     gates = tree["recall"].to_dataset()
     recovery = tree["recovery"].to_dataset()
     known = {item.id: item for item in benchmark.items}
@@ -107,7 +108,7 @@ def examples(tree: xr.DataTree, benchmark: Benchmark, *, n: int = N_EXAMPLES) ->
         [(verdicts[gates["item"].values[i]], outcomes[i]) for i in rows],
         entities=[str(gates["entity"].values[i]) for i in rows],
         preferred=[gates["item"].values[i] in tried for i in rows],
-        n=n,
+        n=N_EXAMPLES,
     )
     shown = []
     for i in (rows[j] for j in picked):

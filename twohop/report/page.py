@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from interventions.storable import write_atomically
 from twohop.items.items import Benchmark
 from twohop.report.cautions import cautions
-from twohop.report.estimates import Unit, bounds, estimate, short, whole
+from twohop.report.estimates import bounds, estimate, short, unit_of, whole
 from twohop.report.examples import examples
 from twohop.report.figures import (
     gates_figure,
@@ -31,7 +31,7 @@ from twohop.report.settings import (
     settings_rows,
     stage_rows,
 )
-from twohop.report.summary import verdict_sentence
+from twohop.report.summary import verdict_sentence, whole_arm
 from twohop.report.tables import all_tables, at
 from twohop.stages.provenance import protocol_of
 from twohop.statistics import estimates
@@ -99,11 +99,9 @@ def embedded(vector: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(vector).decode()
 
 
-def key_number(
-    summary: Mapping[str, Any], key: str, label: str, unit: Unit = "share", *, reason: str = ""
-) -> KeyNumber:
+def key_number(summary: Mapping[str, Any], key: str, label: str, *, reason: str = "") -> KeyNumber:
     """A number of the summary, large, with its interval beneath, or why there is none."""
-    number = estimate(at(summary, key))
+    number, unit = estimate(at(summary, key)), unit_of(key)
     value = short(number, unit)
     if number.measured:
         detail = f"{bounds(number, unit)}, n\u00a0{number.n}"
@@ -116,12 +114,6 @@ def key_number(
     return KeyNumber(label, value, detail, key)
 
 
-def whole_arm(summary: Mapping[str, Any]) -> str:
-    """The transplant that writes into all tokens of the image, or of the question."""
-    at_image = "recovered/transplant_all_image" not in summary["not_available"]
-    return "transplant_all_image" if at_image else "transplant_question"
-
-
 def key_numbers(summary: Mapping[str, Any]) -> list[KeyNumber]:
     """The numbers that the verdict rests on."""
     return [
@@ -131,14 +123,12 @@ def key_numbers(summary: Mapping[str, Any]) -> list[KeyNumber]:
             summary,
             "gap_points",
             "gap, points (recognised)",
-            "points",
             reason="no item was recognised",
         ),
         key_number(
             summary,
             "lateness_layers",
             "lateness, layers",
-            "layers",
             reason="transfer probe no better than shuffled labels",
         ),
         key_number(summary, f"recovered/{whole_arm(summary)}", "recovered by transplant"),
@@ -204,7 +194,7 @@ def write_report(
     tree : DataTree
         Of the finished run.
     summary : mapping
-        From :func:`twohop.report.summary.summarise`, or :func:`~twohop.report.summary.estimated`.
+        From :func:`twohop.report.summary.summarise`; or as it was stored.
     benchmark : Benchmark
         For the pictures, the questions and its notes.
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import xarray as xr
 
+from interventions.results import read_provenance
 from twohop.pairs import PAIRS
 from twohop.protocol import Protocol, documented
 from twohop.published import PUBLISHED
-from twohop.stages.provenance import made_with, protocol_of, settings_of
+from twohop.stages.provenance import protocol_of, settings_of
 
 MODEL_FACTS = ("revision", "dtype", "device", "attention")
 HIDDEN = ("provenance",)
@@ -19,7 +20,7 @@ def provenances(tree: xr.DataTree) -> dict[str, dict[str, Any]]:
     """Provenance of every stage that carries one, with its settings beside the rest."""
     by_stage = {}
     for stage, node in tree.children.items():
-        if provenance := made_with(node.attrs):
+        if provenance := read_provenance(node):
             settings = provenance.pop("settings", {})
             by_stage[stage] = {**settings, **provenance}
             if settings and "vlm" not in settings:

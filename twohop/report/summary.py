@@ -6,21 +6,21 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from interventions.results import read_provenance
 from twohop.ask.roles import IMAGE_ROLES, NO_IMAGE_TOKENS
 from twohop.ask.study import SEPARATOR
 from twohop.protocol import DEFAULT, Protocol
 from twohop.published.architecture import Class, architecture_of
 from twohop.scoring import OUTCOMES
-from twohop.stages.diagnosis import VERDICTS, beats_its_null
+from twohop.stages.diagnosis import VERDICTS, beats_its_null, read_at_image
 from twohop.stages.maps.agreement import agreement_of_run, refusals
-from twohop.stages.provenance import made_with, protocol_of
+from twohop.stages.provenance import protocol_of
 from twohop.stages.recall import GATES
-from twohop.stages.recovery.arms import ALL_ARMS, KNOWN, WITHOUT_IMAGE_TOKENS
+from twohop.stages.recovery.arms import ALL_ARMS, KNOWN, WHOLE, WITHOUT_IMAGE_TOKENS
 from twohop.stages.resolution import depth
 from twohop.statistics import (
     NOT_MEASURED,
     Estimate,
-    as_json,
     cluster_sums,
     difference,
     estimates,
@@ -45,8 +45,7 @@ def image_hits(resolution: xr.Dataset, kind: str) -> np.ndarray:
 
     Nowhere, where an image has no tokens.
     """
-    there = [role for role in IMAGE_ROLES if role in resolution["role"].values]
-    return resolution["probe"].sel(kind=kind, role=there).any("role").values
+    return read_at_image(resolution, kind).any("role").values
 
 
 def vlm_block(resolution: xr.Dataset, block: int) -> int:
@@ -63,9 +62,15 @@ def not_available(resolution: xr.Dataset) -> dict[str, str]:
     return dict.fromkeys(["lateness_layers", "lateness_layers_plain", *at_image], NO_IMAGE_TOKENS)
 
 
+def whole_arm(summary: Mapping[str, Any]) -> str:
+    """The transplant that writes into all tokens of the image, or of the question."""
+    gone = f"recovered/{WHOLE}" in summary["not_available"]
+    return WITHOUT_IMAGE_TOKENS[WHOLE] if gone else WHOLE
+
+
 def architecture(resolution: xr.Dataset) -> Class:
     """Class of the run's pair, from its provenance."""
-    provenance = made_with(resolution.attrs)
+    provenance = read_provenance(resolution)
     settings = provenance.get("settings", {})
     return architecture_of(
         settings.get("vlm", "unknown VLM"),
@@ -126,9 +131,7 @@ def lateness(
     return Estimate(value, low, high, len(entities))
 
 
-def summarise(
-    tree: xr.DataTree, *, pair: str, seed: int, protocol: Protocol | None = None
-) -> dict[str, Any]:
+def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
     """Reduce a run to the numbers of its verdict.
 
     Parameters
@@ -138,23 +141,15 @@ def summarise(
     pair : str
     seed : int
         Of the bootstrap.
-    protocol : Protocol, optional
-        Default: what the run was made with.
 
     Returns
     -------
     dict
-        JSON types. Every number is a dict with ``value``, ``low``, ``high`` (95 %, bootstrap over
-        entities) and ``n``; None stands for what could not be measured.
+        Numbers with their intervals as :class:`~twohop.statistics.Estimate`;
+        :func:`~twohop.statistics.as_json` of it is what is stored, where None stands for what could
+        not be measured.
     """
-    return as_json(estimated(tree, pair=pair, seed=seed, protocol=protocol))
-
-
-def estimated(
-    tree: xr.DataTree, *, pair: str, seed: int, protocol: Protocol | None = None
-) -> dict[str, Any]:
-    """Give what :func:`summarise` does, with every number as an :class:`Estimate`."""
-    protocol = protocol_of(tree) if protocol is None else protocol
+    protocol = protocol_of(tree)
     gates = tree["recall"].to_dataset()
     resolution, windows = tree["resolution"].to_dataset(), tree["windows"].to_dataset()
     recovery, verdicts = tree["recovery"].to_dataset(), tree["diagnosis"].to_dataset()

@@ -1,12 +1,12 @@
 """The tables of a report: made once from the summary, shown by the page and by the console."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from twohop.protocol import Protocol
 from twohop.report import wording
-from twohop.report.estimates import Unit, measured, p_value, written
+from twohop.report.estimates import measured, p_value, unit_of, written
 from twohop.report.summary import AT_IMAGE_TOKENS
 from twohop.stages.recovery.arms import arm_groups, arm_label
 from twohop.statistics import estimates
@@ -59,11 +59,11 @@ def at(summary: Summary, key: str) -> Any:
     return value
 
 
-def number(summary: Summary, key: str, unit: Unit = "share", *, n: bool = False) -> Cell:
+def number(summary: Summary, key: str, *, n: bool = False) -> Cell:
     """A number of the summary with its interval, or that this architecture cannot have it."""
     if key in summary["not_available"]:
         return Cell("not available", key)
-    return Cell(written(at(summary, key), unit, n=n), key)
+    return Cell(written(at(summary, key), unit_of(key), n=n), key)
 
 
 def count(summary: Summary, key: str) -> Cell:
@@ -110,16 +110,14 @@ def gates_table(summary: Summary) -> Table:
 
 def gap_table(summary: Summary) -> Table:
     """The gap in every form it is measured in."""
-    lines: tuple[tuple[str, str, Unit], ...] = (
-        ("free answers, points", "gap_points", "points"),
-        ("forced choice, points", "gap_points_forced", "points"),
-        ("against the VLM's own text, points", "gap_points_vlm_text", "points"),
-        ("relative to the backbone's accuracy", "gap_relative", "share"),
+    lines = (
+        ("free answers, points", "gap_points"),
+        ("forced choice, points", "gap_points_forced"),
+        ("against the VLM's own text, points", "gap_points_vlm_text"),
+        ("relative to the backbone's accuracy", "gap_relative"),
     )
     test = summary["mcnemar"]
-    rows = [
-        row(label, number(summary, key, unit), count(summary, key)) for label, key, unit in lines
-    ]
+    rows = [row(label, number(summary, key), count(summary, key)) for label, key in lines]
     return Table(
         "gap",
         "Gap: text minus image, on recognised items",
@@ -170,7 +168,7 @@ def lateness_table(summary: Summary) -> Table:
         )
     ]
     delays = [
-        row(label, number(summary, key, "layers"))
+        row(label, number(summary, key))
         for label, key in (
             ("lateness, transfer probe (layers)", "lateness_layers"),
             ("lateness, plain probe (layers)", "lateness_layers_plain"),
@@ -190,35 +188,29 @@ def lateness_table(summary: Summary) -> Table:
     )
 
 
+def _sorted_into(
+    summary: Summary, name: str, title: str, kinds: Mapping[str, tuple[str, str]], *, head: str
+) -> Table:
+    """The share of each kind of item, and what is meant by it."""
+    rows = [
+        row(label, number(summary, f"{name}/{key}"), Cell(meaning))
+        for key, (label, meaning) in kinds.items()
+    ]
+    return Table(name, title, (head, "share [95 %]", "meaning"), tuple(rows))
+
+
 def outcomes_table(summary: Summary) -> Table:
     """What is said of images, by class."""
-    rows = [
-        row(label, number(summary, f"outcomes/{key}"), Cell(meaning))
-        for key, (label, meaning) in wording.OUTCOMES.items()
-    ]
-    n = summary["outcomes"]["right"].n
-    return Table(
-        "outcomes",
-        "What the VLM says of the image",
-        ("said", "share [95 %]", "meaning"),
-        tuple(rows),
-        f"Free answers on {n} recognised items.",
-    )
+    title, n = "What the VLM says of the image", summary["outcomes"]["right"].n
+    table = _sorted_into(summary, "outcomes", title, wording.OUTCOMES, head="said")
+    return replace(table, note=f"Free answers on {n} recognised items.")
 
 
 def diagnosis_table(summary: Summary) -> Table:
     """Why items are lost."""
-    rows = [
-        row(label, number(summary, f"diagnosis/{key}"), Cell(meaning))
-        for key, (label, meaning) in wording.VERDICTS.items()
-    ]
-    return Table(
-        "diagnosis",
-        "Diagnosis",
-        ("verdict", "share [95 %]", "meaning"),
-        tuple(rows),
-        f"All {summary['n_items']} items; the first that holds, in this order.",
-    )
+    table = _sorted_into(summary, "diagnosis", "Diagnosis", wording.VERDICTS, head="verdict")
+    note = f"All {summary['n_items']} items; the first that holds, in this order."
+    return replace(table, note=note)
 
 
 def recovery_table(summary: Summary) -> Table:
@@ -274,19 +266,19 @@ def harm_table(summary: Summary) -> Table:
 def attribution_table(summary: Summary) -> Table:
     """How far the maps by attribution agree with the exact ones."""
     protocol = Protocol.of(summary)
-    lines: tuple[tuple[str, str, Unit], ...] = (
-        ("all cells", "all", "correlation"),
-        *((f"  {label}", name, "correlation") for name, label in wording.COMPONENTS.items()),
-        ("all cells, rank correlation", "rank", "correlation"),
-        (f"strongest {protocol.top_cells} cells in common", "top", "share"),
+    lines = (
+        ("all cells", "all"),
+        *((f"  {label}", name) for name, label in wording.COMPONENTS.items()),
+        ("all cells, rank correlation", "rank"),
+        (f"strongest {protocol.top_cells} cells in common", "top"),
     )
     maps = summary["attribution_agreement"]
     rows = [
         row(
             label,
-            *(number(summary, f"attribution_agreement/{medium}/{key}", unit) for medium in maps),
+            *(number(summary, f"attribution_agreement/{medium}/{key}") for medium in maps),
         )
-        for label, key, unit in lines
+        for label, key in lines
     ]
     absent = summary["not_available"]
     reasons = {absent[key] for key in absent if key.startswith("attribution_agreement/")}

@@ -13,21 +13,19 @@ import xarray as xr
 
 from interventions import Model, load
 from interventions.errors import InterventionsError, ResultsError
-from interventions.results import STORE, Store, read_tree
-from interventions.storable import write_atomically
+from interventions.results import STORE, Store, read_provenance, read_tree, write_atomically
 from twohop.ask.memory import MemoryTooSmall, ran_out, remedy
 from twohop.ask.on_server import SILENT, Progress
 from twohop.ask.study import Study, image_prompt, longest_answer, text_prompt
 from twohop.items.digest import asked_parts, named
-from twohop.items.digest import fingerprint as fingerprint
 from twohop.items.items import Benchmark, check_items
 from twohop.pairs import Pair, model_name
 from twohop.protocol import DEFAULT, Protocol
-from twohop.report.summary import estimated, verdict_sentence
+from twohop.report.summary import summarise, verdict_sentence
 from twohop.running.checkpoints import Digests
 from twohop.running.reporter import Reporter
 from twohop.running.soundness import check_sound
-from twohop.stages.provenance import check_same_models, made_with
+from twohop.stages.provenance import check_same_models
 from twohop.stages.run import measured
 from twohop.stages.table import BACKBONE_STAGES, NEEDS, STAGES, derived
 from twohop.statistics import as_json
@@ -233,11 +231,11 @@ class PairRun:
         gone = {stage, *derived(stage), *again}
         for store in (self.own, self.common) if stage in BACKBONE_STAGES else (self.own,):
             beside = {
-                other: made_with(attrs)
-                for other, attrs in store.attributes().items()
+                other: provenance
+                for other, provenance in store.provenances().items()
                 if other not in gone
             }
-            check_same_models(stage, made_with(result.attrs), beside)
+            check_same_models(stage, read_provenance(result), beside)
 
     def keep(
         self,
@@ -305,9 +303,7 @@ class PairRun:
                 f"written when {', '.join(missing)} are there too: run it without --stage."
             )
             return None
-        numbers = estimated(
-            tree, pair=self.pair.key, seed=self.settings.seed, protocol=self.settings.protocol
-        )
+        numbers = summarise(tree, pair=self.pair.key, seed=self.settings.seed)
         numbers["verdict"] = verdict_sentence(numbers)
         summary = as_json(numbers)
         write_atomically(

@@ -40,7 +40,7 @@ def holds_none(values: torch.Tensor) -> bool:
 
 def origin(model: Model, prompt: Prompt) -> str:
     """Where a run first gives what is not a number."""
-    blocks = [layer for layer in range(model.n_layers) if layer not in skipped(model, prompt)]
+    blocks = [*range(model.n_layers)] if prompt.has_images else model.anatomy.self_blocks
     parts = ("resid_pre", "attn_out", "mlp_out", "resid_post")
     values = run(
         model, prompt, reads=[Site(part, [layer]) for layer in blocks for part in parts]
@@ -52,8 +52,3 @@ def origin(model: Model, prompt: Prompt) -> str:
                 return "the embeddings of tokens or images"
             return f"{part} of block {layer}"
     return "the head"
-
-
-def skipped(model: Model, prompt: Prompt) -> tuple[int, ...]:
-    """Blocks that do not run: those for images, where there are none."""
-    return () if prompt.has_images else tuple(model.anatomy.cross_blocks)

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from interventions import Model, Patch, Positions, Prompt, replay, run
-from interventions.prompt.answer_tokens import candidate_ids, spaced
+from interventions.prompt.positions import ragged
 from interventions.running.greedy import greedy
+from interventions.sweeping.metrics import Target
 from twohop.ask.memory import Batches
 from twohop.ask.on_server import Tick
 from twohop.ask.study import Decoding
-from twohop.items.items import Item
 
 GROUP_ROWS = 24  # rows of like length, so that little padding is run
 ANSWER_ROWS = 192  # many, as a decoding step costs little more for many rows than for one
@@ -76,19 +76,13 @@ def run_cells(
             for part in parts:
                 with parts.attempt(part):
                     here = [
-                        [_of_rows(patch, rows, left, trimmed.length) for patch in cells[i]]
+                        [patch.of_rows(rows).shifted(left, trimmed.length) for patch in cells[i]]
                         for i in part.tolist()
                     ]
                     numbers = replay(model, trimmed, here, logits=at, reduce=measured)
                     table[part.numpy()[:, None], rows.numpy()] = numbers.numpy()
             most = parts.size
     return table
-
-
-def _of_rows(patch: Patch, rows: torch.Tensor, left: int, length: int) -> Patch:
-    """A patch for some rows, off which ``left`` columns of padding were taken."""
-    mine = patch.of_rows(rows)
-    return replace(mine, positions=mine.positions.shifted(left, length))
 
 
 def free_answers(
@@ -134,12 +128,7 @@ def free_answers(
 
 
 def answered_cells(
-    model: Model,
-    prompt: Prompt,
-    answers: Sequence[Sequence[int]],
-    cells: Cells,
-    *,
-    tick: Tick,
+    model: Model, prompt: Prompt, target: Target, cells: Cells, *, tick: Tick
 ) -> np.ndarray:
     """Whether greedy decoding would give exactly these answers, in every cell.
 
@@ -151,9 +140,8 @@ def answered_cells(
     model : Model
         One that runs here: on a server, this is part of what runs there.
     prompt : Prompt
-        Made by :func:`interventions.running.complete.following` with ``answers``.
-    answers : sequence of token ids
-        One per row.
+        With the answers behind: :meth:`interventions.sweeping.metrics.Target.scored`.
+    target : Target
     cells, tick
         As in :func:`run_cells`.
 
@@ -161,20 +149,12 @@ def answered_cells(
     -------
     ndarray of bool [cell, row]
     """
-    positions = prompt.at("answer")
-    wanted = torch.zeros_like(positions.index)
-    for row, tokens in enumerate(answers):
-        wanted[row, : len(tokens)] = torch.tensor(list(tokens))
+    positions = target.positions(prompt)
+    wanted, own = ragged(target.answers)
 
     def measure(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         same = logits.argmax(-1).cpu() == wanted[rows]
-        return (same | ~positions.mask[rows]).all(-1)
+        return (same | ~own[rows]).all(-1)
 
     table = run_cells(model, prompt, cells, positions=positions, measure=measure, tick=tick)
     return table.astype(bool)
-
-
-def answer_ids(model: Model, prompt: Prompt, items: Sequence[Item]) -> list[list[int]]:
-    """Token ids of each item's canonical answer, as it follows a prompt."""
-    space = spaced(model, prompt)
-    return [candidate_ids(model, [item.answers[0]], space=space)[0] for item in items]

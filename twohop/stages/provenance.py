@@ -15,14 +15,9 @@ SHARED = ("benchmark", "asked", "seed", "max_new_tokens", "protocol")
 """Settings that the results of stages have in common wherever they were made."""
 
 
-def made_with(attrs: Mapping[Any, Any]) -> dict[str, Any]:
-    """Provenance among a stage's attributes; empty if it carries none."""
-    return read_provenance(xr.Dataset(attrs=dict(attrs)))
-
-
 def settings_of(tree: xr.DataTree) -> dict[str, Any]:
     """A run's own settings, as in ``settings.json``."""
-    several = (made_with(node.attrs).get("settings", {}) for node in tree.children.values())
+    several = (read_provenance(node).get("settings", {}) for node in tree.children.values())
     return next((settings for settings in several if "vlm" in settings), {})
 
 

@@ -23,7 +23,7 @@ from interventions.running.forced_choice import RULES
 from twohop.ask.answers import DEFAULT_RULE, answers
 from twohop.ask.on_server import on_each
 from twohop.ask.questions import Questions, Rows, Scored, chosen_right
-from twohop.ask.study import Study, first_token, item_coords, name_entities, text_array
+from twohop.ask.study import Study, first_tokens, item_coords, name_entities, text_array
 from twohop.items.items import Item
 
 GATES = ("recognised", "backbone_text", "vlm_text", "vlm_image", "vlm_blank")
@@ -32,10 +32,7 @@ GATES = ("recognised", "backbone_text", "vlm_text", "vlm_image", "vlm_blank")
 def gate_dataset(items: Sequence[Item], scored: Scored, *, gate: str) -> xr.Dataset:
     """One gate's answers as a Dataset with dims ``item``, ``rule`` and a ``gate`` of length one."""
     by_rule = {rule: scored.by_rule.get(rule, [""] * len(items)) for rule in RULES}
-
-    def right_of(choices: Sequence[str]) -> np.ndarray:
-        return chosen_right(items, choices)
-
+    forced_right = [chosen_right(items, choices) for choices in by_rule.values()]
     data = {
         "text": (("gate", "item"), text_array([scored.texts])),
         "choice": (("gate", "item"), text_array([scored.choices])),
@@ -44,7 +41,7 @@ def gate_dataset(items: Sequence[Item], scored: Scored, *, gate: str) -> xr.Data
         "choice_right": (("gate", "item"), scored.choice_right[None]),
         "cut": (("gate", "item"), np.array([scored.cut], dtype=bool)),
         "forced_choice": (("gate", "rule", "item"), text_array([list(by_rule.values())])),
-        "forced_right": (("gate", "rule", "item"), np.array([[*map(right_of, by_rule.values())]])),
+        "forced_right": (("gate", "rule", "item"), np.array([forced_right])),
     }
     coords = {"gate": [gate], "rule": list(by_rule), **item_coords(items)}
     return xr.Dataset(data, coords=coords)
@@ -197,8 +194,8 @@ def _surface(questions: Questions) -> np.ndarray:
     for rows in questions.parts():
         asked = questions.named(vlm, rows[:1])  # ends as all of them do
         for row in rows:
-            name = first_token(vlm, asked, items[row].entity.name)
-            answers_begin = {first_token(vlm, asked, answer) for answer in items[row].answers}
+            texts = (items[row].entity.name, *items[row].answers)
+            name, *answers_begin = first_tokens(vlm, asked, texts)
             begins_alike[row] = name in answers_begin
     return begins_alike
 

@@ -20,8 +20,8 @@ from interventions.running.lens import lens
 from twohop.ask.answers import ASKED_ROWS
 from twohop.ask.on_server import Task, Tick, on_each
 from twohop.ask.questions import Questions, Rows, by_relation
-from twohop.ask.roles import IMAGE_ROLES, backbone_layers, has_image_tokens, padded
-from twohop.ask.study import Study, first_token, text_prompt
+from twohop.ask.roles import IMAGE_ROLES, backbone_layers, has_image_tokens
+from twohop.ask.study import Study, first_tokens, text_prompt
 from twohop.items.items import PLACE, Benchmark, Entity, Item, Template
 from twohop.protocol import DEFAULT, Protocol
 from twohop.statistics import cluster_sums, interval
@@ -64,7 +64,7 @@ def states_at(model: Model, prompt: Prompt, roles: Roles, *, tick: Tick) -> torc
         trimmed, left = prompt.select(rows).trimmed()
         sites = []
         for positions in roles.values():
-            there = padded(positions.rows(rows).shifted(left, trimmed.length))
+            there = positions.rows(rows).shifted(left, trimmed.length).filled()
             sites.append(Site("resid_pre", slice(0, model.n_layers), there))
             sites.append(Site("resid_post", model.n_layers - 1, there))
         values = read(model, trimmed, sites)
@@ -283,7 +283,7 @@ def lens_curves(study: Study, hidden: Sequence[torch.Tensor]) -> tuple[np.ndarra
         asked = questions.named(vlm, rows[:1])
         for i in rows:
             said = (questions.items[i].entity.name, questions.items[i].answers[0])
-            tokens[i] = torch.tensor([first_token(vlm, asked, text) for text in said])
+            tokens[i] = torch.tensor(first_tokens(vlm, asked, said))
     sampled = [*range(0, n, -(-n // study.protocol.lens_entities))]
     logprobs, _ = lens(vlm, torch.cat([states[:, sampled] for states in hidden]), tokens[sampled])
     curves = logprobs.exp().mean(1).unflatten(0, (len(hidden), -1))

@@ -7,9 +7,9 @@ import xarray as xr
 
 from interventions.errors import InterventionsError
 from interventions.model.fingerprints import Unchanged
-from interventions.results import provenance, with_provenance
+from interventions.results import provenance, read_provenance, with_provenance
 from twohop.ask.study import Study
-from twohop.stages.provenance import check_same_models, check_same_study, made_with
+from twohop.stages.provenance import check_same_models, check_same_study
 from twohop.stages.table import NEEDS, TABLE, Selection
 
 
@@ -92,7 +92,7 @@ def measured(
 
 def _made(stage: str, done: Mapping[str, xr.Dataset]) -> dict[str, dict[str, Any]]:
     """What the results that a stage needs were made with."""
-    return {need: made_with(done[need].attrs) for need in NEEDS[stage]}
+    return {need: read_provenance(done[need]) for need in NEEDS[stage]}
 
 
 def run_stages(

@@ -12,14 +12,14 @@ import numpy as np
 import xarray as xr
 
 from interventions import Model, Patch, Prompt, Site
-from interventions.running.complete import following
+from interventions.sweeping.metrics import target
 from twohop.ask.memory import read
 from twohop.ask.on_server import Task, Tick
 from twohop.ask.questions import Questions, Rivals, Rows, by_relation, side_by_side
 from twohop.ask.study import Study, item_coords, mean_of_others
 from twohop.items.items import Item
 from twohop.scoring import normalise
-from twohop.stages.patched import answer_ids, answered_cells
+from twohop.stages.patched import answered_cells
 
 
 def known_items(items: Sequence[Item], right: np.ndarray, *, seed: int, limit: int) -> list[Item]:
@@ -148,9 +148,9 @@ def relation_windows(
 def enrichment(model: Model, prompt: Prompt, items: Sequence[Item], *, tick: Tick) -> np.ndarray:
     """Whether each answer survives without the MLPs from each block up, [edge, item]."""
     n_layers = model.n_layers
-    own = answer_ids(model, prompt, items)
+    own = target(model, prompt, [item.answers[0] for item in items])
     [mlp] = read(model, prompt, [Site("mlp_out", slice(0, n_layers), prompt.at("entity", -1))])
-    asked = following(prompt, own, pad_id=model.tokenizer.pad_token_id)
+    asked = own.scored(prompt)
     names = asked.at("entity", -1)
     average = mean_of_others(mlp, items)
 
@@ -167,8 +167,8 @@ def readout(
     """Whether the answer becomes the rival's, whose state is put in, [block, rival]."""
     n_layers = model.n_layers
     [other] = read(model, source, [Site("resid_post", slice(0, n_layers), source.at("entity", -1))])
-    theirs = answer_ids(model, prompt, rivals)
-    asked = following(prompt, theirs, pad_id=model.tokenizer.pad_token_id)
+    theirs = target(model, prompt, [rival.answers[0] for rival in rivals])
+    asked = theirs.scored(prompt)
     place = asked.at("entity", -1)
 
     cells = [[Patch("resid_post", block, place, other[block])] for block in range(n_layers)]

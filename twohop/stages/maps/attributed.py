@@ -12,7 +12,6 @@ from interventions import Model, attribute
 from interventions.attribution.estimates import METHODS as METHOD_NAMES
 from interventions.attribution.estimates import Method
 from interventions.errors import InterventionsError
-from interventions.prompt.answer_tokens import spaced, token_ids
 from twohop.ask.memory import Batches
 from twohop.ask.study import Study
 from twohop.stages.maps.agreement import MEASURES, agreement, in_windows
@@ -132,16 +131,14 @@ def scores(
     n = len(swap.rows)
     score = np.full((len(MAP_COMPONENTS), model.n_layers, len(MAP_ROLES), n), np.nan)
     span = np.full(n, np.nan)
-    answers, foils = (first_texts(model, swap, side) for side in (0, 1))
     batches = Batches(torch.arange(n), ROWS)
     for rows in batches:
         with batches.attempt(rows):
             attribution = attribute(
                 model,
                 swap.corrupt.select(rows),
-                swap.clean.select(rows),
-                answers=[answers[row] for row in rows],
-                foils=[foils[row] for row in rows],
+                answers=[[swap.answers[row]] for row in rows],
+                foils=[[swap.foils[row]] for row in rows],
                 components=MAP_COMPONENTS,
                 roles=swap.roles,
                 method=method,
@@ -158,18 +155,3 @@ def scores(
             score[where] = there.transpose("component", "layer", "role", "item").values
             span[rows.numpy()] = (attribution["source_metric"] - attribution["run_metric"]).values
     return score, span
-
-
-def first_texts(model: Model, swap: Swap, side: int) -> list[str]:
-    """First tokens of the answers as texts, so that the exact map's tokens are scored.
-
-    Where a token is no text of its own, such as a part of a letter, it is the whole answer.
-    """
-    ids = (swap.answers, swap.foils)[side]
-    space = spaced(model, swap.clean)
-    texts = [model.tokenizer.decode([token]) for token in ids]
-    again = token_ids(model, texts, space=space)
-    return [
-        text if tokens == [token] else pair[side].answers[0]
-        for text, tokens, token, pair in zip(texts, again, ids, swap.pairs, strict=True)
-    ]

@@ -10,7 +10,7 @@ from interventions import Model, Prompt
 from interventions.prompt.answer_tokens import spaced, token_ids
 from twohop.ask.questions import Questions, Rows, draw_rivals
 from twohop.ask.roles import question_tokens
-from twohop.ask.study import Study, first_token, text_prompt
+from twohop.ask.study import Study, first_tokens, text_prompt
 from twohop.items.items import Item
 from twohop.stages.windows import known_items
 
@@ -104,7 +104,7 @@ def swaps(study: Study, model: Model, pairs: Sequence[Pair], *, shown: bool) -> 
     for rows in own.parts():
         clean, corrupt, roles = with_map_roles(*_both(model, own, others, rows, shown=shown))
         answers, foils = (
-            [first_token(model, clean, side.items[i].answers[0]) for i in rows]
+            first_tokens(model, clean, [side.items[i].answers[0] for i in rows])
             for side in (own, others)
         )
         yield Swap(rows, [pairs[i] for i in rows], clean, corrupt, roles, answers, foils)

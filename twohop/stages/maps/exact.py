@@ -15,10 +15,9 @@ from interventions.model.sites import Component
 from twohop.ask.memory import read
 from twohop.ask.on_server import Tick
 from twohop.ask.questions import Questions, side_by_side
-from twohop.ask.roles import padded
 from twohop.ask.study import Study
 from twohop.stages.maps.contrasts import MAP_ROLES, Swap, swapped_items, swaps
-from twohop.stages.patched import run_cells
+from twohop.stages.patched import Cells, run_cells
 
 MAP_COMPONENTS: tuple[Component, ...] = ("attn_out", "mlp_out", "resid_post")
 
@@ -108,7 +107,7 @@ def map_of_relation(
     here, there = ({name: side.at(name) for name in swap.roles} for side in (clean, corrupt))
     n_windows = len(edges) - 1
     sites = [
-        Site(component, slice(0, model.n_layers), padded(here[name]))
+        Site(component, slice(0, model.n_layers), here[name].filled())
         for component in MAP_COMPONENTS
         for name in here
     ]
@@ -134,30 +133,17 @@ def map_of_relation(
     def first_block(component: Component, window: int) -> int:
         return edges[window + 1] - 1 if component == "resid_post" else edges[window]
 
-    cells = []
+    cells: list[list[Patch]] = []
     for component, window, name in places:
         blocks = slice(first_block(component, window), edges[window + 1])
         cells.append([Patch(component, blocks, there[name], values[component, name][blocks])])
 
-    def bare(prompt: Prompt) -> np.ndarray:
-        return run_cells(
-            model,
-            prompt,
-            [()],
-            positions=prompt.at("last"),
-            measure=difference,
-            tick=tick,
-        )[0]
+    def measured(prompt: Prompt, cells: Cells) -> np.ndarray:
+        at = prompt.at("last")
+        return run_cells(model, prompt, cells, positions=at, measure=difference, tick=tick)
 
-    top, bottom = bare(clean), bare(corrupt)
-    table = run_cells(
-        model,
-        corrupt,
-        cells,
-        positions=corrupt.at("last"),
-        measure=difference,
-        tick=tick,
-    )
+    [top] = measured(clean, [()])
+    bottom, *table = measured(corrupt, [(), *cells])
     restored = np.full((len(MAP_COMPONENTS), n_windows, len(MAP_ROLES), len(clean)), np.nan)
     for cell, (component, window, name) in enumerate(places):
         place = (MAP_COMPONENTS.index(component), window, MAP_ROLES.index(name))

@@ -10,7 +10,7 @@ from twohop.ask.answers import Decoding
 from twohop.ask.memory import read
 from twohop.ask.on_server import Task, Tick
 from twohop.ask.questions import Questions, Rows
-from twohop.ask.roles import entity_tokens, padded
+from twohop.ask.roles import entity_tokens
 from twohop.errors import ProtocolError
 from twohop.items.items import Item
 from twohop.protocol import DEFAULT, Protocol
@@ -132,7 +132,7 @@ def said_back(
     image, needed = entity_tokens(shown), sorted({later for later, _ in pairs})
     by_source = []
     for prompt in (shown, theirs):
-        place = padded(entity_tokens(prompt))
+        place = entity_tokens(prompt).filled()
         [states] = read(model, prompt, [Site("resid_pre", needed, place)])
         cells = [
             [Patch("resid_pre", earlier, image, states[needed.index(later)])]

@@ -6,20 +6,18 @@ that every prompt has: an image token by its share of the image, or a token of t
 distance from the end. The others are scored.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from interventions import Model, Patch, Positions, Prompt
-from interventions.model.sites import Component
+from interventions import Model, Patch, Positions, Prompt, transplant
 from interventions.prompt.positions import from_lists
 from twohop.ask.on_server import Task, Tick
 from twohop.ask.questions import Questions, Rows, Scored, side_by_side
 from twohop.ask.roles import has_image_tokens, question_tokens
-from twohop.ask.study import Study, first_token
-from twohop.stages.patched import run_cells
+from twohop.ask.study import Study, first_tokens
+from twohop.stages.patched import Cells, run_cells
 from twohop.stages.recovery.transplants import Reading, blocks_to, entity_values, said_in_cells
 
 
@@ -66,21 +64,19 @@ def places(study: Study) -> list[Place]:
     return [*image, *asked] if has_image_tokens(study.vlm) else asked
 
 
-def gains(
-    questions: Questions, *, component: Component, last: int
-) -> tuple[list[Place], np.ndarray]:
+def gains(questions: Questions, *, last: int) -> tuple[list[Place], np.ndarray]:
     """Log-probability of the answer's first token that each place gives, [place, item], nats."""
     study, candidates = questions.study, places(questions.study)
-    [values] = entity_values(Reading(questions, component, blocks_to(last)))
-    layers = [*study.pair.layer_map[: len(values)]]
+    layers = blocks_to(last)
+    [values] = entity_values(Reading(questions, "resid_post", layers))
 
     def arguments(rows: Rows) -> Task:
         prefix = questions.template(rows).prefix
         shown = questions.shown(rows, marked=True, share_prefix=prefix)
         answers = [questions.items[i].answers[0] for i in rows]
-        tokens = torch.tensor([first_token(study.vlm, shown, answer) for answer in answers])
+        tokens = torch.tensor(first_tokens(study.vlm, shown, answers))
         cells = [
-            Patch(component, layers, place.positions(shown), values[:, rows])
+            transplant(study.pair, values[:, rows], layers=layers, write_at=place.positions(shown))
             for place in candidates
         ]
         return shown, cells, tokens
@@ -91,9 +87,12 @@ def gains(
 
 
 def logprobs_in_cells(
-    model: Model, prompt: Prompt, cells: Sequence[Patch], tokens: torch.Tensor, *, tick: Tick
+    model: Model, prompt: Prompt, cells: Cells, tokens: torch.Tensor, *, tick: Tick
 ) -> np.ndarray:
-    """Log-probability of each row's token at its end, under each patch, [row, cell], nats."""
+    """Log-probability of each row's token at its end, in each cell, [row, cell], nats.
+
+    Cells have one patch, at one token of each row.
+    """
 
     def logprob(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return logits[:, 0].cpu().log_softmax(-1).gather(1, tokens[rows, None])[:, 0]
@@ -101,14 +100,14 @@ def logprobs_in_cells(
     # Of a short question, or an image of few tokens, several places are the same token.
     different: dict[tuple[int, ...], int] = {}
     column_of = [
-        different.setdefault(tuple(cell.positions.index.flatten().tolist()), len(different))
-        for cell in cells
+        different.setdefault(tuple(patch.positions.index.flatten().tolist()), len(different))
+        for [patch] in cells
     ]
     tick((len(cells) - len(different)) * len(prompt))
     table = run_cells(
         model,
         prompt,
-        [[cells[column_of.index(i)]] for i in range(len(different))],
+        [cells[column_of.index(i)] for i in range(len(different))],
         positions=prompt.at("last"),
         measure=logprob,
         tick=tick,
@@ -116,13 +115,14 @@ def logprobs_in_cells(
     return table[column_of].T
 
 
-def transplant_at(questions: Questions, place: Place, *, component: Component, last: int) -> Scored:
+def transplant_at(questions: Questions, place: Place, *, last: int) -> Scored:
     """Free answers with the backbone's values written at a place."""
-    [values] = entity_values(Reading(questions, component, blocks_to(last)))
-    layers = [*questions.study.pair.layer_map[: len(values)]]
+    pair, layers = questions.study.pair, blocks_to(last)
+    [values] = entity_values(Reading(questions, "resid_post", layers))
 
     def cells_of(shown: Prompt, rows: Rows) -> list[list[Patch]]:
-        return [[Patch(component, layers, place.positions(shown), values[:, rows])]]
+        at = place.positions(shown)
+        return [transplant(pair, values[:, rows], layers=layers, write_at=at)]
 
     [texts] = said_in_cells(questions, cells_of, n_cells=1, marked=True)
     return questions.score(texts)

@@ -202,10 +202,10 @@ def heuristic(questions: Questions, *, last: int) -> tuple[dict[str, float], np.
     if not dev.any():
         return {}, recovered, said
     chosen_on, rest = (np.nonzero(rows)[0].tolist() for rows in (dev, ~dev))
-    places, table = gains(questions.only(chosen_on), component="resid_post", last=last)
+    places, table = gains(questions.only(chosen_on), last=last)
     mean = table.mean(1)
     place = places[int(mean.argmax())]
-    scored = transplant_at(questions.only(rest), place, component="resid_post", last=last)
+    scored = transplant_at(questions.only(rest), place, last=last)
     recovered[rest] = scored.right
     for i, text in zip(rest, scored.texts, strict=True):
         said[i] = text

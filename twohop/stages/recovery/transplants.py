@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from interventions import Model, Patch, Prompt, Site
+from interventions import Model, Patch, Prompt, Site, transplant
 from interventions.model.sites import Component
 from interventions.prompt.positions import from_lists
 from twohop.ask.memory import read
@@ -111,7 +111,7 @@ def transplant_arms(
     dict of str to Scored
         By :func:`own_arm`.
     """
-    study = questions.study
+    study, pair = questions.study, questions.study.pair
     readings = {"own": Reading(questions, "resid_post", blocks_to(last_block))}
     if "wrong_entity" in arms:
         readings["other"] = Reading(questions.others, "resid_post", blocks_to(last_block))
@@ -134,8 +134,10 @@ def transplant_arms(
         for arm in arms:
             component, value = sources[arm]
             place = (last_entity_token if arm == LAST else entity_tokens)(shown)
-            blocks = [*study.pair.layer_map[: len(value)]]
-            cells.append([Patch(component, blocks, place, value[:, rows])])
+            blocks = slice(len(value))
+            cells.append(
+                transplant(pair, value[:, rows], component=component, layers=blocks, write_at=place)
+            )
         return cells
 
     said = said_in_cells(questions, cells_of, n_cells=len(arms))
@@ -189,7 +191,6 @@ def random_positions(questions: Questions, *, last_block: int) -> np.ndarray:
     study = questions.study
     n_seeds, share = study.protocol.random_seeds, study.protocol.random_share
     layers = blocks_to(last_block)
-    mapped = [*study.pair.layer_map[: len(layers)]]
     [values] = entity_values(Reading(questions, "resid_post", layers))
 
     def cells_of(shown: Prompt, rows: Rows) -> list[list[Patch]]:
@@ -204,7 +205,7 @@ def random_positions(questions: Questions, *, last_block: int) -> np.ndarray:
                 n = max(1, min(most, int(len(free) * share + 1e-9)))
                 lists.append(sorted(generator.choice(free, size=n, replace=False).tolist()))
             drawn = from_lists(lists, length=shown.length, single=False, role="random position")
-            cells.append([Patch("resid_post", mapped, drawn, mine)])
+            cells.append(transplant(study.pair, mine, layers=layers, write_at=drawn))
         return cells
 
     said = said_in_cells(questions, cells_of, n_cells=n_seeds, marked=True)

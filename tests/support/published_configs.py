@@ -5,10 +5,9 @@ meta device without a download.
 """
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from interventions.errors import InterventionsError, did_you_mean
-from twohop.published.parts import (
+from published_parts import (
     CLIP_L_336,
     GEMMA_12B,
     GEMMA_27B,
@@ -33,9 +32,10 @@ from twohop.published.parts import (
     Facts,
     rope,
 )
+from transformers import AutoConfig, PreTrainedConfig
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+from interventions.errors import InterventionsError, did_you_mean
+from twohop.published import PublishedPair
 
 
 def _vlm(model_type: str, text: Facts, vision: Facts, **more: Any) -> Facts:
@@ -121,7 +121,7 @@ MODELS: dict[str, Facts] = {
 }
 
 
-def published_config(repo: str, *, text_only: bool = False) -> "PreTrainedConfig":
+def published_config(repo: str, *, text_only: bool = False) -> PreTrainedConfig:
     """Return the config of a published model, at its true size.
 
     Parameters
@@ -140,15 +140,18 @@ def published_config(repo: str, *, text_only: bool = False) -> "PreTrainedConfig
     ------
     InterventionsError
         If the model is in none of the 14 pairs; the nearest id is named.
-
-    Examples
-    --------
-    >>> published_config("google/gemma-3-12b-it", text_only=True).num_hidden_layers
-    48
     """
-    from transformers import AutoConfig
-
     if repo not in MODELS:
         raise InterventionsError(f"no published config of {repo!r}. {did_you_mean(repo, MODELS)}")
     config = AutoConfig.for_model(**deepcopy(MODELS[repo]))
     return config.get_text_config(decoder=True) if text_only else config
+
+
+def vlm_config(pair: PublishedPair) -> PreTrainedConfig:
+    """Return the config of a pair's VLM."""
+    return published_config(pair.vlm)
+
+
+def backbone_config(pair: PublishedPair) -> PreTrainedConfig:
+    """Return the config of a pair's backbone: of a native VLM, its text decoder's."""
+    return published_config(pair.backbone, text_only=pair.same_weights)
