@@ -480,7 +480,7 @@ def test_what_cannot_be_done_says_what_can() -> None:
         iv.attribute(plain.model, 0.0, 0.0, **given)
     for name in ("clean", "corrupt", "direction"):
         with pytest.raises(TypeError, match=name):
-            iv.attribute(plain.model, plain.prompt, 0.0, **given, **{name: plain.prompt})
+            iv.attribute(plain.model, plain.prompt, 0.0, **{**given, name: plain.prompt})
 
 
 def test_half_precision_says_so_and_points_the_same_way() -> None:
