@@ -293,8 +293,8 @@ def _labels(model: Model, contrast: Contrast) -> xr.Dataset:
 def _said(side: Any) -> str:
     """What a side is, in words: which of two it is can be read from this."""
     if isinstance(side, Embedded):
-        one = side.value.unique()
-        what = f"{one.item():g}" if len(one) == 1 else "a baseline"
+        first = side.value.flatten()[0]
+        what = f"{first.item():g}" if bool((side.value == first).all()) else "a baseline"
         return f"{what} entering the first block, in place of embeddings"
     more = f" (and {len(side) - 1} more)" if len(side) > 1 else ""
     return f"{side.texts[0]}{more}"

@@ -502,9 +502,8 @@ def test_what_cannot_be_done_says_what_can() -> None:
     with pytest.raises(PromptError, match=r"the prompt is 0\.0. Expected a Prompt"):
         iv.attribute(plain.model, 0.0, 0.0, **given)
     for name in ("clean", "corrupt", "direction"):
-        old: Any = {name: plain.prompt}
         with pytest.raises(TypeError, match=name):
-            iv.attribute(plain.model, plain.prompt, 0.0, **given, **old)
+            iv.attribute(plain.model, plain.prompt, 0.0, **{**given, name: plain.prompt})
 
 
 def test_half_precision_says_so_and_points_the_same_way() -> None:

@@ -112,8 +112,9 @@ def test_swapped_sides_swap_signs(case: Case, other: iv.Prompt, name: str) -> No
 
 def test_what_carries_everything_changes_sign_with_the_sides(case: Case, other: iv.Prompt) -> None:
     """After the last block, at the last token, all is carried: the effect is the difference."""
-    asked: dict[str, Any] = {"answers": "b", "foils": "c", "roles": ["last"]}
-    last = {"component": "resid_post", "layer": case.model.n_layers - 1, "role": "last"}
+    top = case.model.n_layers - 1
+    asked: dict[str, Any] = {"answers": "b", "foils": "c", "roles": ["last"], "layers": top}
+    last = {"component": "resid_post", "layer": top, "role": "last"}
     found = []
     for sides in ((other, case.prompt), (case.prompt, other)):
         changes = told(case.model, *sides, **asked).sel(last)
@@ -136,11 +137,12 @@ def test_rows_picked_out_of_longer_ones_are_compared_token_by_token(case: Case) 
     own = model.prompt([case.texts[short]], **picture)
     picked = whole.select([short])
     assert own.length < picked.length
+    asked: dict[str, Any] = {**TOLD, "layers": [1]}
     for method in ("patching", "ig"):
         for sides in ((own, picked), (picked, own)):
-            changes = told(model, *sides, **TOLD)
+            changes = told(model, *sides, **asked)
             scores = iv.attribute(
-                model, *sides, components=COMPONENTS, method=method, steps=2, verify=EVERY, **TOLD
+                model, *sides, components=COMPONENTS, method=method, steps=2, verify=EVERY, **asked
             ).sel(component=COMPONENTS)
             assert scores["score"].shape == changes.shape
             exact = verified(scores)
