@@ -1,5 +1,6 @@
 """Models shared by the tests: the micro pair, which is trained, tiny and fast."""
 
+import gc
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -26,6 +27,13 @@ def skipped_if_broken() -> Generator[None]:
         yield
     except UpstreamError as error:
         pytest.skip(str(error))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

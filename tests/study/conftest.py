@@ -1,12 +1,12 @@
 """Studies that several files look at: each is run once, by whichever process needs it first."""
 
+import fcntl
 import io
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from rich.console import Console
 
 from twohop.running.pair_run import Settings
@@ -26,7 +26,8 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def of(pair: str, *, limit: int | None = None) -> Path:
         out = shared / f"studies-of-{limit or 'all'}"
-        with FileLock(f"{out}.lock"):
+        with Path(f"{out}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
             if not (out / pair / "report.html").exists():
                 quiet = Reporter(Console(file=io.StringIO()))
                 run_study(pair, out=out, settings=Settings(limit=limit), reporter=quiet)
