@@ -5,14 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import twins
 import xarray as xr
+from families import model_of
 
 import interventions as iv
-from twohop.ask.study import Study
+from interventions.prompt.answer_tokens import token_ids
+from twohop.ask.study import Study, first_tokens
 from twohop.items.benchmark import data_benchmark
 from twohop.items.formats import CHAT, Writer, chat_template_of
-from twohop.items.items import Item
+from twohop.items.items import Entity, Item
 from twohop.items.validation import check
 from twohop.micro.folders import micro_folder
 from twohop.micro.layout import GATHER_BLOCKS, READ_BLOCKS, RECALL_BLOCKS, has_attention, has_mlp
@@ -20,8 +23,8 @@ from twohop.micro.world import facts
 from twohop.pairs import find_pair
 from twohop.protocol import Protocol
 from twohop.stages.maps.agreement import agreement, doubtful, in_windows
-from twohop.stages.maps.attributed import attribution_map
-from twohop.stages.maps.contrasts import MAP_ROLES, swapped_items, swaps
+from twohop.stages.maps.attributed import attribution_map, scores
+from twohop.stages.maps.contrasts import MAP_ROLES, Swap, swapped_items, swaps
 from twohop.stages.maps.exact import patching_map
 
 COMPONENTS = ("attn_out", "mlp_out", "resid_post")
@@ -81,6 +84,22 @@ def test_attribution_asks_what_the_exact_map_asks(
     assert found["map_item"].values.tolist() == exact["map_item"].values.tolist()
     assert np.allclose(found["span"], exact["span"], atol=1e-4)
     assert found.attrs["refused"] == ""
+
+
+def test_a_token_that_is_no_text_of_its_own_is_attributed_as_it_is_patched() -> None:
+    model = model_of("qwen2")
+    own, other = (
+        Item(name, Entity(name, name), "it", (answer,))
+        for name, answer in (("a", "日本"), ("b", "the sea"))
+    )
+    prompts = [model.prompt([f"The town {word} is"]) for word in ("here", "there")]
+    ids = [first_tokens(model, prompts[0], item.answers)[0] for item in (own, other)]
+    assert token_ids(model, [model.tokenizer.decode(ids[:1])]) != [ids[:1]]
+    swap = Swap([0], [(own, other)], *prompts, ["last"], ids[:1], ids[1:])
+    _, span = scores(model, swap, "patching", steps=1)
+    clean, corrupt = (iv.run(model, prompt).logits[0, ids] for prompt in prompts)
+    expected = (clean - corrupt) @ torch.tensor([1.0, -1.0])
+    assert np.allclose(span, expected, atol=1e-6, rtol=1e-4)
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
