@@ -119,7 +119,7 @@ def attributed(iv: Any, model: Any, prompt: Any, source: Any, **asked: Any) -> x
     scores = iv.attribute(model, *((source, prompt) if earlier else (prompt, source)), **asked)
     if earlier and "corrupt_token" in scores.coords:
         scores = scores.rename(token="source_token", corrupt_token="token")
-    told = ("direction", "meaning", "prompt", "source", "read_roles", "each")
+    told = ("direction", "meaning", "prompt", "source", "read_roles", "each", "unit")
     scores.attrs = {name: value for name, value in scores.attrs.items() if name not in told}
     return scores
 
