@@ -269,7 +269,12 @@ def which_places(
             f"the heads of block(s) {blind[:8]} of {model.name} cannot be told apart. Leave "
             '"head_out" out of components=.'
         )
-    return [(one, layer) for layer in sorted(set(asked)) for one in COMPONENTS if one in chosen]
+    return [
+        (component, layer)
+        for layer in sorted(set(asked))
+        for component in COMPONENTS
+        if component in chosen
+    ]
 
 
 def _labels(model: Model, contrast: Contrast) -> xr.Dataset:
@@ -293,8 +298,8 @@ def _labels(model: Model, contrast: Contrast) -> xr.Dataset:
 def _said(side: Any) -> str:
     """What a side is, in words: which of two it is can be read from this."""
     if isinstance(side, Embedded):
-        one = side.value.unique()
-        what = f"{one.item():g}" if len(one) == 1 else "a baseline"
+        values = side.value.unique()
+        what = f"{values.item():g}" if len(values) == 1 else "a baseline"
         return f"{what} entering the first block, in place of embeddings"
     more = f" (and {len(side) - 1} more)" if len(side) > 1 else ""
     return f"{side.texts[0]}{more}"
