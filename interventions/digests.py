@@ -177,7 +177,7 @@ def named_globals(function: Any) -> dict[str, Any]:
 
 def names_in(code: CodeType) -> set[str]:
     """The names that code, and the functions in it, look up outside of themselves."""
-    inner = [names_in(one) for one in code.co_consts if isinstance(one, CodeType)]
+    inner = [names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
     return {*code.co_names}.union(*inner)
 
 

@@ -97,13 +97,13 @@ def verify(
     k, seed = whole(k, "k", least=1), seed_of(seed)
     of_kind(scores, xr.Dataset, "scores", error=ResultsError)
     if not {"score", "item", "component", "layer"} <= {*scores.variables} or any(
-        one not in scores.attrs for one in ASKED
+        name not in scores.attrs for name in ASKED
     ):
         raise ResultsError(
             "this Dataset is no attribution of this version. Give what iv.attribute returned."
         )
-    roles, read_roles = (json.loads(scores.attrs[one]) for one in ("roles", "read_roles"))
-    each, by_role = (bool(scores.attrs[one]) for one in ("each", "by_role"))
+    roles, read_roles = (json.loads(scores.attrs[name]) for name in ("roles", "read_roles"))
+    each, by_role = (bool(scores.attrs[name]) for name in ("each", "by_role"))
     contrast = contrast_of(
         model,
         prompt,
@@ -128,9 +128,9 @@ def verify(
 
 def _check_origin(model: Model, contrast: Contrast, scores: xr.Dataset) -> None:
     """Refuse scores of another model, of what the model was before, or of other prompts."""
-    made = read_provenance(scores)
-    settings = made.get("settings", {})
-    lines = differences(made.get("model", {}).get("fingerprint", {}), model.fingerprint())
+    provenance = read_provenance(scores)
+    settings = provenance.get("settings", {})
+    lines = differences(provenance.get("model", {}).get("fingerprint", {}), model.fingerprint())
     sides = [side_digest(contrast.run), side_digest(contrast.source)]
     if sides[0] != sides[1] and sides[::-1] == [settings.get("prompt"), settings.get("source")]:
         lines.append("prompt and source, which are the other way round")
@@ -158,20 +158,23 @@ def add_agreement(
     effects = dict(zip(cells, exact_effects(model, contrast, cells), strict=True))
     checked = xr.Dataset(
         {
-            "checked_score": ("checked", np.array([picked[one][0] for one in cells])),
-            "checked_effect": ("checked", np.array([effects[one] for one in cells])),
-            "checked_component": ("checked", np.array([c.component for c in cells], dtype=object)),
-            "checked_item": ("checked", np.array([contrast.items[one.item] for one in cells])),
-            "checked_layer": ("checked", np.array([one.layer for one in cells])),
-            "checked_column": ("checked", np.array([one.column for one in cells])),
+            "checked_score": ("checked", np.array([picked[cell][0] for cell in cells])),
+            "checked_effect": ("checked", np.array([effects[cell] for cell in cells])),
+            "checked_component": (
+                "checked",
+                np.array([cell.component for cell in cells], dtype=object),
+            ),
+            "checked_item": ("checked", np.array([contrast.items[cell.item] for cell in cells])),
+            "checked_layer": ("checked", np.array([cell.layer for cell in cells])),
+            "checked_column": ("checked", np.array([cell.column for cell in cells])),
             "checked_head": (
                 "checked",
-                np.array([-1 if one.head is None else one.head for one in cells]),
+                np.array([-1 if cell.head is None else cell.head for cell in cells]),
             ),
             **{
                 f"checked_{sample}": (
                     "checked",
-                    np.array([sample in picked[one][1] for one in cells]),
+                    np.array([sample in picked[cell][1] for cell in cells]),
                 )
                 for sample in SAMPLES
             },
@@ -179,16 +182,16 @@ def add_agreement(
     )
     numbers = _agreement(scores["component"].values.tolist(), checked, rng)
     # What an earlier check found makes room.
-    found = xr.merge([checked, numbers])
-    plain = scores.drop_vars([name for name in scores.variables if name in found.data_vars])
-    made = xr.merge([plain, found], combine_attrs="override")
-    made.attrs = {
+    agreement = xr.merge([checked, numbers])
+    plain = scores.drop_vars([name for name in scores.variables if name in agreement.data_vars])
+    verified = xr.merge([plain, agreement], combine_attrs="override")
+    verified.attrs = {
         **scores.attrs,
         "verified": f"up to {k} top and {k} random places per component, patched exactly",
     }
     about = read_provenance(scores)
     settings = {**about.pop("settings", {}), "verify": k}
-    return with_provenance(made, about, settings=settings, seed=seed)
+    return with_provenance(verified, about, settings=settings, seed=seed)
 
 
 def _picked(
@@ -207,8 +210,8 @@ def _picked(
     def cell(i: int) -> tuple[Cell, float]:
         item, layer, column, *head = np.unravel_index(i, values.shape)
         which = int(head[0]) if heads else None
-        found = Cell(int(item), component, int(layers[layer]), int(column), which)
-        return found, float(values.flat[i])
+        place = Cell(int(item), component, int(layers[layer]), int(column), which)
+        return place, float(values.flat[i])
 
     top = flat[np.argsort(-np.abs(values.flat[flat]), kind="stable")[:k]]
     drawn = rng.choice(flat, size=min(k, len(flat)), replace=False)
@@ -218,9 +221,9 @@ def _picked(
 @where_the_model_is
 def exact_effects(model: Model, contrast: Contrast, cells: Sequence[Cell]) -> np.ndarray:
     """Change of the metric when each place alone gets the source's value, nats, [cell]."""
-    found = np.full(len(cells), np.nan)
-    for item in sorted({one.item for one in cells}):
-        mine = [i for i, one in enumerate(cells) if one.item == item]
+    effects = np.full(len(cells), np.nan)
+    for item in sorted({cell.item for cell in cells}):
+        mine = [i for i, cell in enumerate(cells) if cell.item == item]
         part = contrast.rows([item])
         places = list(dict.fromkeys((cells[i].component, cells[i].layer) for i in mine))
         source = forward(model, part, "source", places)  # pyright: ignore[reportArgumentType]
@@ -235,8 +238,8 @@ def exact_effects(model: Model, contrast: Contrast, cells: Sequence[Cell]) -> np
             for logits in (unpatched, *replay(model, side.prompt, patches, logits=at))
             if logits is not None
         ]
-        found[mine] = np.array(values[1:]) - values[0]
-    return found
+        effects[mine] = np.array(values[1:]) - values[0]
+    return effects
 
 
 def _patch(
@@ -262,7 +265,7 @@ def _patch(
 
 def _agreement(names: list[str], checked: xr.Dataset, rng: np.random.Generator) -> xr.Dataset:
     shape = (len(names), len(SAMPLES))
-    found = {
+    statistics = {
         name: np.full(shape, np.nan)
         for name in ("spearman", "spearman_low", "spearman_high", "pearson", "sign_agreement")
     }
@@ -278,22 +281,22 @@ def _agreement(names: list[str], checked: xr.Dataset, rng: np.random.Generator) 
             n[i, j] = len(score)
             if not n[i, j]:
                 continue
-            found["sign_agreement"][i, j] = np.mean(np.sign(score) == np.sign(effect))
-            found["spearman"][i, j] = spearman(score, effect)
-            found["pearson"][i, j] = correlation(score, effect)
+            statistics["sign_agreement"][i, j] = np.mean(np.sign(score) == np.sign(effect))
+            statistics["spearman"][i, j] = spearman(score, effect)
+            statistics["pearson"][i, j] = correlation(score, effect)
             draws = rng.integers(len(score), size=(RESAMPLES, len(score)))
             again = _resampled_spearman(score, effect, draws)
             if (again := again[np.isfinite(again)]).size:
                 low, high = np.quantile(again, (0.025, 0.975))
-                found["spearman_low"][i, j], found["spearman_high"][i, j] = low, high
+                statistics["spearman_low"][i, j], statistics["spearman_high"][i, j] = low, high
     dims = ("component", "sample")
     return xr.Dataset(
-        {**{name: (dims, value) for name, value in found.items()}, "n_checked": (dims, n)},
+        {**{name: (dims, value) for name, value in statistics.items()}, "n_checked": (dims, n)},
         coords={"component": names, "sample": list(SAMPLES)},
     )
 
 
-def spearman(one: np.ndarray, other: np.ndarray) -> float:
+def spearman(left: np.ndarray, right: np.ndarray) -> float:
     """Rank correlation; ties share their mean rank. NaN where one of the two is constant.
 
     Examples
@@ -301,26 +304,26 @@ def spearman(one: np.ndarray, other: np.ndarray) -> float:
     >>> spearman(np.array([1.0, 2.0, 30.0]), np.array([-5.0, 0.0, 1.0]))
     1.0
     """
-    return float(_resampled_spearman(one, other, np.arange(len(one))[None])[0])
+    return float(_resampled_spearman(left, right, np.arange(len(left))[None])[0])
 
 
-def correlation(one: np.ndarray, other: np.ndarray) -> float:
+def correlation(left: np.ndarray, right: np.ndarray) -> float:
     """Pearson's correlation. NaN where one of the two is constant."""
-    return float(_correlations(one[None], other[None])[0])
+    return float(_correlations(left[None], right[None])[0])
 
 
-def _correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _correlations(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Pearson's correlation of each row [row, place]."""
-    a = one - one.mean(-1, keepdims=True)
-    b = other - other.mean(-1, keepdims=True)
+    a = left - left.mean(-1, keepdims=True)
+    b = right - right.mean(-1, keepdims=True)
     size = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
-    nowhere = np.full(len(one), np.nan)
+    nowhere = np.full(len(left), np.nan)
     return np.divide((a * b).sum(-1), size, out=nowhere, where=size > 0)
 
 
-def _resampled_spearman(one: np.ndarray, other: np.ndarray, draws: np.ndarray) -> np.ndarray:
+def _resampled_spearman(left: np.ndarray, right: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Rank correlation of each resample, of the places in a row of ``draws`` [resample, place]."""
-    return _correlations(_ranks(one, draws), _ranks(other, draws))
+    return _correlations(_ranks(left, draws), _ranks(right, draws))
 
 
 def _ranks(values: np.ndarray, draws: np.ndarray) -> np.ndarray:

@@ -269,7 +269,12 @@ def which_places(
             f"the heads of block(s) {blind[:8]} of {model.name} cannot be told apart. Leave "
             '"head_out" out of components=.'
         )
-    return [(one, layer) for layer in sorted(set(asked)) for one in COMPONENTS if one in chosen]
+    return [
+        (component, layer)
+        for layer in sorted(set(asked))
+        for component in COMPONENTS
+        if component in chosen
+    ]
 
 
 def _labels(model: Model, contrast: Contrast) -> xr.Dataset:

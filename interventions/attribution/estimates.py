@@ -30,7 +30,7 @@ Scores = dict[str, tuple[str | tuple[str, ...], np.ndarray]]
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Estimate:
     """Scores of some items.
 
     ``products`` one per place [item, n, 1 or head]; ``metrics`` of the run and of the source
@@ -56,8 +56,8 @@ def estimates(
     SiteError
         If the model is on a server that lets no gradients through.
     """
-    found = scores_of_each(model, contrasts, places, method, steps)
-    if found is None:
+    parts = scores_of_each(model, contrasts, places, method, steps)
+    if parts is None:
         raise SiteError(
             f"requests for {model.name} run in a process of their own on this server, as it does "
             "with keys that it does not trust; gradients do not get there, and attribution needs "
@@ -66,7 +66,7 @@ def estimates(
             "model here."
         )
     coords = {"component": _components(places), "layer": _layers(places)}
-    return [xr.Dataset(data, coords=coords) for data in found]
+    return [xr.Dataset(data, coords=coords) for data in parts]
 
 
 @where_the_model_is
@@ -80,11 +80,11 @@ def scores_of_each(
     """Scores of each contrast; None if the weights, and so gradients, are in another process."""
     if weightless(model):
         return None
-    return [scores(model, one, places, method, steps) for one in contrasts]
+    return [scores(model, contrast, places, method, steps) for contrast in contrasts]
 
 
 def _components(places: list[Place]) -> list[str]:
-    return list(dict.fromkeys(name for name, _ in sorted(places, key=lambda one: one[1])))
+    return list(dict.fromkeys(name for name, _ in sorted(places, key=lambda place: place[1])))
 
 
 def _layers(places: list[Place]) -> list[int]:
@@ -96,18 +96,18 @@ def scores(
 ) -> Scores:
     """Scores of some rows."""
     if method == "ig":
-        found = _along_input(model, contrast, places, steps)
+        estimate = _along_input(model, contrast, places, steps)
     elif method == "ig-activations":
-        found = _along_activations(model, contrast, places, steps)
+        estimate = _along_activations(model, contrast, places, steps)
     else:
-        found = _at_the_run(model, contrast, places, relevance=method == "relp")
+        estimate = _at_the_run(model, contrast, places, relevance=method == "relp")
     column = "position" if contrast.each else "role"
     layers, chosen = _layers(places), _components(places)
     shape = (len(contrast.items), len(chosen), len(layers), len(contrast.columns.tokens))
     score = np.full(shape, np.nan)
     heads: np.ndarray | None = None
     error = np.full(shape[:3], np.nan)
-    for i, ((component, layer), product) in enumerate(zip(places, found.products, strict=True)):
+    for i, ((component, layer), product) in enumerate(zip(places, estimate.products, strict=True)):
         where = (slice(None), chosen.index(component), layers.index(layer))
         summed = _columns(contrast, product)
         if component == "head_out":
@@ -115,26 +115,26 @@ def scores(
                 heads = np.full((shape[0], *shape[2:], summed.shape[-1]), np.nan)
             heads[:, layers.index(layer)] = summed
         score[where] = summed.sum(-1)
-        if found.error is not None and found.error.ndim == 2:
-            error[where] = found.error[i].cpu().numpy()
+        if estimate.error is not None and estimate.error.ndim == 2:
+            error[where] = estimate.error[i].cpu().numpy()
     dims = ("item", "component", "layer")
     data: Scores = {
         "score": ((*dims, column), score),
-        "run_metric": ("item", found.metrics[0].double().cpu().numpy()),
-        "source_metric": ("item", found.metrics[1].double().cpu().numpy()),
+        "run_metric": ("item", estimate.metrics[0].double().cpu().numpy()),
+        "source_metric": ("item", estimate.metrics[1].double().cpu().numpy()),
     }
     if heads is not None:
         data["head_score"] = (("item", "layer", column, "head"), heads)
-    if found.error is not None:
-        whole = found.error.ndim == 1
-        value = found.error.double().cpu().numpy() if whole else error
+    if estimate.error is not None:
+        whole = estimate.error.ndim == 1
+        value = estimate.error.double().cpu().numpy() if whole else error
         data["completeness_error"] = ("item" if whole else dims, value)
     return data
 
 
 def _at_the_run(
     model: Model, contrast: Contrast, places: list[Place], *, relevance: bool
-) -> _Found:
+) -> _Estimate:
     """Gradient, or relevance coefficient, of the run itself."""
     source = forward(model, contrast, "source", places)
     with relevance_rules(model) if relevance else nullcontext():
@@ -145,10 +145,10 @@ def _at_the_run(
             places, source.values, run.values, run.slopes, strict=True
         )
     ]
-    return _Found(products, (run.metric, source.metric))
+    return _Estimate(products, (run.metric, source.metric))
 
 
-def _along_input(model: Model, contrast: Contrast, places: list[Place], steps: int) -> _Found:
+def _along_input(model: Model, contrast: Contrast, places: list[Place], steps: int) -> _Estimate:
     """Mean gradient on the line between the embeddings of both sides."""
     run = forward(model, contrast, "run", places)
     source = forward(model, contrast, "source", places)
@@ -156,21 +156,23 @@ def _along_input(model: Model, contrast: Contrast, places: list[Place], steps: i
     whole = torch.zeros(())
     for alpha, weight in _points(steps):
         entry = run.entry + alpha * (source.entry - run.entry)
-        found = backward(model, contrast, places, entry=entry)
-        some = [
+        gradients = backward(model, contrast, places, entry=entry)
+        terms = [
             weight * _product(model, contrast, place, there - here, slope)
             for place, there, here, slope in zip(
-                places, source.values, run.values, found.slopes, strict=True
+                places, source.values, run.values, gradients.slopes, strict=True
             )
         ]
-        products = [a + b for a, b in zip(products, some, strict=True)] if products else some
-        assert found.entry_slope is not None
-        moved = _wide(source.entry - run.entry) * _wide(found.entry_slope)
+        products = [a + b for a, b in zip(products, terms, strict=True)] if products else terms
+        assert gradients.entry_slope is not None
+        moved = _wide(source.entry - run.entry) * _wide(gradients.entry_slope)
         whole = whole + weight * _of_items(contrast, moved.sum((-1, -2)))
-    return _Found(products, (run.metric, source.metric), whole - (source.metric - run.metric))
+    return _Estimate(products, (run.metric, source.metric), whole - (source.metric - run.metric))
 
 
-def _along_activations(model: Model, contrast: Contrast, places: list[Place], steps: int) -> _Found:
+def _along_activations(
+    model: Model, contrast: Contrast, places: list[Place], steps: int
+) -> _Estimate:
     """Mean gradient on the line between the values of each place, one place at a time."""
     run = forward(model, contrast, "run", places)
     source = forward(model, contrast, "source", places)
@@ -186,7 +188,7 @@ def _along_activations(model: Model, contrast: Contrast, places: list[Place], st
         total = torch.where(mask, product.sum(-1), 0)
         errors.append(total.sum(-1) - (patched - run.metric))
         products.append(product)
-    return _Found(products, (run.metric, source.metric), torch.stack(errors))
+    return _Estimate(products, (run.metric, source.metric), torch.stack(errors))
 
 
 def _points(steps: int) -> list[tuple[float, float]]:
@@ -218,8 +220,8 @@ def _columns(contrast: Contrast, product: torch.Tensor) -> np.ndarray:
     _, column, mask = contrast.columns.flat()
     value = torch.where(mask[..., None], product.double().cpu(), 0)
     shape = (len(value), len(contrast.columns.tokens), value.shape[-1])
-    made = torch.zeros(shape, dtype=torch.float64)
-    made.scatter_add_(1, column[..., None].expand_as(value), value)
+    sums = torch.zeros(shape, dtype=torch.float64)
+    sums.scatter_add_(1, column[..., None].expand_as(value), value)
     tokens = torch.zeros(shape[:2], dtype=torch.long).scatter_add_(1, column, mask.long())
-    made[tokens == 0] = torch.nan
-    return made.numpy()
+    sums[tokens == 0] = torch.nan
+    return sums.numpy()

@@ -57,33 +57,33 @@ def forward(model: Model, contrast: Contrast, which: Which, places: Sequence[Pla
     side = scored(contrast, which)
     at = replace(side.at, mask=torch.ones_like(side.at.mask))  # so that it is no ragged read
     sites = [Site(component, layer, at) for component, layer in places]
-    found = run(
+    result = run(
         model,
         side.prompt,
         patches=side.before,
         reads=[Site("resid_pre", 0), *sites],
         logits=contrast.target.positions(side.prompt),
     )
-    assert found.logits is not None
-    metric = metric_of(contrast, found.logits)
-    entry, *values = found.reads
+    assert result.logits is not None
+    metric = metric_of(contrast, result.logits)
+    entry, *values = result.reads
     check_finite(metric, [])
-    flat = [one.flatten(2) for one in values]  # heads side by side
+    flat = [value.flatten(2) for value in values]  # heads side by side
     return Pass(flat, entry, metric)
 
 
 @contextmanager
 def frozen_weights(model: Model) -> Iterator[None]:
     """Let no parameter collect gradients, which would cost as much memory as the weights."""
-    training = [one for one in model.module.parameters() if one.requires_grad]
-    for one in training:
-        one.requires_grad_(False)
+    training = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
+    for parameter in training:
+        parameter.requires_grad_(False)
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        for one in training:
-            one.requires_grad_(True)
+        for parameter in training:
+            parameter.requires_grad_(True)
 
 
 def backward(
@@ -140,12 +140,14 @@ def backward(
         index = answer.index.to(logits.device) - (prompt.length - keep)
         rows = torch.arange(len(prompt), device=logits.device)[:, None]
         metric = metric_of(contrast, logits[rows, index.clamp(min=0)])
-        found = torch.autograd.grad(metric.sum(), live if write is not None else [*live, hidden])
-        values = nnsight.save([read_padded(one.detach(), at) for one in live])
-        slopes = nnsight.save([read_padded(one, at) for one in found[: len(live)]])
-        entries = nnsight.save([hidden.detach(), *found[len(live) :]])
+        gradients = torch.autograd.grad(
+            metric.sum(), live if write is not None else [*live, hidden]
+        )
+        values = nnsight.save([read_padded(value.detach(), at) for value in live])
+        slopes = nnsight.save([read_padded(gradient, at) for gradient in gradients[: len(live)]])
+        entries = nnsight.save([hidden.detach(), *gradients[len(live) :]])
         result = nnsight.save(metric.detach())
-    check_finite(result, [one[at.mask.to(one.device)] for one in slopes])
+    check_finite(result, [slope[at.mask.to(slope.device)] for slope in slopes])
     return Gradients(values, entries[0], result, slopes, entries[1] if len(entries) > 1 else None)
 
 
@@ -169,7 +171,7 @@ def check_finite(metric: torch.Tensor, slopes: Sequence[torch.Tensor]) -> None:
             f"the metric of row(s) {rows[:8]} is NaN. Check those prompts or the baseline; in half "
             "precision try bfloat16 or float32."
         )
-    if any(bool(torch.isnan(one).any()) for one in slopes):
+    if any(bool(torch.isnan(slope).any()) for slope in slopes):
         raise PatchError(
             "a gradient is NaN, though the metric is not. Eager attention does this to padded rows "
             'in half precision: load with attn_implementation="sdpa", or give rows of equal length.'

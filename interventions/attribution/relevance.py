@@ -70,17 +70,17 @@ def find_rules(model: Model) -> list[tuple[nn.Module, Rule]]:
         If a norm, attention or MLP is of a kind for which there is none.
     """
     anatomy = model.anatomy
-    found = [_norm_rule(model, model.module.get_submodule(anatomy.final_norm), "the final norm")]
+    rules = [_norm_rule(model, model.module.get_submodule(anatomy.final_norm), "the final norm")]
     for layer, names in enumerate(anatomy.parts):
         block = model.module.get_submodule(f"{anatomy.blocks}.{layer}")
         for name, child in block.named_children():
             if name == names.attention:
-                found += _attention_rules(model, child, layer)
+                rules += _attention_rules(model, child, layer)
             elif name == names.mlp:
-                found += _mlp_rules(model, child, layer)
+                rules += _mlp_rules(model, child, layer)
             elif any(True for _ in child.parameters()):
-                found.append(_norm_rule(model, child, f"{name} of block {layer}"))
-    return found
+                rules.append(_norm_rule(model, child, f"{name} of block {layer}"))
+    return rules
 
 
 def _refusal(model: Model, what: str, expected: str) -> SiteError:
@@ -147,19 +147,19 @@ def _attention_rules(model: Model, attention: nn.Module, layer: int) -> list[tup
 
 def _constant(_x: Any, y: Any) -> Any:
     if isinstance(y, tuple):
-        return tuple(_constant(None, one) for one in y)
+        return tuple(_constant(None, entry) for entry in y)
     return y.detach() if torch.is_tensor(y) else y
 
 
 def _mlp_rules(model: Model, mlp: nn.Module, layer: int) -> list[tuple[Any, Rule]]:
     parts = dict(mlp.named_children())
-    linears = [one for one in parts.values() if isinstance(one, nn.Linear)]
-    activations = [one for one in parts.values() if not any(True for _ in one.parameters())]
-    activations = [one for one in activations if not isinstance(one, nn.Dropout | nn.Identity)]
-    rules: list[tuple[Any, Rule]] = [(one, _identity) for one in activations]
+    linears = [part for part in parts.values() if isinstance(part, nn.Linear)]
+    activations = [part for part in parts.values() if not any(True for _ in part.parameters())]
+    activations = [part for part in activations if not isinstance(part, nn.Dropout | nn.Identity)]
+    rules: list[tuple[Any, Rule]] = [(activation, _identity) for activation in activations]
     if len(linears) >= 2 and len(activations) == 1 and len(parts) - len(activations) <= 3:
         down = linears[-1]
-        into = sum(one.out_features for one in linears[:-1])
+        into = sum(linear.out_features for linear in linears[:-1])
         if into == 2 * down.in_features:
             return [*rules, (down, _half)]
         if into == down.in_features:
@@ -168,7 +168,7 @@ def _mlp_rules(model: Model, mlp: nn.Module, layer: int) -> list[tuple[Any, Rule
         return [*rules, (mlp, _half)]
     router = parts.pop("router", parts.pop("gate", None))
     if router is not None and not isinstance(router, nn.ModuleList) and "experts" in parts:
-        inner = [rule for one in parts.values() for rule in _mlp_rules(model, one, layer)]
+        inner = [rule for part in parts.values() for rule in _mlp_rules(model, part, layer)]
         return [(router, _constant), *inner]
     raise _refusal(
         model,

@@ -103,8 +103,11 @@ def _embedded(model: Model, prompt: Prompt, given: Any) -> Embedded:
 def _one_for_each(columns: Columns, read_columns: Columns) -> Columns:
     """Columns that are read, with as many tokens as are written: one is read for all of them."""
     tokens = [
-        [there * len(here) if len(there) == 1 else there for here, there in zip(*two, strict=True)]
-        for two in zip(columns.tokens, read_columns.tokens, strict=True)
+        [
+            there * len(here) if len(there) == 1 else there
+            for here, there in zip(written, read, strict=True)
+        ]
+        for written, read in zip(columns.tokens, read_columns.tokens, strict=True)
     ]
     return replace(read_columns, tokens=tokens)
 

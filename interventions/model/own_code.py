@@ -50,7 +50,7 @@ class Found:
         """Whether it would be found again."""
         return (
             all(len(space) == n for space, n in self.n_attributes)
-            and all(one.same() for one in self.names)
+            and all(names.same() for names in self.names)
             and all(map(is_, self.code, map(attrgetter("__code__"), self.functions)))
         )
 
@@ -104,14 +104,14 @@ def _found(kind: type) -> Found:
                 written.setdefault(key, inner)  # put in the place of the library's own
             elif inspect.isfunction(inner) and not base.__module__.startswith("torch."):
                 replaced = _replaced(inner, walked)
-                written |= {f"{key}: {name}": one for name, one in replaced.items()}
+                written |= {f"{key}: {name}": function for name, function in replaced.items()}
     spaces = [vars(base) for base in kind.__mro__]
     return Found(
         written=written,
         n_attributes=tuple((space, len(space)) for space in spaces),
         names=(*(_names(space, space) for space in spaces), *_globals(walked)),
         functions=tuple(walked),
-        code=tuple(one.__code__ for one in walked),
+        code=tuple(function.__code__ for function in walked),
     )
 
 
@@ -120,7 +120,7 @@ def _replaced(method: FunctionType, walked: list[FunctionType]) -> dict[str, Fun
 
     Those that were looked into are added to ``walked``.
     """
-    found: dict[str, FunctionType] = {}
+    replaced: dict[str, FunctionType] = {}
     pending, seen = [inspect.unwrap(method)], set()
     while pending:
         plain = pending.pop()
@@ -130,10 +130,10 @@ def _replaced(method: FunctionType, walked: list[FunctionType]) -> dict[str, Fun
                 continue
             seen.add(name)
             if not of_library(value.__module__):
-                found[name] = value
+                replaced[name] = value
             elif value.__module__ == plain.__module__:  # which may call more of them
                 pending.append(inspect.unwrap(value))
-    return found
+    return replaced
 
 
 def _globals(walked: Iterable[FunctionType]) -> list[Names]:

@@ -92,8 +92,8 @@ class Contrast:
     @property
     def has_images(self) -> bool:
         """Whether all that this model runs has images, so that every block runs."""
-        sides = [one for one in (self.run, self.source) if isinstance(one, Prompt | Embedded)]
-        return all(prompt_of(one).has_images for one in sides)
+        sides = [side for side in (self.run, self.source) if isinstance(side, Prompt | Embedded)]
+        return all(prompt_of(side).has_images for side in sides)
 
     def rows(self, rows: Sequence[int]) -> "Contrast":
         """Return some rows."""
@@ -229,7 +229,7 @@ def _read_in(run: Side, source: Any) -> Prompt:
 def _metrics(given: Metric | Sequence[Metric], foils: Answers | None) -> list[Metric]:
     """The metrics asked for, each once."""
     asked = [given] if isinstance(plain(given), str) else several(given, "metrics=")
-    wanted: list[Metric] = [one_of(one, "metric", METRICS) for one in asked]
+    wanted: list[Metric] = [one_of(metric, "metric", METRICS) for metric in asked]
     if len(set(wanted)) < len(wanted):
         raise PromptError(f"metrics= names one twice: {', '.join(wanted)}.")
     if not wanted:

@@ -79,13 +79,13 @@ class Grid:
     @property
     def axes(self) -> dict[str, Sequence[Any]]:
         """Dimension to its labels, in the order in which cells are counted."""
-        found: dict[str, Sequence[Any]] = {"component": self.components, "layer": self.layers}
+        labels: dict[str, Sequence[Any]] = {"component": self.components, "layer": self.layers}
         if self.heads is not None:
-            found["head"] = self.heads
+            labels["head"] = self.heads
         if self.source_layers is not None:
-            found["source_layer"] = self.source_layers
+            labels["source_layer"] = self.source_layers
         n = len(self.columns.names)
-        return found | ({"position": range(n)} if self.each else {"role": self.columns.names})
+        return labels | ({"position": range(n)} if self.each else {"role": self.columns.names})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -101,7 +101,7 @@ class Grid:
         for component, first, head, source in product(*axes):
             layers = list(range(first, min(first + self.window, self.n_layers)))
             read = layers if source is None else [source + i for i in range(len(layers))]
-            inside = [i for i, one in enumerate(read) if one < self.n_layers]
+            inside = [i for i, layer in enumerate(read) if layer < self.n_layers]
             for column in range(len(self.columns.names)):
                 yield Spec(
                     component,
@@ -161,7 +161,7 @@ def make_grid(
         each=contrast.each,
         n_layers=model.n_layers,
     )
-    for layer in sorted({one for spec in grid.specs() for one in (*spec.layers, *spec.read)}):
+    for layer in sorted({layer for spec in grid.specs() for layer in (*spec.layers, *spec.read)}):
         check_runs(model, layer, images=images)
     if isinstance(source, FromModel):
         mapped_layers(source.pair, grid.read_layers())
@@ -177,12 +177,12 @@ def chosen_components(asked: str | Sequence[str]) -> list[Component]:
         If there is none, or one is not known or named twice.
     """
     given = names(asked, "components=", error=SiteError)
-    found: list[Component] = [check_component(one) for one in given]
-    if not found:
+    chosen: list[Component] = [check_component(name) for name in given]
+    if not chosen:
         raise SiteError(f"components= is empty, so there are no cells. Known: {RESIDUAL}.")
-    if len(set(found)) < len(found):
-        raise SiteError(f"components= names one twice: {', '.join(found)}.")
-    return found
+    if len(set(chosen)) < len(chosen):
+        raise SiteError(f"components= names one twice: {', '.join(chosen)}.")
+    return chosen
 
 
 def chosen_layers(model: Model, asked: Layers | None, *, images: bool) -> list[int]:

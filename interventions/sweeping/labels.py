@@ -64,19 +64,19 @@ def labelled(model: Model, job: Job, table: Table, settings: dict[str, Any]) -> 
     """The numbers of a sweep with what they are called, and how they were made."""
     contrast, grid = job.contrast, job.grid
     dims = ("item", *grid.axes)
-    made = xr.Dataset(coords={name: list(labels) for name, labels in grid.axes.items()})
-    made = made.assign_coords(item=contrast.items)
+    dataset = xr.Dataset(coords={name: list(labels) for name, labels in grid.axes.items()})
+    dataset = dataset.assign_coords(item=contrast.items)
     if grid.each:
-        made = made.assign_coords(token_labels(model, contrast))
+        dataset = dataset.assign_coords(token_labels(model, contrast))
     for which, metric in enumerate(contrast.metrics):
         units = {"units": UNITS[metric]}
         values = table.values[which].reshape(len(contrast.items), *grid.shape)
-        made[metric] = (dims, values, units)
-        made[f"clean_{metric}"] = ("item", table.clean[which], units)
+        dataset[metric] = (dims, values, units)
+        dataset[f"clean_{metric}"] = ("item", table.clean[which], units)
         if isinstance(contrast.source, Prompt) and metric in FROM_SOURCE:
-            made[f"source_{metric}"] = ("item", table.source[which], units)
+            dataset[f"source_{metric}"] = ("item", table.source[which], units)
     path, reason = path_of(model, contrast.prompt)
-    made.attrs = {
+    dataset.attrs = {
         "path": path,
         "path_reason": reason,
         "left_out": contrast.left_out,
@@ -87,7 +87,7 @@ def labelled(model: Model, job: Job, table: Table, settings: dict[str, Any]) -> 
     about = origin(model=model, **models)
     return with_text(
         with_provenance(
-            made,
+            dataset,
             about,
             settings={key: value for key, value in settings.items() if key not in about},
             seed=source.seed if isinstance(source, Noise) else None,

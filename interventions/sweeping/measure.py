@@ -78,11 +78,11 @@ def batches(model: Model, job: Job, kept: list[int]) -> list[list[int]]:
     """
     contrast, source = job.contrast, job.contrast.source
     models = [model, source.pair.backbone] if isinstance(source, FromModel) else [model]
-    if any(one.anatomy.dependent_rows is not None for one in models):
+    if any(model.anatomy.dependent_rows is not None for model in models):
         return [[row] for row in kept]
     prompt, target = contrast.prompt, contrast.target
     longest = int(prompt.lengths.max())
-    width = max((len(one) for one in (*target.answers, *(target.foils or ()))), default=1)
+    width = max((len(tokens) for tokens in (*target.answers, *(target.foils or ()))), default=1)
     each = clean_bytes(model, longest + width, len(prompt.prefix_ids)) + _value_bytes(model, job)
     # Twice: half is for the cells.
     budget = Budget.of(model, job.budget)
@@ -101,8 +101,8 @@ def _value_bytes(model: Model, job: Job) -> int:
     anatomy, grid = model.anatomy, job.grid
     n_tokens = sum(max(len(row) for row in column) for column in job.contrast.read_columns.tokens)
     widths = [
-        anatomy.n_heads * anatomy.head_dim if one == "head_out" else model.d_model
-        for one in grid.components
+        anatomy.n_heads * anatomy.head_dim if component == "head_out" else model.d_model
+        for component in grid.components
     ]
     size = torch.empty(0, dtype=model.dtype).element_size()
     return 2 * size * n_tokens * len(grid.read_layers()) * sum(widths)
@@ -114,8 +114,8 @@ def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Itera
         yield Piece(rows, list(range(len(job.grid))))
         return
     part = job.contrast.rows(rows)
-    some, left = part.prompt.trimmed()
-    scored = part.target.scored(some)
+    prompt, left = part.prompt.trimmed()
+    scored = part.target.scored(prompt)
     columns = part.columns.shifted(left)
     everyone = [*range(len(rows))] * part.target.repeats
     places = [
@@ -136,7 +136,7 @@ def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Itera
         if place is not None and spec.layers:
             numbers.append(i)
             cells.append(cell(model, _patches(spec, place, values)))
-    path, _ = path_of(model, some)
+    path, _ = path_of(model, prompt)
     apart = model.anatomy.dependent_rows is not None
     clean = run_clean(model, scored, part.target.positions(scored), cells, path, apart=apart)
     first = clean.logits[: len(rows), 0]
@@ -154,7 +154,9 @@ def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Itera
             todo.append(group)
     for group, logits in replayed(model, clean, cells, path, todo, apart=apart):
         which = [numbers[i] for i in group.cells]
-        measured = np.stack([_numbers(part, one, clean=first) for one in logits], -1)
+        measured = np.stack(
+            [_numbers(part, cell_logits, clean=first) for cell_logits in logits], -1
+        )
         for j, i in enumerate(which):
             column = columns.tokens[specs[i].column]
             measured[:, [not row for row in column], j] = np.nan
@@ -171,11 +173,11 @@ def _numbers(
     """Metrics [metric, row]; NaN for those that are not in ``of``."""
     if logits is None:
         return None
-    found = np.full((len(contrast.metrics), len(contrast.items)), np.nan, dtype=np.float32)
+    numbers = np.full((len(contrast.metrics), len(contrast.items)), np.nan, dtype=np.float32)
     for which, metric in enumerate(contrast.metrics):
         if metric in of:
-            found[which] = contrast.target.values(metric, logits, clean=clean).cpu().numpy()
-    return found
+            numbers[which] = contrast.target.values(metric, logits, clean=clean).cpu().numpy()
+    return numbers
 
 
 @where_the_model_is
@@ -217,7 +219,7 @@ def values_of(model: Model, contrast: Contrast, grid: Grid) -> Values | torch.Te
 
 def _patches(spec: Spec, place: Positions, values: Values | torch.Tensor) -> list[Patch]:
     """The patches of one cell."""
-    made = []
+    patches = []
     for layer, read in zip(spec.layers, spec.read, strict=True):
         if isinstance(values, torch.Tensor):
             value = values
@@ -225,8 +227,8 @@ def _patches(spec: Spec, place: Positions, values: Values | torch.Tensor) -> lis
             value = values.at(spec.component, read, spec.column, place.index.shape[1])
             if spec.head is not None:
                 value = value[..., spec.head, :]
-        made.append(Patch(spec.component, layer, place, value, heads=spec.head))
-    return made
+        patches.append(Patch(spec.component, layer, place, value, heads=spec.head))
+    return patches
 
 
 def costs(model: Model, job: Job) -> np.ndarray:

@@ -91,7 +91,7 @@ class Values:
 
     Attributes
     ----------
-    found : dict of str to Tensor [layer, row, token, ...]
+    by_component : dict of str to Tensor [layer, row, token, ...]
         By component; the tokens of all columns behind one another.
     layers : list of int
         What the first axis stands for, in the numbers of the model that is swept.
@@ -105,7 +105,7 @@ class Values:
         Of the run they are from, where that was a prompt of the same model.
     """
 
-    found: dict[str, torch.Tensor]
+    by_component: dict[str, torch.Tensor]
     layers: list[int]
     starts: list[int]
     tokens: list[list[int]]
@@ -114,26 +114,34 @@ class Values:
 
     def at(self, component: str, layer: int, column: int, width: int) -> torch.Tensor:
         """Value [row, token, ...] of a column; one token is spread over the ``width`` wanted."""
-        values = self.found[component][self.layers.index(layer)]
-        some = values[:, self.starts[column] : self.starts[column + 1]]
+        values = self.by_component[component][self.layers.index(layer)]
+        value = values[:, self.starts[column] : self.starts[column + 1]]
         # Rows that were read with longer ones have more tokens than they use.
         return (
-            some[:, :width] if some.shape[1] >= width else some.expand(-1, width, *some.shape[2:])
+            value[:, :width]
+            if value.shape[1] >= width
+            else value.expand(-1, width, *value.shape[2:])
         )
 
     def rows(self, rows: Sequence[int]) -> "Values":
         """Return the values of some rows."""
         chosen = list(rows)
-        found = {one: value[:, chosen] for one, value in self.found.items()}
+        by_component = {
+            component: value[:, chosen] for component, value in self.by_component.items()
+        }
         tokens = [self.tokens[row] for row in chosen]
-        return replace(self, found=found, tokens=tokens, mask=self.mask[chosen], logits=None)
+        return replace(
+            self, by_component=by_component, tokens=tokens, mask=self.mask[chosen], logits=None
+        )
 
     def repeated(self, n: int) -> "Values":
         """Return the values of rows that are repeated, as a block, ``n`` times."""
         if n == 1:
             return self
-        found = {one: torch.cat([value] * n, 1) for one, value in self.found.items()}
-        return replace(self, found=found, mask=self.mask.repeat(n, 1))
+        by_component = {
+            component: torch.cat([value] * n, 1) for component, value in self.by_component.items()
+        }
+        return replace(self, by_component=by_component, mask=self.mask.repeat(n, 1))
 
     def check(self, dtype: torch.dtype) -> None:
         """Refuse values that cannot be written into a model of a number format.
@@ -144,7 +152,7 @@ class Values:
         ------
         PatchError
         """
-        for component, value in self.found.items():
+        for component, value in self.by_component.items():
             own = value[:, self.mask.to(value.device)]
             check_range(own, dtype, f"{component} of the source")
 
@@ -163,10 +171,12 @@ def check_columns(run_at: Columns, read_at: Columns) -> None:
             " Read as many, or leave each=True out: then one token's values go into all of a role."
         )
     for name, mine, theirs in zip(run_at.names, run_at.tokens, read_at.tokens, strict=True):
-        counts = [(len(one), len(two)) for one, two in zip(mine, theirs, strict=True)]
-        if all(two == 1 for _, two in counts) or all(one == two for one, two in counts):
+        counts = [(len(written), len(read)) for written, read in zip(mine, theirs, strict=True)]
+        if all(n_read == 1 for _, n_read in counts) or all(
+            n_written == n_read for n_written, n_read in counts
+        ):
             continue
-        row = next(i for i, (one, two) in enumerate(counts) if one != two)
+        row = next(i for i, (n_written, n_read) in enumerate(counts) if n_written != n_read)
         raise RoleError(
             f"role {name!r} of row {row} has {counts[row][0]} tokens, and {counts[row][1]} where "
             f"its values are read. Name one token, such as {name}[-1], here or in read_roles=."
@@ -177,10 +187,10 @@ def _flat(columns: Columns, length: int) -> tuple[Positions, list[int]]:
     """All columns behind one another, and where each begins."""
     parts = [columns.positions(which, length) for which in range(len(columns.names))]
     starts = [0]
-    for one in parts:
-        starts.append(starts[-1] + one.index.shape[1])
-    index = torch.cat([one.index for one in parts], 1)
-    used = torch.cat([one.mask for one in parts], 1)
+    for part in parts:
+        starts.append(starts[-1] + part.index.shape[1])
+    index = torch.cat([part.index for part in parts], 1)
+    used = torch.cat([part.mask for part in parts], 1)
     return Positions(index, used, length, False, "columns"), starts
 
 
@@ -209,7 +219,10 @@ def read_values(
             run(model, scored.select([row]), logits=at.rows([row])).logits
             for row in range(len(scored))
         ]
-        return replace(values, logits=torch.cat([one for one in logits if one is not None]))
+        return replace(
+            values,
+            logits=torch.cat([row_logits for row_logits in logits if row_logits is not None]),
+        )
     scored = prompt if target is None else target.scored(prompt)
     at, starts = _flat(columns, prompt.length)
     repeats = len(scored) // len(prompt)
@@ -221,10 +234,10 @@ def read_values(
     )
     sites = [Site(component, list(layers), where) for component in components]
     wanted: Any = False if target is None else target.positions(scored)
-    found = run(model, scored, reads=sites, logits=wanted)
+    result = run(model, scored, reads=sites, logits=wanted)
     values = {
         component: value[:, : len(prompt)]
-        for component, value in zip(components, found.reads, strict=True)
+        for component, value in zip(components, result.reads, strict=True)
     }
     for component, value in values.items():
         if bool(torch.isnan(value[:, at.mask.to(value.device)]).any()):
@@ -234,13 +247,13 @@ def read_values(
             )
     first = prompt.length - prompt.lengths
     tokens = (at.index - first[:, None]).tolist()
-    return Values(values, list(names or layers), starts, tokens, at.mask, found.logits)
+    return Values(values, list(names or layers), starts, tokens, at.mask, result.logits)
 
 
 def noisy(values: Values, noise: Noise, items: Sequence[int]) -> Values:
     """Add noise to values; ``items`` are the numbers of their rows."""
     changed = {}
-    for component, value in values.found.items():
+    for component, value in values.by_component.items():
         drawn = torch.zeros(value.shape)
         which = COMPONENTS.index(check_component(component))
         for row, item in enumerate(items):
@@ -248,13 +261,13 @@ def noisy(values: Values, noise: Noise, items: Sequence[int]) -> Values:
                 for i, layer in enumerate(values.layers):
                     if token >= 0:  # else there is none in this row
                         rng = np.random.default_rng([noise.seed, which, item, token, layer])
-                        one = rng.standard_normal(value.shape[3:], dtype=np.float32)
-                        drawn[i, row, k] = torch.from_numpy(one)
+                        sample = rng.standard_normal(value.shape[3:], dtype=np.float32)
+                        drawn[i, row, k] = torch.from_numpy(sample)
         spread = value.float().std(-1, keepdim=True)
         changed[component] = (value.float() + noise.scale * spread * drawn.to(value.device)).to(
             value.dtype
         )
-    return replace(values, found=changed)
+    return replace(values, by_component=changed)
 
 
 def mapped_layers(pair: ModelPair, layers: Sequence[int]) -> list[int]:

@@ -166,7 +166,7 @@ def _swept(
     if (finished := table.finished) is not None:
         return finished
     cost = costs(model, job)
-    before = sum(one.requests for one in asked)
+    before = sum(model.requests for model in asked)
     try:
         spent, total = 0.0, float(cost.sum()) * len(kept)
         what = f"sweep of {len(job.grid)} cells"
@@ -185,8 +185,8 @@ def _swept(
         table.save()
         raise
     dataset = labelled(model, job, table, settings)
-    if any(one.remote for one in asked):
-        dataset.attrs["requests"] = sum(one.requests for one in asked) - before
+    if any(model.remote for model in asked):
+        dataset.attrs["requests"] = sum(model.requests for model in asked) - before
     table.finish(dataset)
     return dataset
 
