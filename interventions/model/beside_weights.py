@@ -128,7 +128,7 @@ def _said(value: Any, known: Known) -> Any:
     if value is None or (isinstance(value, bool | int | float | str)):
         return value
     if torch.is_tensor(value) and value.is_nested:
-        return ["nested", [_said(inner, known) for inner in value.unbind()]]
+        return ["nested", [_said(part, known) for part in value.unbind()]]
     if torch.is_tensor(value):
         return f"{value.dtype} {tuple(value.shape)} {tensor_digest(value)}"
     if id(value) in known:
@@ -169,10 +169,10 @@ def _said(value: Any, known: Known) -> Any:
 
 def _inside(value: Any, known: Known) -> Any:
     if isinstance(value, Mapping):
-        pairs = [[_said(side, known) for side in pair] for pair in value.items()]
+        pairs = [[_said(part, known) for part in pair] for pair in value.items()]
         missing = getattr(value, "default_factory", None)  # gives what is not there
         return {"pairs": pairs, **({"missing": _said(missing, known)} if missing else {})}
-    said = [_said(entry, known) for entry in value]
+    said = [_said(part, known) for part in value]
     return sorted(said, key=repr) if isinstance(value, Set) else said
 
 
@@ -193,7 +193,7 @@ def _object(value: Any, name: str, known: Known) -> Any:
     _noted(value, name, known)
     if isinstance(value, torch.nn.Module):  # one that is not registered as a part of another
         held = {kind: vars(value)[kind] for kind in HELD}
-        kept = {key: _said(inner, known) for key, inner in (*_kept(value), *held.items())}
+        kept = {key: _said(part, known) for key, part in (*_kept(value), *held.items())}
         return [_class(type(value), known), kept]
     if hasattr(value, "to_dict") and of_library(type(value).__module__):  # a config of its own
         return _said(_without(value.to_dict(), OF_CONFIG), known)
@@ -202,7 +202,7 @@ def _object(value: Any, name: str, known: Known) -> Any:
         try:
             return digest_of(array)
         except UnknownContent:
-            return [name, [_said(number, known) for number in array.ravel().tolist()]]
+            return [name, [_said(part, known) for part in array.ravel().tolist()]]
     if f"{name}.".startswith(BY_NAME):
         return name
     return [_class(type(value), known), _said(_attributes(value) or _reduced(value), known)]
