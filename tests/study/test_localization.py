@@ -92,13 +92,15 @@ def test_a_token_that_is_no_text_of_its_own_is_attributed_as_it_is_patched() -> 
         Item(name, Entity(name, name), "it", (answer,))
         for name, answer in (("a", "日本"), ("b", "the sea"))
     )
-    prompts = [model.prompt([f"The town {word} is"]) for word in ("here", "there")]
-    ids = [first_tokens(model, prompts[0], item.answers)[0] for item in (own, other)]
+    clean, corrupt = (model.prompt([f"The town {word} is"]) for word in ("here", "there"))
+    ids = [first_tokens(model, clean, item.answers)[0] for item in (own, other)]
     assert token_ids(model, [model.tokenizer.decode(ids[:1])]) != [ids[:1]]
-    swap = Swap([0], [(own, other)], *prompts, ["last"], ids[:1], ids[1:])
+    swap = Swap([0], [(own, other)], clean, corrupt, ["last"], ids[:1], ids[1:])
     _, span = scores(model, swap, "patching", steps=1)
-    clean, corrupt = (iv.run(model, prompt).logits[0, ids] for prompt in prompts)
-    expected = (clean - corrupt) @ torch.tensor([1.0, -1.0])
+    logits = [iv.run(model, prompt).logits for prompt in (clean, corrupt)]
+    assert logits[0] is not None
+    assert logits[1] is not None
+    expected = (logits[0] - logits[1])[0, ids] @ torch.tensor([1.0, -1.0])
     assert np.allclose(span, expected, atol=1e-6, rtol=1e-4)
 
 
