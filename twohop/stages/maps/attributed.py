@@ -137,6 +137,7 @@ def scores(
             attribution = attribute(
                 model,
                 swap.corrupt.select(rows),
+                swap.clean.select(rows),
                 answers=[[swap.answers[row]] for row in rows],
                 foils=[[swap.foils[row]] for row in rows],
                 components=MAP_COMPONENTS,
