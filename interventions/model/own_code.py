@@ -41,6 +41,8 @@ class Found:
     """What was found of a class, and what that hangs on."""
 
     written: dict[str, Any]
+    kind: type
+    bases: tuple[type, ...]
     n_attributes: tuple[tuple[Mapping[str, Any], int], ...]
     names: tuple[Names, ...]
     functions: tuple[FunctionType, ...]
@@ -49,7 +51,8 @@ class Found:
     def holds(self) -> bool:
         """Whether it would be found again."""
         return (
-            all(len(space) == n for space, n in self.n_attributes)
+            self.bases == self.kind.__mro__
+            and all(len(space) == n for space, n in self.n_attributes)
             and all(names.same() for names in self.names)
             and all(map(is_, self.code, map(attrgetter("__code__"), self.functions)))
         )
@@ -108,6 +111,8 @@ def _found(kind: type) -> Found:
     spaces = [vars(base) for base in kind.__mro__]
     return Found(
         written=written,
+        kind=kind,
+        bases=kind.__mro__,
         n_attributes=tuple((space, len(space)) for space in spaces),
         names=(*(_names(space, space) for space in spaces), *_globals(walked)),
         functions=tuple(walked),

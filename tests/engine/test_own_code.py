@@ -62,6 +62,21 @@ def test_an_attribute_in_the_place_of_another_is_seen() -> None:
         assert own_code(LAYER)["other"] == 3.0
 
 
+def test_a_base_put_under_a_class_is_seen() -> None:
+    class Mixed:
+        factor = 3.0
+
+    before = own_code(LAYER)
+    bases = LAYER.__bases__
+    LAYER.__bases__ = (Mixed, *bases)
+    try:
+        assert "factor" not in before
+        assert own_code(LAYER)["factor"] == 3.0
+    finally:
+        LAYER.__bases__ = bases
+    assert own_code(LAYER) == before
+
+
 def test_code_put_into_a_function_is_seen() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(llama, "mine", own(2.0), raising=False)
