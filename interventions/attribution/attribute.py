@@ -19,7 +19,7 @@ from interventions.attribution.estimates import METHODS, Method, estimates
 from interventions.attribution.passes import Place
 from interventions.attribution.sides import Given, contrast_digest, contrast_of, side_digest
 from interventions.errors import PromptError, RoleError, SiteError
-from interventions.given import flag, names, of_kind, one_of, plain, seed_of, whole
+from interventions.given import flag, names, of_kind, one_of, one_or_several, plain, seed_of, whole
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.model.sites import COMPONENTS, Component, Layers, check_runs
@@ -28,7 +28,7 @@ from interventions.prompt.prompt import Prompt
 from interventions.results import provenance, with_provenance
 from interventions.sweeping.contrast import Contrast, Embedded, prompt_of
 from interventions.sweeping.grid import chosen_components, chosen_layers
-from interventions.sweeping.labels import answer_words, as_asked, token_labels, token_words
+from interventions.sweeping.labels import answer_words, token_labels, token_words
 from interventions.sweeping.metrics import METRICS, UNITS, Answers, Metric
 
 GRADIENT_METRICS: tuple[Metric, ...] = ("logprob", "logit_diff")
@@ -204,8 +204,8 @@ def attribute(
         "contrast": contrast_digest(contrast),
         "prompt": side_digest(contrast.run),
         "source": side_digest(contrast.source),
-        "answers": as_asked(model, contrast.target.answers),
-        "foils": as_asked(model, contrast.target.foils),
+        "answers": one_or_several(answers, "answers"),
+        "foils": None if foils is None else one_or_several(foils, "foils"),
         "metric": metric,
         "components": dataset["component"].values.tolist(),
         "layers": dataset["layer"].values.tolist(),

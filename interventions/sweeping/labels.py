@@ -54,7 +54,7 @@ def answer_words(model: Model, answers: list[list[int]]) -> list[str]:
     return [model.tokenizer.decode(tokens) for tokens in answers]
 
 
-def as_asked(model: Model, answers: list[list[int]] | None) -> str | list[str] | None:
+def as_text(model: Model, answers: list[list[int]] | None) -> str | list[str] | None:
     """The answer of each row as text, for the settings; one, where it is the same for all."""
     words = None if answers is None else answer_words(model, answers)
     return words[0] if words and len(set(words)) == 1 else words

@@ -20,7 +20,7 @@ from interventions.results import origin
 from interventions.running.checking import check_asked
 from interventions.sweeping.contrast import make_contrast
 from interventions.sweeping.grid import make_grid
-from interventions.sweeping.labels import as_asked, labelled
+from interventions.sweeping.labels import as_text, labelled
 from interventions.sweeping.measure import Job, Piece, batches, costs, measured, run_rows
 from interventions.sweeping.metrics import Answers, Metric
 from interventions.sweeping.sources import (
@@ -233,8 +233,8 @@ def _settings(model: Model, job: Job) -> dict[str, Any]:
     return {
         "prompt": contrast.prompt.digest,
         "source": source,
-        "answers": as_asked(model, target.answers),
-        "foils": as_asked(model, target.foils),
+        "answers": as_text(model, target.answers),
+        "foils": as_text(model, target.foils),
         "metrics": contrast.metrics,
         "axes": {name: list(labels) for name, labels in job.grid.axes.items()},
         "window": job.grid.window,

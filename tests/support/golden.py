@@ -31,6 +31,8 @@ say = Console(highlight=False, soft_wrap=True).print
 PASSING = ("provenance", "created", "seconds")  # says when and with which versions
 TABLE = re.compile(r"<table.*?</table>", re.DOTALL)
 TAG = re.compile(r"<[^>]*>")
+ASSEMBLED = re.compile(r"\b(flags-\w+)-[0-9a-f]{12}\b")
+"""The folder of an embedded pair, which is named after the code that assembles it."""
 
 
 def make(out: Path) -> None:
@@ -136,7 +138,7 @@ def numbers(path: Path) -> dict[str, Any]:
                     *((f"@{k}", value) for k, value in node.attrs.items() if k not in PASSING),
                 )
             }
-    text = path.read_text()
+    text = ASSEMBLED.sub(r"\1", path.read_text())
     if path.suffix == ".json":
         return dict(_leaves(json.loads(text)))
     tables = [html.unescape(TAG.sub(" ", table)).split() for table in TABLE.findall(text)]

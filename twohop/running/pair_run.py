@@ -4,7 +4,7 @@ import errno
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,8 @@ class PairRun:
         Of this pair, and of the backbone's own stages, which pairs share.
     checkpoints : dict
         What is there, by :class:`twohop.running.checkpoints.Digests`; empty of what a server has.
+    given : dict
+        Results of its store that stages were given: each is read once.
     """
 
     pair: Pair
@@ -131,6 +133,7 @@ class PairRun:
     own: Store
     common: Store
     checkpoints: dict[str, dict[str, str]]
+    given: dict[str, xr.Dataset] = field(default_factory=dict, repr=False)
 
     def store(self, stage: str) -> Store:
         """Where a stage is kept."""
@@ -149,7 +152,10 @@ class PairRun:
 
     def needed(self, stage: str) -> dict[str, xr.Dataset]:
         """The results that a stage is given."""
-        return {name: self.own.get(name) for name in NEEDS[stage]}
+        for name in NEEDS[stage]:
+            if name not in self.given:
+                self.given[name] = self.own.get(name)
+        return {name: self.given[name].copy() for name in NEEDS[stage]}
 
     def study(self, stage: str, *, models: Models, progress: Progress = SILENT) -> Study:
         """What a stage works with; the backbone stands in for a VLM that it does not need."""
@@ -289,6 +295,8 @@ class PairRun:
         if computed and stage in BACKBONE_STAGES:
             self.common.put(stage, result, drop=outdated)
         self.own.put(stage, result, drop=outdated)
+        for name in (stage, *outdated):
+            self.given.pop(name, None)
         return gone
 
     def finish(self, reporter: Reporter) -> dict[str, Any] | None:
