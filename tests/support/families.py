@@ -60,8 +60,8 @@ TWINS: dict[str, tuple[str, bool]] = {
 """Tiny twins of the published models: name to repo id, and whether only its text half."""
 
 
-@cache
 def twin_config(name: str) -> Any:
+    """A new config: a model that is built from one writes its attention into it."""
     repo, text_only = TWINS[name]
     return tiny.shrink(published_config(repo, text_only=text_only))
 
