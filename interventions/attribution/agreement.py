@@ -35,6 +35,7 @@ RESAMPLES = 1000
 Sample = Literal["top", "random"]
 ASKED = ("metric", "prompt", "source", "roles", "read_roles", "each", "by_role")
 """Attributes that say what was asked."""
+NO_ATTRIBUTION = "this Dataset is no attribution of this version. Give what iv.attribute returned."
 SAMPLES: tuple[Sample, ...] = ("top", "random")
 
 
@@ -99,10 +100,12 @@ def verify(
     if not {"score", "item", "component", "layer"} <= {*scores.variables} or any(
         name not in scores.attrs for name in ASKED
     ):
-        raise ResultsError(
-            "this Dataset is no attribution of this version. Give what iv.attribute returned."
-        )
-    roles, read_roles = (json.loads(scores.attrs[name]) for name in ("roles", "read_roles"))
+        raise ResultsError(NO_ATTRIBUTION)
+    scores = _whole_map(scores)
+    try:
+        roles, read_roles = (json.loads(scores.attrs[name]) for name in ("roles", "read_roles"))
+    except ValueError:  # not JSON: written over by hand
+        raise ResultsError(NO_ATTRIBUTION) from None
     each, by_role = (bool(scores.attrs[name]) for name in ("each", "by_role"))
     contrast = contrast_of(
         model,
@@ -116,14 +119,43 @@ def verify(
         each=each,
         by_role=by_role,
     )
-    columns = scores["score"].shape[-1]
-    if contrast.items != scores["item"].values.tolist() or len(contrast.columns.tokens) != columns:
+    columns = scores[scores["score"].dims[-1]].values.tolist()
+    if contrast.items != scores["item"].values.tolist() or len(contrast.columns.tokens) != len(
+        columns
+    ):
         raise ResultsError(
-            f"the scores have {scores.sizes['item']} items and {columns} columns; these prompts "
-            f"give {len(contrast.items)} and {len(contrast.columns.tokens)}. Give the same prompts."
+            f"the scores have {scores.sizes['item']} items and {len(columns)} columns; these "
+            f"prompts give {len(contrast.items)} and {len(contrast.columns.tokens)}. Give the same "
+            "prompts."
+        )
+    if columns != (list(range(len(columns))) if contrast.each else list(contrast.columns.names)):
+        raise ResultsError(
+            f"the scores' columns {columns[:8]} are not in the order of the prompts, so they would "
+            "be compared with the effects of other tokens. Give what iv.attribute returned."
         )
     _check_origin(model, contrast, scores)
     return add_agreement(model, contrast, scores, k=k, seed=seed)
+
+
+def _whole_map(scores: xr.Dataset) -> xr.Dataset:
+    """The scores with the axes in their order; refuse those that lack one, or the heads.
+
+    Some of the layers or components are a map too, and are checked as they are.
+    """
+    column = "role" if "role" in scores["score"].dims else "position"
+    axes = ("item", "component", "layer", column)
+    if lacking := [axis for axis in axes if axis not in scores["score"].dims]:
+        raise ResultsError(
+            f"the scores have no axis {', '.join(lacking)}. Select with a list, such as "
+            f"scores.isel({lacking[0]}=[0]), which keeps it, or give what iv.attribute returned."
+        )
+    if "head_out" in scores["component"].values and "head_score" not in scores:
+        raise ResultsError(
+            "the scores of head_out are checked head by head, and head_score is not there. Give "
+            "what iv.attribute returned, or leave head_out out: "
+            'scores.drop_sel(component="head_out").'
+        )
+    return scores.transpose(*axes, "head", ..., missing_dims="ignore")
 
 
 def _check_origin(model: Model, contrast: Contrast, scores: xr.Dataset) -> None:

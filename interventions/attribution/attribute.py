@@ -23,7 +23,6 @@ from interventions.given import flag, names, of_kind, one_of, one_or_several, pl
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.model.sites import COMPONENTS, Component, Layers, check_runs
-from interventions.prompt.columns import check_same_tokens
 from interventions.prompt.prompt import Prompt
 from interventions.results import provenance, with_provenance
 from interventions.sweeping.contrast import Contrast, Embedded, prompt_of
@@ -166,6 +165,9 @@ def attribute(
         "each": flag(each, "each"),
         "by_role": flag(by_role, "by_role"),
     }
+    # Read once: what is given may be an iterator.
+    answers = one_or_several(answers, "answers")
+    foils = None if foils is None else one_or_several(foils, "foils")
     contrast = contrast_of(
         model, prompt, source, answers=answers, foils=foils, metric=metric, **asked
     )
@@ -204,8 +206,8 @@ def attribute(
         "contrast": contrast_digest(contrast),
         "prompt": side_digest(contrast.run),
         "source": side_digest(contrast.source),
-        "answers": one_or_several(answers, "answers"),
-        "foils": None if foils is None else one_or_several(foils, "foils"),
+        "answers": answers,
+        "foils": foils,
         "metric": metric,
         "components": dataset["component"].values.tolist(),
         "layers": dataset["layer"].values.tolist(),
@@ -241,7 +243,13 @@ def check_input_line(model: Model, contrast: Contrast) -> None:
     """Refuse a line between two inputs that are more than their embeddings."""
     source: Any = contrast.source
     run, source = contrast.prompt, prompt_of(source)
-    check_same_tokens(run, source)
+    if not torch.equal(run.lengths, source.lengths):
+        raise RoleError(
+            f'method="ig" goes from the embeddings of one run to those of the other, token by '
+            f"token, whatever the roles; their rows have {run.lengths.tolist()[:8]} and "
+            f'{source.lengths.tolist()[:8]} tokens. Use method="ig-activations", '
+            '"relp" or "patching", or names of as many tokens and images of the same size.'
+        )
     anatomy = model.anatomy
     aside = anatomy.cross_blocks or anatomy.added_between
     if run.has_images and aside:

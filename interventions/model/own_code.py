@@ -17,6 +17,7 @@ import torch
 
 from interventions.digests import named_globals, names_in, of_library
 
+FIXED = (FunctionType, property, classmethod, staticmethod)  # have always the same inside
 MOST = 4096  # classes remembered; a program that makes more of them begins anew
 
 
@@ -47,6 +48,8 @@ class Found:
     names: tuple[Names, ...]
     functions: tuple[FunctionType, ...]
     code: tuple[Any, ...]
+    descriptors: tuple[Any, ...]
+    within: tuple[Any, ...]
 
     def holds(self) -> bool:
         """Whether it would be found again."""
@@ -55,6 +58,7 @@ class Found:
             and all(len(space) == n for space, n in self.n_attributes)
             and all(names.same() for names in self.names)
             and all(map(is_, self.code, map(attrgetter("__code__"), self.functions)))
+            and all(map(is_, self.within, map(_inner, self.descriptors)))
         )
 
 
@@ -94,9 +98,13 @@ def is_number(value: Any) -> bool:
 def _found(kind: type) -> Found:
     written: dict[str, Any] = {}
     walked: list[FunctionType] = []
+    wrapping: list[Names] = []
+    descriptors: list[Any] = []
     for base in kind.__mro__:
         for key, value in vars(base).items():
-            inner = getattr(value, "fget", None) or getattr(value, "__func__", value)
+            inner = _inner(value)
+            if type(value) not in FIXED and (hasattr(value, "fget") or hasattr(value, "__func__")):
+                descriptors.append(value)
             if key.startswith("__") and not inspect.isfunction(inner):
                 continue
             maker = getattr(inner, "__module__", None) if callable(inner) else base.__module__
@@ -106,7 +114,7 @@ def _found(kind: type) -> Found:
             elif inspect.isfunction(inner) and not of_library(inner.__module__):
                 written.setdefault(key, inner)  # put in the place of the library's own
             elif inspect.isfunction(inner) and not base.__module__.startswith("torch."):
-                replaced = _replaced(inner, walked)
+                replaced = _replaced(inner, walked, wrapping)
                 written |= {f"{key}: {name}": function for name, function in replaced.items()}
     spaces = [vars(base) for base in kind.__mro__]
     return Found(
@@ -114,19 +122,28 @@ def _found(kind: type) -> Found:
         kind=kind,
         bases=kind.__mro__,
         n_attributes=tuple((space, len(space)) for space in spaces),
-        names=(*(_names(space, space) for space in spaces), *_globals(walked)),
+        names=(*(_names(space, space) for space in spaces), *_globals(walked), *wrapping),
         functions=tuple(walked),
         code=tuple(function.__code__ for function in walked),
+        descriptors=tuple(descriptors),
+        within=tuple(map(_inner, descriptors)),
     )
 
 
-def _replaced(method: FunctionType, walked: list[FunctionType]) -> dict[str, FunctionType]:
+def _inner(value: Any) -> Any:
+    """What a property or method of a class has inside; any other value itself."""
+    return getattr(value, "fget", None) or getattr(value, "__func__", value)
+
+
+def _replaced(
+    method: FunctionType, walked: list[FunctionType], wrapping: list[Names]
+) -> dict[str, FunctionType]:
     """Functions that no library wrote, in the place of those that a library's method calls.
 
-    Those that were looked into are added to ``walked``.
+    Those that were looked into are added to ``walked``, and what others wrap to ``wrapping``.
     """
     replaced: dict[str, FunctionType] = {}
-    pending, seen = [inspect.unwrap(method)], set()
+    pending, seen = [_unwrapped(method, wrapping)], set()
     while pending:
         plain = pending.pop()
         walked.append(plain)
@@ -137,8 +154,18 @@ def _replaced(method: FunctionType, walked: list[FunctionType]) -> dict[str, Fun
             if not of_library(value.__module__):
                 replaced[name] = value
             elif value.__module__ == plain.__module__:  # which may call more of them
-                pending.append(inspect.unwrap(value))
+                pending.append(_unwrapped(value, wrapping))
     return replaced
+
+
+def _unwrapped(function: FunctionType, wrapping: list[Names]) -> FunctionType:
+    """The function that decorators are around; what each of them wraps can be put elsewhere."""
+    plain: Any = inspect.unwrap(function)
+    outer: Any = function
+    while outer is not plain:
+        wrapping.append(_names(vars(outer), ("__wrapped__",)))
+        outer = outer.__wrapped__
+    return plain
 
 
 def _globals(walked: Iterable[FunctionType]) -> list[Names]:

@@ -11,7 +11,7 @@ from interventions.errors import SiteError
 from interventions.given import names, shown, whole
 from interventions.model.model import Model
 from interventions.model.sites import (
-    RESIDUAL,
+    COMPONENTS,
     Component,
     Heads,
     Layers,
@@ -179,7 +179,9 @@ def chosen_components(asked: str | Sequence[str]) -> list[Component]:
     given = names(asked, "components=", error=SiteError)
     chosen: list[Component] = [check_component(name) for name in given]
     if not chosen:
-        raise SiteError(f"components= is empty, so there are no cells. Known: {RESIDUAL}.")
+        raise SiteError(
+            f"components= is empty, so there are no cells. Known: {', '.join(COMPONENTS)}."
+        )
     if len(set(chosen)) < len(chosen):
         raise SiteError(f"components= names one twice: {', '.join(chosen)}.")
     return chosen

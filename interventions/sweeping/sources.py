@@ -170,16 +170,18 @@ def check_columns(run_at: Columns, read_at: Columns) -> None:
             f"{len(run_at.names)} tokens are written one by one, and {len(read_at.names)} are read."
             " Read as many, or leave each=True out: then one token's values go into all of a role."
         )
-    for name, mine, theirs in zip(run_at.names, run_at.tokens, read_at.tokens, strict=True):
+    named = zip(run_at.names, read_at.names, run_at.tokens, read_at.tokens, strict=True)
+    for name, read_name, mine, theirs in named:
         counts = [(len(written), len(read)) for written, read in zip(mine, theirs, strict=True)]
         if all(n_read == 1 for _, n_read in counts) or all(
             n_written == n_read for n_written, n_read in counts
         ):
             continue
         row = next(i for i, (n_written, n_read) in enumerate(counts) if n_written != n_read)
+        single = f"{read_name.partition('[')[0]}[-1]"
         raise RoleError(
             f"role {name!r} of row {row} has {counts[row][0]} tokens, and {counts[row][1]} where "
-            f"its values are read. Name one token, such as {name}[-1], here or in read_roles=."
+            f"its values are read. Name one token, such as {single}, here or in read_roles=."
         )
 
 

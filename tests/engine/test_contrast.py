@@ -245,3 +245,73 @@ def test_prompts_whose_rows_do_not_correspond_are_refused_alike(case: Case) -> N
             act(model, one, two, **TOLD)
         said.append(str(refused.value))
     assert said[0] == said[1]
+
+
+UNLIKE: dict[str, tuple[str, Any]] = {
+    "one layer": (r"no axis layer\. Select with a list", lambda scores: scores.isel(layer=1)),
+    "one component": ("no axis component", lambda scores: scores.sel(component="mlp_out")),
+    "one item": ("no axis item", lambda scores: scores.isel(item=0)),
+    "one column": ("no axis position", lambda scores: scores.isel(position=0)),
+    "no heads": ("head_score is not there", lambda scores: scores.drop_vars("head_score")),
+    "some columns": ("2 columns", lambda scores: scores.isel(position=[0, 1])),
+    "columns turned": (
+        "not in the order",
+        lambda scores: scores.isel(position=slice(None, None, -1)),
+    ),
+    "written over": ("no attribution", lambda scores: scores.assign_attrs(roles="last")),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_verify_says_what_a_changed_map_lacks(case: Case, other: iv.Prompt, name: str) -> None:
+    said, change = UNLIKE[name]
+    scores = iv.attribute(case.model, other, case.prompt, **TOLD, verify=False, layers=[0, 1])
+    with pytest.raises(ResultsError, match=said):
+        iv.verify(case.model, change(scores), other, case.prompt, **TOLD)
+
+
+def test_verify_takes_roles_only_in_their_order(case: Case, other: iv.Prompt) -> None:
+    given = (case.model, other, case.prompt)
+    asked: dict[str, Any] = {**TOLD, "roles": ["entity", "last"], "verify": False}
+    turned = iv.attribute(*given, **asked).isel(role=[1, 0])
+    with pytest.raises(ResultsError, match="not in the order"):
+        iv.verify(given[0], turned, *given[1:], **TOLD)
+
+
+def test_verify_reads_axes_by_their_names(case: Case, other: iv.Prompt) -> None:
+    given = (case.model, other, case.prompt)
+    scores = iv.attribute(*given, **TOLD, verify=False, layers=[0, 1])
+    turned = scores.transpose("head", "position", ..., "item")
+    plain, same = (iv.verify(given[0], each, *given[1:], **TOLD, k=3) for each in (scores, turned))
+    for name in ("checked_score", "checked_effect", "checked_layer", "checked_column"):
+        assert np.array_equal(plain[name], same[name]), name
+    some = iv.verify(given[0], scores.isel(layer=[1]), *given[1:], **TOLD, k=3)
+    assert {*some["checked_layer"].values.tolist()} == {1}
+
+
+def test_answers_that_can_be_read_once_are_stored_as_they_were_asked(
+    case: Case, other: iv.Prompt
+) -> None:
+    asked: dict[str, Any] = {"verify": False, "components": "mlp_out", "layers": 0}
+    answers, foils = ["river", "town"], ["town", "river"]
+    listed = iv.attribute(case.model, other, case.prompt, answers=answers, foils=foils, **asked)
+    once = iv.attribute(
+        case.model, other, case.prompt, answers=iter(answers), foils=iter(foils), **asked
+    )
+    assert once.attrs == listed.attrs
+    assert json.loads(once.attrs["provenance"])["settings"]["answers"] == answers
+
+
+def test_refusals_name_what_can_be_done(case: Case, other: iv.Prompt) -> None:
+    model = case.model
+    longer = model.prompt("one more time the town", spans={"entity": "one more time"})
+    shorter = model.prompt("the town", spans={"entity": "town"})
+    asked: dict[str, Any] = {"answers": "river", "roles": ["entity[-1]"]}
+    for ask in (iv.attribute, iv.sweep):
+        metric = {"metric": "logprob"} if ask is iv.attribute else {}
+        with pytest.raises(RoleError, match=r"such as entity\[-1\], here"):
+            ask(model, shorter, longer, read_roles=["entity"], **asked, **metric)
+    with pytest.raises(RoleError, match=r'(?s)"ig" goes from.*whatever the roles.*activations'):
+        iv.attribute(model, shorter, longer, method="ig", metric="logprob", **asked)
+    with pytest.raises(InterventionsError, match=r"is empty.*head_out"):
+        iv.sweep(model, other, case.prompt, answers="river", components=[])

@@ -104,3 +104,41 @@ def test_classes_of_ones_own_are_not_kept_alive(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "_FOUND", known)
     own_code(type("Mine", (torch.nn.Module,), {"forward": own(1.0)}))
     assert not known
+
+
+class Behind:
+    """A descriptor that keeps what a class has in itself."""
+
+    def __init__(self, **inside: Any) -> None:
+        self.__dict__.update(inside)
+
+    def __get__(self, *_: object) -> Any:
+        return self
+
+
+@pytest.mark.parametrize("name", ["fget", "__func__"])
+def test_another_function_in_a_descriptor_that_stays_is_seen(name: str) -> None:
+    first, second = own(1.0), own(2.0)
+    descriptor = Behind(**{name: first})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LAYER, "forward", descriptor)
+        assert own_code(LAYER)["forward"] is first
+        setattr(descriptor, name, second)
+        assert own_code(LAYER)["forward"] is second
+
+
+def test_another_function_under_a_decorator_that_stays_is_seen() -> None:
+    calls = "lambda *given: rotate_half(*given)"
+    library: Any = eval(calls, vars(llama))
+    library.__module__ = llama.__name__
+    decorated: Any = eval("lambda *given: decorated.__wrapped__(*given)", vars(llama))
+    decorated.__module__, decorated.__wrapped__ = llama.__name__, library
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llama, "mine", own(2.0), raising=False)
+        patch.setattr(LAYER, "forward", decorated)
+        before = own_code(LAYER)
+        another: Any = eval("lambda *given: mine(*given)", vars(llama))
+        another.__module__ = llama.__name__
+        decorated.__wrapped__ = another
+        assert "forward: mine" not in before
+        assert "forward: mine" in own_code(LAYER)

@@ -1,6 +1,6 @@
 """A stand-in for a server: a process that runs requests, and cannot import our packages.
 
-    python tests/worker.py NAME...     # families whose tiny models it holds, or folders of models
+    python tests/support/worker.py NAME...  # families whose tiny models it holds, or folders
 
 Reads requests from stdin and writes what they saved to stdout, each behind its length. A request
 begins with the model's name. The real server, which ``make test-ndif`` starts, does the same with
