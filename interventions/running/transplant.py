@@ -22,7 +22,7 @@ from interventions.model.sites import (
 from interventions.prompt.positions import MODES, Mode, Positions
 from interventions.prompt.prompt import Prompt
 from interventions.running.checking import check_asked
-from interventions.running.patches import Patch
+from interventions.running.patches import Patch, check_value
 from interventions.running.run import read
 
 How = Literal["one-to-one", "last-to-all", "mean-to-all"]
@@ -74,7 +74,8 @@ def transplant(
     Raises
     ------
     PatchError
-        If rows, positions or layers differ in number, or a layer is a cross-attention block.
+        If rows, positions or layers differ in number, a Tensor does not fit where it is to go or
+        holds NaN, or a layer is a cross-attention block.
 
     Examples
     --------
@@ -114,13 +115,15 @@ def transplant(
         raise PatchError(
             f"{len(chosen)} layers are read, but {len(there)} are written. Name as many."
         )
-    if isinstance(source, torch.Tensor):
-        if read_at is not None:
-            raise PatchError("a Tensor is not read anywhere. Leave read_at= out, or give a Prompt.")
-        value = tensor_of(source, "the source")
-    else:
+    if isinstance(source, Prompt):
         value = _read(pair.backbone, source, component, chosen, read_at, write_at, how)
-    return [Patch(component, there, write_at, value, mode)]
+        return [Patch(component, there, write_at, value, mode)]
+    value = tensor_of(source, "the source, given in place of a Prompt,")
+    if read_at is not None:
+        raise PatchError("a Tensor is not read anywhere. Leave read_at= out, or give a Prompt.")
+    patch = Patch(component, there, write_at, value, mode)
+    check_value(pair.vlm, patch)
+    return [patch]
 
 
 def _read(

@@ -307,10 +307,10 @@ def test_refusals_name_what_can_be_done(case: Case, other: iv.Prompt) -> None:
     longer = model.prompt("one more time the town", spans={"entity": "one more time"})
     shorter = model.prompt("the town", spans={"entity": "town"})
     asked: dict[str, Any] = {"answers": "river", "roles": ["entity[-1]"]}
-    for ask in (iv.attribute, iv.sweep):
-        metric = {"metric": "logprob"} if ask is iv.attribute else {}
+    asks: dict[str, Any] = {"metric": iv.attribute, "metrics": iv.sweep}
+    for name, ask in asks.items():
         with pytest.raises(RoleError, match=r"such as entity\[-1\], here"):
-            ask(model, shorter, longer, read_roles=["entity"], **asked, **metric)
+            ask(model, shorter, longer, read_roles=["entity"], **asked, **{name: "logprob"})
     with pytest.raises(RoleError, match=r'(?s)"ig" goes from.*whatever the roles.*activations'):
         iv.attribute(model, shorter, longer, method="ig", metric="logprob", **asked)
     with pytest.raises(InterventionsError, match=r"is empty.*head_out"):

@@ -128,16 +128,16 @@ def test_another_function_in_a_descriptor_that_stays_is_seen(name: str) -> None:
 
 
 def test_another_function_under_a_decorator_that_stays_is_seen() -> None:
-    calls = "lambda *given: rotate_half(*given)"
-    library: Any = eval(calls, vars(llama))
+    inside: Any = vars(llama)
+    library: Any = eval("lambda *given: rotate_half(*given)", inside)
     library.__module__ = llama.__name__
-    decorated: Any = eval("lambda *given: decorated.__wrapped__(*given)", vars(llama))
+    decorated: Any = eval("lambda *given: decorated.__wrapped__(*given)", inside)
     decorated.__module__, decorated.__wrapped__ = llama.__name__, library
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(llama, "mine", own(2.0), raising=False)
         patch.setattr(LAYER, "forward", decorated)
         before = own_code(LAYER)
-        another: Any = eval("lambda *given: mine(*given)", vars(llama))
+        another: Any = eval("lambda *given: mine(*given)", inside)
         another.__module__ = llama.__name__
         decorated.__wrapped__ = another
         assert "forward: mine" not in before

@@ -1,7 +1,9 @@
 """Patches taken apart by layer and put together over copies of rows; rows of unlike length."""
 
 import pickle
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from families import case_of
@@ -77,6 +79,44 @@ def test_values_are_put_where_the_backbones_blocks_are_in_the_vlm() -> None:
         iv.transplant(models, value, layers=blocks[:2], read_at=at, write_at=at)
     with pytest.raises(PatchError, match=r"read_at is None\. Expected a Positions"):
         iv.transplant(models, case.prompt, layers=blocks[:2], write_at=at)
+
+
+D = 64
+UNFIT = {
+    "too few layers": (torch.zeros(2, 1, D), "names 3 layers but its value has 2"),
+    "too many rows": (torch.zeros(3, 7, D), "does not fit resid_post"),
+    "too many positions": (torch.zeros(3, 1, 99, D), "does not fit resid_post"),
+    "another width": (torch.zeros(3, 1, D + 1), "width 65 cannot be written"),
+    "nothing": (torch.zeros(0), "width 0 cannot be written"),
+    "NaN": (torch.full((3, 1, D), float("nan")), "holds NaN"),
+    "too large": (torch.full((3, 1, D), 1e300, dtype=torch.float64), "float32 cannot hold"),
+    "an array that does not fit": (np.zeros((3, 7, D)), "does not fit resid_post"),
+    "a text": ("named", "in place of a Prompt, is 'named'; give a tensor"),
+    "none": (None, "in place of a Prompt, is None; give a tensor"),
+    "a model": (iv.Noise(), "in place of a Prompt"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_values_that_do_not_fit_are_refused_when_a_transplant_is_made(
+    llm: iv.Model, vlm: iv.Model, shown: iv.Prompt, name: str
+) -> None:
+    value, said = UNFIT[name]
+    given: Any = value
+    with pytest.raises(PatchError, match=said):
+        iv.transplant(iv.pair(vlm, llm), given, layers=slice(3), write_at=shown.at("image"))
+
+
+def test_an_array_is_transplanted_as_a_tensor_of_it(
+    llm: iv.Model, vlm: iv.Model, shown: iv.Prompt
+) -> None:
+    value: Any = np.random.default_rng(0).normal(size=(3, 1, D))
+    asked: dict[str, Any] = {"layers": slice(3), "write_at": shown.at("image")}
+    models = iv.pair(vlm, llm)
+    [array], [tensor] = (
+        iv.transplant(models, given, **asked) for given in (value, torch.from_numpy(value))
+    )
+    assert torch.equal(array.value, tensor.value)
 
 
 def places(n_rows: int, *counts: int) -> Positions:
