@@ -295,9 +295,8 @@ def test_answers_that_can_be_read_once_are_stored_as_they_were_asked(
     asked: dict[str, Any] = {"verify": False, "components": "mlp_out", "layers": 0}
     answers, foils = ["river", "town"], ["town", "river"]
     listed = iv.attribute(case.model, other, case.prompt, answers=answers, foils=foils, **asked)
-    once = iv.attribute(
-        case.model, other, case.prompt, answers=iter(answers), foils=iter(foils), **asked
-    )
+    read_once: dict[str, Any] = {"answers": iter(answers), "foils": iter(foils)}
+    once = iv.attribute(case.model, other, case.prompt, **read_once, **asked)
     assert once.attrs == listed.attrs
     assert json.loads(once.attrs["provenance"])["settings"]["answers"] == answers
 
