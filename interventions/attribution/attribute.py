@@ -246,8 +246,8 @@ def check_input_line(model: Model, contrast: Contrast) -> None:
     if not torch.equal(run.lengths, source.lengths):
         raise RoleError(
             f'method="ig" goes from the embeddings of one run to those of the other, token by '
-            f"token, whatever the roles; their rows have {run.lengths.tolist()[:8]} and "
-            f'{source.lengths.tolist()[:8]} tokens. Use method="ig-activations", '
+            f"token, whatever the roles; their rows differ in length: {run.lengths.tolist()[:8]} "
+            f'and {source.lengths.tolist()[:8]} tokens. Use method="ig-activations", '
             '"relp" or "patching", or names of as many tokens and images of the same size.'
         )
     anatomy = model.anatomy
