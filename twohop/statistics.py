@@ -288,10 +288,10 @@ def _part(first: Shares, second: Shares, n: int) -> Estimate:
     def end(reach: float, reach_below: float, sign: int) -> float:
         square = below**2 - reach_below**2
         mixed = above * below - alike * reach * reach_below
-        inside = mixed**2 - square * (above**2 - reach**2)
-        if square <= 0 or inside < 0:  # the share below may be as small as one likes
+        if square <= 0:  # the first share may be as small as one likes
             return sign * np.inf
-        return (mixed + sign * inside**0.5) / square
+        inside = mixed**2 - square * (above**2 - reach**2)
+        return (mixed + sign * max(inside, 0.0) ** 0.5) / square
 
     low = end(above - float(second.low), float(first.high) - below, -1)
     high = end(float(second.high) - above, below - float(first.low), 1)
