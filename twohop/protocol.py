@@ -70,7 +70,10 @@ class Protocol:
         24, whole("entities"), "entities whose states the lens reads", flag="--lens-entities"
     )
     resamples: int = _set(
-        2000, whole("resamples"), "resamples of the entities behind an interval", flag="--resamples"
+        2000,
+        whole("resamples"),
+        "resamples of the entities behind an interval of layers or correlations",
+        flag="--resamples",
     )
     agreement_resamples: int = _set(
         500,
@@ -185,7 +188,7 @@ class Protocol:
 
     # What is tested, and what a reader is told to be careful about
     least_clusters: int = _set(
-        5, whole("entities"), "entities below which a difference is not tested by resampling"
+        5, whole("entities"), "entities below which a difference is not tested"
     )
     caution_scorers: float = _set(
         5.0, number("points", least=0), "points between both scorers' gaps that are pointed out"

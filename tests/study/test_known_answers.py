@@ -238,7 +238,6 @@ def test_where_back_patching_is_not_measured_nothing_is_called_late_or_never_in_
             found.stages["resolution"],
             untested,
             window_end=RECALL[-1],
-            seed=0,
         )["verdict"].values.tolist()
         assert verdicts.count("unexplained") == found.lost
 

@@ -47,10 +47,7 @@ def gap_table(classes: Classes) -> Table:
         "gap, relative": "gap_relative",
         "n": "gap_points/n",
     }
-    note = (
-        "Brackets: 95 %, bootstrap over the entities of each run. The gap, and n, are of "
-        "recognised items."
-    )
+    note = "Brackets: 95 %, over the entities of each run. The gap, and n, are of recognised items."
     return _table("gap", "Gap by class", classes, columns, note)
 
 

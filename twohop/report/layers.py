@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from twohop.ask.roles import IMAGE_ROLES
-from twohop.protocol import Protocol
 from twohop.report.estimates import written
 from twohop.report.style import (
     BLUE,
@@ -30,7 +29,7 @@ from twohop.report.style import (
 from twohop.report.summary import image_hits, vlm_block
 from twohop.stages.provenance import protocol_of
 from twohop.stages.resolution import depth
-from twohop.statistics import TAIL, cluster_sums, estimates
+from twohop.statistics import estimates, of_entities, shares
 
 KINDS = {
     "plain": ("plain probe", BLUE),
@@ -39,13 +38,10 @@ KINDS = {
 }
 
 
-def band(
-    hits: np.ndarray, entities: np.ndarray, *, protocol: Protocol
-) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of each point of a curve of hits [layer, row], resampling entities."""
-    sums, counts = cluster_sums(hits.T.astype(float), list(entities), seed=0, protocol=protocol)
-    low, high = np.percentile(sums / counts[:, None], [100 * TAIL, 100 * (1 - TAIL)], axis=0)
-    return low, high
+def band(hits: np.ndarray, entities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of each point of a curve of hits [layer, row], over entities."""
+    points = shares(*of_entities(hits.astype(float), list(entities)))
+    return points.low, points.high
 
 
 def curve(
@@ -54,12 +50,11 @@ def curve(
     hits: np.ndarray,
     entities: np.ndarray,
     *,
-    protocol: Protocol,
     colour: str,
     **how: Any,
 ) -> np.ndarray:
     """Draw the mean of hits [layer, row] with its interval, and return it."""
-    low, high = band(hits, entities, protocol=protocol)
+    low, high = band(hits, entities)
     axes.fill_between(x, low, high, color=colour, alpha=0.14, lw=0)
     axes.plot(x, hits.mean(1), color=colour, **how)
     return hits.mean(1)
@@ -114,7 +109,7 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
             style = {"lw": 2.0} if kind != "shuffled" else {"lw": 1.2, "ls": ":"}
             mean = np.zeros(len(x))
             if there:
-                mean = curve(above, x, hits, entities, protocol=protocol, colour=colour, **style)
+                mean = curve(above, x, hits, entities, colour=colour, **style)
                 labels.append((mean[-1], name, colour))
             if kind == "shuffled":
                 continue
@@ -218,7 +213,7 @@ def windows_figure(tree: xr.DataTree) -> Figure:
             return figure
         entities = data["entity"].values
         edge, block = data["edge"].values, data["block"].values
-        how = {"protocol": protocol, "lw": 2, "marker": "o", "ms": 3}
+        how = {"lw": 2, "marker": "o", "ms": 3}
         kept = curve(axes, edge, data["enrichment"].values, entities, colour=BLUE, **how)
         followed = curve(axes, block, data["readout"].values, entities, colour=RED, **how)
         last = int(edge[-1])

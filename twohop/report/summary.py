@@ -118,8 +118,8 @@ def lateness(
     hits, control = image_hits(resolution, kind), image_hits(resolution, "shuffled")
     entities = resolution["entity"].values
     best = hits.mean(1).argmax()
-    reach = mean(hits[best], entities, seed=seed, protocol=protocol)
-    luck = mean(control[control.mean(1).argmax()], entities, seed=seed, protocol=protocol)
+    reach = mean(hits[best], entities)
+    luck = mean(control[control.mean(1).argmax()], entities)
     if reach.low <= luck.high:
         return NOT_MEASURED
     sums, counts = cluster_sums(hits.T.astype(float), entities, seed=seed, protocol=protocol)
@@ -163,7 +163,7 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
 
     def share(values: np.ndarray, of: np.ndarray | None = None) -> Estimate:
         rows = np.ones(len(entity), bool) if of is None else of
-        return mean(values[rows].astype(float), entity[rows], seed=seed, protocol=protocol)
+        return mean(values[rows].astype(float), entity[rows])
 
     def gap(first: str, by: dict[str, np.ndarray], *, relative: bool = False) -> Estimate:
         estimate = difference(
@@ -171,8 +171,6 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
             by["vlm_image"][seen],
             entity[seen],
             relative=relative,
-            seed=seed,
-            protocol=protocol,
         )
         return estimate if relative else estimate.scaled(100)
 
@@ -196,13 +194,11 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         ),
         "outcomes": {outcome: share(outcomes == outcome, seen) for outcome in OUTCOMES},
         "diagnosis": {kind: share(verdict == kind) for kind in VERDICTS},
-        "recovered": recovered(recovery, seed=seed, protocol=protocol),
+        "recovered": recovered(recovery),
         "followed": {
             str(arm): measured_mean(
                 recovery["followed"].sel(follow_arm=arm).values,
                 recovery["tried_entity"].values,
-                seed=seed,
-                protocol=protocol,
             )
             for arm in recovery["follow_arm"].values
         },
@@ -210,12 +206,10 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
             str(arm): mean(
                 recovery["still_right"].sel(harm_arm=arm).values,
                 recovery["kept_entity"].values,
-                seed=seed,
-                protocol=protocol,
             )
             for arm in recovery["harm_arm"].values
         },
-        "back_patching_minus_null": beats_its_null(recovery, seed=seed, protocol=protocol),
+        "back_patching_minus_null": beats_its_null(recovery, protocol=protocol),
     }
     return {
         "pair": pair,
@@ -237,7 +231,7 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
             rule: {gate: share(chosen) for gate, chosen in by_gate.items()}
             for rule, by_gate in forced_by_rule(gates, counted).items()
         },
-        "by_relation": accuracy_by_relation(gates, seed=seed, protocol=protocol),
+        "by_relation": accuracy_by_relation(gates),
         **numbers,
     }
 
@@ -268,15 +262,13 @@ def answers_cut(gates: xr.Dataset) -> dict[str, dict[str, int]]:
     return counts
 
 
-def measured_mean(
-    values: np.ndarray, entities: np.ndarray, *, seed: int, protocol: Protocol
-) -> Estimate:
+def measured_mean(values: np.ndarray, entities: np.ndarray) -> Estimate:
     """Mean over the items on which something was tried (not NaN)."""
     rows = ~np.isnan(values)
-    return mean(values[rows], entities[rows], seed=seed, protocol=protocol)
+    return mean(values[rows], entities[rows])
 
 
-def recovered(recovery: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[str, Estimate]:
+def recovered(recovery: xr.Dataset) -> dict[str, Estimate]:
     """Share of lost items that each arm gives back; back-patching on its test part only."""
     shares: dict[str, Estimate] = {}
     entity = recovery["lost_entity"].values
@@ -286,7 +278,7 @@ def recovered(recovery: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[st
         values = recovery["recovered"].sel(arm=arm).values
         chose = KNOWN[str(arm)].group == "back_patching"
         rows = ~chosen_on if chose else np.ones_like(chosen_on)
-        shares[str(arm)] = measured_mean(values[rows], entity[rows], seed=seed, protocol=protocol)
+        shares[str(arm)] = measured_mean(values[rows], entity[rows])
     own, null = recovery["own"].values, recovery["null"].values
     tried = recovery["tried_entity"].values
     if own.shape[1]:
@@ -295,11 +287,11 @@ def recovered(recovery: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[st
             ("back_patching_oracle", own.any(0)),
             ("back_patching_null_oracle", null.any(0)),
         ):
-            shares[name] = mean(np.asarray(values), tried, seed=seed, protocol=protocol)
+            shares[name] = mean(np.asarray(values), tried)
     return shares
 
 
-def accuracy_by_relation(gates: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[str, Any]:
+def accuracy_by_relation(gates: xr.Dataset) -> dict[str, Any]:
     """Text and image accuracy of each relation, beside its best constant answer."""
     table: dict[str, Any] = {}
     for relation in dict.fromkeys(gates["relation"].values):
@@ -312,7 +304,7 @@ def accuracy_by_relation(gates: xr.Dataset, *, seed: int, protocol: Protocol) ->
             float(np.mean([answer in known for known in accepted])) for answer in set(answers)
         )
         text, image = (
-            mean(gates["right"].sel(gate=gate).values[rows], entity, seed=seed, protocol=protocol)
+            mean(gates["right"].sel(gate=gate).values[rows], entity)
             for gate in ("backbone_text", "vlm_image")
         )
         table[str(relation)] = {

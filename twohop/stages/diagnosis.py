@@ -18,7 +18,7 @@ VERDICTS = (
 )
 
 
-def beats_its_null(recovery: xr.Dataset, *, seed: int, protocol: Protocol = DEFAULT) -> Estimate:
+def beats_its_null(recovery: xr.Dataset, *, protocol: Protocol = DEFAULT) -> Estimate:
     """Back-patching minus its null, on the items that did not choose the layers.
 
     Not measured on fewer entities than the protocol's ``least_clusters``.
@@ -29,7 +29,7 @@ def beats_its_null(recovery: xr.Dataset, *, seed: int, protocol: Protocol = DEFA
         return Estimate(np.nan, np.nan, np.nan, int(test.sum()))
     own = recovery["own"].values[int(recovery.attrs["chosen"]), test]
     null = recovery["null"].values[int(recovery.attrs["chosen_null"]), test]
-    return difference(own, null, entities, seed=seed, protocol=protocol)
+    return difference(own, null, entities)
 
 
 def read_at_image(resolution: xr.Dataset, kind: str) -> xr.DataArray:
@@ -63,7 +63,6 @@ def diagnosis(
     recovery: xr.Dataset,
     *,
     window_end: int,
-    seed: int,
     protocol: Protocol = DEFAULT,
 ) -> xr.Dataset:
     """Give every item its verdict.
@@ -89,8 +88,6 @@ def diagnosis(
         From the stages of these names.
     window_end : int
         Last block of the backbone's enrichment window.
-    seed : int
-        Of the bootstrap behind "beats its null".
     protocol : Protocol
 
     Returns
@@ -102,7 +99,7 @@ def diagnosis(
     forced = gates["choice_right"].sel(gate="vlm_image").values
     said = gates["outcome"].sel(gate="vlm_image").values
     known_window = window_end >= 0
-    back_patched = beats_its_null(recovery, seed=seed, protocol=protocol)
+    back_patched = beats_its_null(recovery, protocol=protocol)
     beats = back_patched.low > 0
     onset_of = transfer_onset(resolution, protocol=protocol)
     plain = sustained(resolution, "plain", protocol=protocol).any("layer")

@@ -118,7 +118,6 @@ def _diagnosis(study: "Study", done: "Done") -> "xr.Dataset":
         done["resolution"],
         done["recovery"],
         window_end=int(done["windows"].attrs["enrichment_end"]),
-        seed=study.seed,
         protocol=study.protocol,
     )
 

@@ -77,10 +77,12 @@ def agreement(
         return dict.fromkeys(MEASURES, nothing)
     top = protocol.top_cells
     values = measures(both.mean(1), component, top=top)
-    sums, _ = cluster_sums(both.transpose(1, 0, 2), entities, seed=seed, protocol=protocol)
-    used = sums[: protocol.agreement_resamples]
-    again = [measures(maps, component, top=top) for maps in used]
     few = len(set(entities)) < protocol.least_clusters
+    again = []
+    if not few:
+        sums, _ = cluster_sums(both.transpose(1, 0, 2), entities, seed=seed, protocol=protocol)
+        used = sums[: protocol.agreement_resamples]
+        again = [measures(maps, component, top=top) for maps in used]
     estimates = {}
     for name, value in values.items():
         drawn = np.array([measured[name] for measured in again])
