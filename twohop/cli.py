@@ -4,10 +4,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twohop.protocol import Protocol, documented
+from twohop.protocol import PRESETS, Protocol, documented
 from twohop.stages.table import TABLE
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from twohop.allowed import Allowed
     from twohop.pairs import Pair
+    from twohop.protocol import Documented
 
 RUNS = "runs"
 
@@ -37,6 +39,13 @@ def counted(allowed: "Allowed") -> "Callable[[str], int]":
             raise argparse.ArgumentTypeError(f"got {text!r}; expected {allowed.expected}") from None
 
     return read
+
+
+def sizes_of(entry: "Documented") -> str:
+    """A sample size in both presets, or in both alike."""
+    if entry.quick == entry.default:
+        return str(entry.default)
+    return f"full: {entry.default}, quick: {entry.quick}"
 
 
 def names(text: str) -> list[str]:
@@ -95,15 +104,21 @@ def parser() -> argparse.ArgumentParser:
         "Part of the protocol, and of a run's settings: a folder of results takes no others. Its "
         "other numbers are set from Python, see twohop.protocol.",
     )
+    sizes.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="full",
+        help="sizes that belong together: full can decide; quick is a first look, and says what it "
+        "cannot decide (%(default)s). Those named beside it replace its own",
+    )
     for entry in documented():
         if entry.flag:
             sizes.add_argument(
                 entry.flag,
                 type=counted(entry.allowed),
-                default=entry.default,
                 dest=entry.name,
                 metavar="N",
-                help=f"{entry.says} (%(default)s)",
+                help=f"{entry.says} ({sizes_of(entry)})",
             )
     study.add_argument(
         "--remote",
@@ -204,9 +219,7 @@ def run_studies(options: argparse.Namespace) -> int:
     share_heads_on_a_cpu()
     again = options.force is not None and (names(",".join(options.force)) or True)
     selection = Selection.of(options.stage, again)
-    protocol = Protocol(
-        **{entry.name: getattr(options, entry.name) for entry in documented() if entry.flag}
-    )
+    protocol = asked_protocol(options)
     pairs = asked_pairs(options, protocol)
     console = Console()
     settings = Settings(
@@ -230,6 +243,16 @@ def run_studies(options: argparse.Namespace) -> int:
         console.print(f"\n{summary['verdict']}", soft_wrap=True)
         console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
     return 0
+
+
+def asked_protocol(options: argparse.Namespace) -> Protocol:
+    """The preset, and the sizes that were named beside it."""
+    given = {
+        entry.name: size
+        for entry in documented()
+        if entry.flag and (size := getattr(options, entry.name)) is not None
+    }
+    return replace(Protocol.preset(options.preset), **given)
 
 
 def asked_pairs(options: argparse.Namespace, protocol: Protocol) -> "list[Pair]":

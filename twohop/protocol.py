@@ -14,11 +14,20 @@ METHODS: tuple[Attribution, ...] = get_args(Attribution)
 """Ways to attribute, best agreement first. Integrated gradients need runs that correspond token by
 token and images that only enter with the embeddings; RelP needs a rule for each part; patching
 needs a gradient."""
+Preset = Literal["quick", "full"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+"""Names of the sample sizes that belong together."""
 
 
-def _set(default: Any, allowed: Allowed, says: str, *, flag: str = "") -> Any:
-    """A field: its value, what it may be, what it says, and its name on the command line."""
-    return field(default=default, metadata={"allowed": allowed, "says": says, "flag": flag})
+def _set(default: Any, allowed: Allowed, says: str, *, flag: str = "", quick: Any = None) -> Any:
+    """A field: its value, what it may be, what it says, its name on the command line.
+
+    ``quick`` is its value in the preset of that name; None for the same.
+    """
+    metadata = {"allowed": allowed, "says": says, "flag": flag}
+    return field(
+        default=default, metadata=metadata | {"quick": default if quick is None else quick}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,26 +54,45 @@ class Protocol:
 
     # How many are tried
     lost_items: int = _set(
-        24,
+        400,
         whole("items"),
-        "lost items on which every arm of the recovery is tried (the whole transplant is run on "
-        "all that are lost)",
+        "lost items: every arm of the recovery is tried on the same ones",
         flag="--lost",
+        quick=60,
     )
     kept_items: int = _set(
-        18, whole("items"), "items right from the image, on which harm is measured", flag="--kept"
-    )
-    random_items: int = _set(
-        12, whole("items"), "lost items on which random positions are tried", flag="--random"
+        200,
+        whole("items"),
+        "items right from the image, on which the harm of every arm is measured",
+        flag="--kept",
+        quick=40,
     )
     random_seeds: int = _set(
-        20, whole("draws"), "draws of random positions for each item", flag="--random-seeds"
+        20,
+        whole("draws"),
+        "draws of random places, or of random spans, for each item",
+        flag="--random-seeds",
     )
     window_items: int = _set(
-        24, whole("items"), "items on which the recall windows are measured", flag="--window-items"
+        200,
+        whole("items"),
+        "items on which the recall windows are measured",
+        flag="--window-items",
+        quick=60,
+    )
+    timetable_items: int = _set(
+        200,
+        whole("items"),
+        "items on which the recall timetable is measured",
+        flag="--timetable-items",
+        quick=60,
     )
     map_items: int = _set(
-        9, whole("items"), "items on which each map is measured", flag="--map-items"
+        60,
+        whole("items"),
+        "items on which each map is measured: so many answered right, and so many lost",
+        flag="--map-items",
+        quick=24,
     )
     lens_entities: int = _set(
         24, whole("entities"), "entities whose states the lens reads", flag="--lens-entities"
@@ -187,6 +215,11 @@ class Protocol:
     )
 
     # What is tested, and what a reader is told to be careful about
+    equivalent_points: float = _set(
+        5.0,
+        number("points", least=0),
+        "points: a difference whose interval ends below it is shown not to matter",
+    )
     least_clusters: int = _set(
         5, whole("entities"), "entities below which a difference is not tested"
     )
@@ -234,6 +267,24 @@ class Protocol:
             )
 
     @classmethod
+    def preset(cls, name: Preset) -> Self:
+        """Return the numbers of a preset.
+
+        ``"full"``, the default, has samples that can decide; ``"quick"`` has the fewest that say
+        anything, for a first look: its report says what it cannot decide.
+
+        Examples
+        --------
+        >>> Protocol.preset("quick").lost_items, Protocol.preset("full") == Protocol()
+        (60, True)
+        """
+        if name not in PRESETS:
+            raise _refusal(f"protocol: got the preset {name!r}; expected {' or '.join(PRESETS)}.")
+        if name == "full":
+            return cls()
+        return cls(**{entry.name: entry.metadata["quick"] for entry in fields(cls)})
+
+    @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
         """Return the protocol that settings have under ``protocol``, as they are stored.
 
@@ -271,12 +322,27 @@ class Protocol:
         }
 
     def options(self) -> list[str]:
-        """Options of the command line for the numbers that were changed and have one."""
-        changed = self.changed()
-        options = [
-            (entry.flag, changed[entry.name]) for entry in documented() if entry.name in changed
-        ]
-        return [part for flag, value in options if flag for part in (flag, str(value))]
+        """Options of the command line for the numbers that were changed and have one.
+
+        The preset from which fewest numbers were changed, and these.
+
+        Examples
+        --------
+        >>> Protocol(lost_items=48).options(), Protocol.preset("quick").options()
+        (['--lost', '48'], ['--preset', 'quick'])
+        """
+
+        def changed(name: Preset) -> list[str]:
+            start = Protocol.preset(name)
+            return [
+                part
+                for entry in documented()
+                if entry.flag and getattr(self, entry.name) != getattr(start, entry.name)
+                for part in (entry.flag, str(getattr(self, entry.name)))
+            ]
+
+        quick, full = ["--preset", "quick", *changed("quick")], changed("full")
+        return quick if len(quick) < len(full) else full
 
     def only_from_python(self) -> dict[str, Any]:
         """The numbers that were changed and have no option on the command line."""
@@ -292,6 +358,8 @@ class Documented:
     ----------
     name : str
     default : int, float, or a tuple of numbers or words
+    quick : same type
+        Its value in the preset "quick".
     unit : str
         Empty for a share or a name.
     says : str
@@ -304,6 +372,7 @@ class Documented:
 
     name: str
     default: Any
+    quick: Any
     unit: str
     says: str
     allowed: Allowed
@@ -322,6 +391,7 @@ def documented() -> Sequence[Documented]:
         Documented(
             name=entry.name,
             default=entry.default,
+            quick=entry.metadata["quick"],
             unit=entry.metadata["allowed"].unit,
             says=entry.metadata["says"],
             allowed=entry.metadata["allowed"],

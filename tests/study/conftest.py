@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from twohop.protocol import Protocol
 from twohop.running.pair_run import Settings
 from twohop.running.reporter import Reporter
 from twohop.running.study import run_study
@@ -30,7 +31,8 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
             if not (out / pair / "report.html").exists():
                 quiet = Reporter(Console(file=io.StringIO()))
-                run_study(pair, out=out, settings=Settings(limit=limit), reporter=quiet)
+                settings = Settings(limit=limit, protocol=Protocol.preset("quick"))
+                run_study(pair, out=out, settings=settings, reporter=quiet)
         return out
 
     return of

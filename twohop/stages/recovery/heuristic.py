@@ -6,62 +6,16 @@ that every prompt has: an image token by its share of the image, or a token of t
 distance from the end. The others are scored.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
-from interventions import Model, Patch, Positions, Prompt, transplant
-from interventions.prompt.positions import from_lists
+from interventions import Model, Patch, Prompt, transplant
 from twohop.ask.on_server import Task, Tick
+from twohop.ask.places import Place, places
 from twohop.ask.questions import Questions, Rows, Scored, side_by_side
-from twohop.ask.roles import has_image_tokens, question_tokens
-from twohop.ask.study import Study, first_tokens
+from twohop.ask.study import first_tokens
 from twohop.stages.patched import Cells, run_cells
 from twohop.stages.recovery.transplants import Reading, blocks_to, entity_values, said_in_cells
-
-
-@dataclass(frozen=True)
-class Place:
-    """A token that every prompt with a picture has.
-
-    Attributes
-    ----------
-    role : str
-        ``"image"`` or ``"question"``.
-    which : int
-        Of the image, the ``which``-th of its parts' last token; of the question, the token so far
-        from its end.
-    parts : int
-        Of the image.
-    """
-
-    role: str
-    which: int
-    parts: int
-
-    def __str__(self) -> str:
-        if self.role == "image":
-            return f"image token at {self.which + 1}/{self.parts}"
-        return f"question token {-1 - self.which}"
-
-    def positions(self, prompt: Prompt) -> Positions:
-        """Return the place in every row."""
-        tokens = prompt.at("image") if self.role == "image" else question_tokens(prompt)
-        lists = []
-        for index, n in zip(tokens.index, tokens.counts.tolist(), strict=True):
-            ahead = -(-n * (self.which + 1) // self.parts) - 1
-            chosen = ahead if self.role == "image" else max(n - 1 - self.which, 0)
-            lists.append([int(index[chosen])])
-        return from_lists(lists, length=prompt.length, single=True, role=str(self))
-
-
-def places(study: Study) -> list[Place]:
-    """The candidates, the end of the image first."""
-    parts = study.protocol.image_places
-    image = [Place("image", i, parts) for i in reversed(range(parts))]
-    asked = [Place("question", i, parts) for i in range(study.protocol.question_places)]
-    return [*image, *asked] if has_image_tokens(study.vlm) else asked
 
 
 def gains(questions: Questions, *, last: int) -> tuple[list[Place], np.ndarray]:

@@ -105,13 +105,7 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
     still: dict[str, np.ndarray] = {}
     if len(tried):
         scored = transplant_arms(tried, last_block=last_block, last_mlp=last_mlp, arms=WRITTEN[1:])
-        every = np.ones(len(tried), bool)
-        sampled = known_items(tried.items, every, seed=study.seed, limit=protocol.random_items)
-        rows = [[*tried.items].index(item) for item in sampled]
-        arms["transplant_random_position"] = np.full(len(tried), np.nan)
-        arms["transplant_random_position"][rows] = random_positions(
-            tried.only(rows), last_block=last_block
-        ).mean(0)
+        arms["transplant_random_position"] = random_positions(tried, last_block=last_block).mean(0)
         names = {
             "cot_named": own_name(tried),
             "cot_gold": [item.entity.name for item in tried.items],
