@@ -184,6 +184,11 @@ class Model(Wrapped):
 
     def _arguments(self, prompt: Prompt, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         of_kind(prompt, Prompt, "the prompt", error=PromptError)
+        if prompt.has_images and not self.anatomy.is_vlm:
+            raise PromptError(
+                f"the prompt has pictures, which {self.name} does not see: it would read their "
+                "placeholders as words. Make a prompt of text for it: model.prompt(text)."
+            )
         check_evaluating(self)
         if not self.remote:
             check_unbroken(self.module, self.anatomy.model_type)

@@ -56,6 +56,21 @@ def crossed() -> Case:
 # Prompts
 
 
+def test_a_prompt_with_pictures_is_not_for_a_model_of_text(llm: iv.Model, shown: Case) -> None:
+    """With as many tokens, it would be answered as if the placeholders were words."""
+    prompt = shown.prompt
+    site = iv.Site("resid_post", 0, prompt.at("last"))
+    zeros = torch.zeros(len(prompt), llm.anatomy.d_model)
+    patch = iv.Patch("resid_post", 0, prompt.at("last"), zeros)
+    for ask in (
+        lambda: iv.run(llm, prompt),
+        lambda: iv.read(llm, prompt, [site]),
+        lambda: iv.replay(llm, prompt, [[patch]], logits=prompt.at("last")),
+        lambda: iv.complete(llm, prompt, max_new_tokens=1),
+    ):
+        with refused(llm, PromptError, "the prompt has pictures"):
+            ask()
+
 def test_roles_that_are_not_there(text: Case, crossed: Case) -> None:
     with refused(text.model, RoleError, "Did you mean 'entity'"):
         text.prompt.at("entitty")
