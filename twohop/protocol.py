@@ -110,6 +110,12 @@ class Protocol:
         "correlation of each takes time",
         flag="--agreement-resamples",
     )
+    gate_resamples: int = _set(
+        500,
+        whole("resamples"),
+        "resamples of the entities on which the whole diagnosis is made again, its tests included",
+        flag="--gate-resamples",
+    )
 
     # Answers
     spare_tokens: int = _set(

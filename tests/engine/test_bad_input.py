@@ -71,6 +71,7 @@ def test_a_prompt_with_pictures_is_not_for_a_model_of_text(llm: iv.Model, shown:
         with refused(llm, PromptError, "the prompt has pictures"):
             ask()
 
+
 def test_roles_that_are_not_there(text: Case, crossed: Case) -> None:
     with refused(text.model, RoleError, "Did you mean 'entity'"):
         text.prompt.at("entitty")

@@ -1,145 +1,254 @@
-"""Why an item is lost: the differential diagnosis, one verdict per item, in a fixed order."""
+"""Why an item is lost: the differential diagnosis, one verdict per item, in a fixed order.
+
+A verdict is given by what was shown, never by what was not: that something does not help needs an
+interval that ends below what matters, and where a test that a verdict rests on cannot tell, the
+verdict is ``not_tested``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
-from twohop.ask.roles import IMAGE_ROLES
 from twohop.protocol import DEFAULT, Protocol
-from twohop.statistics import Estimate, difference
+from twohop.stages.echo import echo
+from twohop.stages.evidence import EVIDENCE, Measured, State, measured, resampled
+from twohop.stages.timing import Timing, onsets, timing
+from twohop.statistics import Estimate, interval, mean
 
 VERDICTS = (
     "right",
     "knowledge_missing",
     "not_recognised",
     "echo_or_format",
-    "never_in_circuit",
     "late",
+    "never_in_circuit",
+    "in_time",
     "unexplained",
+    "not_tested",
 )
 
 
-def beats_its_null(recovery: xr.Dataset, *, protocol: Protocol = DEFAULT) -> Estimate:
-    """Back-patching minus its null, on the items that did not choose the layers.
+@dataclass(frozen=True)
+class Case:
+    """What is known of each lost item by itself.
 
-    Not measured on fewer entities than the protocol's ``least_clusters``.
+    Attributes
+    ----------
+    state : ndarray of str [item]
+        When its entity comes, see :data:`twohop.stages.timing.STATES`.
+    decodable : ndarray of bool [item]
+        The plain probe reads its entity somewhere.
+    regained : ndarray [item]
+        1 if the transplant into all its places gives the answer back, 0 if not, NaN if not tried.
     """
-    test = ~recovery["dev"].values.astype(bool) & recovery["has_null"].values.astype(bool)
-    entities = recovery["tried_entity"].values[test]
-    if len(set(entities)) < protocol.least_clusters:
-        return Estimate(np.nan, np.nan, np.nan, int(test.sum()))
-    own = recovery["own"].values[int(recovery.attrs["chosen"]), test]
-    null = recovery["null"].values[int(recovery.attrs["chosen_null"]), test]
-    return difference(own, null, entities)
+
+    state: np.ndarray
+    decodable: np.ndarray
+    regained: np.ndarray
 
 
-def read_at_image(resolution: xr.Dataset, kind: str) -> xr.DataArray:
-    """Whether a probe reads each entity off each image role; no role, where it has no tokens."""
-    there = [role for role in IMAGE_ROLES if role in resolution["role"].values]
-    return resolution["probe"].sel(kind=kind, role=there)
+def judged(case: Case, evidence: Mapping[str, State]) -> np.ndarray:
+    """The verdict on each lost item, given what was shown of the pair, [item].
 
-
-def sustained(resolution: xr.Dataset, kind: str, *, protocol: Protocol = DEFAULT) -> xr.DataArray:
-    """Whether a probe reads each entity off one image role, here and at the layers after.
-
-    At as many layers as the protocol's ``onset_layers``: a single hit can be luck. Never, where an
-    image has no tokens. Dims ``layer`` and ``entity``.
+    - ``late``: its entity is read, but only after the deadline of its form; the transplant gives
+      its answer back; and of the pair it was shown that probes read entities so late more often
+      than by luck, that they read the VLM's own text, and that back-patching beats its null.
+    - ``in_time``: its entity is read before the deadline, and its answer is lost all the same; of
+      the pair it was shown that probes read entities in time more often than by luck, and the
+      VLM's own text.
+    - ``never_in_circuit``: its entity is decodable, and no probe reads it in the backbone's form;
+      the transplant gives its answer back; and of the pair it was shown that entities are
+      decodable, that the probes read the VLM's own text, and that back-patching does *not* help.
+    - ``unexplained``: all of these tests could tell, and none of the three is the case.
+    - ``not_tested``: one of them could not.
     """
-    hits = read_at_image(resolution, kind)
-    lasting = hits
-    for ahead in range(1, protocol.onset_layers):
-        lasting = lasting & hits.shift(layer=-ahead, fill_value=False)
-    return lasting.any("role")
-
-
-def transfer_onset(resolution: xr.Dataset, *, protocol: Protocol = DEFAULT) -> xr.DataArray:
-    """First layer from which the transfer probe reads each entity; -1 for never."""
-    hits = sustained(resolution, "transfer", protocol=protocol)
-    return hits.argmax("layer").where(hits.any("layer"), -1)
+    state, back = case.state, case.regained
+    patched, decodable = evidence["back_patching"], evidence["decodable"]
+    verdict = np.full(len(state), "not_tested", dtype=object)
+    if evidence["own_text"] != "shown":
+        return verdict
+    if evidence["early"] == "shown":
+        verdict[state == "early"] = "in_time"
+    if evidence["late"] == "shown":
+        late = state == "late"
+        if patched == "shown":
+            verdict[late & (back == 1)] = "late"
+        verdict[late & ((back == 0) | (patched == "absent"))] = "unexplained"
+    never = state == "never"
+    hidden = never & case.decodable & (decodable == "shown")
+    if patched == "absent":
+        verdict[hidden & (back == 1)] = "never_in_circuit"
+    verdict[never & ((back == 0) | (patched == "shown"))] = "unexplained"
+    if decodable != "open":
+        verdict[never & ~hidden & (back == 1) & (patched == "absent")] = "unexplained"
+    return verdict
 
 
 def diagnosis(
     gates: xr.Dataset,
     resolution: xr.Dataset,
     recovery: xr.Dataset,
+    timetable: xr.Dataset,
     *,
-    window_end: int,
+    seed: int,
     protocol: Protocol = DEFAULT,
 ) -> xr.Dataset:
-    """Give every item its verdict.
+    """Give every item its verdict, and every verdict its share.
 
     In this order, the first that holds:
 
     - ``right``: the VLM answers from the image.
     - ``knowledge_missing``: the backbone does not know it.
     - ``not_recognised``: the VLM does not name the entity.
-    - ``echo_or_format``: the forced choice is right; the free answer is no answer of the relation.
-    - ``never_in_circuit``: the entity can be decoded from the image tokens, but not by the transfer
-      probe at any layer in the window; transplanting the backbone's entity gives the answer back,
-      and back-patching does not beat its null, though it could be measured, and the transfer probe
-      never reads the entity deeper than back-patching took states from.
-    - ``late``: the transfer probe first reads the entity after the window has closed; transplanting
-      gives the answer back, and back-patching beats its null.
-    - ``unexplained``: everything else, items whose recovery failed included; and where an image
-      has no tokens, all that the two verdicts before would have to be told apart by.
+    - ``echo_or_format``: the forced choice is right, the free answer is no answer of the relation;
+      in relations in which that is more often so than with permuted choices. Some of these are
+      luck all the same: their weight says how many, and the rest of it goes to the next verdict.
+    - those of :func:`judged`.
 
     Parameters
     ----------
-    gates, resolution, recovery : Dataset
-        From the stages of these names.
-    window_end : int
-        Last block of the backbone's enrichment window.
+    gates, resolution, recovery, timetable : Dataset
+        From the stages of these names; the gates are those of ``recall``.
+    seed : int
+        Of the resamples.
     protocol : Protocol
 
     Returns
     -------
     Dataset
-        ``verdict`` (item); ``onset`` (item): first layer of the transfer probe, -1 for never.
+        ``verdict`` (item); ``otherwise`` (item): the verdict if an echo was luck, else the same;
+        ``weight`` (item): of ``verdict``, the rest is of ``otherwise``; ``state``, ``blocks`` and
+        ``form`` (item): when the entity comes, see :class:`twohop.stages.timing.Timing`;
+        ``share``, ``share_low`` and ``share_high`` (kind): of all items but the surface ones, each
+        verdict's. The interval is the wider of that of a share, and of what the whole diagnosis
+        gives on resamples of the entities, its tests included. ``evidence``, ``evidence_low``,
+        ``evidence_high``, ``evidence_n`` and ``evidence_state`` (test): what was shown.
     """
-    right = {gate: gates["right"].sel(gate=gate).values for gate in gates["gate"].values}
-    forced = gates["choice_right"].sel(gate="vlm_image").values
-    said = gates["outcome"].sel(gate="vlm_image").values
-    known_window = window_end >= 0
-    back_patched = beats_its_null(recovery, protocol=protocol)
-    beats = back_patched.low > 0
-    onset_of = transfer_onset(resolution, protocol=protocol)
-    plain = sustained(resolution, "plain", protocol=protocol).any("layer")
-    entities = gates["entity"].values
-    onset = onset_of.sel(entity=entities).values
-    decodable = plain.sel(entity=entities).values
-    never = ~((onset >= 0) & (onset <= window_end))
-    # Back-patching that was not measured, or took nothing from so deep, has not failed.
-    deeper = resolution["layer"] > recovery["later"].values.max()
-    beyond = read_at_image(resolution, "transfer").sel(layer=deeper).any(["role", "layer"])
-    tested = not np.isnan(back_patched.value) and not beats
-    failed = tested & ~beyond.sel(entity=entities).values
-    regained: dict[str, bool] = {}
-    if recovery.sizes["lost"]:
-        won = recovery["recovered"].sel(arm=recovery.attrs["whole_arm"]).values > 0
-        regained = dict(zip(recovery["lost"].values, won, strict=True))
+    right = {
+        gate: gates["right"].sel(gate=gate).values.astype(bool) for gate in gates["gate"].values
+    }
+    lost = right["backbone_text"] & right["recognised"] & ~right["vlm_image"]
+    read = timing(resolution, timetable, protocol=protocol)
+    null = timing(resolution, timetable, kinds=("transfer_null",), protocol=protocol)
+    tests = measured(resolution, recovery, read, null, protocol=protocol)
+    evidence = {name: test.judged(protocol=protocol) for name, test in tests.items()}
+    case = _case(gates, resolution, recovery, read, protocol=protocol)
+    masked = echo(gates, lost)
 
-    verdicts = []
-    for i, item in enumerate(gates["item"].values):
-        back = regained.get(item, False)
-        if right["vlm_image"][i]:
-            verdict = "right"
-        elif not right["backbone_text"][i]:
-            verdict = "knowledge_missing"
-        elif not right["recognised"][i]:
-            verdict = "not_recognised"
-        elif forced[i] and said[i] not in ("same_type", "right"):
-            verdict = "echo_or_format"
-        elif known_window and decodable[i] and never[i] and back and failed[i]:
-            verdict = "never_in_circuit"
-        elif known_window and onset[i] > window_end and back and beats:
-            verdict = "late"
-        else:
-            verdict = "unexplained"
-        verdicts.append(verdict)
+    early = np.select(
+        [right["vlm_image"], ~right["backbone_text"], ~right["recognised"]],
+        ["right", "knowledge_missing", "not_recognised"],
+        "",
+    ).astype(object)
+
+    def verdicts(states: Mapping[str, State]) -> np.ndarray:
+        return np.where(lost, judged(case, states), early)
+
+    otherwise = verdicts({name: found.state for name, found in evidence.items()})
+    verdict = np.where(masked.masked, "echo_or_format", otherwise)
+    weight = np.where(masked.masked, masked.weight, 1.0)
+    counted = ~gates["surface"].values.astype(bool)
+    entity = gates["entity"].values.astype(str)
+    shares = {kind: _share(kind, verdict, otherwise, weight)[counted] for kind in VERDICTS}
+    estimates = {kind: mean(values, entity[counted]) for kind, values in shares.items()}
+
+    def again(states: Mapping[str, State]) -> np.ndarray:
+        other = verdicts(states)
+        first = np.where(masked.masked, "echo_or_format", other)
+        return np.array([_share(kind, first, other, weight)[counted] for kind in VERDICTS])
+
+    drawn = _resamples(tests, again, entity[counted], seed=seed, protocol=protocol)
+    table = [
+        _wider(estimates[kind], of_kind) for kind, of_kind in zip(VERDICTS, drawn, strict=True)
+    ]
+    rows = {name: i for i, name in enumerate(resolution["entity"].values.astype(str))}
+    where = np.array([rows[name] for name in entity], dtype=int)
     return xr.Dataset(
         {
-            "verdict": ("item", np.array(verdicts, dtype=object)),
-            "onset": ("item", onset),
+            "verdict": ("item", verdict),
+            "otherwise": ("item", otherwise),
+            "weight": ("item", weight),
+            "state": ("item", read.state[where]),
+            "blocks": ("item", read.blocks[where]),
+            "form": ("item", read.form[where]),
+            "share": ("kind", [each.value for each in table]),
+            "share_low": ("kind", [each.low for each in table]),
+            "share_high": ("kind", [each.high for each in table]),
+            "evidence": ("test", [evidence[name].estimate.value for name in EVIDENCE]),
+            "evidence_low": ("test", [evidence[name].estimate.low for name in EVIDENCE]),
+            "evidence_high": ("test", [evidence[name].estimate.high for name in EVIDENCE]),
+            "evidence_n": ("test", [evidence[name].estimate.n for name in EVIDENCE]),
+            "evidence_state": (
+                "test",
+                np.array([evidence[name].state for name in EVIDENCE], dtype=object),
+            ),
         },
-        coords={name: gates[name] for name in ("item", "entity", "relation", "surface")},
-        attrs={"back_patching_beats_null": int(beats)},
+        coords={
+            **{name: gates[name] for name in ("item", "entity", "relation", "surface")},
+            "kind": list(VERDICTS),
+            "test": list(EVIDENCE),
+        },
     )
+
+
+def _case(
+    gates: xr.Dataset,
+    resolution: xr.Dataset,
+    recovery: xr.Dataset,
+    read: Timing,
+    *,
+    protocol: Protocol,
+) -> Case:
+    """What is known of each item by itself."""
+    rows = {name: i for i, name in enumerate(resolution["entity"].values.astype(str))}
+    where = np.array([rows[name] for name in gates["entity"].values.astype(str)], dtype=int)
+    plain = np.any(onsets(resolution["probe"].sel(kind="plain"), protocol=protocol) >= 0, axis=0)
+    tried = dict(zip(recovery["lost"].values, recovery["whole"].values, strict=True))
+    regained = [float(tried.get(item, np.nan)) for item in gates["item"].values]
+    return Case(read.state[where], plain[where], np.array(regained))
+
+
+def _share(kind: str, verdict: np.ndarray, otherwise: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """How much of each item is of a kind, [item]."""
+    return weight * (verdict == kind) + (1 - weight) * (otherwise == kind)
+
+
+def _resamples(
+    tests: Mapping[str, Measured],
+    shares_of: Callable[[Mapping[str, State]], np.ndarray],
+    entities: np.ndarray,
+    *,
+    seed: int,
+    protocol: Protocol,
+) -> np.ndarray:
+    """Share of each kind in resamples of the entities, the tests made anew, [kind, resample].
+
+    ``shares_of(states)`` gives how much of each item is of each kind, [kind, item].
+    """
+    codes, index = np.unique(entities, return_inverse=True)
+    generator = np.random.default_rng(seed)
+    times = generator.multinomial(
+        len(codes), np.full(len(codes), 1 / max(len(codes), 1)), size=protocol.gate_resamples
+    )
+    of_states: dict[tuple[State, ...], np.ndarray] = {}
+    shares = []
+    for drawn in times:
+        states = resampled(
+            tests, dict(zip(codes.tolist(), drawn.tolist(), strict=True)), protocol=protocol
+        )
+        key = tuple(states.values())
+        if key not in of_states:
+            of_states[key] = shares_of(states)
+        weights = drawn[index]
+        shares.append(of_states[key] @ weights / weights.sum())
+    return np.array(shares).T
+
+
+def _wider(first: Estimate, drawn: np.ndarray) -> Estimate:
+    """The wider of an interval, and of what resamples gave."""
+    if not first.measured:
+        return first
+    low, high = interval(drawn)
+    return Estimate(first.value, min(first.low, low), max(first.high, high), first.n)
