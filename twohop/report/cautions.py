@@ -10,11 +10,11 @@ from interventions.results import read_provenance
 from twohop.protocol import Protocol
 from twohop.report import wording
 from twohop.report.estimates import estimate, short, whole, written
-from twohop.report.summary import image_hits, whole_arm
+from twohop.stages.evidence import EVIDENCE
 from twohop.stages.maps.agreement import ATTRIBUTION_STAGES, doubtful
 from twohop.stages.maps.exact import MAP_COMPONENTS
 from twohop.stages.provenance import protocol_of
-from twohop.stages.recovery.arms import WHOLE
+from twohop.stages.recovery.arms import KNOWN, arm_label
 from twohop.statistics import estimates
 
 
@@ -33,7 +33,7 @@ def cautions(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
         *_about_cut_answers(summary),
         *_about_default(tree, protocol),
         *_about_probes(tree, summary, protocol),
-        *_about_verdicts(tree, summary, protocol),
+        *_about_verdicts(summary),
         *_about_recovery(summary, protocol),
         *_about_attribution(tree, summary, protocol),
         *_about_versions(tree),
@@ -119,105 +119,76 @@ def _about_default(tree: xr.DataTree, protocol: Protocol) -> list[str]:
 def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
     sentences = []
     data = tree["resolution"].to_dataset()
-    plain = image_hits(data, "plain").mean(1)
+    plain = data["probe"].sel(kind="plain").mean("entity").max("role").values
     if plain[0] >= protocol.caution_plain * plain.max() and plain.max() > 0:
         sentences.append(
-            "The plain probe reads the entity from the image tokens at layer 0 already. It tells "
-            "nothing about when the entity is formed; only the transfer probe can."
+            "The plain probe reads the entity at layer 0 already. It tells nothing about when the "
+            "entity is formed; only the transfer probe can."
         )
-    transfer = image_hits(data, "transfer").mean(1)
-    if reason := summary["not_available"].get("lateness_layers"):
+    if reason := summary["not_available"].get("lateness"):
         sentences.append(
-            f"Lateness, and the verdicts “late” and “never in the circuit”, are not available: "
-            f"{reason}. Transplants and back-patching write at the question's tokens instead, and "
-            "the map has no row for the entity."
-        )
-    elif summary["enrichment_end"] >= 0 and not summary["lateness_layers"].measured:
-        sentences.append(
-            f"The transfer probe peaks at {100 * transfer.max():.0f} % on the image tokens and "
-            "does not "
-            "clearly beat shuffled labels, so there is no lateness to report. This is a test that "
-            "did "
-            f"not pass with {data.sizes['entity']} entities. It does not prove that the form is "
-            "absent."
-        )
-    elif transfer.max() < protocol.caution_transfer:
-        sentences.append(
-            f"The transfer probe reads at most {100 * transfer.max():.0f} % of the entities, so "
-            "the "
-            "lateness is about a weak curve."
+            f"The image has no tokens: {reason}. Transplants and back-patching write at the "
+            "question's tokens instead, and the map has no row for the entity."
         )
     own = data["backbone_accuracy"].values
     if own.size and float(np.nanmax(own)) < protocol.caution_transfer:
         sentences.append(
             f"The transfer probe reads at most {100 * np.nanmax(own):.0f} % on the backbone's own "
-            "text, "
-            "so it could not have found more in the VLM."
+            "text, so it could not have found more in the VLM."
         )
-    if summary["enrichment_end"] < 0:
+    text = summary["evidence"]["own_text"]
+    if text["state"] != "shown":
         sentences.append(
-            "No enrichment window was found in the backbone, so lateness has no anchor."
+            f"The transfer probes read {written(text['estimate'])} of the entities in the VLM's own "
+            "text, where they must be: its states are not in the backbone's form, so nothing is "
+            "said of when its entities come."
         )
     if not tree["windows"].to_dataset().sizes["item"]:
         sentences.append(
-            "No item's free answer in text is its canonical answer word for word, which is where "
-            "windows and maps are measured: there are none. A model that answers in sentences has "
-            "to be asked to be brief."
+            "Of no item the backbone gives the canonical answer in text, which is where windows, "
+            "the timetable and maps are measured: there are none. A model that answers in sentences "
+            "has to be asked to be brief."
         )
     return sentences
 
 
-def _about_verdicts(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
-    recovery, diagnosis = tree["recovery"].to_dataset(), tree["diagnosis"].to_dataset()
-    end = summary["enrichment_end"]
-    counted = ~tree["recall"].to_dataset()["surface"].values.astype(bool)
-    rows = counted & (diagnosis["verdict"].values == "unexplained")
-    unexplained = diagnosis["item"].values[rows]
-    few = len(unexplained) < protocol.caution_unexplained
-    if end < 0 or not recovery.sizes["lost"] or few:
-        return []
-    regained = recovery["recovered"].sel(arm=recovery.attrs["whole_arm"]).values > 0
-    back = dict(zip(recovery["lost"].values, regained, strict=True))
-    onset = dict(zip(diagnosis["item"].values, diagnosis["onset"].values, strict=True))
-    early = sum(bool(back.get(item)) and 0 <= onset[item] <= end for item in unexplained)
-    luck = image_hits(tree["resolution"].to_dataset(), "shuffled")[: end + 1].any(0).mean()
-    if not early:
+def _about_verdicts(summary: Mapping[str, Any]) -> list[str]:
+    open_tests = [
+        EVIDENCE[name]
+        for name, found in summary["evidence"].items()
+        if found["state"] == "open" and name in EVIDENCE
+    ]
+    untested = summary["diagnosis"]["not_tested"]
+    if not open_tests or not untested.value > 0:
         return []
     return [
-        f"{early} of the {len(unexplained)} unexplained items are so only because the transfer "
-        "probe named the entity at least once inside the window. With shuffled labels that "
-        f"happens to {100 * luck:.0f} % of the entities by luck."
+        f"{short(untested)} of the items are not tested enough for a verdict. On so many items it "
+        f"cannot be told whether {'; or whether '.join(open_tests)}."
     ]
 
 
 def _about_recovery(summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
     sentences = []
     arms = summary["recovered"]
-    arm = whole_arm(summary)
-    moved, placebo = (estimate(arms.get(name)) for name in (arm, "transplant_random_position"))
-    if moved.measured and placebo.measured:
-        near = placebo.value >= protocol.caution_random * moved.value > 0
-        if placebo.high >= moved.low or near:
-            sentences.append(
-                f"Random positions recover {written(placebo)}, next to {written(moved)} for "
-                f"the {'image' if arm == WHOLE else 'question'} "
-                "tokens. The transplant shows that the values suffice, not that the place matters."
-            )
     average = estimate(arms.get("mean_entity"))
     if average.measured and average.low > protocol.caution_mean_entity:
         sentences.append(
             f"The mean over entities, which names none, gives back {written(average)}: that much "
-            "of any "
-            "recovery is guessing the relation's usual answers."
+            "of any recovery is guessing the relation's usual answers."
         )
-    minus = estimate(summary.get("back_patching_minus_null"))
-    if minus.measured and minus.low <= 0:
+    spoils = [
+        arm_label(arm)
+        for arm, effect in summary["net"].items()
+        if effect["closed"].measured and effect["closed"].high < 0 and not KNOWN[arm].control
+    ]
+    if spoils:
         sentences.append(
-            f"Back-patching does not clearly beat its null: {short(arms['back_patching'])} against "
-            f"{short(arms['back_patching_null'])}, difference {written(minus)} (n {minus.n})."
+            "These arms spoil more right answers than they give lost ones back: "
+            f"{'; '.join(spoils)}."
         )
-    if moved.measured and moved.n < protocol.caution_lost:
-        sentences.append(f"Only {moved.n} items were lost. Every share of them is rough.")
+    n = summary["n_lost"]
+    if 0 < n < protocol.caution_lost:
+        sentences.append(f"Only {n} items were lost. Every share of them is rough.")
     return sentences
 
 

@@ -10,10 +10,23 @@ from rich.table import Table as RichTable
 
 from twohop.report.comparison import by_class, differing, lead_sentence
 from twohop.report.comparison_tables import short_table
-from twohop.report.summary import verdict_sentence
+from twohop.report.sentence import verdict_sentence
 from twohop.report.tables import Table, all_tables
 
-SHOWN = ("gates", "gap", "relations", "lateness", "outcomes", "diagnosis", "recovery", "harm")
+SHOWN = (
+    "gates",
+    "gap",
+    "relations",
+    "windows",
+    "lateness",
+    "prediction",
+    "outcomes",
+    "diagnosis",
+    "evidence",
+    "recovery",
+    "contrasts",
+    "net",
+)
 WIDTH = 80
 WORDY = ("meaning",)
 

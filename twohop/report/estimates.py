@@ -26,8 +26,10 @@ def unit_of(key: str) -> Unit:
     """
     if key.startswith("attribution_agreement/"):
         return "share" if key.endswith("/top") else "correlation"
-    if key.startswith("lateness_layers"):
+    if key == "lateness/blocks":
         return "layers"
+    if key.startswith("prediction/auc"):
+        return "correlation"
     return "points" if key.startswith("gap_points") else "share"
 
 

@@ -14,6 +14,8 @@ from twohop.report import wording
 from twohop.stages.recovery.arms import arm_label
 
 N_EXAMPLES = 8
+RANDOM = ("span_random", "place_random")
+"""Arms of many draws, each with words of its own."""
 PICTURE_WIDTH = 150
 
 
@@ -144,17 +146,17 @@ def _gates_of(row: xr.Dataset) -> Iterable[Said]:
 
 
 def _arms_of(recovery: xr.Dataset, item: str) -> Iterable[Said]:
-    if item not in recovery["lost"].values:
+    if item not in recovery["tried"].values:
         return
-    here = recovery[["recovered", "said"]].sel(lost=item)
-    with_words = (recovery["said"] != "").any("lost")
+    here = recovery[["recovered", "said"]].sel(tried=item)
+    with_words = (recovery["said"] != "").any("tried")
     for arm in recovery["arm"].values:
         share = float(here["recovered"].sel(arm=arm).item())
         if np.isnan(share):
             continue
         if bool(with_words.sel(arm=arm)):
             text = str(here["said"].sel(arm=arm).item())
-        elif 0 < share < 1 or arm == "transplant_random_position":
+        elif 0 < share < 1 or arm in RANDOM:
             text = f"(right in {100 * share:.0f} % of draws)"
         else:
             text = "(only scored)"

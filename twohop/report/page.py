@@ -125,14 +125,9 @@ def key_numbers(summary: Mapping[str, Any]) -> list[KeyNumber]:
             "gap, points (recognised)",
             reason="no item was recognised",
         ),
-        key_number(
-            summary,
-            "lateness_layers",
-            "lateness, layers",
-            reason="transfer probe no better than shuffled labels",
-        ),
-        key_number(summary, f"recovered/{whole_arm(summary)}", "recovered by transplant"),
-        key_number(summary, "recovered/transplant_random_position", "by random positions"),
+        key_number(summary, "lateness/late", "entities too late"),
+        key_number(summary, "diagnosis/late", "items lost for that"),
+        key_number(summary, f"net/{whole_arm(summary)}/closed", "of the gap closed by transplant"),
     ]
 
 
@@ -143,6 +138,8 @@ def draw(tree: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figure]:
         "outcomes": outcomes_figure(summary),
         "resolution": resolution_figure(tree, summary),
         "windows": windows_figure(tree),
+        "timetable": timetable_figure(tree),
+        "calibration": calibration_figure(tree),
         "map": map_figure(tree),
         "recovery": recovery_figure(summary),
     }
@@ -150,9 +147,8 @@ def draw(tree: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figure]:
 
 def alt_texts(summary: Mapping[str, Any]) -> dict[str, str]:
     """What each figure shows, in words, for those who do not see it."""
-    end, out = summary["enrichment_end"], summary["readout_end"]
-    late = summary["lateness_layers"]
-    when = f"{whole(late.value)} layers" if late.measured else "not measured"
+    end, out = (whole(summary["windows"][name].value) for name in ("enrichment_end", "readout_end"))
+    late = written(summary["lateness"]["late"])
     return {
         "gates": "Dots with intervals: accuracy at each gate, free answer and forced choice. "
         "The numbers are in the table Accuracy at each gate.",
@@ -160,11 +156,16 @@ def alt_texts(summary: Mapping[str, Any]) -> dict[str, str]:
         "The numbers are in the tables below.",
         "resolution": "Curves over layers: share of entities that probes read from the image "
         "tokens, "
-        f"and of answers read at the last token. Enrichment window ends after block {end}, "
-        f"read-out after block {out}, lateness {when}.",
+        f"and of answers read at the last token. Entities read only too late: {late}.",
         "windows": "Curves over blocks of the backbone: answers that survive ablation from a block "
         "up, "
         f"and answers that follow a swap after it. The windows end after blocks {end} and {out}.",
+        "timetable": "Heat map of the backbone: share of answers recalled if the entity, in the form "
+        "it has after so many blocks, comes only after so many; and the deadline of each form. Over "
+        "it, when the VLM's entities can be read, and in which form. The numbers are in the table "
+        "When the entity comes.",
+        "calibration": "Share of items lost against the share that the timetable expects, with "
+        "intervals. The numbers are in the table What the timetable predicts.",
         "map": "Heat maps, backbone in text and VLM with images: component and token role by "
         "blocks, share of the answer that a patch brings over. Above exact, by windows of blocks; "
         "beneath estimated by attribution, block by block. Their agreement is in the table below.",
@@ -178,6 +179,8 @@ TITLES = {
     "outcomes": "Classes of answers, and why items are lost",
     "resolution": "Where the entity and the answer can be read",
     "windows": "Where the backbone recalls",
+    "timetable": "By when the entity must come, and when it comes",
+    "calibration": "What the timetable predicts",
     "map": "Which sublayers carry the fact",
     "recovery": "What gives the fact back",
 }

@@ -27,9 +27,11 @@ VERDICT_COLOURS = {
     "knowledge_missing": GREY,
     "not_recognised": SKY,
     "echo_or_format": PINK,
-    "never_in_circuit": ORANGE,
     "late": RED,
+    "never_in_circuit": ORANGE,
+    "in_time": BLUE,
     "unexplained": DARK,
+    "not_tested": FAINT,
 }
 ARM_COLOURS = {"transplant": BLUE, "control": GREY, "back_patching": ORANGE, "chain": GREEN}
 """Of each group of arms."""

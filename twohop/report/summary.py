@@ -80,55 +80,30 @@ def architecture(resolution: xr.Dataset) -> Class:
     )
 
 
-def window_ends(windows: xr.Dataset, *, seed: int, protocol: Protocol = DEFAULT) -> np.ndarray:
-    """Bootstrap of the last block of the enrichment window, [resample]."""
-    hits = windows["enrichment"].values.T.astype(float)
-    sums, _ = cluster_sums(hits, windows["entity"].values, seed=seed, protocol=protocol)
-    below = sums < protocol.window_keeps * sums[:, -1:] - 1e-9
-    return np.where(below.any(1), below.shape[1] - 1 - below[:, ::-1].argmax(1), -1)
-
-
-def lateness(
-    resolution: xr.Dataset,
-    windows: xr.Dataset,
-    *,
-    kind: str,
-    seed: int,
-    protocol: Protocol = DEFAULT,
-) -> Estimate:
-    """Layers between the end of the enrichment window and the entity's resolution.
-
-    The first layer at which a probe reads the entity off the image tokens (the protocol's
-    ``resolved_share`` of its maximum), minus the last block of the backbone's enrichment window,
-    in the VLM's layers. Positive is too late. Not measured where there is no window, an image has
-    no tokens, or the probe never does better than on shuffled labels.
+def lateness(resolution: xr.Dataset, timetable: xr.Dataset, *, protocol: Protocol) -> dict[str, Any]:
+    """When the entities come, against the deadline of the form that each has.
 
     Parameters
     ----------
-    resolution, windows : Dataset
+    resolution, timetable : Dataset
         From the stages of these names.
-    kind : str
-        ``"plain"`` or ``"transfer"`` probe.
-    seed : int
-        Of the bootstrap over entities.
     protocol : Protocol
+
+    Returns
+    -------
+    dict
+        ``early``, ``between``, ``late``, ``never`` and ``unknown``: share of the entities, see
+        :data:`twohop.stages.timing.STATES`; ``null_early`` and ``null_late``: the same of probes
+        fitted on shuffled labels; ``blocks``: the median, over all entities, of the blocks from
+        the deadline to where it is read, positive is too late; and ``reason``, if there is none.
     """
-    if int(windows.attrs["enrichment_end"]) < 0:
-        return NOT_MEASURED
-    hits, control = image_hits(resolution, kind), image_hits(resolution, "shuffled")
+    read = timing(resolution, timetable, protocol=protocol)
+    null = timing(resolution, timetable, kinds=("transfer_null",), protocol=protocol)
     entities = resolution["entity"].values
-    best = hits.mean(1).argmax()
-    reach = mean(hits[best], entities)
-    luck = mean(control[control.mean(1).argmax()], entities)
-    if reach.low <= luck.high:
-        return NOT_MEASURED
-    sums, counts = cluster_sums(hits.T.astype(float), entities, seed=seed, protocol=protocol)
-    end = vlm_block(resolution, int(windows.attrs["enrichment_end"]))
-    blocks = window_ends(windows, seed=seed + 1, protocol=protocol)
-    ends = np.array([vlm_block(resolution, int(block)) for block in blocks])
-    low, high = interval(depth(sums / counts[:, None], protocol=protocol) - ends)
-    value = float(depth(hits.mean(1), protocol=protocol) - end)
-    return Estimate(value, low, high, len(entities))
+    shares = {state: mean(read.state == state, entities) for state in STATES}
+    luck = {f"null_{state}": mean(null.state == state, entities) for state in ("early", "late")}
+    median = median_delay(read, timetable)
+    return {**shares, **luck, "blocks": median.layers, "reason": median.reason}
 
 
 def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
@@ -186,30 +161,11 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         "gap_relative": gap("backbone_text", right, relative=True),
         "gap_points_vlm_text": gap("vlm_text", right),
         "gap_points_forced": gap("backbone_text", forced),
-        "lateness_layers": lateness(
-            resolution, windows, kind="transfer", seed=seed, protocol=protocol
-        ),
-        "lateness_layers_plain": lateness(
-            resolution, windows, kind="plain", seed=seed, protocol=protocol
-        ),
         "outcomes": {outcome: share(outcomes == outcome, seen) for outcome in OUTCOMES},
-        "diagnosis": {kind: share(verdict == kind) for kind in VERDICTS},
+        "diagnosis": shares_of_verdicts(verdicts, n=int(counted.sum())),
         "recovered": recovered(recovery),
-        "followed": {
-            str(arm): measured_mean(
-                recovery["followed"].sel(follow_arm=arm).values,
-                recovery["tried_entity"].values,
-            )
-            for arm in recovery["follow_arm"].values
-        },
-        "still_right": {
-            str(arm): mean(
-                recovery["still_right"].sel(harm_arm=arm).values,
-                recovery["kept_entity"].values,
-            )
-            for arm in recovery["harm_arm"].values
-        },
-        "back_patching_minus_null": beats_its_null(recovery, protocol=protocol),
+        "followed": of_arms(recovery, "followed", "tried", "follow_arm"),
+        "still_right": of_arms(recovery, "still_right", "kept"),
     }
     return {
         "pair": pair,
@@ -224,6 +180,13 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         "protocol": protocol.as_settings(),
         "not_available": {**not_available(resolution), **refusals(tree)},
         "attribution_agreement": agreement_of_run(tree),
+        "lateness": lateness(resolution, timetable_of(tree), protocol=protocol),
+        "evidence": evidence_of(verdicts),
+        "net": {arm: vars(effect) for arm, effect in nets(recovery).items()},
+        "contrasts": contrasts_as_numbers(contrasts(recovery, seed=seed, protocol=protocol)),
+        "n_lost": int(recovery.attrs["n_lost"]),
+        "n_kept": int(recovery.attrs["n_kept"]),
+        "prediction": prediction_of(tree),
         "mcnemar": {"only_text": only_text, "only_image": only_image, "p": p},
         "answers_cut": answers_cut(gates),
         "forced_default": str(gates.attrs["forced_default"]),
@@ -262,23 +225,44 @@ def answers_cut(gates: xr.Dataset) -> dict[str, dict[str, int]]:
     return counts
 
 
-def measured_mean(values: np.ndarray, entities: np.ndarray) -> Estimate:
-    """Mean over the items on which something was tried (not NaN)."""
-    rows = ~np.isnan(values)
-    return mean(values[rows], entities[rows])
+def timetable_of(tree: xr.DataTree) -> xr.Dataset:
+    """The timetable that the VLM is held to: its own in text, where that is not the backbone's."""
+    own = tree["windows_vlm"].attrs
+    name = "timetable" if own.get("same_as_backbone", 1) else "timetable_vlm"
+    return tree[name].to_dataset()
+
+
+def shares_of_verdicts(verdicts: xr.Dataset, *, n: int) -> dict[str, Estimate]:
+    """Share of each verdict, with what the tests behind it do not know in its interval."""
+    return {
+        str(kind): Estimate(
+            *(float(verdicts[name].sel(kind=kind)) for name in ("share", "share_low", "share_high")),
+            n=n,
+        )
+        for kind in verdicts["kind"].values
+    }
+
+
+def evidence_of(verdicts: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """What was shown of the pair as a whole, by name."""
+    return {
+        str(test): {
+            "estimate": Estimate(
+                *(
+                    float(verdicts[name].sel(test=test))
+                    for name in ("evidence", "evidence_low", "evidence_high")
+                ),
+                n=int(verdicts["evidence_n"].sel(test=test)),
+            ),
+            "state": str(verdicts["evidence_state"].sel(test=test).item()),
+        }
+        for test in verdicts["test"].values
+    }
 
 
 def recovered(recovery: xr.Dataset) -> dict[str, Estimate]:
-    """Share of lost items that each arm gives back; back-patching on its test part only."""
-    shares: dict[str, Estimate] = {}
-    entity = recovery["lost_entity"].values
-    dev = dict(zip(recovery["tried"].values, recovery["dev"].values.astype(bool), strict=True))
-    chosen_on = np.array([dev.get(item, False) for item in recovery["lost"].values], dtype=bool)
-    for arm in recovery["arm"].values:
-        values = recovery["recovered"].sel(arm=arm).values
-        chose = KNOWN[str(arm)].group == "back_patching"
-        rows = ~chosen_on if chose else np.ones_like(chosen_on)
-        shares[str(arm)] = measured_mean(values[rows], entity[rows])
+    """Share of the lost items that each arm gives back, and of back-patching over its grid."""
+    by_arm = of_arms(recovery, "recovered", "tried")
     own, null = recovery["own"].values, recovery["null"].values
     tried = recovery["tried_entity"].values
     if own.shape[1]:
@@ -287,8 +271,8 @@ def recovered(recovery: xr.Dataset) -> dict[str, Estimate]:
             ("back_patching_oracle", own.any(0)),
             ("back_patching_null_oracle", null.any(0)),
         ):
-            shares[name] = mean(np.asarray(values), tried)
-    return shares
+            by_arm[name] = mean(np.asarray(values), tried)
+    return by_arm
 
 
 def accuracy_by_relation(gates: xr.Dataset) -> dict[str, Any]:
@@ -314,55 +298,3 @@ def accuracy_by_relation(gates: xr.Dataset) -> dict[str, Any]:
             "above_constant": bool(text.low > constant),
         }
     return table
-
-
-def verdict_sentence(summary: Mapping[str, Any]) -> str:
-    """One sentence that says what was found, with its numbers."""
-    summary = estimates(summary)
-    pair, gap = summary["pair"], summary["gap_points"]
-    if not gap.measured:
-        return f"{pair}: the gap could not be measured, as no item was recognised."
-    if gap.low <= 0 <= gap.high:
-        lead = f"{pair} shows no clear gap ({gap.low:.0f} to {gap.high:.0f} points"
-    elif gap.value > 0:
-        lead = f"{pair} loses {gap.value:.0f} points of factual recall from the image"
-        lead += f" ({gap.low:.0f} to {gap.high:.0f}"
-    else:
-        lead = f"{pair} gains {-gap.value:.0f} points from the image"
-        lead += f" ({-gap.high:.0f} to {-gap.low:.0f}"
-    lead += f", {gap.n} recognised items)"
-
-    late = summary["lateness_layers"]
-    if "lateness_layers" in summary["not_available"]:
-        when = "lateness is not available: " + summary["not_available"]["lateness_layers"]
-    elif not late.measured and summary["enrichment_end"] < 0:
-        when = "lateness was not measured, as the backbone's recall has no window"
-    elif not late.measured:
-        when = "its image tokens were not shown to hold the entity in the form recall reads"
-    else:
-        when = _lateness_in_words(late)
-    lost = [
-        f"{100 * summary['diagnosis'][name].value:.0f} % {label}"
-        for name, label in LOSSES.items()
-        if summary["diagnosis"][name].value > 0
-    ]
-    tail = f"; lost, of {summary['n_items']} items: {', '.join(lost)}" if lost else ""
-    arms = summary["recovered"]
-    said = [
-        f"{arm.verdict} {100 * arms[arm.name].value:.0f} %"
-        for arm in ALL_ARMS
-        if arm.verdict and arms.get(arm.name, NOT_MEASURED).measured
-    ]
-    return f"{lead}; {when}{tail}" + (f"; {', '.join(said)}." if said else ".")
-
-
-def _lateness_in_words(late: Estimate) -> str:
-    layers = f"{abs(late.value):.0f} layer{'' if abs(late.value) == 1 else 's'}"
-    if late.low > 0:
-        interval = f"({late.low:.0f} to {late.high:.0f})"
-        return f"hop 1 resolves {layers} {interval} after the recall window closes"
-    if late.high <= 0:
-        interval = f"({abs(late.high):.0f} to {abs(late.low):.0f})"
-        return f"hop 1 is not late: it resolves {layers} {interval} before the recall window closes"
-    interval = f"({late.low:.0f} to {late.high:.0f} layers)"
-    return f"whether hop 1 is late cannot be told {interval}"

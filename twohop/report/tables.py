@@ -8,6 +8,7 @@ from twohop.protocol import Protocol
 from twohop.report import wording
 from twohop.report.estimates import measured, p_value, unit_of, written
 from twohop.report.summary import AT_IMAGE_TOKENS
+from twohop.stages.evidence import EVIDENCE
 from twohop.stages.recovery.arms import arm_groups, arm_label
 from twohop.statistics import estimates
 
@@ -152,39 +153,103 @@ def relations_table(summary: Summary) -> Table:
     )
 
 
-def lateness_table(summary: Summary) -> Table:
-    """The windows and the lateness by both probes."""
+def windows_table(summary: Summary) -> Table:
+    """The recall windows: of the backbone, and of the VLM's own text."""
     last = summary["n_layers"] - 1
-    ends = [
-        row(
-            label,
-            Cell(
-                "no block needed" if summary[key] < 0 else f"block {summary[key]} of 0–{last}", key
-            ),
-        )
-        for label, key in (
-            ("enrichment window ends after", "enrichment_end"),
-            ("read-out window ends after", "readout_end"),
-        )
+    lines = (
+        ("enrichment: last block that is needed", "enrichment_end", True),
+        ("enrichment: half-point of what is needed", "necessity_half", False),
+        ("enrichment: half-point of what suffices", "sufficiency_half", False),
+        ("read-out: last block", "readout_end", True),
+    )
+    rows = []
+    for label, key, whole_blocks in lines:
+        cells = []
+        for side in ("windows", "windows_vlm"):
+            found = summary[side][key]
+            if not found.measured or (whole_blocks and found.value < 0):
+                text = "no block needed" if whole_blocks and found.measured else "not measured"
+            else:
+                text = written(found, "layers")
+            cells.append(Cell(text, f"{side}/{key}"))
+        rows.append(row(label, *cells))
+    same = summary["windows_vlm"]["same_as_backbone"]
+    return Table(
+        "windows",
+        "Recall windows",
+        (f"blocks 0–{last}", "backbone [95 %]", "VLM, its own text [95 %]"),
+        tuple(rows),
+        "Of so many blocks on the answer is what it would be. "
+        + ("The VLM's decoder is bit for bit the backbone's, so its text is too." if same else ""),
+    )
+
+
+def lateness_table(summary: Summary) -> Table:
+    """When the entities come, against the deadline of the form they have."""
+    rows = [
+        row(label, number(summary, f"lateness/{key}"), Cell(meaning))
+        for key, (label, meaning) in wording.TIMES.items()
     ]
-    delays = [
-        row(label, number(summary, key))
-        for label, key in (
-            ("lateness, transfer probe (layers)", "lateness_layers"),
-            ("lateness, plain probe (layers)", "lateness_layers_plain"),
-        )
-    ]
-    why = ""
-    if reason := summary["not_available"].get("lateness_layers"):
+    came = summary["lateness"]
+    if reason := summary["not_available"].get("lateness"):
         why = f"Not available: {reason}. "
-    elif not all(measured(summary[key]) for key in ("lateness_layers", "lateness_layers_plain")):
-        why = "Not measured: that probe does not clearly beat shuffled labels on the image tokens. "
+    else:
+        why = f"No median: {came['reason']}. " if came["reason"] else ""
     return Table(
         "lateness",
-        "Windows and lateness",
+        "When the entity comes",
+        ("entities", "share [95 %]", "meaning"),
+        tuple(rows),
+        f"{why}Of probes on shuffled labels, {written(came['null_early'])} are in time and "
+        f"{written(came['null_late'])} too late.",
+    )
+
+
+def evidence_table(summary: Summary) -> Table:
+    """What was shown of the pair as a whole, which the verdicts rest on."""
+    rows = [
+        row(
+            label,
+            Cell(written(found["estimate"]), f"evidence/{name}/estimate"),
+            Cell(wording.EVIDENCE_STATES[found["state"]]),
+            count(summary, f"evidence/{name}/estimate"),
+        )
+        for name, label in EVIDENCE.items()
+        if (found := summary["evidence"].get(name))
+    ]
+    points = Protocol.of(summary).equivalent_points
+    return Table(
+        "evidence",
+        "What the verdicts rest on",
+        ("of the pair as a whole", "difference, or share [95 %]", "", "n"),
+        tuple(rows),
+        f"Shown: the whole interval is above nothing. Shown not to matter: it ends below "
+        f"{points:g} points. Else so many items cannot tell, and no verdict rests on it.",
+    )
+
+
+def prediction_table(summary: Summary) -> Table:
+    """How well the timetable tells lost items from the others."""
+    lines = (
+        ("AUC: a lost item is held likelier lost than another", "auc"),
+        ("the same by the onset alone, whatever the form", "auc_onset_alone"),
+        ("expected to be lost", "expected_loss"),
+        ("lost", "lost"),
+        ("expected minus lost", "calibration"),
+    )
+    rows = [
+        row(label, number(summary, f"prediction/{key}", n=True))
+        for label, key in lines
+        if key in summary["prediction"]
+    ]
+    return Table(
+        "prediction",
+        "What the timetable predicts",
         ("", "value [95 %]"),
-        (*ends, *delays),
-        why + "Positive is too late; 0 or less is in time.",
+        tuple(rows),
+        "From when each entity is read in the VLM and in which form, through the backbone's recall "
+        "timetable; nothing is fitted to the VLM's answers. Items that the VLM names and the "
+        "backbone knows.",
     )
 
 
@@ -233,33 +298,65 @@ def recovery_table(summary: Summary) -> Table:
         ]
     reasons = {absent[f"recovered/{arm}"] for arm in shown if f"recovered/{arm}" in absent}
     none = "".join(f"Not available: {why}. " for why in sorted(reasons))
-    minus = written(at(summary, "back_patching_minus_null"), n=True)
     return Table(
         "recovery",
         "Lost items that come back",
         ("arm", "recovered", "follows", "n"),
         tuple(rows),
-        f"Back-patching minus its null: {minus}. “Follows”: the answer is that of the wrong entity "
-        "put in. " + none + ("" if any_lost(summary) else "Not measured: no item was lost."),
+        "All arms are tried on the same lost items. “Follows”: the answer is that of the wrong "
+        "entity put in. " + none + ("" if any_lost(summary) else "Not measured: no item was lost."),
     )
 
 
-def harm_table(summary: Summary) -> Table:
-    """What the arms do to items that were right."""
+def contrasts_table(summary: Summary) -> Table:
+    """Paired differences between arms on the same lost items."""
+    rows = [
+        row(
+            f"{arm_label(made['first'])} − {arm_label(made['second'])}",
+            Cell(
+                written(made["difference"].scaled(100), "points"), f"contrasts/{name}/difference"
+            ),
+            Cell("–" if made["p_holm"] is None else p_value(made["p_holm"])),
+            Cell("–" if made["smallest"] is None else f"{100 * made['smallest']:.0f}"),
+            Cell("yes" if made["shown"] else "no"),
+            count(summary, f"contrasts/{name}/difference"),
+        )
+        for name, made in summary["contrasts"].items()
+    ]
+    return Table(
+        "contrasts",
+        "Arms against each other, on the same lost items",
+        ("first − second", "points [95 %]", "p, Holm", "would show", "shown", "n"),
+        tuple(rows),
+        "p: signs of whole entities flipped, corrected by Holm for all of these. “Would show”: the "
+        "smallest difference, in points, that so many items show with a power of 80 %."
+        + ("" if rows else " Not measured: no item was lost."),
+    )
+
+
+def net_table(summary: Summary) -> Table:
+    """What each arm does to all items that are recognised and known."""
     rows = [
         row(
             arm_label(arm),
+            number(summary, f"net/{arm}/accuracy"),
+            number(summary, f"net/{arm}/closed"),
             number(summary, f"still_right/{arm}"),
-            count(summary, f"still_right/{arm}"),
+            count(summary, f"net/{arm}/accuracy"),
         )
-        for arm in summary["still_right"]
+        for arm, effect in summary["net"].items()
+        if effect["accuracy"].measured
     ]
+    n_lost, n_kept = summary["n_lost"], summary["n_kept"]
+    before = n_kept / max(n_lost + n_kept, 1)
     return Table(
-        "harm",
-        "Right items that stay right",
-        ("arm", "still right", "n"),
+        "net",
+        "Net effect, harm included",
+        ("arm", "right afterwards", "of the gap", "right ones that stay right", "n"),
         tuple(rows),
-        "" if rows else "Not measured: no item was right from the image.",
+        f"On items recognised and known: {n_lost} lost and {n_kept} right from the image "
+        f"({100 * before:.0f} % right before). Less than 0 % of the gap: the arm spoils more than "
+        "it gives back." + ("" if rows else " Not measured: no item was lost."),
     )
 
 
@@ -306,11 +403,15 @@ def all_tables(summary: Summary) -> dict[str, Table]:
         gates_table,
         gap_table,
         relations_table,
+        windows_table,
         lateness_table,
+        prediction_table,
         outcomes_table,
         diagnosis_table,
+        evidence_table,
         recovery_table,
-        harm_table,
+        contrasts_table,
+        net_table,
         attribution_table,
     )
     return {table.name: table for table in (make(summary) for make in makers)}

@@ -40,17 +40,44 @@ VERDICTS = {
     "knowledge_missing": ("knowledge missing", "the backbone does not know the fact in text"),
     "not_recognised": ("not recognised", "the VLM does not name the entity"),
     "echo_or_format": ("echo or format", "right among given candidates, wrong in its own words"),
-    "never_in_circuit": (
-        "never in the circuit",
-        "a probe can find the entity, but not in the backbone's form at any layer of the window; "
-        "the transplant gives the answer back, back-patching does not beat its null",
-    ),
     "late": (
         "late",
-        "the entity first appears in the backbone's form after the window has closed; the "
+        "the entity can be read, but only after the deadline of the form it then has; the "
         "transplant gives the answer back, and back-patching beats its null",
     ),
-    "unexplained": ("unexplained", "none of the above, failed transplants included"),
+    "never_in_circuit": (
+        "never in the circuit",
+        "a probe can find the entity, and none reads it in the backbone's form, though they read "
+        "the VLM's own text; the transplant gives the answer back, and back-patching was shown not "
+        "to help",
+    ),
+    "in_time": (
+        "in time, and lost all the same",
+        "the entity can be read in the backbone's form before that form's deadline",
+    ),
+    "unexplained": (
+        "unexplained",
+        "the tests could tell, and none of these three is the case: the transplant fails, say",
+    ),
+    "not_tested": (
+        "not tested enough",
+        "a test that the verdict would rest on cannot tell on so many items",
+    ),
+}
+
+TIMES = {
+    "early": ("in time", "read before the deadline of the form it has"),
+    "between": ("at the deadline", "read within the interval of that deadline"),
+    "late": ("too late", "read only after that deadline, at every place that has it"),
+    "never": ("never", "read in the backbone's form at no place and layer"),
+    "unknown": ("of unknown form", "read, in a form of which the timetable knows no deadline"),
+    "blocks": ("median delay, blocks", "from the deadline to where it is read; positive: too late"),
+}
+
+EVIDENCE_STATES = {
+    "shown": "shown",
+    "absent": "shown not to matter",
+    "open": "cannot tell",
 }
 
 ARCHITECTURES = {

@@ -67,7 +67,7 @@ def blocks_done(resolution: xr.Dataset) -> np.ndarray:
     return (blocks[None] < layers[:, None]).sum(1)
 
 
-def deadlines(timetable: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+def deadline_ends(timetable: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the interval of each form's deadline, by the number of blocks done, [form] each.
 
     Forms between those that were measured have a deadline between theirs. Infinite where a form
@@ -111,7 +111,7 @@ def timing(
     n_roles, n_entities = first.shape[1:]
     there = np.take_along_axis(form[None], np.maximum(first, 0)[:, :, None], axis=2)[:, :, 0]
     done = blocks_done(resolution)[np.maximum(first, 0)]
-    low, high = deadlines(timetable)
+    low, high = deadline_ends(timetable)
     of_form = np.where(there >= 0, there, 0)
     known = (first >= 0) & (there >= 0) & ~np.isnan(low[of_form]) & ~np.isnan(high[of_form])
     early = known & (done <= low[of_form])

@@ -1,0 +1,129 @@
+"""The verdict in sentences: what was found, what was shown, and what so few items cannot show."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from twohop.report.effects import says
+from twohop.report.estimates import written
+from twohop.report.wording import VERDICTS
+from twohop.stages.recovery.arms import KNOWN, arm_label
+from twohop.statistics import NOT_MEASURED, Estimate, estimates
+
+LOST = ("echo_or_format", "late", "never_in_circuit", "in_time", "unexplained", "not_tested")
+NOT_RIGHT = ("knowledge_missing", "not_recognised", *LOST)
+"""Verdicts on items that are not right, in the order in which they are named."""
+
+
+def verdict_sentence(summary: Mapping[str, Any]) -> str:
+    """Say what was found, with its numbers; claim only what a contrast showed.
+
+    Parameters
+    ----------
+    summary : mapping
+        From :func:`twohop.report.summary.summarise`, or as it was stored.
+    """
+    summary = estimates(summary)
+    if not summary["gap_points"].measured:
+        return f"{summary['pair']}: the gap could not be measured, as no item was recognised."
+    parts = [_gap(summary), _why_lost(summary), _when(summary), _given_back(summary)]
+    return " ".join(part for part in (*parts, _not_claimed(summary)) if part)
+
+
+def _gap(summary: Mapping[str, Any]) -> str:
+    pair, gap = summary["pair"], summary["gap_points"]
+    if gap.low <= 0 <= gap.high:
+        lead = f"{pair} shows no clear gap ({gap.low:.0f} to {gap.high:.0f} points"
+    elif gap.value > 0:
+        lead = f"{pair} loses {gap.value:.0f} points of factual recall from the image"
+        lead += f" ({gap.low:.0f} to {gap.high:.0f}"
+    else:
+        lead = f"{pair} gains {-gap.value:.0f} points from the image"
+        lead += f" ({-gap.high:.0f} to {-gap.low:.0f}"
+    return f"{lead}, {gap.n} recognised items)."
+
+
+def _why_lost(summary: Mapping[str, Any]) -> str:
+    shares = [
+        f"{_per_cent(share)} {VERDICTS[name][0]}"
+        for name in NOT_RIGHT
+        if (share := summary["diagnosis"].get(name, NOT_MEASURED)).value > 0
+    ]
+    return f"Of {summary['n_items']} items: {', '.join(shares)}." if shares else ""
+
+
+def _when(summary: Mapping[str, Any]) -> str:
+    """When the entity comes, and whether that tells what is lost."""
+    came = summary["lateness"]
+    if "lateness" in summary["not_available"]:
+        return f"When the entity comes is not available: {summary['not_available']['lateness']}."
+    if not came["late"].measured:
+        return ""
+    said = (
+        f"Entities are readable in time in {_per_cent(came['early'])}, only too late in "
+        f"{_per_cent(came['late'])}, and never in {_per_cent(came['never'])} of "
+        f"{came['late'].n}."
+    )
+    area = summary["prediction"].get("auc", NOT_MEASURED)
+    if area.measured and (area.low > 0.5 or area.high < 0.5):
+        said += (
+            " The backbone's recall timetable, fitted to no answer of the VLM, tells lost items "
+            f"from the others with an AUC of {written(area, 'correlation')}."
+        )
+    return said
+
+
+def _given_back(summary: Mapping[str, Any]) -> str:
+    """The arms of the contrasts that were shown, by what they give back, and net of harm."""
+    shown = {name: each for name, each in summary["contrasts"].items() if each["shown"]}
+    said = []
+    for name, each in shown.items():
+        apart = each["difference"].scaled(100)
+        if apart.value > 0:
+            said.append(
+                f"{says(name)} ({written(apart, 'points')} points, n {apart.n})"
+            )
+        else:
+            said.append(
+                f"{_named(each['second'])} gives back {-apart.value:.0f} points more than "
+                f"{_named(each['first'])} ({-apart.high:.0f} to {-apart.low:.0f}, n {apart.n})"
+            )
+    best = _best_net(summary)
+    parts = [f"Shown on the same lost items: {'; '.join(said)}."] if said else []
+    return " ".join([*parts, *([best] if best else [])])
+
+
+def _best_net(summary: Mapping[str, Any]) -> str:
+    """What the arm that gives back most does net of its harm."""
+    arms = {
+        arm: effect["closed"]
+        for arm, effect in summary["net"].items()
+        if effect["closed"].measured and arm in KNOWN and KNOWN[arm].group == "transplant"
+    }
+    if not arms:
+        return ""
+    arm = max(arms, key=lambda name: arms[name].value)
+    back = summary["recovered"][arm]
+    return (
+        f"The transplant that does most ({arm_label(arm)}) gives back {_per_cent(back)} of the lost "
+        f"items; net of what it spoils it closes {_per_cent(arms[arm])} of the gap."
+    )
+
+
+def _not_claimed(summary: Mapping[str, Any]) -> str:
+    """The contrasts that were not shown, each with what its n could have shown."""
+    open_ones = [
+        f"{_named(each['first'])} against {_named(each['second'])} "
+        f"({written(each['difference'].scaled(100), 'points')}; from {100 * each['smallest']:.0f} "
+        "points on it would have shown)"
+        for each in summary["contrasts"].values()
+        if not each["shown"] and each["difference"].measured
+    ]
+    return f"Not claimed, n too small: {'; '.join(open_ones)}." if open_ones else ""
+
+
+def _named(arm: str) -> str:
+    return f"“{arm_label(arm)}”"
+
+
+def _per_cent(share: Estimate) -> str:
+    return written(share).replace("\u00a0", " ")
