@@ -91,7 +91,9 @@ def timetable(study: Study, right: np.ndarray) -> xr.Dataset:
         ``neutral_text``.
     """
     model, protocol = study.backbone, study.protocol
-    items = known_items(study.benchmark.items, right, seed=study.seed, limit=protocol.timetable_items)
+    items = known_items(
+        study.benchmark.items, right, seed=study.seed, limit=protocol.timetable_items
+    )
     layers = thinned(model.n_layers, protocol.timetable_layers)
     pairs = [(form, block) for form in layers for block in layers if block >= form]
     questions = Questions(study, items)
