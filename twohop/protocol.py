@@ -147,6 +147,21 @@ class Protocol:
         share(),
         "share of what all MLPs give that the blocks give in which transplants are written",
     )
+    timetable_layers: int = _set(
+        16,
+        whole("blocks", least=4),
+        "blocks of the recall timetable, at most: the first three, the last, and between them "
+        "steps that grow",
+        quick=8,
+    )
+    predicted_lost: float = _set(
+        0.5,
+        share(above=0),
+        "probability of an answer, by the timetable, below which an item is predicted lost",
+    )
+    calibration_bins: int = _set(
+        5, whole("bins", least=2), "bins of that probability in which it is held against answers"
+    )
 
     # Maps
     map_windows: int = _set(10, whole("windows"), "windows of blocks of an exact map, at most")

@@ -57,6 +57,13 @@ def _windows(study: "Study", done: "Done") -> "xr.Dataset":
     return windows(study, in_circuit(done["backbone_text"]))
 
 
+def _timetable(study: "Study", done: "Done") -> "xr.Dataset":
+    from twohop.stages.timetable import timetable
+    from twohop.stages.windows import in_circuit
+
+    return timetable(study, in_circuit(done["backbone_text"]))
+
+
 def _map_text(study: "Study", done: "Done") -> "xr.Dataset":
     from twohop.stages.maps.exact import patching_map
     from twohop.stages.windows import in_circuit
@@ -110,6 +117,12 @@ def _recovery(study: "Study", done: "Done") -> "xr.Dataset":
     )
 
 
+def _prediction(study: "Study", done: "Done") -> "xr.Dataset":
+    from twohop.stages.prediction import prediction
+
+    return prediction(study, done["recall"], done["resolution"], done["timetable"])
+
+
 def _diagnosis(study: "Study", done: "Done") -> "xr.Dataset":
     from twohop.stages.diagnosis import diagnosis
 
@@ -139,6 +152,14 @@ TABLE: dict[str, Stage] = {
             ("backbone_text",),
             of_backbone=True,
             turn=2,
+        ),
+        Stage(
+            "timetable",
+            "by when, and in which form, the backbone must have the entity",
+            _timetable,
+            ("backbone_text",),
+            of_backbone=True,
+            turn=3,
         ),
         Stage(
             "map_text",
@@ -189,6 +210,13 @@ TABLE: dict[str, Stage] = {
             _recovery,
             ("backbone_text", "windows", "recall"),
             turn=3,
+        ),
+        Stage(
+            "prediction",
+            "which items the timetable says are lost, and whether they are",
+            _prediction,
+            ("recall", "resolution", "timetable"),
+            turn=9,
         ),
         Stage(
             "diagnosis",
