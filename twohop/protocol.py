@@ -181,9 +181,6 @@ class Protocol:
     answer_folds: int = _set(
         2, whole("parts", least=2), "parts of the entities in fitting and testing that probe"
     )
-    resolved_share: float = _set(
-        0.9, share(above=0), "share of its maximum at which a probe's curve is called resolved"
-    )
     onset_layers: int = _set(
         2, whole("layers"), "layers in a row at which a probe must read an entity: one can be luck"
     )

@@ -17,14 +17,12 @@ from twohop.stages.maps.agreement import agreement_of_run, refusals
 from twohop.stages.provenance import protocol_of
 from twohop.stages.recall import GATES
 from twohop.stages.recovery.arms import ALL_ARMS, KNOWN, WHOLE, WITHOUT_IMAGE_TOKENS
-from twohop.stages.resolution import depth
+from twohop.stages.resolution.onset import median_lateness, onsets
 from twohop.statistics import (
     NOT_MEASURED,
     Estimate,
-    cluster_sums,
     difference,
     estimates,
-    interval,
     mcnemar,
     mean,
 )
@@ -80,28 +78,19 @@ def architecture(resolution: xr.Dataset) -> Class:
     )
 
 
-def window_ends(windows: xr.Dataset, *, seed: int, protocol: Protocol = DEFAULT) -> np.ndarray:
-    """Bootstrap of the last block of the enrichment window, [resample]."""
-    hits = windows["enrichment"].values.T.astype(float)
-    sums, _ = cluster_sums(hits, windows["entity"].values, seed=seed, protocol=protocol)
-    below = sums < protocol.window_keeps * sums[:, -1:] - 1e-9
-    return np.where(below.any(1), below.shape[1] - 1 - below[:, ::-1].argmax(1), -1)
-
-
 def lateness(
     resolution: xr.Dataset,
     windows: xr.Dataset,
     *,
     kind: str,
-    seed: int,
     protocol: Protocol = DEFAULT,
 ) -> Estimate:
     """Layers between the end of the enrichment window and the entity's resolution.
 
-    The first layer at which a probe reads the entity off the image tokens (the protocol's
-    ``resolved_share`` of its maximum), minus the last block of the backbone's enrichment window,
-    in the VLM's layers. Positive is too late. Not measured where there is no window, an image has
-    no tokens, or the probe never does better than on shuffled labels.
+    The median over the entities of the first layer from which on a probe reads them off the image
+    tokens, minus the last block of the backbone's enrichment window, in the VLM's layers. Positive
+    is too late. Not measured where there is no window, an image has no tokens, or no more than half
+    of the entities are ever read.
 
     Parameters
     ----------
@@ -109,26 +98,11 @@ def lateness(
         From the stages of these names.
     kind : str
         ``"plain"`` or ``"transfer"`` probe.
-    seed : int
-        Of the bootstrap over entities.
     protocol : Protocol
     """
-    if int(windows.attrs["enrichment_end"]) < 0:
-        return NOT_MEASURED
-    hits, control = image_hits(resolution, kind), image_hits(resolution, "shuffled")
-    entities = resolution["entity"].values
-    best = hits.mean(1).argmax()
-    reach = mean(hits[best], entities)
-    luck = mean(control[control.mean(1).argmax()], entities)
-    if reach.low <= luck.high:
-        return NOT_MEASURED
-    sums, counts = cluster_sums(hits.T.astype(float), entities, seed=seed, protocol=protocol)
     end = vlm_block(resolution, int(windows.attrs["enrichment_end"]))
-    blocks = window_ends(windows, seed=seed + 1, protocol=protocol)
-    ends = np.array([vlm_block(resolution, int(block)) for block in blocks])
-    low, high = interval(depth(sums / counts[:, None], protocol=protocol) - ends)
-    value = float(depth(hits.mean(1), protocol=protocol) - end)
-    return Estimate(value, low, high, len(entities))
+    first = onsets(image_hits(resolution, kind), running=protocol.onset_layers)
+    return median_lateness(first, end).layers
 
 
 def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
@@ -186,12 +160,8 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         "gap_relative": gap("backbone_text", right, relative=True),
         "gap_points_vlm_text": gap("vlm_text", right),
         "gap_points_forced": gap("backbone_text", forced),
-        "lateness_layers": lateness(
-            resolution, windows, kind="transfer", seed=seed, protocol=protocol
-        ),
-        "lateness_layers_plain": lateness(
-            resolution, windows, kind="plain", seed=seed, protocol=protocol
-        ),
+        "lateness_layers": lateness(resolution, windows, kind="transfer", protocol=protocol),
+        "lateness_layers_plain": lateness(resolution, windows, kind="plain", protocol=protocol),
         "outcomes": {outcome: share(outcomes == outcome, seen) for outcome in OUTCOMES},
         "diagnosis": {kind: share(verdict == kind) for kind in VERDICTS},
         "recovered": recovered(recovery),

@@ -78,7 +78,7 @@ def _recall(study: "Study", done: "Done") -> "xr.Dataset":
 
 
 def _resolution(study: "Study", done: "Done") -> "xr.Dataset":
-    from twohop.stages.resolution import resolution
+    from twohop.stages.resolution.resolution import resolution
 
     return resolution(study)
 
