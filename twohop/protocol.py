@@ -130,6 +130,13 @@ class Protocol:
         "share of its accuracy at which the backbone no longer needs MLPs: the enrichment window "
         "ends",
     )
+    window_blocks: int = _set(
+        32,
+        whole("blocks"),
+        "blocks, at most, that are ablated alone, up to which MLPs are restored, and after which "
+        "states are swapped, evenly spread",
+        quick=8,
+    )
     readout_follows: float = _set(
         0.1,
         share(),

@@ -31,6 +31,7 @@ def run_stage(stage: str, study: Study, done: Mapping[str, xr.Dataset] | None = 
     Dataset
         As the function documents that the stage is: :func:`twohop.stages.recall.text_gate`,
         :func:`~twohop.stages.recall.recall`, :func:`twohop.stages.windows.windows`,
+        :func:`~twohop.stages.windows.windows_vlm`,
         :func:`twohop.stages.maps.exact.patching_map`,
         :func:`twohop.stages.maps.attributed.attribution_map`,
         :func:`twohop.stages.resolution.resolution.resolution`,
