@@ -136,6 +136,13 @@ class Protocol:
         "share of its accuracy at which the backbone no longer needs MLPs: the enrichment window "
         "ends",
     )
+    window_blocks: int = _set(
+        32,
+        whole("blocks"),
+        "blocks, at most, that are ablated alone, up to which MLPs are restored, and after which "
+        "states are swapped, evenly spread",
+        quick=8,
+    )
     readout_follows: float = _set(
         0.1,
         share(),
@@ -201,9 +208,6 @@ class Protocol:
     )
     answer_folds: int = _set(
         2, whole("parts", least=2), "parts of the entities in fitting and testing that probe"
-    )
-    resolved_share: float = _set(
-        0.9, share(above=0), "share of its maximum at which a probe's curve is called resolved"
     )
     onset_layers: int = _set(
         2, whole("layers"), "layers in a row at which a probe must read an entity: one can be luck"

@@ -17,7 +17,7 @@ def has_image_tokens(vlm: Model) -> bool:
 
 
 def question_tokens(prompt: Prompt) -> Positions:
-    """Text tokens of the question, worked examples and the last token left out.
+    """Text tokens of the question, worked examples, a chat's marks and the last token left out.
 
     ``prompt`` has the role ``asked``, see :func:`twohop.ask.study.image_prompt`.
     """

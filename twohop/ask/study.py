@@ -117,8 +117,8 @@ def image_prompt(
     sized_as : sequence of Entity, optional
         Bring each picture to the size of this entity's: as large pictures have as many tokens.
     marked : bool
-        Give the question, without worked examples, the role ``asked``; done anyway where an image
-        has no tokens.
+        Give the question, without worked examples and without what a chat writes behind it, the
+        role ``asked``; done anyway where an image has no tokens.
     share_prefix : bool or str
         As in :meth:`interventions.Model.prompt`.
     """
@@ -138,7 +138,9 @@ def image_prompt(
     return study.vlm.prompt(
         [text] * len(images),
         images=images,
-        spans={"asked": (len(template.prefix), len(text))} if marked else None,
+        spans={"asked": (len(template.prefix), len(text) - len(template.closing))}
+        if marked
+        else None,
         share_prefix=share_prefix,
     )
 

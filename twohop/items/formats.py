@@ -116,7 +116,16 @@ class Writer:
             before = before[:-1]
         named, pictured = named[len(before) :], pictured[len(before) :]
         same = pictured == named.replace(PLACE, PICTURE)
-        return Template(before, named, None if same else pictured)
+        closing = self._closing(text[-1][0], named)
+        closing = closing if pictured.endswith(closing) else ""
+        return Template(before, named, None if same else pictured, closing=closing)
+
+    def _closing(self, question: str, prompt: str) -> str:
+        """What a chat writes behind the last question."""
+        if self.format.kind != "chat":
+            return ""
+        _, asked, behind = prompt.rpartition(question.strip())
+        return behind if asked else ""
 
     def _render(self, dialogues: Sequence[Sequence[Turn]]) -> str:
         if self.format.kind == "chat":

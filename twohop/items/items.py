@@ -30,12 +30,16 @@ class Template:
     unnamed : str, optional
         The rest where it is asked about nothing in particular, in the words of the question about
         a picture, if it has its own. Default: "it" takes the name's place.
+    closing : str
+        The end of the rest, in both wordings, that a format wrote behind the question: of a chat,
+        the instruction to be brief and the marks that close the turn.
     """
 
     prefix: str
     question: str
     image_question: str | None = None
     unnamed: str | None = field(default=None, compare=False)
+    closing: str = field(default="", compare=False)
 
     def fill(self, entity: str) -> str:
         """Return the whole prompt about ``entity``: a name, or an image placeholder.

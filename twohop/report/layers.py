@@ -28,7 +28,6 @@ from twohop.report.style import (
 )
 from twohop.report.summary import image_hits, vlm_block
 from twohop.stages.provenance import protocol_of
-from twohop.stages.resolution import depth
 from twohop.statistics import estimates, of_entities, shares
 
 KINDS = {
@@ -93,7 +92,7 @@ def layer_axis(axes: Axes, last: int) -> None:
 
 def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
     """Where the entity (above) and the answer (below) can be read, against the recall windows."""
-    data, protocol = tree["resolution"].to_dataset(), protocol_of(tree)
+    data = tree["resolution"].to_dataset()
     summary = estimates(summary)
     x, entities = data["layer"].values, data["entity"].values
     last = int(x[-1])
@@ -121,7 +120,7 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
             labels.append((question[-1], f"{name.split()[0]}, last token", colour))
             known = "lateness_layers" if kind == "transfer" else "lateness_layers_plain"
             if summary[known].measured:
-                first = int(depth(mean, protocol=protocol))
+                first = end + round(summary[known].value)
                 above.plot(first, mean[first], "v", color=colour, ms=8, mec="white", zorder=6)
         own = data["backbone_accuracy"].values
         above.plot(x, own, color=INK, lw=1.2, ls="-.")

@@ -17,14 +17,12 @@ from twohop.stages.maps.agreement import agreement_of_run, refusals
 from twohop.stages.provenance import protocol_of
 from twohop.stages.recall import GATES
 from twohop.stages.recovery.arms import ALL_ARMS, KNOWN, WHOLE, WITHOUT_IMAGE_TOKENS
-from twohop.stages.resolution import depth
+from twohop.stages.resolution.onset import median_lateness, onsets
 from twohop.statistics import (
     NOT_MEASURED,
     Estimate,
-    cluster_sums,
     difference,
     estimates,
-    interval,
     mcnemar,
     mean,
 )

@@ -31,9 +31,10 @@ def run_stage(stage: str, study: Study, done: Mapping[str, xr.Dataset] | None = 
     Dataset
         As the function documents that the stage is: :func:`twohop.stages.recall.text_gate`,
         :func:`~twohop.stages.recall.recall`, :func:`twohop.stages.windows.windows`,
+        :func:`~twohop.stages.windows.windows_vlm`,
         :func:`twohop.stages.maps.exact.patching_map`,
         :func:`twohop.stages.maps.attributed.attribution_map`,
-        :func:`twohop.stages.resolution.resolution`,
+        :func:`twohop.stages.resolution.resolution.resolution`,
         :func:`twohop.stages.recovery.recovery.recovery`,
         :func:`twohop.stages.diagnosis.diagnosis`. The attribute ``provenance``, JSON, says what it
         was made with: models, versions, and the study's benchmark, seed and protocol.

@@ -64,6 +64,12 @@ def _timetable(study: "Study", done: "Done") -> "xr.Dataset":
     return timetable(study, in_circuit(done["backbone_text"]))
 
 
+def _windows_vlm(study: "Study", done: "Done") -> "xr.Dataset":
+    from twohop.stages.windows import windows_vlm
+
+    return windows_vlm(study, done)
+
+
 def _map_text(study: "Study", done: "Done") -> "xr.Dataset":
     from twohop.stages.maps.exact import patching_map
     from twohop.stages.windows import in_circuit
@@ -85,7 +91,7 @@ def _recall(study: "Study", done: "Done") -> "xr.Dataset":
 
 
 def _resolution(study: "Study", done: "Done") -> "xr.Dataset":
-    from twohop.stages.resolution import resolution
+    from twohop.stages.resolution.resolution import resolution
 
     return resolution(study)
 
@@ -183,6 +189,13 @@ TABLE: dict[str, Stage] = {
             _recall,
             ("backbone_text",),
             turn=1,
+        ),
+        Stage(
+            "windows_vlm",
+            "where the VLM's own language model recalls, in text",
+            _windows_vlm,
+            ("recall", "windows"),
+            turn=4,
         ),
         Stage(
             "resolution",

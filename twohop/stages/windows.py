@@ -1,25 +1,29 @@
-"""Where hop 2 reads: the recall windows of the backbone, on its own text run.
+"""Where hop 2 reads: the recall windows of a model, on its own text run.
 
-*Enrichment*: which blocks' MLPs are needed at the entity's last token. They are replaced by their
-mean over the other items from block ``l`` up; the window ends where accuracy no longer suffers.
-*Read-out*: until when the answer is still read from the entity's token. The state there is swapped
-for another entity's after block ``l``; the window ends where the answer no longer follows it.
+At the entity's last token, *necessity*: which blocks' MLPs are needed, from each block up and each
+alone; *sufficiency*: up to which block they have to be restored where the token is the mean of the
+other entities; and *read-out*: until when the answer is still read there. The state is swapped for
+another entity's after a block; the window ends where the answer no longer follows it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
 
-from interventions import Model, Patch, Prompt, Site
-from interventions.sweeping.metrics import target
-from twohop.ask.memory import read
-from twohop.ask.on_server import Task, Tick
-from twohop.ask.questions import Questions, Rivals, Rows, by_relation, side_by_side
-from twohop.ask.study import Study, item_coords, mean_of_others
+from interventions import Model
+from twohop.ask.on_server import Task
+from twohop.ask.questions import Questions, Rows, by_relation, side_by_side
+from twohop.ask.study import Study, item_coords
 from twohop.items.items import Item
 from twohop.scoring import normalise
-from twohop.stages.patched import answered_cells
+from twohop.stages.ablation import relation_windows, spread
+from twohop.stages.recall import same_decoder
+from twohop.stages.resolution.states import at_names
+from twohop.stages.window_ends import ends_of, last_below
+from twohop.statistics import difference
+
+NO_OTHER = "the model knows the answer about no other entity of its relation, so there is no mean"
 
 
 def known_items(items: Sequence[Item], right: np.ndarray, *, seed: int, limit: int) -> list[Item]:
@@ -40,142 +44,169 @@ def known_items(items: Sequence[Item], right: np.ndarray, *, seed: int, limit: i
 def in_circuit(gate: xr.Dataset) -> np.ndarray:
     """The items on which windows and maps may be measured, [item].
 
-    There the answer is checked token by token, so the free answer at this gate must be the
+    There the answer is checked token by token, so the free answer at this gate must begin with the
     canonical one, which the model gives by itself.
     """
     pairs = zip(gate["text"].values[0], gate["answer"].values, strict=True)
-    return np.array([normalise(said) == normalise(answer) for said, answer in pairs], dtype=bool)
+    words = [(normalise(said), normalise(answer)) for said, answer in pairs]
+    return np.array([said[: len(answer)] == answer for said, answer in words], dtype=bool)
 
 
-def windows(study: Study, right: np.ndarray) -> xr.Dataset:
-    """Measure both recall windows of the backbone.
+def windows(study: Study, known: np.ndarray) -> xr.Dataset:
+    """Measure the recall windows of the backbone.
 
     Parameters
     ----------
     study : Study
-    right : ndarray of bool [item]
-        Which items the backbone answers in text.
+    known : ndarray of bool [item]
+        Which items the backbone answers in text, :func:`in_circuit`.
 
     Returns
     -------
     Dataset
-        ``enrichment`` (edge, item): the answer survives mean-ablation of the MLPs from this block
-        up, at the entity's last token; edge ``n_layers`` is no ablation. ``readout`` (block,
-        item): the answer follows another entity, whose state is swapped in after this block; NaN
-        where there is no other. Attributes
-        ``enrichment_end`` and ``readout_end``: the last block of each window (-1: none);
-        ``enrichment_half``: the last block of the first blocks that together give half of what
-        all MLPs give (the protocol's ``transplant_share``), which noise moves less.
+        ``enrichment`` (edge, item), necessity: the answer survives if from this block up the MLPs
+        are replaced by their mean over the other known entities, at the entity's last token; edge
+        ``n_layers`` is no ablation. ``alone`` (block, item): it survives if one block's MLP is.
+        ``sufficiency`` (edge, item): it is there if the token is replaced by the mean of the other
+        entities, and so are its MLPs, but for the outputs of those before this edge. ``readout``
+        (block, item): the answer follows another entity, whose state is swapped in after this
+        block. The last three at no more blocks than the protocol's ``window_blocks``. NaN: at other
+        blocks; where there is no other entity to take a mean over (attributes ``left_out``, the
+        number of items, and ``left_out_reason``) or to swap in.
+        ``half_point``, ``half_low``, ``half_high`` (curve): blocks up to which half of what all
+        give is reached, by necessity and by sufficiency, :func:`half_point`, with intervals of
+        resampled entities. ``alone_drop``, ``alone_low``, ``alone_high`` (block): share of the
+        items lost by it, paired, with the closed form's interval. Attributes
+        ``enrichment_end``, with ``enrichment_end_low`` and ``_high``, and ``readout_end``: the last
+        block of each window (-1: none); ``enrichment_half``: the last block of the first blocks
+        that together give half of what all MLPs give (the protocol's ``transplant_share``).
     """
-    model, benchmark, protocol = study.backbone, study.benchmark, study.protocol
-    items = known_items(benchmark.items, right, seed=study.seed, limit=protocol.window_items)
-    n_layers = model.n_layers
+    benchmark, protocol = study.benchmark, study.protocol
+    items = known_items(benchmark.items, known, seed=study.seed, limit=protocol.window_items)
+    return windows_of(study, study.backbone, items, known)
+
+
+def windows_vlm(study: Study, done: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """Measure the recall windows of the VLM's own language model, in text.
+
+    Parameters
+    ----------
+    study : Study
+    done : mapping of str to Dataset
+        ``recall`` and ``windows``.
+
+    Returns
+    -------
+    Dataset
+        As :func:`windows`, on those of its items that the VLM answers in text as well, so that
+        both can be compared item by item; the mean is over all that the VLM knows. Attribute
+        ``same_as_backbone``: 1 where its decoder is bit-equal to the backbone's, so that the
+        backbone's windows are its own.
+    """
+    backbones = done["windows"]
+    if same_decoder(study.vlm, study.backbone):
+        own = backbones.copy()
+        own.attrs = {**backbones.attrs, "same_as_backbone": 1}
+        return own
+    known = in_circuit(done["recall"].sel(gate=["vlm_text"]))
+    asked = {*backbones["item"].values.tolist()}
+    pairs = zip(study.benchmark.items, known, strict=True)
+    items = [item for item, right in pairs if right and item.id in asked]
+    return windows_of(study, study.vlm, items, known)
+
+
+def windows_of(study: Study, model: Model, items: Sequence[Item], known: np.ndarray) -> xr.Dataset:
+    """Measure the windows of a model on some items, with means over all that it knows."""
+    benchmark, protocol = study.benchmark, study.protocol
+    n_layers, most = len(model.anatomy.self_blocks), protocol.window_blocks
     questions = Questions(study, items)
+    entities = {
+        relation: [benchmark.items[row].entity for row in rows if known[row]]
+        for relation, rows in by_relation(benchmark.items)
+    }
 
     def arguments(rows: Rows) -> Task:
         rivals = [questions.rivals[i] for i in rows]
         swapped = [i for i in rows if questions.rivals[i] is not None]
-        if not swapped:
-            return questions.named(model, rows), [items[i] for i in rows], rivals, None
-        swap = questions.named(model, swapped), questions.others.named(model, swapped)
-        return questions.named(model, rows), [items[i] for i in rows], rivals, swap
+        swap = None
+        if swapped:
+            swap = questions.named(model, swapped), questions.others.named(model, swapped)
+        everyone = entities[items[rows[0]].relation]
+        [(names, _)] = at_names(model, [(questions.template(rows), everyone)])
+        of_known = names, [entity.code for entity in everyone]
+        asked = [items[i] for i in rows]
+        return questions.named(model, rows), asked, of_known, rivals, swap, most
 
-    passes = [n_layers + 1 + n_layers * bool(told) for told in questions.has_rival]
+    n_blocks = len(spread(n_layers, most))
+    n_cells = n_layers + 1 + n_blocks + len(spread(n_layers + 1, most + 1))
+    passes = [n_cells + n_blocks * bool(told) for told in questions.has_rival]
     of_items = questions.map(relation_windows, arguments, model=model, passes=passes)
-    survives = side_by_side([survived for survived, _ in of_items], (n_layers + 1,), dtype=bool)
-    follows = side_by_side([followed for _, followed in of_items], (n_layers,))
-    kept = survives.mean(1) if items else np.zeros(n_layers + 1)
-    could_follow = ~np.isnan(follows).any(0)
-    followed = follows[:, could_follow].mean(1) if could_follow.any() else np.zeros(n_layers)
-    above = followed >= max(protocol.readout_follows * followed.max(), 1e-12)
+    sizes = (n_layers + 1, n_layers, n_layers + 1, n_layers)
+    survives, alone, suffices, follows = (
+        side_by_side([item[i] for item in of_items], (size,)) for i, size in enumerate(sizes)
+    )
+    names = [item.entity.name for item in items]
+    measured = ~np.isnan(survives).any(0)
+    curve = survives[:, measured].mean(1) if measured.any() else np.zeros(n_layers + 1)
+    necessity, sufficiency = (
+        ends_of(answered, names, seed=study.seed, protocol=protocol)
+        for answered in (survives, suffices)
+    )
+    half = np.stack([necessity.half, sufficiency.half], axis=1)
+    left_out = int((~measured).sum())
     return xr.Dataset(
         {
             "enrichment": (("edge", "item"), survives),
+            "alone": (("block", "item"), alone),
+            "sufficiency": (("edge", "item"), suffices),
             "readout": (("block", "item"), follows),
+            **{name: ("curve", numbers) for name, numbers in zip(HALVES, half, strict=True)},
+            **{
+                name: ("block", numbers)
+                for name, numbers in zip(DROPS, _drops(survives[-1], alone, names), strict=True)
+            },
         },
         coords={
             "edge": np.arange(n_layers + 1),
             "block": np.arange(n_layers),
+            "curve": ["necessity", "sufficiency"],
             **item_coords(items),
         },
         attrs={
-            "enrichment_end": last_below(kept, protocol.window_keeps * kept[-1]),
-            "enrichment_half": last_below(
-                kept, kept[0] + protocol.transplant_share * (kept[-1] - kept[0])
+            "enrichment_end": int(necessity.last[0]),
+            "enrichment_end_low": necessity.last[1],
+            "enrichment_end_high": necessity.last[2],
+            "enrichment_half": int(
+                last_below(curve, curve[0] + protocol.transplant_share * (curve[-1] - curve[0]))
             ),
-            "readout_end": int(np.nonzero(above)[0].max()) if above.any() else -1,
+            "readout_end": _readout_end(follows, protocol.readout_follows),
+            "left_out": left_out,
+            "left_out_reason": NO_OTHER if left_out else "",
+            "same_as_backbone": int(model is study.backbone),
         },
     )
 
 
-def relation_windows(
-    model: Model,
-    prompt: Prompt,
-    items: Sequence[Item],
-    rivals: Rivals,
-    swap: tuple[Prompt, Prompt] | None,
-    *,
-    tick: Tick,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Run both measurements on the items of one relation.
-
-    Parameters
-    ----------
-    model : Model
-    prompt : Prompt
-        About all items.
-    items : sequence of Item
-    rivals : list of Item or None
-        Of each item.
-    swap : (Prompt, Prompt) or None
-        About the items that have a rival, and about their rivals; None if none has one.
-    tick : callable
-
-    Returns
-    -------
-    list of (ndarray of bool [edge], ndarray [block])
-        Of each item, whether its answer survives, and whether it follows: NaN if it has no rival.
-    """
-    survives = enrichment(model, prompt, items, tick=tick)
-    follows = np.full((model.n_layers, len(items)), np.nan)
-    if swap is not None:
-        there = np.array([rival is not None for rival in rivals])
-        known = [rival for rival in rivals if rival is not None]
-        follows[:, there] = readout(model, *swap, known, tick=tick)
-    return list(zip(survives.T, follows.T, strict=True))
+HALVES = ("half_point", "half_low", "half_high")
+DROPS = ("alone_drop", "alone_low", "alone_high")
 
 
-def enrichment(model: Model, prompt: Prompt, items: Sequence[Item], *, tick: Tick) -> np.ndarray:
-    """Whether each answer survives without the MLPs from each block up, [edge, item]."""
-    n_layers = model.n_layers
-    own = target(model, prompt, [item.answers[0] for item in items])
-    [mlp] = read(model, prompt, [Site("mlp_out", slice(0, n_layers), prompt.at("entity", -1))])
-    asked = own.scored(prompt)
-    names = asked.at("entity", -1)
-    average = mean_of_others(mlp, items)
-
-    cells = [
-        [Patch("mlp_out", slice(edge, n_layers), names, average[edge:])] if edge < n_layers else []
-        for edge in range(n_layers + 1)
-    ]
-    return answered_cells(model, asked, own, cells, tick=tick)
+def _drops(clean: np.ndarray, alone: np.ndarray, entities: Sequence[str]) -> np.ndarray:
+    """What each block's ablation alone loses, paired, with its interval: [number, block]."""
+    numbers = np.full((len(DROPS), len(alone)), np.nan)
+    for block, answered in enumerate(alone):
+        there = ~np.isnan(answered)
+        if there.any():
+            lost = difference(clean[there], answered[there], np.asarray(entities)[there])
+            numbers[:, block] = lost.value, lost.low, lost.high
+    return numbers
 
 
-def readout(
-    model: Model, prompt: Prompt, source: Prompt, rivals: Sequence[Item], *, tick: Tick
-) -> np.ndarray:
-    """Whether the answer becomes the rival's, whose state is put in, [block, rival]."""
-    n_layers = model.n_layers
-    [other] = read(model, source, [Site("resid_post", slice(0, n_layers), source.at("entity", -1))])
-    theirs = target(model, prompt, [rival.answers[0] for rival in rivals])
-    asked = theirs.scored(prompt)
-    place = asked.at("entity", -1)
-
-    cells = [[Patch("resid_post", block, place, other[block])] for block in range(n_layers)]
-    return answered_cells(model, asked, theirs, cells, tick=tick)
-
-
-def last_below(curve: np.ndarray, level: float) -> int:
-    """Last index at which a curve is below a level: the last block that is needed. -1: none."""
-    below = np.nonzero(curve < level - 1e-12)[0]
-    return int(below.max()) if below.size else -1
+def _readout_end(follows: np.ndarray, share: float) -> int:
+    """Last block whose swap answers follow, at this share of the most; -1: none."""
+    swapped, blocks = ~np.isnan(follows).all(0), np.flatnonzero(~np.isnan(follows).all(1))
+    if not swapped.any():
+        return -1
+    curve = follows[np.ix_(blocks, np.flatnonzero(swapped))].mean(1)
+    above = np.nonzero(curve >= max(share * curve.max(), 1e-12))[0]
+    return int(blocks[above.max()]) if above.size else -1
