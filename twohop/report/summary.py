@@ -204,10 +204,10 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         },
         "still_right": {
             str(arm): mean(
-                recovery["still_right"].sel(harm_arm=arm).values,
+                recovery["still_right"].sel(arm=arm).values,
                 recovery["kept_entity"].values,
             )
-            for arm in recovery["harm_arm"].values
+            for arm in recovery["arm"].values
         },
         "back_patching_minus_null": beats_its_null(recovery, protocol=protocol),
     }
