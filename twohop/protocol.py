@@ -214,29 +214,35 @@ class Protocol:
     )
 
     # Recovery
-    random_share: float = _set(
-        0.5, share(above=0), "share of the question's tokens that random positions take, at most"
-    )
-    dev_share: float = _set(
-        0.5,
-        share(above=0, below=1),
-        "share of the entities on which layers and places are chosen; the others are scored",
-    )
     later_layers: tuple[float, ...] = _set(
-        (0.4, 0.6, 0.8),
+        (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
         several(share(below=1), distinct=True),
         "layers that back-patching takes states from, as shares of the depth",
+        quick=(0.4, 0.6, 0.8),
     )
     earlier_layers: tuple[float, ...] = _set(
-        (0.0, 0.1, 0.2),
+        (0.0, 0.05, 0.1, 0.15, 0.2),
         several(share(below=1), distinct=True),
         "layers that back-patching writes them into, as shares of the depth",
+        quick=(0.0, 0.1),
+    )
+    back_places: int = _set(
+        4,
+        whole("places"),
+        "parts of the image, and tokens of the question from its end, at which back-patching is "
+        "tried, beside all image tokens and the last token",
+        quick=2,
     )
     image_places: int = _set(
-        8, whole("places"), "places of the image at which the heuristic tries a transplant"
+        8, whole("places"), "places of the image at which a transplant is tried"
     )
     question_places: int = _set(
-        8, whole("places"), "tokens of the question, from its end, at which it does"
+        8, whole("places"), "tokens of the question, from its end, at which it is", quick=4
+    )
+    span_places: int = _set(
+        4,
+        whole("places"),
+        "neighbouring places that the span of the transplant of MLP outputs reaches over, at most",
     )
 
     # What is tested, and what a reader is told to be careful about

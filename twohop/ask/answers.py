@@ -34,14 +34,14 @@ class Decoding:
     ----------
     max_new_tokens : int
         How long one may be, see :func:`twohop.ask.study.longest_answer`.
-    stop : str
-        Text that ends one.
+    stop : str or None
+        Text that ends one; None: only the model itself does.
     end : str or None
         Text that ends a candidate that begins another one, where that is not ``stop``.
     """
 
     max_new_tokens: int
-    stop: str
+    stop: str | None
     end: str | None
 
 

@@ -145,14 +145,11 @@ def image_prompt(
     )
 
 
-def chain_prompt(study: Study, items: Sequence[Item], names: Sequence[str]) -> Prompt:
-    """Show the VLM the picture, put ``names`` in its mouth, then ask about the name."""
+def pictured(study: Study, items: Sequence[Item], templates: Sequence[Template]) -> Prompt:
+    """Show the VLM the picture of each item in a text of its own, such as a chain of questions."""
     shown = study.vlm.image_token or ""
-    texts = [
-        study.benchmark.chain(item.relation, name).show(shown)
-        for item, name in zip(items, names, strict=True)
-    ]
     images = [study.benchmark.view(item.entity.code, 0) for item in items]
+    texts = [template.show(shown) for template in templates]
     return study.vlm.prompt(texts, images=images, share_prefix=True)
 
 

@@ -32,13 +32,29 @@ def benchmark() -> Benchmark:
         naming=Template(templates.NAMING.prefix, templates.NAMING.question),
         stop="\n",
         chain=_chain,
+        unnamed_chain=_unnamed_chain,
+        one_turn=_one_turn,
         view=lambda code, index: data.view(code, data.FIRST_HELD_OUT_VIEW + index),
         blank=lambda: Image.new("RGB", (128, 96), "white"),
         notes=NOTES,
     )
 
 
-def _chain(relation: str, name: str) -> Template:
+def _relation(relation: str) -> data.Relation:
     known: dict[str, data.Relation] = {key: key for key in templates.QUESTIONS}
-    template = templates.chain_of_thought(known[relation], name=name)
+    return known[relation]
+
+
+def _chain(relation: str, name: str) -> Template:
+    template = templates.chain_of_thought(_relation(relation), name=name)
+    return Template(template.prefix, template.question)
+
+
+def _unnamed_chain(relation: str, name: str) -> Template:
+    template = templates.chain_of_thought(_relation(relation), name=name, unnamed=True)
+    return Template(template.prefix, template.question)
+
+
+def _one_turn(relation: str) -> Template:
+    template = templates.chain_of_thought(_relation(relation), unnamed=True)
     return Template(template.prefix, template.question)

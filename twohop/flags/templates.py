@@ -71,6 +71,9 @@ def _few_shot(name: str, question: str, examples: Iterable[tuple[str, str]]) -> 
     return Template(name=name, prefix="".join(worked), question=question)
 
 
+UNNAMED = "this country"
+"""What stands for a name in a question that does not say it."""
+
 QUESTIONS: dict[Relation, Template] = {
     relation: _few_shot(relation, asked, _EXAMPLES[relation]) for relation, asked in _ASKED.items()
 }
@@ -84,7 +87,9 @@ NAMING = _few_shot(
 """Asks for the entity's name: the gate "recognised", and what the naming pair is trained on."""
 
 
-def chain_of_thought(relation: Relation, *, name: str | None = None) -> Template:
+def chain_of_thought(
+    relation: Relation, *, name: str | None = None, unnamed: bool = False
+) -> Template:
     """Name the entity first, then answer the question about the name.
 
     Parameters
@@ -92,9 +97,10 @@ def chain_of_thought(relation: Relation, *, name: str | None = None) -> Template
     relation
         Which question.
     name
-        ``None`` stops at the naming question: append what the model says and
-        :func:`after_naming`. A given name, right or wrong, is written together with the second
-        question.
+        ``None`` stops at the naming question, behind which the model writes a name. A given name,
+        right or wrong, is written together with the second question.
+    unnamed
+        The second question says "this country" in place of the name.
 
     Examples
     --------
@@ -105,15 +111,14 @@ def chain_of_thought(relation: Relation, *, name: str | None = None) -> Template
     Answer:
     """
     examples = (
-        (entity, f"{entity}{after_naming(relation, name=entity)} {answer}")
+        (entity, f"{entity}{after_naming(relation, name=UNNAMED if unnamed else entity)} {answer}")
         for entity, answer in _EXAMPLES[relation]
     )
     stopped = _few_shot(f"{relation}, named first", NAMING.question, examples)
     if name is None:
         return stopped
-    return replace(
-        stopped, question=f"{stopped.question} {name}{after_naming(relation, name=name)}"
-    )
+    behind = after_naming(relation, name=UNNAMED if unnamed else name)
+    return replace(stopped, question=f"{stopped.question} {name}{behind}")
 
 
 def after_naming(relation: Relation, *, name: str) -> str:

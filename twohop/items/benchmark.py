@@ -117,6 +117,10 @@ def data_benchmark(checked: Checked, writer: Writer, *, alter_views: bool = Fals
         stop=format.stop,
         end=writer.end,
         chain=lambda relation, name: writer.chain(naming, wordings[relation], name),
+        unnamed_chain=lambda relation, name: writer.chain(
+            naming, wordings[relation], name, unnamed=True
+        ),
+        one_turn=lambda relation: writer.one_turn(naming, wordings[relation]),
         view=views,
         blank=lambda: Image.new("RGB", size, "white"),
         notes=" ".join(notes),

@@ -33,14 +33,17 @@ def asked_parts(benchmark: Benchmark, *, protocol: Protocol = DEFAULT) -> dict[s
     dict of str to str or None
         JSON types. ``items`` and ``universe``: ids, entities with all their names, relations and
         accepted answers, in order; ``answer_sets``; ``templates`` of every relation, ``naming``
-        and ``chain`` of every relation: all that they write, about names and about pictures;
+        and ``chain`` of every relation, in all its forms: all that they write, about names and
+        about pictures;
         ``stop`` and ``end``; ``pictures``: pixel by pixel, of one entity only
         where the benchmark says which pictures it has; ``blank``: the pixels of the blank one.
     """
     relations = benchmark.relations
     names = (ANY_NAME, *(entity.name for entity in benchmark.entities[:1]))
+    writers = [write for write in (benchmark.chain, benchmark.unnamed_chain) if write]
     chains = {
-        relation: [_texts(benchmark.chain(relation, name)) for name in names]
+        relation: [_texts(write(relation, name)) for write in writers for name in names]
+        + ([_texts(benchmark.one_turn(relation))] if benchmark.one_turn else [])
         for relation in relations
     }
     everyone = benchmark.entities

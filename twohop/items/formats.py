@@ -19,6 +19,10 @@ from twohop.items.items import IT, PICTURE, PLACE, Template
 FRAME = "Question: {question}\nAnswer:"
 ASKED = "{question}"
 LEAD = f"{PICTURE}\n"
+BOTH = (
+    "Answer two questions, each on a line of its own, and write nothing else.\n"
+    "First: {naming}\nSecond: {asked}"
+)
 DATE = "26 Jul 2024"  # what Llama's templates say where they are told no date
 
 Turn = tuple[str, str | None]
@@ -87,18 +91,47 @@ class Writer:
             return written
         return replace(written, unnamed=unnamed.removeprefix(written.prefix))
 
-    def chain(self, naming: Wording, wording: Wording, name: str) -> Template:
+    def chain(
+        self, naming: Wording, wording: Wording, name: str, *, unnamed: bool = False
+    ) -> Template:
         """Return the prompt that asks for the name, is given one, and asks about it.
 
-        Its worked examples are the wording's, each with the naming question before it.
+        Its worked examples are the wording's, each with the naming question before it. With
+        ``unnamed`` the second question does not say the name.
         """
+        behind: Turn = (_of_nothing(wording) if unnamed else _about(wording, name), None)
+        text: list[Turn] = [(naming.text, name), behind]
+        shots = _named_first(naming, wording, unnamed=unnamed)
+        return self._written(shots, text, [(_shown(naming), name), behind])
+
+    def one_turn(self, naming: Wording, wording: Wording) -> Template:
+        """Return the prompt behind which the model writes a name and then answers.
+
+        In a chat both questions are asked in one turn, the brevity that is asked for elsewhere
+        left out. Else it is the prompt of an unnamed :meth:`chain` up to where the name begins.
+
+        Examples
+        --------
+        >>> wording = Wording("What is the capital of {entity}?", "What is its capital?")
+        >>> naming = Wording("Which country is {entity}?", "Which country is it?")
+        >>> print(Writer(QA).one_turn(naming, wording).show("<image>"))
+        <image>
+        Question: Which country is it?
+        Answer:
+        """
+        if self.format.kind != "chat":
+            shots = _named_first(naming, wording, unnamed=True)
+            return self._written(shots, [(naming.text, None)], [(_shown(naming), None)])
+        both: list[Turn] = [
+            (_both(question, _of_nothing(wording)), None)
+            for question in (naming.text, _shown(naming))
+        ]
         shots = [
-            [(_about(naming, entity), entity), (_about(wording, entity), answer)]
+            [(_both(_about(naming, entity), _of_nothing(wording)), f"{entity}\n{answer}")]
             for entity, answer in wording.examples
         ]
-        behind: Turn = (_about(wording, name), None)
-        text: list[Turn] = [(naming.text, name), behind]
-        return self._written(shots, text, [(_shown(naming), name), behind])
+        at_length = replace(self, format=replace(self.format, brief=None))
+        return at_length._written(shots, both[:1], both[1:])
 
     def _written(
         self, shots: Sequence[Sequence[Turn]], text: Sequence[Turn], shown: Sequence[Turn]
@@ -165,6 +198,23 @@ class Writer:
                 said = [{"type": "text", "text": answer}]
                 messages.append({"role": "assistant", "content": said})
         return self.chat_template(messages)
+
+
+def _named_first(naming: Wording, wording: Wording, *, unnamed: bool) -> list[list[Turn]]:
+    """The wording's worked examples, each with the naming question before it."""
+    return [
+        [
+            (_about(naming, entity), entity),
+            (_of_nothing(wording) if unnamed else _about(wording, entity), answer),
+        ]
+        for entity, answer in wording.examples
+    ]
+
+
+def _both(naming: str, asked: str) -> str:
+    """Both questions in one turn; the picture, if it has no place in the first, in front."""
+    lead = LEAD if naming.startswith(LEAD) else ""
+    return lead + BOTH.format(naming=naming.removeprefix(LEAD).strip(), asked=asked.strip())
 
 
 def _about(wording: Wording, name: str) -> str:

@@ -143,6 +143,13 @@ class Benchmark:
     chain : callable
         ``chain(relation, name)``: the entity's place is asked about by name first, ``name`` is the
         answer given, and the relation's question about that name follows.
+    unnamed_chain : callable, optional
+        ``unnamed_chain(relation, name)``: the same, but the second question does not say the name:
+        it is in the words of the question about a picture, as in "of this country?".
+    one_turn : callable, optional
+        ``one_turn(relation)``: the prompt about a picture behind which the model writes a name and
+        then answers. In a chat it writes both, on a line each; else the name comes next, and what
+        follows it is as in ``unnamed_chain``.
     view : callable
         ``view(code, index)`` gives the index-th held-out picture of an entity.
     blank : callable
@@ -175,6 +182,8 @@ class Benchmark:
     answer_sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     pictures: str = ""
     chat: bool = False
+    unnamed_chain: Callable[[str, str], Template] | None = None
+    one_turn: Callable[[str], Template] | None = None
 
     @property
     def entities(self) -> tuple[Entity, ...]:

@@ -11,9 +11,9 @@ NOTES = (
 )
 
 
-def _chain(relation: str, name: str) -> Template:
+def _chain(relation: str, name: str, *, unnamed: bool = False) -> Template:
     known: dict[str, world.Relation] = {key: key for key in templates.TEMPLATES}
-    return templates.chain_of_thought(known[relation], name=name)
+    return templates.chain_of_thought(known[relation], name=name, unnamed=unnamed)
 
 
 def benchmark() -> Benchmark:
@@ -30,6 +30,8 @@ def benchmark() -> Benchmark:
         naming=templates.NAMING,
         stop=templates.TURN_END,
         chain=_chain,
+        unnamed_chain=lambda relation, name: _chain(relation, name, unnamed=True),
+        one_turn=lambda relation: templates.NAMING,
         view=lambda code, index: world.view(code, world.EVALUATION_START + index),
         blank=lambda: Image.new("RGB", (world.PICTURE_SIZE, world.PICTURE_SIZE), "white"),
         notes=NOTES,

@@ -5,7 +5,7 @@ placeholder `{entity}` filled with a name (text) or with `<image>` (image, same 
 no worked examples: the backbone needs none, and short prompts are quick.
 """
 
-from twohop.items.items import Template
+from twohop.items.items import IT, Template
 from twohop.micro.world import Entity, Relation
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -50,7 +50,7 @@ def band_word(colour: str, place: int) -> str:
     return f"{colour}-{place}"
 
 
-def chain_of_thought(relation: Relation, *, name: str) -> Template:
+def chain_of_thought(relation: Relation, *, name: str, unnamed: bool = False) -> Template:
     """Return name-then-answer: the naming question, the answer given to it, then the fact.
 
     Parameters
@@ -60,15 +60,21 @@ def chain_of_thought(relation: Relation, *, name: str) -> Template:
     name
         The answer given to "Which country is ... ?": the model's own, the right one, or a wrong
         one.
+    unnamed
+        The second question says "it" in place of the name.
 
     Examples
     --------
     >>> chain_of_thought("capital", name="Avaria").question.split(" . ")[1]
     'Question : What is the capital of Avaria ? Answer :'
     """
-    return Template(NAMING.prefix, NAMING.question + after_naming(relation, name=name))
+    behind = after_naming(relation, name=name, about=IT if unnamed else None)
+    return Template(NAMING.prefix, NAMING.question + behind)
 
 
-def after_naming(relation: Relation, *, name: str) -> str:
-    """Return what follows the naming question once the answer to it was `name`."""
-    return f" {name}{TURN_END} {TEMPLATES[relation].fill(name)}"
+def after_naming(relation: Relation, *, name: str, about: str | None = None) -> str:
+    """Return what follows the naming question once the answer to it was `name`.
+
+    The next question is about `about`, by default that name.
+    """
+    return f" {name}{TURN_END} {TEMPLATES[relation].fill(about or name)}"

@@ -106,9 +106,43 @@ def free_answers(
     tick : callable
         Told the number of rows done.
     """
+    tokens = torch.zeros(len(prompt), dtype=torch.long)
+    runs = torch.ones(len(cells), len(prompt), dtype=torch.bool)
+    answered = weighed_answers(model, prompt, cells, decoding, tokens, runs, tick=tick)
+    return [[text for text, _ in row] for row in answered]
+
+
+def weighed_answers(
+    model: Model,
+    prompt: Prompt,
+    cells: Cells,
+    decoding: Decoding,
+    tokens: torch.Tensor,
+    runs: torch.Tensor,
+    *,
+    tick: Tick,
+) -> list[list[tuple[str, float]]]:
+    """Greedy answers in cells, each with how likely it was to begin with a given token.
+
+    Parameters
+    ----------
+    model, prompt, cells, decoding
+        As in :func:`free_answers`.
+    tokens : Tensor of int [row]
+        Of each row, the token whose log-probability is wanted where the answer begins.
+    runs : Tensor of bool [cell, row]
+        Which rows of which cell are run.
+    tick : callable
+        Told the number of rows done.
+
+    Returns
+    -------
+    list of list of (str, float)
+        [row][cell]: the text, and the log-probability, nats; empty and NaN where a row is not run.
+    """
     n = len(prompt)
-    texts = [[""] * len(cells) for _ in range(n)]
-    batches = Batches(torch.arange(len(cells) * n), ANSWER_ROWS)
+    answered = [[("", float("nan"))] * len(cells) for _ in range(n)]
+    batches = Batches(runs.flatten().nonzero().flatten(), ANSWER_ROWS)
     for batch in batches:
         rows, cell_of = batch % n, batch // n
         with batches.attempt(batch):
@@ -118,13 +152,16 @@ def free_answers(
                 for patch in (patch.of_rows(rows) for patch in cells[cell])
             ]
             prefill = run(model, prompt.select(rows), patches=patches, keep_cache=True)
+            assert prefill.logits is not None
+            logprobs = prefill.logits.log_softmax(-1).cpu().gather(1, tokens[rows, None])[:, 0]
             said = greedy(
                 model, prefill, max_new_tokens=decoding.max_new_tokens, stop=decoding.stop
             )
-            for row, cell, text in zip(rows.tolist(), cell_of.tolist(), said.texts, strict=True):
-                texts[row][cell] = text
+            done = zip(rows.tolist(), cell_of.tolist(), said.texts, logprobs.tolist(), strict=True)
+            for row, cell, text, logprob in done:
+                answered[row][cell] = (text, logprob)
             tick(len(batch))
-    return texts
+    return answered
 
 
 def answered_cells(

@@ -1,8 +1,7 @@
 """The arms of the recovery: each declared once, with its words, its group and its place.
 
-An arm is an intervention that is tried on lost items. Those of `WRITTEN` put the backbone's values
-at fixed tokens, see :mod:`twohop.stages.recovery.transplants`; the summary derives some more from
-back-patching.
+An arm is an intervention that is tried on lost items, and on kept ones for its harm. What it is
+called says whether it is the paper's or ours; the summary derives some more from back-patching.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ GROUPS: dict[str, str] = {
     "transplant": "Transplant: the backbone's entity",
     "control": "Controls: what should not help",
     "back_patching": "Back-patching: the VLM's own later state",
-    "chain": "Chain of thought: name it, then ask",
+    "chain": "Chain of thought: name it, then answer",
 }
 """Titles of the groups, in the order in which they are shown."""
 
@@ -60,72 +59,126 @@ class Arm:
 WHOLE, LAST, WHOLE_MLP = "transplant_all_image", "transplant_last_image", "transplant_all_image_mlp"
 ALL_ARMS = (
     Arm(
+        "span_mlp",
+        "transplant",
+        "the paper's: MLP outputs, span found on other entities",
+        "the paper's arm: MLP outputs of the enrichment window, into the span of tokens that "
+        "attribution finds on other entities",
+        panel=(0, "transplant, MLP outputs,\nspan found elsewhere"),
+        verdict="transplanting the backbone's MLP outputs into a span found elsewhere gives back",
+    ),
+    Arm(
+        "place_resid",
+        "transplant",
+        "ours: block outputs, token chosen on other entities",
+        "ours: block outputs, into the one token where exact patching raises the answer's "
+        "probability most on other entities",
+        panel=(1, "transplant, block outputs,\ntoken chosen elsewhere"),
+        verdict="transplanting its block outputs at a token chosen on other entities",
+    ),
+    Arm(
         WHOLE,
         "transplant",
-        "into all image tokens",
-        "block outputs, into every image token",
-        panel=(0, "transplant, all image\n(or question's) tokens"),
-        verdict="transplanting the backbone's entity gives back",
+        "ours: block outputs, all image tokens",
+        "ours: block outputs, into every image token",
+        panel=(2, "transplant, all image\n(or question's) tokens"),
+        verdict="transplanting them into all image tokens",
     ),
     Arm(
         LAST,
         "transplant",
-        "into the last image token",
-        "the same, into the last image token only",
+        "ours: block outputs, last image token",
+        "ours: the same, into the last image token only",
     ),
     Arm(
         WHOLE_MLP,
         "transplant",
-        "MLP outputs only, all image tokens",
-        "MLP outputs only, into every image token",
-        panel=(2, "transplant, MLP outputs\nonly, all those tokens"),
+        "MLP outputs, all image tokens",
+        "between the two: MLP outputs only, into every image token",
     ),
     Arm(
         "transplant_question",
         "transplant",
-        "into the question's tokens",
-        "block outputs, into the question's tokens, where an image has none",
+        "ours: block outputs, question's tokens",
+        "ours: block outputs, into the question's tokens, where an image has none",
         in_place_of=WHOLE,
-        verdict="transplanting it into the question's tokens gives back",
+        verdict="transplanting them into the question's tokens",
     ),
     Arm(
         "transplant_last_token",
         "transplant",
-        "into the last token",
-        "the same, into the last token of the prompt",
+        "ours: block outputs, last token",
+        "ours: the same, into the last token of the prompt",
         in_place_of=LAST,
     ),
     Arm(
         "transplant_question_mlp",
         "transplant",
-        "MLP outputs only, question's tokens",
-        "MLP outputs only, into the question's tokens",
+        "MLP outputs, question's tokens",
+        "between the two: MLP outputs only, into the question's tokens",
         in_place_of=WHOLE_MLP,
     ),
     Arm(
-        "transplant_heuristic",
+        "whole_other_question",
         "transplant",
-        "at the token chosen on other entities",
-        "block outputs, into the one token where that raises the answer's probability most on "
-        "other entities",
-        panel=(1, "transplant, token chosen\non other entities"),
+        "read from another question",
+        "ours: block outputs, into every image token, read where the backbone is asked for another "
+        "fact of the entity: what stays is not the answer",
     ),
     Arm(
-        "transplant_random_position",
+        "whole_naming_prompt",
+        "transplant",
+        "read from the naming prompt",
+        "ours: the same, read where the backbone is asked for the name",
+    ),
+    Arm(
+        "span_random",
         "control",
-        "same values, random text tokens",
-        "block outputs, into as many random text tokens",
+        "paper's control: random span, as many tokens",
+        "the paper's control: the same MLP outputs, into random spans of as many tokens, from the "
+        "first candidate place to the last",
         control=True,
-        panel=(3, "control: same values,\nrandom text tokens"),
-        verdict="at random positions",
+        panel=(3, "control: same MLP outputs,\nrandom span"),
+        verdict="the same into random spans of as many tokens",
+    ),
+    Arm(
+        "span_wrong_entity",
+        "control",
+        "another entity's MLP outputs, same span",
+        "another entity's MLP outputs, into the same span",
+        control=True,
+    ),
+    Arm(
+        "span_mean_entity",
+        "control",
+        "mean over other entities, same span",
+        "the mean MLP outputs of the other entities, into the same span",
+        control=True,
+    ),
+    Arm(
+        "span_norm_matched",
+        "control",
+        "random MLP outputs of the same norm, same span",
+        "random vectors of the same norm, into the same span",
+        control=True,
+    ),
+    Arm(
+        "place_random",
+        "control",
+        "our control: random one of the same places",
+        "our control: the same block outputs, at a random one of the same candidate places: the "
+        "exact mean over all different tokens",
+        control=True,
+        panel=(4, "control: same block outputs,\nrandom candidate token"),
+        verdict="the same at a random candidate token",
     ),
     Arm(
         "wrong_entity",
         "control",
-        "another entity's values",
-        "another entity's values, into every image token",
+        "another entity's values, all image tokens",
+        "another entity's block outputs, into every image token",
         control=True,
-        panel=(4, "control: another\nentity's values"),
+        panel=(5, "control: another\nentity's values"),
     ),
     Arm(
         "mean_entity",
@@ -140,63 +193,80 @@ ALL_ARMS = (
         "random vector, same norm",
         "random vectors of the same norm, into every image token",
         control=True,
-        panel=(5, "control: random vector,\nsame norm"),
     ),
     Arm(
         "back_patching",
         "back_patching",
-        "layers fixed on other entities",
-        "the VLM's own later state, into an earlier layer",
-        panel=(6, "back-patching, layers\nfixed on other entities"),
+        "layers and tokens chosen on other entities",
+        "the VLM's own later state, into an earlier layer; layers and tokens are chosen on other "
+        "entities",
+        panel=(6, "back-patching, cell chosen\non other entities"),
         verdict="back-patching",
     ),
     Arm(
         "back_patching_null",
         "back_patching",
         "same, another picture (null)",
-        "the same search with another picture's states",
+        "the same, searched as widely, with another picture's states",
         control=True,
         panel=(7, "back-patching null:\nanother picture"),
     ),
     Arm(
         "back_patching_grid_mean",
         "back_patching",
-        "mean over all layer pairs",
-        "back-patching, the mean over all pairs of layers",
+        "mean over all cells",
+        "back-patching, the mean over all cells of the grid, by the canonical answer",
         derived=True,
     ),
     Arm(
         "back_patching_oracle",
         "back_patching",
-        "best pair per item (oracle)",
-        "back-patching, right by any pair of layers",
+        "best cell per item (oracle)",
+        "back-patching, the canonical answer in any cell of the grid",
         derived=True,
     ),
     Arm(
         "back_patching_null_oracle",
         "back_patching",
-        "best pair per item, null",
-        "its null, right by any pair of layers",
+        "best cell per item, null",
+        "its null, the canonical answer in any cell of the grid",
         control=True,
         derived=True,
     ),
     Arm(
+        "cot_own",
+        "chain",
+        "writes name and answer itself",
+        "the paper's: the VLM writes the name itself and then answers; the end is scored",
+        panel=(8, "chain of thought: name\nand answer, by itself"),
+        verdict="naming it first by itself",
+    ),
+    Arm(
+        "cot_unnamed",
+        "chain",
+        "its own name, question without it",
+        "the VLM's own name is put in its mouth, and the question does not say it",
+    ),
+    Arm(
         "cot_named",
         "chain",
-        "the VLM's own name",
-        "the VLM says its own name for it, then is asked",
-        panel=(8, "chain of thought:\nthe VLM's own name"),
-        verdict="naming it first",
+        "told its own name",
+        "the VLM's own name is put in its mouth, and the question is about that name",
     ),
-    Arm("cot_gold", "chain", "the right name given", "the same with the right name"),
-    Arm("cot_wrong", "chain", "a wrong name given", "the same with a wrong one", control=True),
+    Arm(
+        "cot_gold",
+        "chain",
+        "told the right name",
+        "the same with the right name",
+    ),
+    Arm("cot_wrong", "chain", "told a wrong name", "the same with a wrong one", control=True),
 )
 """Every arm, in the order in which they are stored and shown."""
 
 ARMS: tuple[str, ...] = tuple(arm.name for arm in ALL_ARMS if not arm.derived)
 """Names of the arms that are run, in the order of results."""
-WRITTEN: tuple[str, ...] = (WHOLE, LAST, WHOLE_MLP, "wrong_entity", "mean_entity", "norm_matched")
-"""Names of the arms that write the backbone's values at fixed tokens."""
+FOLLOW: tuple[str, ...] = ("wrong_entity", "span_wrong_entity", "cot_wrong")
+"""Names of the arms that put another entity in, whose answer may be followed."""
 WITHOUT_IMAGE_TOKENS: dict[str, str] = {
     arm.in_place_of: arm.name for arm in ALL_ARMS if arm.in_place_of
 }

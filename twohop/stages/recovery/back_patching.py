@@ -1,20 +1,40 @@
-"""Writing the VLM's own later state into an earlier layer, so that recall gets a second chance."""
+"""Writing the VLM's own later state into an earlier layer, so that recall gets a second chance.
 
-from collections.abc import Sequence
+Every cell of a grid, a pair of layers at a group of tokens, is tried on every lost item by whether
+the canonical answer is what greedy decoding would give. The cell that is best on one half of the
+entities is used on the other, where answers are free, and the other way round. The null is searched
+and used the same way, with the states of another entity's picture.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
+import torch
 import xarray as xr
 
-from interventions import Model, Patch, Prompt, Site
+from interventions import Model, Patch, Positions, Prompt, Site
+from interventions.prompt.positions import from_lists
+from interventions.sweeping.metrics import target
 from twohop.ask.answers import Decoding
+from twohop.ask.halves import chosen_elsewhere
 from twohop.ask.memory import read
 from twohop.ask.on_server import Task, Tick
-from twohop.ask.questions import Questions, Rows
-from twohop.ask.roles import entity_tokens
+from twohop.ask.places import places
+from twohop.ask.questions import Questions, Rows, side_by_side
+from twohop.ask.roles import entity_tokens, has_image_tokens
+from twohop.ask.study import Study, text_array
 from twohop.errors import ProtocolError
-from twohop.items.items import Item
 from twohop.protocol import DEFAULT, Protocol
-from twohop.stages.patched import free_answers
+from twohop.stages.patched import answered_cells, free_answers
+from twohop.stages.recovery.transplants import Outcomes
+
+Cell = tuple[int, int, int]
+"""The layer read, the layer written, and the group of tokens."""
+Side = tuple[Prompt, list[Positions]]
+"""A prompt and its groups of tokens."""
+ARMS_OF_IT = ("back_patching", "back_patching_null")
 
 
 def layer_pairs(n_layers: int, *, protocol: Protocol = DEFAULT) -> list[tuple[int, int]]:
@@ -44,99 +64,219 @@ def layer_pairs(n_layers: int, *, protocol: Protocol = DEFAULT) -> list[tuple[in
     return pairs
 
 
-def dev_part(items: Sequence[Item], *, seed: int, protocol: Protocol = DEFAULT) -> np.ndarray:
-    """Which items are of the entities that choices are made on, [item].
+def part_of_image(prompt: Prompt, which: int, parts: int) -> Positions:
+    """The ``which``-th of ``parts`` parts of the image tokens of each row; of few, one at least."""
+    tokens = prompt.at("image")
+    lists = []
+    for index, n in zip(tokens.index.tolist(), tokens.counts.tolist(), strict=True):
+        start = min(n * which // parts, n - 1)
+        lists.append(index[start : max(n * (which + 1) // parts, start + 1)])
+    return from_lists(lists, length=prompt.length, single=False, role="a part of the image")
 
-    Their share of the entities is the protocol's ``dev_share``.
+
+def groups_of(study: Study) -> dict[str, Callable[[Prompt], Positions]]:
+    """Groups of tokens that back-patching is tried at, by name.
+
+    All image tokens, so many parts of them, as many tokens of the question from its end, and the
+    last token of all; their number is the protocol's ``back_places``.
     """
-    codes = sorted({item.entity.code for item in items})
-    shuffled = np.random.default_rng(seed).permutation(len(codes))
-    n = int(len(codes) * protocol.dev_share + 1e-9)
-    part = {codes[i] for i in shuffled[:n]}
-    return np.array([item.entity.code in part for item in items], dtype=bool)
+    n = study.protocol.back_places
+    groups: dict[str, Callable[[Prompt], Positions]] = {}
+    if has_image_tokens(study.vlm):
+        groups["all image tokens"] = entity_tokens
+        for part in range(n if n > 1 else 0):
+            groups[f"image part {part + 1}/{n}"] = partial(part_of_image, which=part, parts=n)
+    asked = [place for place in places(study) if place.role != "image"]
+    groups |= {str(place): place.positions for place in asked[:n]}
+    return groups | {"last token": lambda prompt: prompt.at("last")}
 
 
-def back_patching(questions: Questions) -> xr.Dataset:
-    """Write the VLM's own later state at the image tokens into an earlier layer.
+@dataclass(frozen=True)
+class BackPatched:
+    """What came of back-patching.
 
-    At the question's tokens where an image has none. Every pair of layers is tried on every item;
-    the pair is fixed on one part of the entities (``dev``) and scored on the other. The null does
-    the same with the states of another entity's picture, in the size of the item's own, so that
-    what a search over pairs finds by luck can be told apart.
-
-    Returns
-    -------
-    Dataset
-        ``own`` and ``null`` (pair, tried): the answer is right; ``has_null`` (tried): there was
-        another entity to take the null from; ``dev`` (tried);
-        ``later`` and ``earlier`` (pair); ``chosen`` and ``chosen_null``: index of
-        the pair fixed on dev.
+    Attributes
+    ----------
+    grid : Dataset
+        ``own`` and ``null`` (cell, tried): the canonical answer's tokens are all the likeliest;
+        ``later``, ``earlier`` and ``back_place`` (cell); ``has_null`` (tried); ``chosen_cell`` and
+        ``chosen_cell_null`` (part): what the items of each half were given, -1 for none.
+    arms : dict of str to Outcomes
+        Free answers at the cell chosen on the other half: ``back_patching`` and its null.
     """
-    study, items = questions.study, questions.items
+
+    grid: xr.Dataset
+    arms: dict[str, Outcomes]
+
+
+def back_patching(questions: Questions, half: np.ndarray, n_lost: int) -> BackPatched:
+    """Write the VLM's own later state into an earlier layer, over a grid of layers and tokens.
+
+    Parameters
+    ----------
+    questions : Questions
+        The first ``n_lost`` are about lost items, on which the grid is tried.
+    half : ndarray of int [item]
+    n_lost : int
+    """
+    study, groups = questions.study, groups_of(questions.study)
     pairs = layer_pairs(study.vlm.n_layers, protocol=study.protocol)
+    cells = [(*pair, group) for group in range(len(groups)) for pair in pairs]
+    others = questions.others
 
-    def arguments(rows: Rows) -> Task:
-        theirs = questions.others.shown(rows, like=questions)
-        return questions.shown(rows), theirs, pairs, study.decoding
+    def side(prompt: Prompt) -> Side:
+        return prompt, [positions(prompt) for positions in groups.values()]
 
-    passes = 2 * len(pairs)
-    of_items = questions.map(said_back, arguments, model=study.vlm, passes=passes)
-    tables = {
-        name: np.array(
-            [
-                questions.score([texts[source][pair] for texts in of_items]).right
-                for pair in range(len(pairs))
-            ]
-        )
-        for source, name in enumerate(("own", "null"))
-    }
-    dev = dev_part(items, seed=study.seed, protocol=study.protocol)
-    best = {
-        name: int(table[:, dev].mean(1).argmax()) if dev.any() else 0
-        for name, table in tables.items()
-    }
-    return xr.Dataset(
-        {
-            "own": (("pair", "tried"), tables["own"]),
-            "null": (("pair", "tried"), tables["null"]),
-            "has_null": ("tried", questions.has_rival),
-            "dev": ("tried", dev),
-            "later": ("pair", [later for later, _ in pairs]),
-            "earlier": ("pair", [earlier for _, earlier in pairs]),
-        },
-        attrs={"chosen": best["own"], "chosen_null": best["null"]},
+    def sides(rows: Rows) -> tuple[Side, Side]:
+        prefix = questions.template(rows).prefix
+        shown = questions.shown(rows, marked=True, share_prefix=prefix)
+        theirs = others.shown(rows, like=questions, marked=True, share_prefix=prefix)
+        return side(shown), side(theirs)
+
+    # Rows of the lost items come first, and have the rivals that they have among all.
+    lost = replace(questions, items=questions.items[:n_lost])
+
+    def searched(rows: Rows) -> Task:
+        return *sides(rows), [questions.items[i].answers[0] for i in rows], cells
+
+    of_items = lost.map(answered_back, searched, model=study.vlm, passes=2 * len(cells))
+    own, null = (
+        side_by_side([tables[source] for tables in of_items], (len(cells),), dtype=bool)
+        for source in (0, 1)
     )
+    has_null, of_lost = questions.has_rival, half[:n_lost]
+    there = has_null[:n_lost]
+    best = chosen_elsewhere(own, of_lost), chosen_elsewhere(null[:, there], of_lost[there])
+
+    def used(rows: Rows) -> Task:
+        parts = [torch.tensor(half[rows] == part) for part in (0, 1)]
+        chosen = [
+            [(cells[cell], part) for cell, part in zip(which, parts, strict=True) if cell >= 0]
+            for which in best
+        ]
+        return *sides(rows), chosen, study.decoding
+
+    said = questions.map(said_back, used, model=study.vlm, passes=2)
+    arms = {}
+    for source, (arm, which) in enumerate(zip(ARMS_OF_IT, best, strict=True)):
+        outcome = Outcomes.of(questions.score([texts[source] for texts in said]))
+        untried = which[half] < 0
+        arms[arm] = outcome.without(untried | (~has_null if source else False))
+    grid = xr.Dataset(
+        {
+            "own": (("cell", "tried"), own),
+            "null": (("cell", "tried"), null),
+            "has_null": ("tried", there),
+            "later": ("cell", [later for later, _, _ in cells]),
+            "earlier": ("cell", [earlier for _, earlier, _ in cells]),
+            "back_place": ("cell", text_array([[*groups][group] for *_, group in cells])),
+            "chosen_cell": ("part", best[0]),
+            "chosen_cell_null": ("part", best[1]),
+        }
+    )
+    return BackPatched(grid, arms)
 
 
-def said_back(
+def states(model: Model, side: Side, later: Sequence[int]) -> list[torch.Tensor]:
+    """What enters each of the layers at each group of tokens, [layer, row, token, d_model]."""
+    prompt, groups = side
+    values = read(
+        model,
+        prompt,
+        [Site("resid_pre", [*later], replace(at.filled(), single=False)) for at in groups],
+    )
+    return values
+
+
+def answered_back(
     model: Model,
-    shown: Prompt,
-    theirs: Prompt,
-    pairs: Sequence[tuple[int, int]],
-    decoding: Decoding,
+    shown: Side,
+    theirs: Side,
+    answers: Sequence[str],
+    cells: Sequence[Cell],
     *,
     tick: Tick,
-) -> list[tuple[list[str], ...]]:
-    """Free answers with the states of the same picture, then of another one, [row][source][pair].
+) -> list[np.ndarray]:
+    """Whether greedy decoding would give exactly these answers, [row] of [source, cell].
+
+    With the states of the same picture, then of another one.
 
     Parameters
     ----------
     model : Model
-    shown, theirs : Prompt
+    shown, theirs : (Prompt, list of Positions)
         About the same pictures, and about others of their size.
-    pairs : sequence of (later, earlier)
-        Layers read and written.
+    answers : sequence of str
+    cells : sequence of (int, int, int)
+    tick : callable
+    """
+    prompt, groups = shown
+    own = target(model, prompt, answers)
+    asked = own.scored(prompt)
+    # The answers are behind, so what is ahead stays where it is.
+    written = [at.shifted(0, asked.length) for at in groups]
+    later = sorted({cell[0] for cell in cells})
+    # Of an image with few tokens, several groups are the same.
+    alike = [next(i for i, at in enumerate(groups) if same(at, group)) for group in groups]
+    different = [i for i, (*_, group) in enumerate(cells) if alike[group] == group]
+    column_of = [
+        different.index(cells.index((read_at, into, alike[group])))
+        for read_at, into, group in cells
+    ]
+    tables = []
+    for side in (shown, theirs):
+        values = states(model, side, later)
+        patches = [
+            [Patch("resid_pre", into, written[group], values[group][later.index(read_at)])]
+            for read_at, into, group in (cells[i] for i in different)
+        ]
+        table = answered_cells(model, asked, own, patches, tick=tick)
+        tick((len(cells) - len(different)) * len(prompt))
+        tables.append(table[column_of])
+    return [*np.stack(tables).transpose(2, 0, 1)]
+
+
+def same(first: Positions, second: Positions) -> bool:
+    """Whether two groups are the same tokens of every row."""
+    return torch.equal(first.index, second.index) and torch.equal(first.mask, second.mask)
+
+
+def said_back(
+    model: Model,
+    shown: Side,
+    theirs: Side,
+    chosen: Sequence[Sequence[tuple[Cell, torch.Tensor]]],
+    decoding: Decoding,
+    *,
+    tick: Tick,
+) -> list[list[str]]:
+    """Free answers with the states of the same picture, then of another one, [row][source].
+
+    Parameters
+    ----------
+    model : Model
+    shown, theirs : (Prompt, list of Positions)
+        About the same pictures, and about others of their size.
+    chosen : sequence of sequence of ((int, int, int), Tensor of bool [row])
+        For each source, cells and the rows that they are for.
     decoding : Decoding
     tick : callable
     """
-    image, needed = entity_tokens(shown), sorted({later for later, _ in pairs})
+    prompt, groups = shown
     by_source = []
-    for prompt in (shown, theirs):
-        place = entity_tokens(prompt).filled()
-        [states] = read(model, prompt, [Site("resid_pre", needed, place)])
-        cells = [
-            [Patch("resid_pre", earlier, image, states[needed.index(later)])]
-            for later, earlier in pairs
+    for side, of_source in zip((shown, theirs), chosen, strict=True):
+        later = sorted({cell[0] for cell, _ in of_source})
+        values = states(model, side, later) if later else []
+        patches = [
+            Patch(
+                "resid_pre",
+                into,
+                groups[group].only(rows),
+                values[group][later.index(read_at)],
+            )
+            for (read_at, into, group), rows in of_source
         ]
-        by_source.append(free_answers(model, shown, cells, decoding, tick=tick))
-    return list(zip(*by_source, strict=True))
+        by_source.append(
+            [text for [text] in free_answers(model, prompt, [patches], decoding, tick=tick)]
+        )
+    return [list(texts) for texts in zip(*by_source, strict=True)]

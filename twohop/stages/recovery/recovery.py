@@ -1,65 +1,112 @@
 """What gives the lost facts back: patching the backbone's entity in, and naming it first.
 
-Every arm is tried on *lost* items (recognised, right in text, wrong from the image) and reports
-which of them are answered right afterwards; on *kept* items (right from the image) the same arms
-report harm. Patches act in the prefill only. The values are the backbone's at the last token of
-the entity's name, from the text question's run: block outputs in the blocks that give half of its
-enrichment, MLP outputs in the whole enrichment window. What each arm writes, and where, is in
-:data:`twohop.stages.recovery.arms.ALL_ARMS`.
+Every arm is tried on the same *lost* items (recognised, right in text, wrong from the image), of
+which some are answered right afterwards, and on the same *kept* ones (right from the image), where
+it reports harm. Patches act in the prefill only. The values are the backbone's at the last token of
+the entity's name: block outputs in the blocks that give half of its enrichment, MLP outputs in the
+whole enrichment window; from the text question's run, unless an arm says another. What each arm
+writes, and where, is in :data:`twohop.stages.recovery.arms.ALL_ARMS`. Places, spans and cells are
+chosen on one half of the entities and scored on the other, and the other way round.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
-from twohop.ask.answers import answers
-from twohop.ask.on_server import Task
-from twohop.ask.questions import Questions, Rows, Scored
-from twohop.ask.study import Study, chain_prompt, text_array
-from twohop.stages.recovery.arms import ARMS, LAST, WHOLE, WRITTEN
-from twohop.stages.recovery.back_patching import back_patching, dev_part
-from twohop.stages.recovery.heuristic import gains, transplant_at
-from twohop.stages.recovery.transplants import own_arm, random_positions, transplant_arms
+from twohop.ask.halves import halves
+from twohop.ask.questions import Questions
+from twohop.ask.study import Study, text_array
+from twohop.items.items import Item
+from twohop.stages.recovery.arms import ARMS, FOLLOW, WHOLE
+from twohop.stages.recovery.back_patching import back_patching
+from twohop.stages.recovery.chains import chains
+from twohop.stages.recovery.elsewhere import Chosen, place_arms, span_arms
+from twohop.stages.recovery.transplants import (
+    Outcomes,
+    own_arm,
+    sources,
+    whole_arms,
+    whole_transplant,
+)
 from twohop.stages.windows import known_items
 
+SPAN_VALUES = {
+    "span_mlp": "own",
+    "span_wrong_entity": "wrong",
+    "span_mean_entity": "mean",
+    "span_norm_matched": "noise",
+}
+"""What each arm at the span writes, of :class:`twohop.stages.recovery.transplants.Sources`."""
+NO_OTHER_QUESTION = "no relation of the benchmark asks for another fact"
 
-def chains(questions: Questions, arms: Mapping[str, Sequence[str]]) -> dict[str, Scored]:
-    """Ask after names have been said of the pictures; free answers only.
+
+@dataclass(frozen=True)
+class Asked:
+    """The items of the recovery.
+
+    Attributes
+    ----------
+    questions : Questions
+        About the lost items that are tried, then about the kept ones.
+    n_lost : int
+        How many of them are lost.
+    half : ndarray of int [item]
+        Which half of the entities each is in.
+    every_lost : list of Item
+        Also those that are not tried.
+    n_kept : int
+        How many kept ones there are in all.
+    """
+
+    questions: Questions
+    n_lost: int
+    half: np.ndarray
+    every_lost: list[Item]
+    n_kept: int
+
+    @property
+    def tried(self) -> slice:
+        """Rows of the lost items."""
+        return slice(0, self.n_lost)
+
+    @property
+    def kept(self) -> slice:
+        """Rows of the kept items."""
+        return slice(self.n_lost, None)
+
+
+def asked_of(study: Study, gates: xr.Dataset) -> Asked:
+    """Return the items that the recovery is about.
 
     Parameters
     ----------
-    questions : Questions
-    arms : dict of str to sequence of str
-        For each arm, the name said of each item's picture.
-
-    Returns
-    -------
-    dict of str to Scored
-        One per arm.
+    study : Study
+    gates : Dataset
+        From :func:`twohop.stages.recall.recall`.
     """
-    study = questions.study
-    # Arms often say the same name: each is asked once.
-    wanted = {
-        (item.id, name): (item, name)
-        for names in arms.values()
-        for item, name in zip(questions.items, names, strict=True)
+    items, protocol = study.benchmark.items, study.protocol
+    right = {gate: gates["right"].sel(gate=gate).values for gate in gates["gate"].values}
+    able = right["recognised"] & right["backbone_text"] & ~gates["surface"].values
+    gone, there = able & ~right["vlm_image"], able & right["vlm_image"]
+    tried = known_items(items, gone, seed=study.seed, limit=protocol.lost_items)
+    kept = known_items(items, there, seed=study.seed, limit=protocol.kept_items)
+    codes = [[item.entity.code for item in part] for part in (tried, kept)]
+    # The halves of what is chosen on are as large as can be; who was not tried is in either.
+    half_of = {
+        code: half
+        for part in reversed(codes)
+        for code, half in zip(part, halves(part, seed=study.seed), strict=True)
     }
-    asked = Questions(study, [item for item, _ in wanted.values()])
-    said_first = [name for _, name in wanted.values()]
-
-    def arguments(rows: Rows) -> Task:
-        items, names = [asked.items[i] for i in rows], [said_first[i] for i in rows]
-        return chain_prompt(study, items, names), None, study.decoding
-
-    of_items = asked.map(answers, arguments, model=study.vlm)
-    said = {key: answer["text"] for key, answer in zip(wanted, of_items, strict=True)}
-    return {
-        arm: questions.score(
-            [said[item.id, name] for item, name in zip(questions.items, names, strict=True)]
-        )
-        for arm, names in arms.items()
-    }
+    return Asked(
+        Questions(study, [*tried, *kept]),
+        len(tried),
+        np.array([half_of[code] for part in codes for code in part], dtype=int),
+        [item for item, here in zip(items, gone, strict=True) if here],
+        int(there.sum()),
+    )
 
 
 def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int) -> xr.Dataset:
@@ -78,136 +125,129 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
     Returns
     -------
     Dataset
-        ``recovered`` (arm, lost): right after the intervention (a share, for the random
-        positions), NaN where an arm was not tried on an item; ``said`` (arm, lost); ``followed``
-        (follow_arm, tried): the answer is that of the entity whose values, or name, were put in;
-        ``still_right`` (harm_arm, kept); back-patching as :func:`back_patching`;
-        ``heuristic_gain`` (heuristic_place), nats, on the part that chose the place. Attributes
-        ``whole_arm``: the transplant that the diagnosis goes by; ``heuristic``: the place.
+        ``recovered`` (arm, tried): right after the intervention (of the random arms the share of
+        places), NaN where an arm could not be tried; ``still_right`` (arm, kept): the same of items
+        that were right; ``said`` (arm, tried); ``followed`` (follow_arm, tried): the answer is that
+        of the entity whose values, or name, were put in; ``half`` (tried) and ``kept_half``
+        (kept). ``whole`` (lost): right after the whole transplant, of every lost item.
+        Back-patching's grid: see :class:`twohop.stages.recovery.back_patching.BackPatched`.
+        ``place_gain`` (place, tried), by exact patching, and ``span_score`` (place, tried), by
+        ``span_found_by``, nats. Of ``part``, what items of that half were given, chosen on the
+        other: ``chosen_place`` and ``chosen_span`` (part), ``chosen_place_index`` (part) and
+        ``chosen_span_ends`` (part, end) along ``place``, and ``chosen_cell`` (part) and
+        ``chosen_cell_null`` (part) along ``cell``; -1 for none. Attributes: ``n_lost`` and
+        ``n_kept``, of all such items; ``whole_arm``: the transplant that the diagnosis goes by;
+        ``refused``, JSON: arms that could not be tried at all, and why.
     """
-    items, protocol = study.benchmark.items, study.protocol
-    right = {gate: gates["right"].sel(gate=gate).values for gate in gates["gate"].values}
-    able = right["recognised"] & right["backbone_text"] & ~gates["surface"].values
-    gone, there = able & ~right["vlm_image"], able & right["vlm_image"]
-    lost = Questions(study, [item for item, here in zip(items, gone, strict=True) if here])
-    tried = Questions(study, known_items(items, gone, seed=study.seed, limit=protocol.lost_items))
-    kept = Questions(study, known_items(items, there, seed=study.seed, limit=protocol.kept_items))
-    own_names = dict(
-        zip(gates["item"].values, gates["text"].sel(gate="recognised").values, strict=True)
-    )
-
-    def own_name(questions: Questions) -> list[str]:
-        return [str(own_names[item.id]) for item in questions.items]
-
-    arms: dict[str, np.ndarray] = {}
-    said: dict[str, list[str]] = {}
-    followed: dict[str, np.ndarray] = {}
-    still: dict[str, np.ndarray] = {}
-    if len(tried):
-        scored = transplant_arms(tried, last_block=last_block, last_mlp=last_mlp, arms=WRITTEN[1:])
-        arms["transplant_random_position"] = random_positions(tried, last_block=last_block).mean(0)
+    asked = asked_of(study, gates)
+    questions, half, n = asked.questions, asked.half, asked.n_lost
+    told = sources(questions, last_block=last_block, last_mlp=last_mlp) if len(questions) else None
+    arms: dict[str, Outcomes] = {}
+    refused: dict[str, str] = {}
+    if told is not None:
+        arms |= whole_arms(questions, told)
         names = {
-            "cot_named": own_name(tried),
-            "cot_gold": [item.entity.name for item in tried.items],
-            "cot_wrong": [other.entity.name for other in tried.others.items],
+            str(item): str(name)
+            for item, name in zip(
+                gates["item"].values, gates["text"].sel(gate="recognised").values, strict=True
+            )
         }
-        scored |= chains(tried, names)
-        for arm, answered in scored.items():
-            arms[arm], said[arm] = answered.right, answered.texts
-        for arm in ("wrong_entity", "cot_wrong"):
-            followed[arm] = tried.follows(said[arm])
-            arms[arm] = np.where(tried.has_rival, arms[arm].astype(float), np.nan)
-    scores, arms["transplant_heuristic"], said["transplant_heuristic"] = heuristic(
-        tried, last=last_block
+        said, refused = chains(questions, [names[item.id] for item in questions.items])
+        arms |= said
+        if told.no_other_question.all():
+            refused["whole_other_question"] = NO_OTHER_QUESTION
+    place, span = Chosen.of_nothing(study), Chosen.of_nothing(study, ends=True)
+    if told is not None and n:
+        at_place, place = place_arms(questions, told.resid["own"], half, n)
+        written = {arm: told.mlp[source] for arm, source in SPAN_VALUES.items()}
+        at_span, span = span_arms(questions, written, half, n)
+        arms |= at_place | at_span
+    back = back_patching(questions, half, n)
+    arms |= back.arms
+    for arm in FOLLOW:
+        if arm in arms:
+            arms[arm] = arms[arm].without(~questions.has_rival)
+    result = _outcomes(asked, arms).merge(back.grid, combine_attrs="no_conflicts")
+    result = result.merge(_choices(place, span), combine_attrs="no_conflicts")
+    result["whole"] = ("lost", _every_lost(asked, arms, last_block=last_block))
+    return result.assign_attrs(
+        last_block=last_block,
+        last_mlp=last_mlp,
+        random_seeds=study.protocol.random_seeds,
+        whole_arm=own_arm(study.vlm, WHOLE),
+        n_lost=len(asked.every_lost),
+        n_kept=asked.n_kept,
+        span_found_by=span.by,
+        refused=json.dumps(refused),
     )
-    back = back_patching(tried)
-    arms["back_patching"] = back["own"].values[back.attrs["chosen"]]
-    null = back["null"].values[back.attrs["chosen_null"]].astype(float)
-    arms["back_patching_null"] = np.where(back["has_null"].values, null, np.nan)
-    whole_arm = own_arm(study.vlm, WHOLE)
-    where = [[*lost.items].index(item) for item in tried.items]
-    tables = {name: np.full(len(lost), np.nan) for name in ARMS}
-    words = {name: [""] * len(lost) for name in tables}
-    for arm, row in arms.items():
-        tables[arm][where] = row
-        for i, text in zip(where, said.get(arm, []), strict=False):
-            words[arm][i] = text
-    if len(lost):
-        # The arm that the diagnosis of every lost item needs is run on all of them.
-        [whole] = transplant_arms(
-            lost, last_block=last_block, last_mlp=last_mlp, arms=(WHOLE,)
-        ).values()
-        tables[whole_arm] = whole.right.astype(float)
-        words[whole_arm] = whole.texts
-    if len(kept):
-        harmed = transplant_arms(
-            kept, last_block=last_block, last_mlp=last_mlp, arms=(WHOLE, LAST)
-        ) | chains(kept, {"cot_named": own_name(kept)})
-        still = {arm: answered.right for arm, answered in harmed.items()}
-    result = xr.Dataset(
+
+
+def _outcomes(asked: Asked, arms: Mapping[str, Outcomes]) -> xr.Dataset:
+    """What came of every arm, on lost and on kept items."""
+    questions, n = asked.questions, len(asked.questions)
+    never = Outcomes(np.full(n, np.nan), [""] * n)
+    every = [arms.get(arm, never) for arm in ARMS]
+    right = np.array([outcome.right for outcome in every], dtype=float).reshape(len(ARMS), n)
+    texts = text_array([outcome.texts for outcome in every]).reshape(len(ARMS), n)
+    followers = [arm for arm in FOLLOW if arm in arms]
+    followed = [
+        np.where(np.isnan(arms[arm].right), np.nan, questions.follows(arms[arm].texts))
+        for arm in followers
+    ]
+    entities = text_array([item.entity.name for item in questions.items])
+    ids = [item.id for item in questions.items]
+    return xr.Dataset(
         {
-            "recovered": (("arm", "lost"), _table(tables, len(lost))),
-            "said": (
-                ("arm", "lost"),
-                text_array(list(words.values())).reshape(len(words), len(lost)),
+            "recovered": (("arm", "tried"), right[:, asked.tried]),
+            "still_right": (("arm", "kept"), right[:, asked.kept]),
+            "said": (("arm", "tried"), texts[:, asked.tried]),
+            "followed": (
+                ("follow_arm", "tried"),
+                np.array(followed, dtype=float).reshape(len(followers), n)[:, asked.tried],
             ),
-            "followed": (("follow_arm", "tried"), _table(followed, len(tried))),
-            "still_right": (("harm_arm", "kept"), _table(still, len(kept))),
-            "lost_entity": ("lost", text_array([item.entity.name for item in lost.items])),
-            "tried_entity": ("tried", text_array([item.entity.name for item in tried.items])),
-            "kept_entity": ("kept", text_array([item.entity.name for item in kept.items])),
+            "half": ("tried", asked.half[asked.tried]),
+            "kept_half": ("kept", asked.half[asked.kept]),
+            "tried_entity": ("tried", entities[asked.tried]),
+            "kept_entity": ("kept", entities[asked.kept]),
+            "lost_entity": (
+                "lost",
+                text_array([item.entity.name for item in asked.every_lost]),
+            ),
         },
         coords={
-            "arm": list(tables),
-            "follow_arm": list(followed),
-            "harm_arm": list(still),
-            "lost": [item.id for item in lost.items],
-            "tried": [item.id for item in tried.items],
-            "kept": [item.id for item in kept.items],
-        },
-        attrs={
-            "last_block": last_block,
-            "last_mlp": last_mlp,
-            "random_seeds": protocol.random_seeds,
-            "whole_arm": whole_arm,
-            "heuristic": max(scores, key=lambda place: scores[place], default="none"),
+            "arm": list(ARMS),
+            "follow_arm": followers,
+            "tried": ids[asked.tried],
+            "kept": ids[asked.kept],
+            "lost": [item.id for item in asked.every_lost],
         },
     )
-    result["heuristic_gain"] = ("heuristic_place", np.array([*scores.values()], dtype=float))
-    result = result.assign_coords(heuristic_place=[*scores])
-    return result.merge(back, combine_attrs="no_conflicts")
 
 
-def heuristic(questions: Questions, *, last: int) -> tuple[dict[str, float], np.ndarray, list[str]]:
-    """Choose the place of the transplant on one part of the entities, and score the others.
-
-    Returns
-    -------
-    scores : dict of str to float
-        For each place, the mean log-probability it gives to the answer's first token, nats; empty
-        where there are no two entities.
-    recovered : ndarray [item]
-        NaN on the part that chose.
-    said : list of str
-    """
-    study, n = questions.study, len(questions)
-    dev = dev_part(questions.items, seed=study.seed, protocol=study.protocol)
-    recovered, said = np.full(n, np.nan), [""] * n
-    if not dev.any():
-        return {}, recovered, said
-    chosen_on, rest = (np.nonzero(rows)[0].tolist() for rows in (dev, ~dev))
-    places, table = gains(questions.only(chosen_on), last=last)
-    mean = table.mean(1)
-    place = places[int(mean.argmax())]
-    scored = transplant_at(questions.only(rest), place, last=last)
-    recovered[rest] = scored.right
-    for i, text in zip(rest, scored.texts, strict=True):
-        said[i] = text
-    scores = {str(tried): float(gain) for tried, gain in zip(places, mean, strict=True)}
-    return scores, recovered, said
-
-
-def _table(rows: dict[str, np.ndarray], width: int) -> np.ndarray:
-    return np.array([np.asarray(row, dtype=float) for row in rows.values()]).reshape(
-        len(rows), width
+def _choices(place: Chosen, span: Chosen) -> xr.Dataset:
+    """What was chosen for each half on the other."""
+    return xr.Dataset(
+        {
+            "place_gain": (("place", "tried"), place.scores),
+            "span_score": (("place", "tried"), span.scores),
+            "chosen_place": ("part", text_array(place.names)),
+            "chosen_span": ("part", text_array(span.names)),
+            "chosen_place_index": ("part", place.which),
+            "chosen_span_ends": (("part", "end"), span.which),
+        },
+        coords={"place": place.candidates},
     )
+
+
+def _every_lost(asked: Asked, arms: Mapping[str, Outcomes], *, last_block: int) -> np.ndarray:
+    """Whether the whole transplant gives each lost item back, those not tried included."""
+    study = asked.questions.study
+    tried = asked.questions.items[asked.tried]
+    back: dict[str, float] = {}
+    if tried:
+        right = arms[own_arm(study.vlm, WHOLE)].right
+        back = {item.id: bool(won) for item, won in zip(tried, right, strict=False)}
+    if rest := [item for item in asked.every_lost if item.id not in back]:
+        outcome = whole_transplant(Questions(study, rest), last_block=last_block)
+        back |= {item.id: bool(won) for item, won in zip(rest, outcome.right, strict=True)}
+    return np.array([back[item.id] for item in asked.every_lost], dtype=bool)

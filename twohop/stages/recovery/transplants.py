@@ -1,21 +1,27 @@
 """Writing the backbone's entity into the VLM, and the controls that must fail."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from interventions import Model, Patch, Prompt, Site, transplant
+from interventions import Model, Positions, Prompt, transplant
 from interventions.model.sites import Component
-from interventions.prompt.positions import from_lists
-from twohop.ask.memory import read
-from twohop.ask.on_server import Task, Tick
+from twohop.ask.on_server import Task
 from twohop.ask.questions import Questions, Rows, Scored
-from twohop.ask.roles import entity_tokens, has_image_tokens, last_entity_token, question_tokens
+from twohop.ask.roles import entity_tokens, has_image_tokens, last_entity_token
 from twohop.ask.study import mean_of_others
+from twohop.items.items import Benchmark, Item, Template
 from twohop.stages.patched import free_answers
-from twohop.stages.recovery.arms import LAST, WHOLE, WHOLE_MLP, WITHOUT_IMAGE_TOKENS, WRITTEN
+from twohop.stages.recovery.arms import LAST, WHOLE, WHOLE_MLP, WITHOUT_IMAGE_TOKENS
+from twohop.stages.recovery.values import (
+    Reading,
+    Sites,
+    blocks_to,
+    entity_values,
+    matched_noise,
+)
 
 
 def own_arm(vlm: Model, arm: str) -> str:
@@ -24,145 +30,63 @@ def own_arm(vlm: Model, arm: str) -> str:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Values of entities in the backbone, at the last token of their names.
+class Writing:
+    """What an arm writes, and where.
 
     Attributes
     ----------
-    questions : Questions
-        About the entities.
     component : str
-    layers : list of int
+    values : Tensor [layer, item, d_model]
+        From the backbone's block 0 on.
+    at : callable
+        ``at(prompt, rows)``: the tokens of the rows of a prompt; each gets its item's value.
     """
 
-    questions: Questions
     component: Component
-    layers: list[int]
+    values: torch.Tensor
+    at: Callable[[Prompt, Rows], Positions]
 
 
-def entity_values(*readings: Reading) -> list[torch.Tensor]:
-    """Backbone activations at the last token of entities, [layer, item, d_model] for each reading.
+@dataclass(frozen=True)
+class Outcomes:
+    """What came of an arm.
 
-    Of items of the same relations in the same order; all in one go, as on a server each is a
-    request.
+    Attributes
+    ----------
+    right : ndarray of float [item]
+        Whether the answer is right; a share, over several tries; NaN where it could not be tried.
+    texts : list of str
+        Free answers; empty where there are several.
     """
-    questions = readings[0].questions
-    backbone = questions.study.backbone
 
-    def arguments(rows: Rows) -> Task:
-        return (
-            [
-                (reading.questions.named(backbone, rows), reading.component, reading.layers)
-                for reading in readings
-            ],
-        )
+    right: np.ndarray
+    texts: list[str]
 
-    of_items = questions.map(name_values, arguments, model=backbone, passes=0)
-    return [*torch.stack(of_items, dim=1).split([len(reading.layers) for reading in readings])]
+    @classmethod
+    def of(cls, scored: Scored) -> "Outcomes":
+        """Return those of answers."""
+        return cls(scored.right.astype(float), scored.texts)
 
+    def without(self, items: np.ndarray) -> "Outcomes":
+        """Return the same with nothing for some items, bool [item]: it could not be tried there."""
+        texts = ["" if gone else text for gone, text in zip(items, self.texts, strict=True)]
+        return replace(self, right=np.where(items, np.nan, self.right), texts=texts)
 
-def name_values(
-    model: Model, asked: Sequence[tuple[Prompt, Component, list[int]]], *, tick: Tick
-) -> torch.Tensor:
-    """Activations at the last token of entities, those of all prompts, [row, layer, d_model]."""
-    values = [
-        read(model, prompt, [Site(component, layers, prompt.at("entity", -1))])[0].cpu()
-        for prompt, component, layers in asked
-    ]
-    tick(0)
-    return torch.cat(values).movedim(1, 0)
+    def only(self, rows: slice) -> "Outcomes":
+        """Return those of some items."""
+        return Outcomes(self.right[rows], self.texts[rows])
 
 
-def blocks_to(last: int) -> list[int]:
-    """Blocks from 0 to ``last``; block 0 at least."""
-    return list(range(max(last, 0) + 1))
-
-
-def matched_noise(values: torch.Tensor, *, seed: int) -> torch.Tensor:
-    """Random directions with the norms of ``values`` [layer, item, d_model]."""
-    noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed))
-    return noise / noise.norm(dim=-1, keepdim=True) * values.norm(dim=-1, keepdim=True)
-
-
-def transplant_arms(
-    questions: Questions,
-    *,
-    last_block: int,
-    last_mlp: int,
-    arms: Sequence[str] = WRITTEN,
-) -> dict[str, Scored]:
-    """Run the arms that write backbone values at fixed positions.
-
-    Into all image tokens or the last one; where an image has none, into all of the question's
-    tokens or the last of the prompt.
+def free_outcomes(
+    questions: Questions, writings: Mapping[str, Writing], *, marked: bool = False
+) -> dict[str, Outcomes]:
+    """Free answers about the pictures of items under each writing.
 
     Parameters
     ----------
     questions : Questions
-    last_block : int
-        Block outputs are written in blocks 0 to this one.
-    last_mlp : int
-        MLP outputs are written in blocks 0 to this one.
-    arms : sequence of str
-        Which of :data:`twohop.stages.recovery.arms.WRITTEN`.
-
-    Returns
-    -------
-    dict of str to Scored
-        By :func:`own_arm`.
-    """
-    study, pair = questions.study, questions.study.pair
-    readings = {"own": Reading(questions, "resid_post", blocks_to(last_block))}
-    if "wrong_entity" in arms:
-        readings["other"] = Reading(questions.others, "resid_post", blocks_to(last_block))
-    if WHOLE_MLP in arms:
-        readings["mlp"] = Reading(questions, "mlp_out", blocks_to(last_mlp))
-    values = dict(zip(readings, entity_values(*readings.values()), strict=True))
-    own = values["own"]
-    sources: dict[str, tuple[Component, torch.Tensor]] = {
-        WHOLE: ("resid_post", own),
-        LAST: ("resid_post", own),
-        WHOLE_MLP: ("mlp_out", values.get("mlp", own)),
-        "wrong_entity": ("resid_post", values.get("other", own)),
-        "mean_entity": ("resid_post", mean_of_others(own, questions.items)),
-        "norm_matched": ("resid_post", matched_noise(own, seed=study.seed)),
-    }
-
-    def cells_of(shown: Prompt, rows: Rows) -> list[list[Patch]]:
-        # One arm to a cell: a decoding step costs the same for all arms as for one.
-        cells = []
-        for arm in arms:
-            component, value = sources[arm]
-            place = (last_entity_token if arm == LAST else entity_tokens)(shown)
-            blocks = slice(len(value))
-            cells.append(
-                transplant(pair, value[:, rows], component=component, layers=blocks, write_at=place)
-            )
-        return cells
-
-    said = said_in_cells(questions, cells_of, n_cells=len(arms))
-    return {
-        own_arm(study.vlm, arm): questions.score(texts)
-        for arm, texts in zip(arms, said, strict=True)
-    }
-
-
-def said_in_cells(
-    questions: Questions,
-    cells_of: Callable[[Prompt, Rows], list[list[Patch]]],
-    *,
-    n_cells: int,
-    marked: bool = False,
-) -> list[list[str]]:
-    """Free answers about the pictures of items under interventions, [cell][item].
-
-    Parameters
-    ----------
-    questions : Questions
-    cells_of : callable
-        ``cells_of(prompt, rows)`` gives the cells of the prompt of some of the items.
-    n_cells : int
-        How many these are.
+    writings : dict of str to Writing
+        By arm.
     marked : bool
         Leave the question in the rows and give it the role ``asked``, to be written into.
     """
@@ -171,42 +95,153 @@ def said_in_cells(
     def arguments(rows: Rows) -> Task:
         share: bool | str = questions.template(rows).prefix if marked else True
         shown = questions.shown(rows, marked=marked, share_prefix=share)
-        return shown, cells_of(shown, rows), study.decoding
+        # One arm to a cell: a decoding step costs the same for all arms as for one.
+        cells = [
+            transplant(
+                study.pair,
+                writing.values[:, rows],
+                component=writing.component,
+                layers=slice(len(writing.values)),
+                write_at=writing.at(shown, rows),
+            )
+            for writing in writings.values()
+        ]
+        return shown, cells, study.decoding
 
-    of_items = questions.map(free_answers, arguments, model=study.vlm, passes=n_cells)
-    return [[texts[cell] for texts in of_items] for cell in range(n_cells)]
+    of_items = questions.map(free_answers, arguments, model=study.vlm, passes=len(writings))
+    return {
+        arm: Outcomes.of(questions.score([texts[cell] for texts in of_items]))
+        for cell, arm in enumerate(writings)
+    }
 
 
-def random_positions(questions: Questions, *, last_block: int) -> np.ndarray:
-    """Write the right values at random text tokens instead of the image's.
+def everywhere(prompt: Prompt, _rows: Rows) -> Positions:
+    """All image tokens; the question's, where an image has none."""
+    return entity_tokens(prompt)
 
-    As many as there are image tokens, but no more than a share of the question's, the protocol's
-    ``random_share``; where an image has none, at one, as there is one last token.
+
+def at_the_end(prompt: Prompt, _rows: Rows) -> Positions:
+    """The last image token; the last token of all, where an image has none."""
+    return last_entity_token(prompt)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the arms write, read from the backbone in one go.
+
+    Attributes
+    ----------
+    resid : dict of str to Tensor [layer, item, d_model]
+        Block outputs, of blocks 0 to ``last_block``: ``own``; of ``wrong``, another entity; of
+        the ``mean`` over the others; of ``noise`` of the same norm; and the entity's own as another
+        ``question`` or the ``naming`` prompt has them.
+    mlp : dict of str to Tensor [layer, item, d_model]
+        MLP outputs, of blocks 0 to ``last_mlp``: the first four.
+    no_other_question : ndarray of bool [item]
+        Whether there is no question about another fact; its values are then ``own``.
+    """
+
+    resid: dict[str, torch.Tensor]
+    mlp: dict[str, torch.Tensor]
+    no_other_question: np.ndarray
+
+
+def sources(questions: Questions, *, last_block: int, last_mlp: int) -> Sources:
+    """Read from the backbone what the arms write.
+
+    Parameters
+    ----------
+    questions : Questions
+    last_block : int
+        Block outputs are read of blocks 0 to this one.
+    last_mlp : int
+        MLP outputs are read of blocks 0 to this one.
+    """
+    study, benchmark = questions.study, questions.study.benchmark
+    other = {relation: other_question(benchmark, relation) for relation in benchmark.relations}
+
+    def another(rows: Rows) -> Template:
+        relation = questions.items[rows[0]].relation
+        return benchmark.templates[other[relation] or relation]
+
+    resid: Sites = [("resid_post", blocks_to(last_block))]
+    both: Sites = [*resid, ("mlp_out", blocks_to(last_mlp))]
+    [own, own_mlp], [wrong, wrong_mlp], [question], [naming] = entity_values(
+        Reading(questions, both),
+        Reading(questions.others, both),
+        Reading(questions, resid, another),
+        Reading(questions, resid, lambda rows: benchmark.naming),
+    )
+    return Sources(
+        {
+            **controls(own, wrong, questions.items, seed=study.seed),
+            "question": question,
+            "naming": naming,
+        },
+        controls(own_mlp, wrong_mlp, questions.items, seed=study.seed),
+        np.array([other[item.relation] is None for item in questions.items], dtype=bool),
+    )
+
+
+def controls(
+    own: torch.Tensor, wrong: torch.Tensor, items: Sequence[Item], *, seed: int
+) -> dict[str, torch.Tensor]:
+    """An entity's values, another's, the mean of the others', and noise; [layer, item, d_model]."""
+    return {
+        "own": own,
+        "wrong": wrong,
+        "mean": mean_of_others(own, items),
+        "noise": matched_noise(own, seed=seed),
+    }
+
+
+def other_question(benchmark: Benchmark, relation: str) -> str | None:
+    """The next relation that asks for another fact: its answers are not the same ones.
+
+    None where there is none: a relation in another wording is no other question.
+    """
+    order = benchmark.relations
+    start = order.index(relation)
+    return next(
+        (
+            other
+            for other in (*order[start + 1 :], *order[:start])
+            if benchmark.answer_set(other) != benchmark.answer_set(relation)
+        ),
+        None,
+    )
+
+
+def whole_arms(questions: Questions, read: Sources) -> dict[str, Outcomes]:
+    """Arms that write at all image tokens, or the last one.
+
+    Into all of the question's tokens or the last of the prompt, where an image has none.
 
     Returns
     -------
-    ndarray of bool [seed, item]
-        Whether the free answer is then right.
+    dict of str to Outcomes
+        By :func:`own_arm`.
     """
-    study = questions.study
-    n_seeds, share = study.protocol.random_seeds, study.protocol.random_share
-    layers = blocks_to(last_block)
-    [values] = entity_values(Reading(questions, "resid_post", layers))
+    resid: Component = "resid_post"
+    table = {
+        WHOLE: Writing(resid, read.resid["own"], everywhere),
+        LAST: Writing(resid, read.resid["own"], at_the_end),
+        WHOLE_MLP: Writing("mlp_out", read.mlp["own"], everywhere),
+        "whole_other_question": Writing(resid, read.resid["question"], everywhere),
+        "whole_naming_prompt": Writing(resid, read.resid["naming"], everywhere),
+        "wrong_entity": Writing(resid, read.resid["wrong"], everywhere),
+        "mean_entity": Writing(resid, read.resid["mean"], everywhere),
+        "norm_matched": Writing(resid, read.resid["noise"], everywhere),
+    }
+    outcomes = free_outcomes(questions, table)
+    outcomes["whole_other_question"] = outcomes["whole_other_question"].without(
+        read.no_other_question
+    )
+    return {own_arm(questions.study.vlm, arm): outcome for arm, outcome in outcomes.items()}
 
-    def cells_of(shown: Prompt, rows: Rows) -> list[list[Patch]]:
-        tokens = (entity_tokens if has_image_tokens(study.vlm) else last_entity_token)(shown)
-        question = question_tokens(shown)
-        generator = np.random.default_rng(study.seed)
-        mine, cells = values[:, rows], []
-        for _ in range(n_seeds):
-            lists = []
-            for row, most in enumerate(tokens.counts.tolist()):
-                free = question.index[row][question.mask[row]].tolist()
-                n = max(1, min(most, int(len(free) * share + 1e-9)))
-                lists.append(sorted(generator.choice(free, size=n, replace=False).tolist()))
-            drawn = from_lists(lists, length=shown.length, single=False, role="random position")
-            cells.append(transplant(study.pair, mine, layers=layers, write_at=drawn))
-        return cells
 
-    said = said_in_cells(questions, cells_of, n_cells=n_seeds, marked=True)
-    return np.array([questions.score(texts).right for texts in said])
+def whole_transplant(questions: Questions, *, last_block: int) -> Outcomes:
+    """The whole transplant alone: what the diagnosis of every lost item needs."""
+    [[own]] = entity_values(Reading(questions, [("resid_post", blocks_to(last_block))]))
+    [outcome] = free_outcomes(questions, {WHOLE: Writing("resid_post", own, everywhere)}).values()
+    return outcome
