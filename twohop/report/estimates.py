@@ -26,6 +26,8 @@ def unit_of(key: str) -> Unit:
     """
     if key.startswith("attribution_agreement/"):
         return "share" if key.endswith("/top") else "correlation"
+    if key.startswith("map_similarity/"):
+        return "correlation"
     if key.startswith("lateness_layers"):
         return "layers"
     return "points" if key.startswith("gap_points") else "share"

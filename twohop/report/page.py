@@ -143,7 +143,7 @@ def draw(tree: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figure]:
         "outcomes": outcomes_figure(summary),
         "resolution": resolution_figure(tree, summary),
         "windows": windows_figure(tree),
-        "map": map_figure(tree),
+        "map": map_figure(tree, protocol=protocol_of(tree)),
         "recovery": recovery_figure(summary),
     }
 
@@ -165,9 +165,10 @@ def alt_texts(summary: Mapping[str, Any]) -> dict[str, str]:
         "windows": "Curves over blocks of the backbone: answers that survive ablation from a block "
         "up, "
         f"and answers that follow a swap after it. The windows end after blocks {end} and {out}.",
-        "map": "Heat maps, backbone in text and VLM with images: component and token role by "
-        "blocks, share of the answer that a patch brings over. Above exact, by windows of blocks; "
-        "beneath estimated by attribution, block by block. Their agreement is in the table below.",
+        "map": "Heat maps, backbone in text, VLM with images on items it answers right and on lost "
+        "ones: component and token role by blocks, logits that a patch brings over. Left exact, by "
+        "windows of blocks; right estimated by attribution, block by block. Their agreement, and "
+        "the similarity of the maps, are in the tables below.",
         "recovery": "Bars with intervals: share of lost items right again under each arm. "
         "The numbers are in the table Lost items that come back.",
     }

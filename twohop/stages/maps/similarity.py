@@ -128,21 +128,17 @@ def similarity(
         return dict.fromkeys(SIMILARITIES, Similarity(nothing))
     generator = np.random.default_rng(seed)
     renamed = _renamed(maps[1].mean, generator)
-    n_entities = len(maps[0].sizes)
-    left_out = [(maps[0].without(i), maps[1].without(i)) for i in range(n_entities)]
-    fewest = int(min((side.sizes > 0).sum() for side in maps))
     measures = {}
     for name in SIMILARITIES:
         measured = float(_correlation(maps[0].mean, maps[1].mean, name))
         if np.isnan(measured):
             measures[name] = Similarity(nothing)
             continue
-        value, *reliable = without_noise(maps[0], maps[1], name)
+        _, *reliable = without_noise(maps[0], maps[1], name)
         null = _correlation(maps[0].mean, renamed, name)
         estimate = nothing
         if min(reliable) >= protocol.least_reliability:
-            others = np.array([without_noise(own, other, name)[0] for own, other in left_out])
-            estimate = _jackknife(value, others, fewest=fewest, n=n)
+            estimate = jackknife(maps[0], maps[1], name, n=n)
         measures[name] = Similarity(
             estimate,
             as_measured=measured,
@@ -232,15 +228,32 @@ def _unbiased(there: np.ndarray) -> float:
     return n / (n - 1) if n > 1 else 1.0
 
 
-def _jackknife(value: float, others: np.ndarray, *, fewest: int, n: int) -> Estimate:
-    """A correlation with Student's interval from those without each of the entities."""
+def jackknife(first: ByEntity, second: ByEntity, measure: str, *, n: int) -> Estimate:
+    """Correlation without noise, with Student's interval from leaving out each of the entities.
+
+    Parameters
+    ----------
+    first, second : ByEntity
+        On the same entities.
+    measure : str
+    n : int
+        Items, for the estimate.
+    """
     # Loaded where it is used: importing the package is to stay light.
     from scipy.special import stdtrit
 
+    value, *_ = without_noise(first, second, measure)
+    entities = range(len(first.sizes))
+    others = np.array(
+        [without_noise(first.without(i), second.without(i), measure)[0] for i in entities]
+    )
+    fewest = min(int((side.sizes > 0).sum()) for side in (first, second))
     spread = (len(others) - 1) / len(others) * ((others - others.mean()) ** 2).sum()
     reach = float(stdtrit(fewest - 1, 1 - TAIL) * np.sqrt(spread))
+    if np.isnan(reach):  # without one of them a map is no more than noise
+        return Estimate(float(np.clip(value, -1, 1)), -1.0, 1.0, n)
     low, value, high = (float(np.clip(end, -1, 1)) for end in (value - reach, value, value + reach))
-    return Estimate(value, low, high, n) if np.isfinite(reach) else Estimate(value, -1.0, 1.0, n)
+    return Estimate(value, low, high, n)
 
 
 def _renamed(maps: np.ndarray, generator: np.random.Generator) -> np.ndarray:
