@@ -175,8 +175,8 @@ class Protocol:
     least_span: float = _set(
         0.1,
         number("logits", least=0),
-        "difference between the two runs of a map, in logits, up to which a share of it says "
-        "nothing",
+        "difference between the two runs of a map, in logits: shares of it are given where its "
+        "interval begins above this",
     )
     attribution_methods: tuple[Attribution, ...] = _set(
         METHODS, words(METHODS), "ways to attribute: the first that a model allows is taken"
@@ -191,6 +191,11 @@ class Protocol:
         0.5,
         number("correlation", least=-1, most=1),
         "correlation with the exact map below which a map by attribution is doubtful",
+    )
+    least_reliability: float = _set(
+        0.5,
+        share(above=0),
+        "reliability of both maps from which on their similarity is also given without noise",
     )
 
     # Probes

@@ -160,7 +160,8 @@ def test_the_recall_blocks_are_found_where_they_were_put(
     assert stages["windows"].attrs["readout_end"] == READ_OUT
     assert stages["map_text"]["first_block"].values.tolist() == [*range(DEPTH)]
     for stage, mover in (("map_text", []), ("map_image", [1])):
-        mlp = stages[stage]["effect"].sel(component="mlp_out", role="entity").values
+        share = stages[stage]["share"].sel(group="right")
+        mlp = share.sel(component="mlp_out", role="entity").values
         assert mlp[list(RECALL)].max() > 0.2
         assert mlp[mover] == pytest.approx(1, abs=0.01), "who is seen passes there, and only there"
         idle = [block for block in range(DEPTH) if block not in (*RECALL, *mover)]

@@ -32,7 +32,7 @@ COMPONENTS = ("attn_out", "mlp_out", "resid_post")
 
 @pytest.fixture(scope="module")
 def aligned(llm: iv.Model, vlm: iv.Model) -> Study:
-    return Study(vlm, llm, find_pair("micro-aligned").benchmark())
+    return Study(vlm, llm, find_pair("micro-aligned").benchmark(), protocol=Protocol(map_items=12))
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +45,20 @@ Maps = tuple[xr.Dataset, xr.Dataset]
 
 @pytest.fixture(scope="module")
 def text(aligned: Study, taught: np.ndarray) -> Maps:
-    exact = patching_map(aligned, aligned.backbone, taught, shown=False)
+    exact = patching_map(aligned, aligned.backbone, {"right": taught}, shown=False)
     return exact, attribution_map(aligned, aligned.backbone, exact, shown=False)
 
 
 @pytest.fixture(scope="module")
 def image(aligned: Study, taught: np.ndarray) -> Maps:
-    exact = patching_map(aligned, aligned.vlm, taught, shown=True)
+    exact = patching_map(aligned, aligned.vlm, {"right": taught}, shown=True)
     return exact, attribution_map(aligned, aligned.vlm, exact, shown=True)
 
 
 @pytest.mark.parametrize("which", ["text", "image"])
 def test_attribution_peaks_where_recall_was_put(which: str, request: pytest.FixtureRequest) -> None:
     _, found = request.getfixturevalue(which)
-    effect = found["effect"]
+    effect = found["share"].sel(group="right")
     mlp = effect.sel(component="mlp_out")
     block, role = np.unravel_index(mlp.values.argmax(), mlp.shape)
     assert block in RECALL_BLOCKS
@@ -137,8 +137,9 @@ def test_agreement_is_with_the_exact_cells(
 
 def test_attribution_that_does_not_agree_is_doubtful(llm: iv.Model, taught: np.ndarray) -> None:
     late = iv.load(micro_folder("micro-late"))
-    study = Study(late, llm, find_pair("micro-late").benchmark())
-    exact = patching_map(study, study.vlm, taught, shown=True)
+    benchmark = find_pair("micro-late").benchmark()
+    study = Study(late, llm, benchmark, protocol=Protocol(map_items=12))
+    exact = patching_map(study, study.vlm, {"right": taught}, shown=True)
     found = attribution_map(study, study.vlm, exact, shown=True)
     low = found["agreement_low"]
     assert doubtful(float(low.sel(measure="mlp_out"))), "late entities recall nothing there"
@@ -173,7 +174,7 @@ def test_runs_of_other_lengths_are_attributed_by_another_method(aligned: Study, 
 def test_swaps_can_be_told_apart_and_correspond(aligned: Study, taught: np.ndarray) -> None:
     for model, shown in ((aligned.backbone, False), (aligned.vlm, True)):
         pairs = swapped_items(aligned, model, taught, shown=shown)
-        assert len(pairs) == 9
+        assert len(pairs) == aligned.protocol.map_items
         for swap in swaps(aligned, model, pairs, shown=shown):
             assert swap.roles == list(MAP_ROLES)
             assert all(a != b for a, b in zip(swap.answers, swap.foils, strict=True))
@@ -182,6 +183,48 @@ def test_swaps_can_be_told_apart_and_correspond(aligned: Study, taught: np.ndarr
                 assert {r: len(one[r]) for r in MAP_ROLES} == {r: len(other[r]) for r in MAP_ROLES}
                 tokens = [*one["entity"], *one["between"], *one["last"]]
                 assert tokens == list(range(tokens[0], tokens[0] + len(tokens)))
+
+
+def test_maps_of_two_models_swap_an_item_with_the_same_one(
+    aligned: Study, taught: np.ndarray
+) -> None:
+    text = dict(swapped_items(aligned, aligned.backbone, taught, shown=False))
+    fewer = taught.copy()
+    fewer[np.nonzero(taught)[0][::2]] = False
+    for right in (taught, fewer):
+        image = dict(swapped_items(aligned, aligned.vlm, right, shown=True))
+        both = {*text} & {*image}
+        assert len(both) >= 4
+        assert all(text[item] == image[item] for item in both)
+    assert len({other.entity for other in text.values()}) > 4
+
+
+def test_groups_of_items_are_measured_apart(aligned: Study, taught: np.ndarray) -> None:
+    few = replace(aligned, protocol=Protocol(map_items=3, agreement_resamples=20))
+    groups = {
+        "right": taught & (np.arange(len(taught)) % 2 == 0),
+        "lost": taught & (np.arange(len(taught)) % 2 == 1),
+    }
+    exact = patching_map(few, few.vlm, groups, shown=True)
+    assert exact["map_group"].values.tolist() == ["right"] * 3 + ["lost"] * 3
+    ids = [item.id for item in few.benchmark.items]
+    for group, mine in groups.items():
+        rows = exact["map_group"].values == group
+        assert all(mine[ids.index(item)] for item in exact["map_item"].values[rows])
+        mean = exact["restored"].isel(map_item=np.nonzero(rows)[0]).mean("map_item")
+        xr.testing.assert_allclose(exact["effect"].sel(group=group, drop=True), mean)
+        assert float(exact["span_mean"].sel(group=group)) == pytest.approx(
+            float(exact["span"].values[rows].mean())
+        )
+    found = attribution_map(few, few.vlm, exact, shown=True)
+    assert found["group"].values.tolist() == ["right", "lost"]
+    alone = attribution_map(
+        few, few.vlm, exact.isel(map_item=slice(3, 6)).sel(group=["lost"]), shown=True
+    )
+    for name in ("effect", "effect_low", "group_agreement"):
+        xr.testing.assert_allclose(
+            found[name].sel(group="lost"), alone[name].sel(group="lost"), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_sublayers_of_a_window_are_added_up() -> None:
@@ -220,13 +263,13 @@ def test_maps_of_other_architectures(
     study = Study(vlm, backbone, data_benchmark(check(made.data), writer))
     every = np.ones(len(study.benchmark.items), dtype=bool)
     for model, shown in ((backbone, False), (vlm, True)):
-        exact = patching_map(study, model, every, shown=shown)
+        exact = patching_map(study, model, {"right": every}, shown=shown)
         found = attribution_map(study, model, exact, shown=shown)
         assert found.attrs["refused"] == ""
         assert np.allclose(found["span"], exact["span"], atol=1e-4)
         there = roles if shown else MAP_ROLES
         for one in (exact, found):
-            known = one["effect"].notnull().any("component")
+            known = one["effect"].sel(group="right").notnull().any("component")
             assert [r for r in MAP_ROLES if known.sel(role=r).all()] == list(there)
     assert found.attrs["method"] == method
     assert float(found["agreement"].sel(measure="all")) > 0.8

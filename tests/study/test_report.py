@@ -104,7 +104,7 @@ def expected(summary: dict, key: str) -> str:
     if isinstance(found, dict):
         if found["value"] is None:
             return NOT_MEASURED
-        if key.startswith("attribution_agreement") and not key.endswith("top"):
+        if key.startswith(("attribution_agreement", "map_similarity")) and key[-3:] != "top":
             value, low, high = (f"{found[name]:.2f}" for name in ("value", "low", "high"))
             return f"{value} [{low}, {high}]"
         layers = "lateness" in key
@@ -113,6 +113,8 @@ def expected(summary: dict, key: str) -> str:
         sign = "" if layers or points else " %"
         value, low, high = (round(found[name] * scale) for name in ("value", "low", "high"))
         return f"{value}{sign} [{low}, {high}]"
+    if key.startswith("map_similarity"):
+        return "–" if found is None else f"{found:.2f}"
     return str(found)
 
 

@@ -68,7 +68,7 @@ def test_the_enrichment_window_is_where_recall_was_put(runs: Path) -> None:
 
 def test_the_exact_map_finds_the_recall_blocks(runs: Path) -> None:
     found = read_tree(runs / "micro-naming")["map_text"].to_dataset()
-    effect = found["effect"]
+    effect = found["share"].sel(group="right")
     mlp = effect.sel(component="mlp_out", role="entity").values
     blocks = [int(b) for b in found["first_block"]]
     inside = [i for i, block in enumerate(blocks) if block in RECALL_BLOCKS]

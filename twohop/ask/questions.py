@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -258,12 +259,17 @@ class Questions:
 
 
 def draw_rivals(
-    study: Study, items: Sequence[Item], *, alike: Callable[[Item, Item], bool] | None = None
+    study: Study,
+    items: Sequence[Item],
+    *,
+    alike: Callable[[Item, Item], bool] | None = None,
+    each_by_itself: bool = False,
 ) -> Rivals:
     """For each item, one of the same relation about another entity, with none of its answers.
 
     Drawn from the whole benchmark, so that following the other can be told from being right; from
     those that are ``alike(item, other)`` where there are any. None where there is no such item.
+    ``each_by_itself``: an item's rival is the same whatever other items there are.
     """
     known = study.benchmark.items
     accepted = {item.id: {normalise(answer) for answer in item.answers} for item in known}
@@ -279,6 +285,8 @@ def draw_rivals(
         ]
         if alike is not None:
             possible = [other for other in possible if alike(item, other)] or possible
+        if each_by_itself:
+            generator = np.random.default_rng([study.seed, crc32(item.id.encode())])
         rivals.append(possible[int(generator.integers(len(possible)))] if possible else None)
     return rivals
 

@@ -28,6 +28,9 @@ def unit_of(key: str) -> Unit:
         return "share" if key.endswith("/top") else "correlation"
     if key == "lateness/blocks":
         return "layers"
+    if key.startswith("map_similarity/"):
+        return "correlation"
+        return "layers"
     if key.startswith("prediction/auc"):
         return "correlation"
     return "points" if key.startswith("gap_points") else "share"

@@ -140,7 +140,7 @@ def draw(tree: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figure]:
         "windows": windows_figure(tree),
         "timetable": timetable_figure(tree),
         "calibration": calibration_figure(tree),
-        "map": map_figure(tree),
+        "map": map_figure(tree, protocol=protocol_of(tree)),
         "recovery": recovery_figure(summary),
     }
 
@@ -166,9 +166,10 @@ def alt_texts(summary: Mapping[str, Any]) -> dict[str, str]:
         "When the entity comes.",
         "calibration": "Share of items lost against the share that the timetable expects, with "
         "intervals. The numbers are in the table What the timetable predicts.",
-        "map": "Heat maps, backbone in text and VLM with images: component and token role by "
-        "blocks, share of the answer that a patch brings over. Above exact, by windows of blocks; "
-        "beneath estimated by attribution, block by block. Their agreement is in the table below.",
+        "map": "Heat maps, backbone in text, VLM with images on items it answers right and on lost "
+        "ones: component and token role by blocks, logits that a patch brings over. Left exact, by "
+        "windows of blocks; right estimated by attribution, block by block. Their agreement, and "
+        "the similarity of the maps, are in the tables below.",
         "recovery": "Bars with intervals: share of lost items right again under each arm. "
         "The numbers are in the table Lost items that come back.",
     }

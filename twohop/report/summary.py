@@ -14,6 +14,7 @@ from twohop.published.architecture import Class, architecture_of
 from twohop.scoring import OUTCOMES
 from twohop.stages.diagnosis import VERDICTS, beats_its_null, read_at_image
 from twohop.stages.maps.agreement import agreement_of_run, refusals
+from twohop.stages.maps.similarity import similarity_of_run
 from twohop.stages.provenance import protocol_of
 from twohop.stages.recall import GATES
 from twohop.stages.recovery.arms import ALL_ARMS, KNOWN, WHOLE, WITHOUT_IMAGE_TOKENS
@@ -185,6 +186,7 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         "n_lost": int(recovery.attrs["n_lost"]),
         "n_kept": int(recovery.attrs["n_kept"]),
         "prediction": prediction_of(tree),
+        "map_similarity": similarity_of_run(tree, seed=seed, protocol=protocol),
         "mcnemar": {"only_text": only_text, "only_image": only_image, "p": p},
         "answers_cut": answers_cut(gates),
         "forced_default": str(gates.attrs["forced_default"]),

@@ -89,4 +89,10 @@ ARCHITECTURES = {
 
 COMPONENTS = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual stream"}
 MAPS = {"text": "Backbone, text", "image": "VLM, image"}
+MAP_GROUPS = {"right": "answered right", "lost": "lost"}
+SIMILARITIES = {
+    "sublayers": "attention and MLP",
+    **{name: f"  {label}" for name, label in COMPONENTS.items()},
+    "all": "all cells",
+}
 MAP_ROLES = {"entity": "entity", "between": "between", "last": "last token"}

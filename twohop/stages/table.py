@@ -75,7 +75,7 @@ def _map_text(study: "Study", done: "Done") -> "xr.Dataset":
     from twohop.stages.windows import in_circuit
 
     known = in_circuit(done["backbone_text"])
-    return patching_map(study, study.backbone, known, shown=False)
+    return patching_map(study, study.backbone, {"right": known}, shown=False)
 
 
 def _attribution_text(study: "Study", done: "Done") -> "xr.Dataset":
@@ -100,9 +100,11 @@ def _map_image(study: "Study", done: "Done") -> "xr.Dataset":
     from twohop.stages.maps.exact import patching_map
     from twohop.stages.windows import in_circuit
 
-    recognised = done["recall"]["right"].sel(gate="recognised").values
-    known = in_circuit(done["backbone_text"]) & recognised
-    return patching_map(study, study.vlm, known, shown=True)
+    right = done["recall"]["right"]
+    known = in_circuit(done["backbone_text"]) & right.sel(gate="recognised").values
+    answered = right.sel(gate="vlm_image").values
+    groups = {"right": known & answered, "lost": known & ~answered}
+    return patching_map(study, study.vlm, groups, shown=True)
 
 
 def _attribution_image(study: "Study", done: "Done") -> "xr.Dataset":

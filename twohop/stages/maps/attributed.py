@@ -16,7 +16,8 @@ from twohop.ask.memory import Batches
 from twohop.ask.study import Study
 from twohop.stages.maps.agreement import MEASURES, agreement, in_windows
 from twohop.stages.maps.contrasts import MAP_ROLES, Swap, swaps
-from twohop.stages.maps.exact import MAP_COMPONENTS, share_of
+from twohop.stages.maps.effects import group_effects
+from twohop.stages.maps.exact import MAP_COMPONENTS
 
 ROWS = 16  # of a backward pass, which holds their activations
 
@@ -39,11 +40,13 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
     Returns
     -------
     Dataset
-        ``effect`` (component, layer, role): estimated share of the logit difference that patching
-        this place alone would restore; ``score`` (component, layer, role, map_item) and ``span``
-        (map_item): the same before the ratio, in logits. ``agreement`` (measure) with
+        ``effect`` (group, component, layer, role) with ``effect_low`` and ``effect_high``:
+        estimated logits that patching this place alone would restore, as in the exact map;
+        ``share``, ``span_mean``, ``span_low`` and ``span_high`` as there; ``score`` (component,
+        layer, role, map_item) and ``span`` (map_item): of each item. ``agreement`` (measure) with
         ``agreement_low`` and ``agreement_high``: see
-        :func:`twohop.stages.maps.agreement.agreement`.
+        :func:`twohop.stages.maps.agreement.agreement`, over all items; ``group_agreement``
+        (group, measure) with its ends: over those of a group.
         Attributes: ``method`` and ``method_name``, and ``refused``: why no method could be used,
         empty if one could; everything is NaN then.
 
@@ -81,30 +84,55 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
             break
     if refused:
         score[:], span[:] = np.nan, np.nan
-    estimates = agreement(
-        in_windows(score, exact["first_block"].values, exact["last_block"].values),
-        exact["restored"].transpose("component", "window", "role", "map_item").values,
-        [item.entity.code for item, _ in pairs],
-        seed=study.seed,
-        protocol=protocol,
-    )
-    effect = share_of(score, span, least=protocol.least_span)
-    bounds = {"agreement": "value", "agreement_low": "low", "agreement_high": "high"}
+    groups, of_items = exact["group"].values, exact["map_group"].values
+    entities = np.array([item.entity.code for item, _ in pairs], dtype=object)
+    windows = in_windows(score, exact["first_block"].values, exact["last_block"].values)
+    restored = exact["restored"].transpose("component", "window", "role", "map_item").values
+
+    def compared(rows: np.ndarray) -> list[list[float]]:
+        """Value, low and high of each measure on some items."""
+        estimates = agreement(
+            windows[..., rows],
+            restored[..., rows],
+            entities[rows].tolist(),
+            seed=study.seed,
+            protocol=protocol,
+        )
+        return [
+            [getattr(estimates[measure], bound) for measure in MEASURES]
+            for bound in ("value", "low", "high")
+        ]
+
+    ends = ("agreement", "agreement_low", "agreement_high")
+    of_all = compared(np.ones(len(pairs), dtype=bool))
+    of_groups = [compared(of_items == group) for group in groups]
     return xr.Dataset(
         {
-            "effect": (("component", "layer", "role"), effect),
+            **group_effects(
+                score,
+                span,
+                entities=entities.tolist(),
+                item_groups=of_items.tolist(),
+                groups=groups.tolist(),
+                cell_dims=("component", "layer", "role"),
+                least=protocol.least_span,
+            ),
             "score": (("component", "layer", "role", "map_item"), score),
             "span": ("map_item", span),
+            **{name: ("measure", of_all[end]) for end, name in enumerate(ends)},
             **{
-                name: ("measure", [getattr(estimates[measure], bound) for measure in MEASURES])
-                for name, bound in bounds.items()
+                f"group_{name}": (("group", "measure"), [numbers[end] for numbers in of_groups])
+                for end, name in enumerate(ends)
             },
         },
         coords={
+            "group": groups,
             "component": list(MAP_COMPONENTS),
             "layer": np.arange(model.n_layers),
             "role": list(MAP_ROLES),
             "map_item": exact["map_item"].values,
+            "map_group": ("map_item", of_items),
+            "map_entity": ("map_item", exact["map_entity"].values),
             "measure": list(MEASURES),
         },
         attrs={

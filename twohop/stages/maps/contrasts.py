@@ -49,7 +49,9 @@ def swapped_items(study: Study, model: Model, right: np.ndarray, *, shown: bool)
     """Items, each with another that it can be told from; at most the protocol's ``map_items``.
 
     Their answers begin with different tokens. Names have as many tokens where there is such a
-    pair, so that the runs correspond token by token.
+    pair, so that the runs correspond token by token. Which items are drawn, and with whom each is
+    swapped, depends on the item and the seed alone, so that the maps of two models, and in text and
+    with pictures, are of the same pairs as far as both have the items.
 
     Parameters
     ----------
@@ -82,10 +84,11 @@ def swapped_items(study: Study, model: Model, right: np.ndarray, *, shown: bool)
         return firsts[item.id] != firsts[other.id]
 
     def alike(item: Item, other: Item) -> bool:
-        same_length = shown or lengths[item.entity.name] == lengths[other.entity.name]
+        same_length = lengths[item.entity.name] == lengths[other.entity.name]
         return same_length and told(item, other)
 
-    pairs = zip(items, draw_rivals(study, items, alike=alike), strict=True)
+    rivals = draw_rivals(study, items, alike=alike, each_by_itself=True)
+    pairs = zip(items, rivals, strict=True)
     return [(own, other) for own, other in pairs if other is not None and told(own, other)]
 
 

@@ -1,10 +1,12 @@
 """A small exact patching map: which sublayers, at which tokens, carry the fact.
 
 The prompt is run about one entity (clean) and about another (corrupt). A clean value is put into
-the corrupt run; the effect is the share of the clean-corrupt difference that comes back, in the
-logit of the clean entity's answer minus that of the other's, as a ratio of means over items. 0 is
-no effect, 1 is all of it.
+the corrupt run; the effect is what comes back of the clean-corrupt difference, the span, in the
+logit of the clean entity's answer minus that of the other's. It is measured apart on items that are
+answered right, where there is recall to be found, and on items that are lost.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -17,9 +19,12 @@ from twohop.ask.on_server import Tick
 from twohop.ask.questions import Questions, side_by_side
 from twohop.ask.study import Study
 from twohop.stages.maps.contrasts import MAP_ROLES, Swap, swapped_items, swaps
+from twohop.stages.maps.effects import group_effects
 from twohop.stages.patched import Cells, run_cells
 
 MAP_COMPONENTS: tuple[Component, ...] = ("attn_out", "mlp_out", "resid_post")
+GROUPS = ("right", "lost")
+"""Groups of items: answered right, and lost though the entity is named and the fact is known."""
 
 
 def window_edges(n_layers: int, *, most: int) -> np.ndarray:
@@ -27,29 +32,39 @@ def window_edges(n_layers: int, *, most: int) -> np.ndarray:
     return np.linspace(0, n_layers, min(n_layers, most) + 1).round().astype(int)
 
 
-def patching_map(study: Study, model: Model, right: np.ndarray, *, shown: bool) -> xr.Dataset:
-    """Measure the map of one model.
+def patching_map(
+    study: Study, model: Model, groups: Mapping[str, np.ndarray], *, shown: bool
+) -> xr.Dataset:
+    """Measure the map of one model on each group of items.
 
     Parameters
     ----------
     study : Study
     model : Model
-    right : ndarray of bool [item]
-        Items to draw from.
+    groups : mapping of str to ndarray of bool [item]
+        Which items belong to each of :data:`GROUPS`, or to some of them; no item to two.
     shown : bool
         Whether it is asked about pictures, as the VLM is, or about names, as the backbone is.
 
     Returns
     -------
     Dataset
-        ``effect`` (component, window, role): share of the logit difference restored, NaN where
-        clean and corrupt runs do not differ, and at roles that the model does not have;
-        ``restored`` (component, window, role, map_item) and
-        ``span`` (map_item): the same before the ratio, in logits; ``first_block`` and
-        ``last_block`` (window). ``resid_post`` is patched after the window's last block, the
-        sublayers in all its blocks.
+        ``effect`` (group, component, window, role): logits restored, the mean over items, with
+        ``effect_low`` and ``effect_high``, Student's interval over entities; NaN at roles that the
+        model does not have. ``span_mean``, ``span_low``, ``span_high`` (group): the whole
+        difference, likewise. ``share`` (group, component, window, role): the effect as a part of
+        the span, NaN where the span's interval does not begin above the protocol's ``least_span``.
+        ``restored`` (component, window, role, map_item) and ``span`` (map_item): the same of each
+        item; ``first_block`` and ``last_block`` (window). Coordinates of ``map_item``:
+        ``map_group``, ``map_entity`` (its code) and ``swapped_with``. ``resid_post`` is patched
+        after the window's last block, the sublayers in all its blocks.
     """
-    pairs = swapped_items(study, model, right, shown=shown)
+    of_groups = {
+        group: swapped_items(study, model, mine, shown=shown) for group, mine in groups.items()
+    }
+    pairs = [pair for of_group in of_groups.values() for pair in of_group]
+    item_groups = [group for group, of_group in of_groups.items() for _ in of_group]
+    entities = [item.entity.code for item, _ in pairs]
     edges = window_edges(model.n_layers, most=study.protocol.map_windows)
     questions = Questions(study, [item for item, _ in pairs])
     swap_of = {swap.rows[0]: swap for swap in swaps(study, model, pairs, shown=shown)}
@@ -67,33 +82,32 @@ def patching_map(study: Study, model: Model, right: np.ndarray, *, shown: bool) 
     shape = (len(MAP_COMPONENTS), len(edges) - 1, len(MAP_ROLES))
     restored = side_by_side([cells for cells, _ in of_items], shape)
     span = side_by_side([whole for _, whole in of_items], ())
-    effect = share_of(restored, span, least=study.protocol.least_span)
     return xr.Dataset(
         {
-            "effect": (("component", "window", "role"), effect),
+            **group_effects(
+                restored,
+                span,
+                entities=entities,
+                item_groups=item_groups,
+                groups=[*groups],
+                cell_dims=("component", "window", "role"),
+                least=study.protocol.least_span,
+            ),
             "restored": (("component", "window", "role", "map_item"), restored),
             "span": ("map_item", span),
             "first_block": ("window", edges[:-1]),
             "last_block": ("window", edges[1:] - 1),
         },
         coords={
+            "group": [*groups],
             "component": list(MAP_COMPONENTS),
             "role": list(MAP_ROLES),
             "map_item": [item.id for item, _ in pairs],
+            "map_group": ("map_item", np.array(item_groups, dtype=object)),
+            "map_entity": ("map_item", np.array(entities, dtype=object)),
             "swapped_with": ("map_item", [other.id for _, other in pairs]),
         },
     )
-
-
-def share_of(restored: np.ndarray, span: np.ndarray, *, least: float) -> np.ndarray:
-    """Restored logits [..., item] as a share of the whole difference [item], a ratio of means.
-
-    NaN where clean and corrupt runs differ by no more than ``least``, in logits.
-    """
-    whole = span.mean() if len(span) else 0.0
-    if abs(whole) <= least:
-        return np.full(restored.shape[:-1], np.nan)
-    return restored.mean(-1) / whole
 
 
 def map_of_relation(
