@@ -69,7 +69,14 @@ def drawn(world: World, seed: int) -> dict[str, xr.Dataset]:
     start[turn < world.late] = 20
     start[turn >= 1 - world.in_time] = 2
     roles = ["image", "last_image", "image token at 3/4", "question token -2", "last"]
-    kinds = ["plain", "transfer", "transfer_centred", "shuffled", "transfer_null"]
+    kinds = [
+        "plain",
+        "transfer",
+        "transfer_centred",
+        "shuffled",
+        "transfer_null",
+        "transfer_null_centred",
+    ]
     probe = np.zeros((len(kinds), len(roles), layers, n), bool)
     luck = rng.random(probe.shape) < 1 / n
     probe |= luck
@@ -90,7 +97,10 @@ def drawn(world: World, seed: int) -> dict[str, xr.Dataset]:
         attrs={"vlm_blocks": [*range(N_LAYERS)]},
     )
     resolution = resolution.drop_vars("drift").assign(
-        drift=(("kind", "layer", "entity"), np.concatenate([drift[:1] * 0, drift, drift * 0])[:5])
+        drift=(
+            ("kind", "layer", "entity"),
+            np.concatenate([drift[:1] * 0, drift, np.zeros((3, layers, n))]),
+        )
     )
     of_item = np.repeat(entities, 3)
     items = [f"{entity}/{i % 3}" for i, entity in enumerate(of_item)]

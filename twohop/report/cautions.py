@@ -139,15 +139,15 @@ def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Proto
     text = summary["evidence"]["own_text"]
     if text["state"] != "shown":
         sentences.append(
-            f"The transfer probes read {written(text['estimate'])} of the entities in the VLM's own "
-            "text, where they must be: its states are not in the backbone's form, so nothing is "
-            "said of when its entities come."
+            f"The transfer probes read {written(text['estimate'])} of the entities in the VLM's "
+            "own text, where they must be: its states are not in the backbone's form, so nothing "
+            "is said of when its entities come."
         )
     if not tree["windows"].to_dataset().sizes["item"]:
         sentences.append(
             "Of no item the backbone gives the canonical answer in text, which is where windows, "
-            "the timetable and maps are measured: there are none. A model that answers in sentences "
-            "has to be asked to be brief."
+            "the timetable and maps are measured: there are none. A model that answers in "
+            "sentences has to be asked to be brief."
         )
     return sentences
 

@@ -1,7 +1,7 @@
 """What the arms of the recovery do: given back, harmed, net, and beside each other."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,7 @@ CLAIMS = (
 def claims_of(names: set[str]) -> list[Claim]:
     """The contrasts of a VLM with these arms; where images have no tokens, with those in place."""
     there = [
-        Claim(claim.name, *(_present(arm, names) for arm in (claim.first, claim.second)), claim.says)
+        replace(claim, first=_present(claim.first, names), second=_present(claim.second, names))
         for claim in CLAIMS
     ]
     return [claim for claim in there if {claim.first, claim.second} <= names]

@@ -28,12 +28,10 @@ def unit_of(key: str) -> Unit:
         return "share" if key.endswith("/top") else "correlation"
     if key == "lateness/blocks":
         return "layers"
-    if key.startswith("map_similarity/"):
+    if key.startswith(("map_similarity/", "prediction/auc")):
         return "correlation"
-        return "layers"
-    if key.startswith("prediction/auc"):
-        return "correlation"
-    return "points" if key.startswith("gap_points") else "share"
+    points = key.startswith("gap_points") or key == "prediction/calibration"
+    return "points" if points else "share"
 
 
 def estimate(number: Number) -> Estimate:

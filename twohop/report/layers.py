@@ -8,15 +8,14 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from twohop.ask.roles import IMAGE_ROLES
-from twohop.report.estimates import written
+from twohop.report.estimates import short
 from twohop.report.style import (
     BLUE,
+    GREEN,
     GREY,
     INK,
     MUTED,
     ORANGE,
-    PAPER,
     PINK,
     RED,
     SHADE,
@@ -26,15 +25,26 @@ from twohop.report.style import (
     sheet,
     spread,
 )
-from twohop.report.summary import image_hits, vlm_block
-from twohop.stages.provenance import protocol_of
+from twohop.report.summary import vlm_block
 from twohop.statistics import estimates, of_entities, shares
 
 KINDS = {
-    "plain": ("plain probe", BLUE),
-    "transfer": ("transfer probe", RED),
-    "shuffled": ("shuffled labels", MUTED),
+    "plain": ("plain probe", BLUE, "-"),
+    "transfer": ("transfer probe", RED, "-"),
+    "transfer_centred": ("transfer, centred", ORANGE, "-"),
+    "transfer_null": ("shuffled labels", MUTED, ":"),
 }
+
+
+def at_chosen(resolution: xr.Dataset, kind: str) -> np.ndarray:
+    """Whether a probe reads each entity at its place, [layer, entity].
+
+    Which that is, was chosen on the other half of the entities.
+    """
+    roles = resolution["role"].values.tolist()
+    places = [roles.index(role) for role in resolution["chosen_role"].values]
+    hits = resolution["probe"].sel(kind=kind).transpose("role", "entity", "layer").values
+    return hits[places, np.arange(len(places))].T
 
 
 def band(hits: np.ndarray, entities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -96,67 +106,33 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
     summary = estimates(summary)
     x, entities = data["layer"].values, data["entity"].values
     last = int(x[-1])
-    end, out = (vlm_block(data, summary[key]) for key in ("enrichment_end", "readout_end"))
-    unavailable = summary["not_available"].get("lateness_layers")
-    there = [role for role in IMAGE_ROLES if role in data["role"].values]
+    end, out = (
+        vlm_block(data, int(summary["windows"][key].value))
+        for key in ("enrichment_end", "readout_end")
+    )
     with look():
         figure = sheet(5.4)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.45, 1])
         labels = []
-        for kind, (name, colour) in KINDS.items():
-            hits = image_hits(data, kind)
-            style = {"lw": 2.0} if kind != "shuffled" else {"lw": 1.2, "ls": ":"}
-            mean = np.zeros(len(x))
-            if there:
-                mean = curve(above, x, hits, entities, colour=colour, **style)
-                labels.append((mean[-1], name, colour))
-            if kind == "shuffled":
-                continue
-            for role in there:
-                of_role = data["probe"].sel(kind=kind, role=role).values.mean(1)
-                above.plot(x, of_role, color=colour, lw=0.6, alpha=0.6)
-            question = data["probe"].sel(kind=kind, role="last").values.mean(1)
-            above.plot(x, question, color=colour, lw=1.1, ls=(0, (3, 2)))
-            labels.append((question[-1], f"{name.split()[0]}, last token", colour))
-            known = "lateness_layers" if kind == "transfer" else "lateness_layers_plain"
-            if summary[known].measured:
-                first = end + round(summary[known].value)
-                above.plot(first, mean[first], "v", color=colour, ms=8, mec="white", zorder=6)
+        for kind, (name, colour, line) in KINDS.items():
+            hits, wide = at_chosen(data, kind), 1.2 if line == ":" else 2.0
+            mean = curve(above, x, hits, entities, colour=colour, lw=wide, ls=line)
+            labels.append((mean[-1], name, colour))
         own = data["backbone_accuracy"].values
         above.plot(x, own, color=INK, lw=1.2, ls="-.")
         labels.append((own[-1], "backbone's own text", INK))
+        if not data.attrs["drift_copied"]:
+            text = data["drift"].sel(kind="transfer").mean("entity").values
+            above.plot(x, text, color=GREEN, lw=1.2, ls="--")
+            labels.append((text[-1], "VLM's own text", GREEN))
         end_labels(above, last, labels, gap=0.075)
         mark_windows(above, end, out)
-        percent_axis(above, along="y", top=1.32)
-        late = summary["lateness_layers"]
-        if late.measured:
-            resolved = end + late.value
-            words = f"lateness {written(late, 'layers')} layers"
-            above.annotate(
-                "",
-                (resolved, 1.09),
-                (end, 1.09),
-                arrowprops={"arrowstyle": "->", "color": RED, "lw": 1.5},
-            )
-            place = max(end, resolved) + 0.02 * last
-            above.text(place, 1.09, words, color=RED, va="center", fontsize=8, bbox=PAPER)
-        else:
-            above.text(
-                last,
-                1.09,
-                f"lateness not available: {unavailable}"
-                if unavailable
-                else "lateness not measured: transfer probe no better than shuffled labels",
-                color=RED,
-                va="center",
-                ha="right",
-                fontsize=8,
-                bbox=PAPER,
-            )
+        percent_axis(above, along="y", top=1.4)
+        above.text(last, 1.1, _when(summary), color=RED, va="center", ha="right", fontsize=8)
         above.text(
             -0.4,
-            1.22,
-            f"enrichment window\nblocks 0–{end}" if end >= 0 else "no enrichment window",
+            1.27,
+            f"MLPs needed:\nblocks 0–{end}" if end >= 0 else "no MLP needed",
             fontsize=8,
             color=MUTED,
             va="center",
@@ -164,20 +140,32 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
         if out >= 0:
             above.text(
                 out + 1.15,
-                1.22,
+                1.27,
                 f"read-out until\nafter block {out}",
                 fontsize=8,
                 color=MUTED,
                 va="center",
             )
         above.set_ylabel("entity read right")
-        above.set_title("Hop 1: the entity at the image tokens", loc="left")
+        places = " / ".join(dict.fromkeys(np.atleast_1d(data.attrs["chosen_role"]).tolist()))
+        above.set_title(f"Hop 1: the entity, at {places}", loc="left")
 
         _answer_panel(below, data, x)
         mark_windows(below, end, out)
         layer_axis(below, last)
         below.set_xlabel("layer (l is the input of block l; the last is the output)")
         return figure
+
+
+def _when(summary: Mapping[str, Any]) -> str:
+    """Shares of the entities by when they come."""
+    if reason := summary["not_available"].get("lateness"):
+        return f"not available: {reason}"
+    came = summary["lateness"]
+    return (
+        f"entities in time {short(came['early'])}, too late {short(came['late'])}, "
+        f"never {short(came['never'])}"
+    )
 
 
 def _answer_panel(axes: Axes, data: xr.Dataset, x: np.ndarray) -> None:
@@ -201,53 +189,53 @@ def _answer_panel(axes: Axes, data: xr.Dataset, x: np.ndarray) -> None:
     axes.set_title("Hop 2: the answer at the last token", loc="left")
 
 
+CURVES = (
+    ("enrichment", "edge", "what is needed:\nsurvives ablation\nfrom here up", BLUE),
+    ("sufficiency", "edge", "what suffices:\nrestored up to here", GREEN),
+    ("readout", "block", "follows a swap\nafter this block", RED),
+)
+"""Of the windows: variable, what it is along, what it shows, colour."""
+
+
 def windows_figure(tree: xr.DataTree) -> Figure:
-    """The backbone's recall windows: what survives ablation, what follows a swap."""
-    data, protocol = tree["windows"].to_dataset(), protocol_of(tree)
+    """The recall windows: what survives ablation, what suffices, and what follows a swap."""
+    data = tree["windows"].to_dataset()
+    own = tree["windows_vlm"].to_dataset()
     with look():
-        figure = sheet(3.0)
+        figure = sheet(3.2)
         axes = figure.subplots()
         if not data.sizes["item"]:
             nothing(axes, "the backbone answers no item right in text")
             return figure
-        entities = data["entity"].values
-        edge, block = data["edge"].values, data["block"].values
-        how = {"lw": 2, "marker": "o", "ms": 3}
-        kept = curve(axes, edge, data["enrichment"].values, entities, colour=BLUE, **how)
-        followed = curve(axes, block, data["readout"].values, entities, colour=RED, **how)
-        last = int(edge[-1])
-        for level, colour in (
-            (protocol.window_keeps * kept[-1], BLUE),
-            (protocol.readout_follows * followed.max(), RED),
-        ):
-            axes.hlines(level, 0, last, color=colour, lw=0.8, ls=":")
-        end, out = int(data.attrs["enrichment_end"]), int(data.attrs["readout_end"])
-        ends = ((end, "enrichment ends", BLUE), (out, "read-out ends", RED))
-        # The first is named on its left, away from the other, where there is room.
-        first = min(ends) if min(ends)[0] > last / 3 else None
-        for window in ends:
-            where, name, colour = window
-            said = (
-                f"{name}\nafter block {where}"
-                if where >= 0
-                else f"{name.split()[0]}:\nno block needed"
+        labels = []
+        for name, along, said, colour in CURVES:
+            x, values = data[along].values, data[name].values
+            asked, there = (~np.isnan(values).all(axis) for axis in (1, 0))
+            if not there.any():
+                continue
+            hits, entities = values[np.ix_(asked, there)], data["entity"].values[there]
+            mean = curve(axes, x[asked], hits, entities, colour=colour, lw=2, marker="o", ms=3)
+            labels.append((float(mean[-1]), said, colour))
+            if not own.attrs["same_as_backbone"] and own.sizes["item"]:
+                of_vlm = own[name].mean("item").values
+                measured = ~np.isnan(of_vlm)
+                axes.plot(own[along].values[measured], of_vlm[measured], color=colour, ls="--")
+        for row, (name, colour) in enumerate((("necessity", BLUE), ("sufficiency", GREEN))):
+            half, low, high = (
+                float(data[part].sel(curve=name))
+                for part in ("half_point", "half_low", "half_high")
             )
-            axes.axvline(max(where, 0) + 0.5, color=colour, lw=1, ls=(0, (4, 3)), ymax=0.84)
-            left = window == first
-            x = where + 0.4 if left else max(where, 0) + 0.6
-            side = "right" if left else "left"
-            axes.text(x, 1.16, said, color=colour, fontsize=8, ha=side, va="center")
-        end_labels(
-            axes,
-            last,
-            [
-                (float(kept[-1]), "survives\nablation from\nthis block up", BLUE),
-                (float(followed[-1]), "follows a swap\nafter this block", RED),
-            ],
-            gap=0.34,
-        )
+            if np.isfinite(half):
+                y = 1.12 + 0.09 * row
+                axes.plot([low, high], [y, y], color=colour, lw=1.4)
+                axes.plot(half, y, "D", color=colour, ms=5)
+                axes.text(high + 0.4, y, "half-point", color=colour, fontsize=7.5, va="center")
+        last = int(data["edge"].values[-1])
+        end_labels(axes, last, labels, gap=0.34)
         percent_axis(axes, along="y", top=1.3)
         layer_axis(axes, last)
-        axes.set_xlabel("block")
+        axes.set_xlabel(
+            "block" + ("" if own.attrs["same_as_backbone"] else " (dashed: VLM's own text)")
+        )
         axes.set_ylabel(f"of {data.sizes['item']} items")
         return figure

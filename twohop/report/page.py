@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from interventions.storable import write_atomically
 from twohop.items.items import Benchmark
 from twohop.report.cautions import cautions
-from twohop.report.estimates import bounds, estimate, short, unit_of, whole
+from twohop.report.estimates import bounds, estimate, short, unit_of, whole, written
 from twohop.report.examples import examples
 from twohop.report.figures import (
     gates_figure,
@@ -24,6 +24,7 @@ from twohop.report.figures import (
 )
 from twohop.report.layers import resolution_figure, windows_figure
 from twohop.report.maps import attribution_methods, map_figure
+from twohop.report.sentence import verdict_sentence
 from twohop.report.settings import (
     command,
     command_note,
@@ -31,7 +32,7 @@ from twohop.report.settings import (
     settings_rows,
     stage_rows,
 )
-from twohop.report.summary import verdict_sentence, whole_arm
+from twohop.report.summary import whole_arm
 from twohop.report.tables import all_tables, at
 from twohop.stages.provenance import protocol_of
 from twohop.statistics import estimates
@@ -147,7 +148,10 @@ def draw(tree: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figure]:
 
 def alt_texts(summary: Mapping[str, Any]) -> dict[str, str]:
     """What each figure shows, in words, for those who do not see it."""
-    end, out = (whole(summary["windows"][name].value) for name in ("enrichment_end", "readout_end"))
+    end, out = (
+        whole(float(estimate(summary["windows"][name]).value))
+        for name in ("enrichment_end", "readout_end")
+    )
     late = written(summary["lateness"]["late"])
     return {
         "gates": "Dots with intervals: accuracy at each gate, free answer and forced choice. "
@@ -160,10 +164,10 @@ def alt_texts(summary: Mapping[str, Any]) -> dict[str, str]:
         "windows": "Curves over blocks of the backbone: answers that survive ablation from a block "
         "up, "
         f"and answers that follow a swap after it. The windows end after blocks {end} and {out}.",
-        "timetable": "Heat map of the backbone: share of answers recalled if the entity, in the form "
-        "it has after so many blocks, comes only after so many; and the deadline of each form. Over "
-        "it, when the VLM's entities can be read, and in which form. The numbers are in the table "
-        "When the entity comes.",
+        "timetable": "Heat map of the backbone: share of answers recalled if the entity, in the "
+        "form it has after so many blocks, comes only after so many; and the deadline of each "
+        "form. Over it, when the VLM's entities can be read, and in which form. The numbers are in "
+        "the table When the entity comes.",
         "calibration": "Share of items lost against the share that the timetable expects, with "
         "intervals. The numbers are in the table What the timetable predicts.",
         "map": "Heat maps, backbone in text, VLM with images on items it answers right and on lost "

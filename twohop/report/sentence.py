@@ -79,9 +79,7 @@ def _given_back(summary: Mapping[str, Any]) -> str:
     for name, each in shown.items():
         apart = each["difference"].scaled(100)
         if apart.value > 0:
-            said.append(
-                f"{says(name)} ({written(apart, 'points')} points, n {apart.n})"
-            )
+            said.append(f"{says(name)} ({written(apart, 'points')} points, n {apart.n})")
         else:
             said.append(
                 f"{_named(each['second'])} gives back {-apart.value:.0f} points more than "
@@ -104,8 +102,8 @@ def _best_net(summary: Mapping[str, Any]) -> str:
     arm = max(arms, key=lambda name: arms[name].value)
     back = summary["recovered"][arm]
     return (
-        f"The transplant that does most ({arm_label(arm)}) gives back {_per_cent(back)} of the lost "
-        f"items; net of what it spoils it closes {_per_cent(arms[arm])} of the gap."
+        f"The transplant that does most ({arm_label(arm)}) gives back {_per_cent(back)} of the "
+        f"lost items; net of what it spoils it closes {_per_cent(arms[arm])} of the gap."
     )
 
 

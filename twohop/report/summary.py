@@ -9,42 +9,25 @@ import xarray as xr
 from interventions.results import read_provenance
 from twohop.ask.roles import IMAGE_ROLES, NO_IMAGE_TOKENS
 from twohop.ask.study import SEPARATOR
-from twohop.protocol import DEFAULT, Protocol
+from twohop.protocol import Protocol
 from twohop.published.architecture import Class, architecture_of
+from twohop.report.effects import contrasts, contrasts_as_numbers, nets, of_arms
 from twohop.scoring import OUTCOMES
-from twohop.stages.diagnosis import VERDICTS, beats_its_null, read_at_image
 from twohop.stages.maps.agreement import agreement_of_run, refusals
 from twohop.stages.maps.similarity import similarity_of_run
 from twohop.stages.provenance import protocol_of
 from twohop.stages.recall import GATES
-from twohop.stages.recovery.arms import ALL_ARMS, KNOWN, WHOLE, WITHOUT_IMAGE_TOKENS
-from twohop.stages.resolution.onset import median_lateness, onsets
+from twohop.stages.recovery.arms import WHOLE, WITHOUT_IMAGE_TOKENS
+from twohop.stages.timing import NULLS, STATES, median_delay, timing
 from twohop.statistics import (
     NOT_MEASURED,
     Estimate,
     difference,
-    estimates,
     mcnemar,
     mean,
 )
 
-LOSSES = {
-    "knowledge_missing": "not known in text",
-    "not_recognised": "not named",
-    "echo_or_format": "right in a forced choice only",
-    "never_in_circuit": "never in the recall circuit",
-    "late": "late",
-    "unexplained": "unexplained",
-}
 AT_IMAGE_TOKENS = "this VLM's image has tokens, and the arms of these names are written there"
-
-
-def image_hits(resolution: xr.Dataset, kind: str) -> np.ndarray:
-    """Whether a probe reads each entity off some image role, [layer, entity].
-
-    Nowhere, where an image has no tokens.
-    """
-    return read_at_image(resolution, kind).any("role").values
 
 
 def vlm_block(resolution: xr.Dataset, block: int) -> int:
@@ -58,7 +41,7 @@ def not_available(resolution: xr.Dataset) -> dict[str, str]:
         none = WITHOUT_IMAGE_TOKENS.values()
         return {f"recovered/{arm}": AT_IMAGE_TOKENS for arm in none}
     at_image = [f"recovered/{arm}" for arm in WITHOUT_IMAGE_TOKENS]
-    return dict.fromkeys(["lateness_layers", "lateness_layers_plain", *at_image], NO_IMAGE_TOKENS)
+    return dict.fromkeys(at_image, NO_IMAGE_TOKENS)
 
 
 def whole_arm(summary: Mapping[str, Any]) -> str:
@@ -79,7 +62,9 @@ def architecture(resolution: xr.Dataset) -> Class:
     )
 
 
-def lateness(resolution: xr.Dataset, timetable: xr.Dataset, *, protocol: Protocol) -> dict[str, Any]:
+def lateness(
+    resolution: xr.Dataset, timetable: xr.Dataset, *, protocol: Protocol
+) -> dict[str, Any]:
     """When the entities come, against the deadline of the form that each has.
 
     Parameters
@@ -97,12 +82,12 @@ def lateness(resolution: xr.Dataset, timetable: xr.Dataset, *, protocol: Protoco
         the deadline to where it is read, positive is too late; and ``reason``, if there is none.
     """
     read = timing(resolution, timetable, protocol=protocol)
-    null = timing(resolution, timetable, kinds=("transfer_null",), protocol=protocol)
+    null = timing(resolution, timetable, kinds=NULLS, protocol=protocol)
     entities = resolution["entity"].values
     shares = {state: mean(read.state == state, entities) for state in STATES}
     luck = {f"null_{state}": mean(null.state == state, entities) for state in ("early", "late")}
     median = median_delay(read, timetable)
-    return {**shares, **luck, "blocks": median.layers, "reason": median.reason}
+    return {**shares, **luck, "blocks": median.value, "reason": median.reason}
 
 
 def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
@@ -149,7 +134,6 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         return estimate if relative else estimate.scaled(100)
 
     outcomes = gates["outcome"].sel(gate="vlm_image").values[counted]
-    verdict = verdicts["verdict"].values[counted]
     only_text, only_image, p = mcnemar(
         list(right["backbone_text"][seen]), list(right["vlm_image"][seen])
     )
@@ -172,14 +156,13 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         "n_items": int(counted.sum()),
         "n_surface": int((~counted).sum()),
         "n_entities": len(set(gates["entity"].values)),
-        "enrichment_end": int(windows.attrs["enrichment_end"]),
-        "enrichment_half": int(windows.attrs["enrichment_half"]),
-        "readout_end": int(windows.attrs["readout_end"]),
+        "windows": of_windows(windows),
+        "windows_vlm": of_windows(tree["windows_vlm"].to_dataset()),
         "n_layers": int(windows.sizes["block"]),
         "protocol": protocol.as_settings(),
         "not_available": {**not_available(resolution), **refusals(tree)},
         "attribution_agreement": agreement_of_run(tree),
-        "lateness": lateness(resolution, timetable_of(tree), protocol=protocol),
+        "lateness": lateness(resolution, tree["timetable_vlm"].to_dataset(), protocol=protocol),
         "evidence": evidence_of(verdicts),
         "net": {arm: vars(effect) for arm, effect in nets(recovery).items()},
         "contrasts": contrasts_as_numbers(contrasts(recovery, seed=seed, protocol=protocol)),
@@ -225,18 +208,60 @@ def answers_cut(gates: xr.Dataset) -> dict[str, dict[str, int]]:
     return counts
 
 
-def timetable_of(tree: xr.DataTree) -> xr.Dataset:
-    """The timetable that the VLM is held to: its own in text, where that is not the backbone's."""
-    own = tree["windows_vlm"].attrs
-    name = "timetable" if own.get("same_as_backbone", 1) else "timetable_vlm"
-    return tree[name].to_dataset()
+def of_windows(windows: xr.Dataset) -> dict[str, Any]:
+    """Numbers of a model's recall windows, in blocks."""
+    n = int(windows.sizes["item"])
+
+    def last(name: str, ends: tuple[str, str]) -> Estimate:
+        block = float(windows.attrs[name])
+        low, high = (float(windows.attrs.get(f"{name}{end}", block)) for end in ends)
+        return Estimate(block, low, high, n) if n else NOT_MEASURED
+
+    half = windows[["half_point", "half_low", "half_high"]]
+    return {
+        "enrichment_end": last("enrichment_end", ("_low", "_high")),
+        **{
+            f"{curve}_half": Estimate(*(float(half[name].sel(curve=curve)) for name in half), n=n)
+            for curve in ("necessity", "sufficiency")
+        },
+        "enrichment_half": int(windows.attrs["enrichment_half"]),
+        "readout_end": last("readout_end", ("_low", "_high")),
+        "same_as_backbone": bool(windows.attrs["same_as_backbone"]),
+    }
+
+
+def prediction_of(tree: xr.DataTree) -> dict[str, Any]:
+    """How well the timetable tells the lost items from the others."""
+    data = tree["prediction"].to_dataset()
+    n, names = int(data.attrs["n_items"]), data["entity"].values
+
+    def bounded(name: str) -> Estimate:
+        return Estimate(*(float(data.attrs[f"{name}{end}"]) for end in ("", "_low", "_high")), n=n)
+
+    onset = data.sel(predictor="onset_alone")
+    return {
+        "auc": bounded("auc"),
+        "auc_onset_alone": Estimate(
+            *(float(onset[f"auc{end}"]) for end in ("", "_low", "_high")), n=n
+        ),
+        "gain": bounded("gain"),
+        "skill": bounded("skill"),
+        "slope": bounded("slope"),
+        "expected_loss": mean(1 - data["expected"].values, names),
+        "lost": mean(~data["right"].values.astype(bool), names),
+        "calibration": bounded("excess").scaled(100),
+        "not_measured": str(data.attrs["not_measured"]),
+    }
 
 
 def shares_of_verdicts(verdicts: xr.Dataset, *, n: int) -> dict[str, Estimate]:
     """Share of each verdict, with what the tests behind it do not know in its interval."""
     return {
         str(kind): Estimate(
-            *(float(verdicts[name].sel(kind=kind)) for name in ("share", "share_low", "share_high")),
+            *(
+                float(verdicts[name].sel(kind=kind))
+                for name in ("share", "share_low", "share_high")
+            ),
             n=n,
         )
         for kind in verdicts["kind"].values

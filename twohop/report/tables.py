@@ -313,9 +313,7 @@ def contrasts_table(summary: Summary) -> Table:
     rows = [
         row(
             f"{arm_label(made['first'])} − {arm_label(made['second'])}",
-            Cell(
-                written(made["difference"].scaled(100), "points"), f"contrasts/{name}/difference"
-            ),
+            Cell(written(made["difference"].scaled(100), "points"), f"contrasts/{name}/difference"),
             Cell("–" if made["p_holm"] is None else p_value(made["p_holm"])),
             Cell("–" if made["smallest"] is None else f"{100 * made['smallest']:.0f}"),
             Cell("yes" if made["shown"] else "no"),

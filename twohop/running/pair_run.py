@@ -21,7 +21,8 @@ from twohop.items.digest import asked_parts, named
 from twohop.items.items import Benchmark, check_items
 from twohop.pairs import Pair, model_name
 from twohop.protocol import DEFAULT, Protocol
-from twohop.report.summary import summarise, verdict_sentence
+from twohop.report.sentence import verdict_sentence
+from twohop.report.summary import summarise
 from twohop.running.checkpoints import Digests
 from twohop.running.reporter import Reporter
 from twohop.running.soundness import check_sound

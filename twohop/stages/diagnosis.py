@@ -14,7 +14,8 @@ import xarray as xr
 from twohop.protocol import DEFAULT, Protocol
 from twohop.stages.echo import echo
 from twohop.stages.evidence import EVIDENCE, Measured, State, measured, resampled
-from twohop.stages.timing import Timing, onsets, timing
+from twohop.stages.resolution.onset import onsets
+from twohop.stages.timing import NULLS, Timing, timing
 from twohop.statistics import Estimate, interval, mean
 
 VERDICTS = (
@@ -131,7 +132,7 @@ def diagnosis(
     }
     lost = right["backbone_text"] & right["recognised"] & ~right["vlm_image"]
     read = timing(resolution, timetable, protocol=protocol)
-    null = timing(resolution, timetable, kinds=("transfer_null",), protocol=protocol)
+    null = timing(resolution, timetable, kinds=NULLS, protocol=protocol)
     tests = measured(resolution, recovery, read, null, protocol=protocol)
     evidence = {name: test.judged(protocol=protocol) for name, test in tests.items()}
     case = _case(gates, resolution, recovery, read, protocol=protocol)
@@ -204,7 +205,8 @@ def _case(
     """What is known of each item by itself."""
     rows = {name: i for i, name in enumerate(resolution["entity"].values.astype(str))}
     where = np.array([rows[name] for name in gates["entity"].values.astype(str)], dtype=int)
-    plain = np.any(onsets(resolution["probe"].sel(kind="plain"), protocol=protocol) >= 0, axis=0)
+    hits = resolution["probe"].sel(kind="plain").transpose("role", "layer", "entity").values
+    plain = np.any(onsets(hits, running=protocol.onset_layers) >= 0, axis=0)
     tried = dict(zip(recovery["lost"].values, recovery["whole"].values, strict=True))
     regained = [float(tried.get(item, np.nan)) for item in gates["item"].values]
     return Case(read.state[where], plain[where], np.array(regained))

@@ -13,7 +13,8 @@ import numpy as np
 import xarray as xr
 
 from twohop.protocol import DEFAULT, Protocol
-from twohop.stages.timing import READS, Timing, onsets
+from twohop.stages.resolution.onset import onsets
+from twohop.stages.timing import READS, Timing
 from twohop.statistics import Estimate, Labels, differences, of_entities, shares
 
 State = Literal["shown", "absent", "open"]
@@ -114,8 +115,12 @@ def measured(
     protocol : Protocol
     """
     entities = resolution["entity"].values.astype(str)
+
+    def of_kind(kind: str) -> np.ndarray:
+        return resolution["probe"].sel(kind=kind).transpose("role", "layer", "entity").values
+
     plain, shuffled = (
-        np.any(onsets(resolution["probe"].sel(kind=kind), protocol=protocol) >= 0, axis=0)
+        np.any(onsets(of_kind(kind), running=protocol.onset_layers) >= 0, axis=0)
         for kind in ("plain", "shuffled")
     )
     own = resolution["drift"].sel(kind=list(READS)).transpose("kind", "layer", "entity").values

@@ -125,10 +125,16 @@ def _recovery(study: "Study", done: "Done") -> "xr.Dataset":
     )
 
 
+def _timetable_vlm(study: "Study", done: "Done") -> "xr.Dataset":
+    from twohop.stages.timetable import timetable_vlm
+
+    return timetable_vlm(study, done)
+
+
 def _prediction(study: "Study", done: "Done") -> "xr.Dataset":
     from twohop.stages.prediction import prediction
 
-    return prediction(study, done["recall"], done["resolution"], done["timetable"])
+    return prediction(study, done["recall"], done["resolution"], done["timetable_vlm"])
 
 
 def _diagnosis(study: "Study", done: "Done") -> "xr.Dataset":
@@ -138,7 +144,8 @@ def _diagnosis(study: "Study", done: "Done") -> "xr.Dataset":
         done["recall"],
         done["resolution"],
         done["recovery"],
-        window_end=int(done["windows"].attrs["enrichment_end"]),
+        done["timetable_vlm"],
+        seed=study.seed,
         protocol=study.protocol,
     )
 
@@ -200,6 +207,13 @@ TABLE: dict[str, Stage] = {
             turn=4,
         ),
         Stage(
+            "timetable_vlm",
+            "by when its own language model must have the entity, in text",
+            _timetable_vlm,
+            ("recall", "timetable"),
+            turn=4,
+        ),
+        Stage(
             "resolution",
             "from which layer on probes read the entity and the answer",
             _resolution,
@@ -230,14 +244,14 @@ TABLE: dict[str, Stage] = {
             "prediction",
             "which items the timetable says are lost, and whether they are",
             _prediction,
-            ("recall", "resolution", "timetable"),
+            ("recall", "resolution", "timetable_vlm"),
             turn=9,
         ),
         Stage(
             "diagnosis",
             "why each item is lost",
             _diagnosis,
-            ("backbone_text", "windows", "recall", "resolution", "recovery"),
+            ("recall", "timetable_vlm", "resolution", "recovery"),
             turn=9,
         ),
     )

@@ -12,7 +12,7 @@ So the diagonal is what is lost by being *looked at* late alone, and what is bey
 being *formed* late. Form 0 in block 0 is the model's own run, and is always right.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +28,8 @@ from twohop.ask.study import Study, item_coords, text_prompt
 from twohop.items.items import IT, Entity, Item, Template
 from twohop.stages.deadlines import deadlines
 from twohop.stages.patched import answered_cells
-from twohop.stages.windows import known_items
+from twohop.stages.recall import same_decoder
+from twohop.stages.windows import in_circuit, known_items
 from twohop.statistics import of_entities, shares
 
 DENSE = 3
@@ -90,11 +91,42 @@ def timetable(study: Study, right: np.ndarray) -> xr.Dataset:
         :func:`twohop.stages.deadlines.deadlines`. Attributes: ``n_layers`` of the backbone;
         ``neutral_text``.
     """
-    model, protocol = study.backbone, study.protocol
-    items = known_items(
-        study.benchmark.items, right, seed=study.seed, limit=protocol.timetable_items
+    most = study.protocol.timetable_items
+    items = known_items(study.benchmark.items, right, seed=study.seed, limit=most)
+    return timetable_of(study, study.backbone, items)
+
+
+def timetable_vlm(study: Study, done: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """Measure the recall timetable of the VLM's own language model, in text.
+
+    Parameters
+    ----------
+    study : Study
+    done : mapping of str to Dataset
+        ``recall`` and ``timetable``.
+
+    Returns
+    -------
+    Dataset
+        As :func:`timetable`, on those of its items that the VLM answers in text as well. Attribute
+        ``same_as_backbone``: 1 where its decoder is bit-equal to the backbone's, so that the
+        backbone's timetable is its own.
+    """
+    backbones = done["timetable"]
+    if same_decoder(study.vlm, study.backbone):
+        return backbones.assign_attrs(same_as_backbone=1)
+    known = in_circuit(done["recall"].sel(gate=["vlm_text"]))
+    asked = {*backbones["item"].values.tolist()}
+    pairs = zip(study.benchmark.items, known, strict=True)
+    return timetable_of(
+        study, study.vlm, [item for item, right in pairs if right and item.id in asked]
     )
-    layers = thinned(model.n_layers, protocol.timetable_layers)
+
+
+def timetable_of(study: Study, model: Model, items: Sequence[Item]) -> xr.Dataset:
+    """Measure the timetable of a model on some items that it answers."""
+    protocol, n_layers = study.protocol, len(model.anatomy.self_blocks)
+    layers = thinned(n_layers, protocol.timetable_layers)
     pairs = [(form, block) for form in layers for block in layers if block >= form]
     questions = Questions(study, items)
 
@@ -112,7 +144,11 @@ def timetable(study: Study, right: np.ndarray) -> xr.Dataset:
     data = xr.Dataset(
         {"answered": (("form", "block", "item"), answered), "neutral": ("item", cells[0])},
         coords={"form": layers, "block": layers, **item_coords(items)},
-        attrs={"n_layers": model.n_layers, "neutral_text": IT},
+        attrs={
+            "n_layers": n_layers,
+            "neutral_text": IT,
+            "same_as_backbone": int(model is study.backbone),
+        },
     )
     data = data.assign(deadlines(data, seed=study.seed, protocol=protocol))
     for name, values in accuracy(data).items():
@@ -162,12 +198,13 @@ def relation_timetable(
     list of ndarray of bool [1 + pair]
         Of each item, whether it is answered with nothing written, and for each pair.
     """
-    forms = sorted({form for form, _ in pairs})
-    [states] = read(model, prompt, [Site("resid_pre", forms, prompt.at("entity").filled())])
+    forms, blocks = sorted({form for form, _ in pairs}), model.anatomy.self_blocks
+    sites = [Site("resid_pre", [blocks[form] for form in forms], prompt.at("entity").filled())]
+    [states] = read(model, prompt, sites)
     own = target(model, prompt, [item.answers[0] for item in items])
     asked = own.scored(neutral)
     names = asked.at("entity")
     state = dict(zip(forms, states, strict=True))
-    cells = [[Patch("resid_pre", block, names, state[form])] for form, block in pairs]
+    cells = [[Patch("resid_pre", blocks[block], names, state[form])] for form, block in pairs]
     answered = answered_cells(model, asked, own, [[], *cells], tick=tick)
     return [*answered.T]

@@ -12,9 +12,12 @@ import numpy as np
 import xarray as xr
 
 from twohop.protocol import DEFAULT, Protocol
+from twohop.stages.resolution.onset import Median, median, onsets
 
 READS = ("transfer", "transfer_centred")
 """Probes that read an entity in the backbone's form."""
+NULLS = ("transfer_null", "transfer_null_centred")
+"""The same, fitted on shuffled labels."""
 STATES = ("early", "between", "late", "never", "unknown")
 """Of an entity: read before its form's deadline, within the deadline's interval, only after it, at
 no layer and place; or read, while of its form no deadline is known."""
@@ -46,18 +49,6 @@ class Timing:
     def read(self) -> np.ndarray:
         """Whether it is read anywhere, [entity]."""
         return self.state != "never"
-
-
-def onsets(hits: xr.DataArray, *, protocol: Protocol = DEFAULT) -> np.ndarray:
-    """First layer from which hits (..., layer, entity) last, -1 for never, [..., entity].
-
-    For as many layers as the protocol's ``onset_layers``: a single hit can be luck.
-    """
-    lasting = hits.transpose(..., "layer", "entity")
-    for ahead in range(1, protocol.onset_layers):
-        lasting = lasting & hits.shift(layer=-ahead, fill_value=False).transpose(*lasting.dims)
-    there = lasting.values
-    return np.where(there.any(-2), there.argmax(-2), -1)
 
 
 def blocks_done(resolution: xr.Dataset) -> np.ndarray:
@@ -106,7 +97,7 @@ def timing(
     protocol : Protocol
     """
     hits = resolution["probe"].sel(kind=list(kinds)).transpose("kind", "role", "layer", "entity")
-    first = onsets(hits, protocol=protocol)  # [kind, role, entity]
+    first = onsets(hits.values, running=protocol.onset_layers)  # [kind, role, entity]
     form = resolution["form"].transpose("role", "layer", "entity").values
     n_roles, n_entities = first.shape[1:]
     there = np.take_along_axis(form[None], np.maximum(first, 0)[:, :, None], axis=2)[:, :, 0]
@@ -134,3 +125,15 @@ def timing(
         form=np.where(gone, -1, there[picked]),
         role=np.where(gone, "", resolution["role"].values.astype(object)[picked[1]]),
     )
+
+
+def median_delay(read: Timing, timetable: xr.Dataset) -> Median:
+    """Median over all entities of the blocks from their deadline to where they are read.
+
+    Positive is too late. An entity that is never read, or in a form of which no deadline is known,
+    is later than any; one in a form that serves at all blocks is earlier.
+    """
+    low, high = deadline_ends(timetable)
+    deadline = (low + high)[np.maximum(read.form, 0)] / 2
+    known = read.read & (read.form >= 0) & ~np.isnan(deadline)
+    return median(np.where(known, read.blocks - np.where(known, deadline, 0), np.inf))
