@@ -92,6 +92,7 @@ def drawn(world: World, seed: int) -> dict[str, xr.Dataset]:
             "probe": (("kind", "role", "layer", "entity"), probe),
             "form": (("role", "layer", "entity"), np.ones((len(roles), layers, n), int)),
             "drift": (("drift_kind", "layer", "entity"), drift),
+            "chosen_role": ("entity", np.full(n, world.place, dtype=object)),
         },
         coords={"kind": kinds, "role": roles, "layer": np.arange(layers), "entity": entities},
         attrs={"vlm_blocks": [*range(N_LAYERS)]},

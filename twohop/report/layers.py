@@ -26,6 +26,7 @@ from twohop.report.style import (
     spread,
 )
 from twohop.report.summary import vlm_block
+from twohop.stages.timing import at_places
 from twohop.statistics import estimates, of_entities, shares
 
 KINDS = {
@@ -34,17 +35,6 @@ KINDS = {
     "transfer_centred": ("transfer, centred", ORANGE, "-"),
     "transfer_null": ("shuffled labels", MUTED, ":"),
 }
-
-
-def at_chosen(resolution: xr.Dataset, kind: str) -> np.ndarray:
-    """Whether a probe reads each entity at its place, [layer, entity].
-
-    Which that is, was chosen on the other half of the entities.
-    """
-    roles = resolution["role"].values.tolist()
-    places = [roles.index(role) for role in resolution["chosen_role"].values]
-    hits = resolution["probe"].sel(kind=kind).transpose("role", "entity", "layer").values
-    return hits[places, np.arange(len(places))].T
 
 
 def band(hits: np.ndarray, entities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,8 +104,9 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
         figure = sheet(5.4)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.45, 1])
         labels = []
+        placed = at_places(data, "probe").transpose("kind", "layer", "entity")
         for kind, (name, colour, line) in KINDS.items():
-            hits, wide = at_chosen(data, kind), 1.2 if line == ":" else 2.0
+            hits, wide = placed.sel(kind=kind).values, 1.2 if line == ":" else 2.0
             mean = curve(above, x, hits, entities, colour=colour, lw=wide, ls=line)
             labels.append((mean[-1], name, colour))
         own = data["backbone_accuracy"].values

@@ -68,8 +68,8 @@ VERDICTS = {
 TIMES = {
     "early": ("in time", "read before the deadline of the form it has"),
     "between": ("at the deadline", "read within the interval of that deadline"),
-    "late": ("too late", "read only after that deadline, at every place that has it"),
-    "never": ("never", "read in the backbone's form at no place and layer"),
+    "late": ("too late", "read only after that deadline"),
+    "never": ("never", "read in the backbone's form at no layer"),
     "unknown": ("of unknown form", "read, in a form of which the timetable knows no deadline"),
     "blocks": ("median delay, blocks", "from the deadline to where it is read; positive: too late"),
 }

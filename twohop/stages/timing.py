@@ -20,34 +20,30 @@ NULLS = ("transfer_null", "transfer_null_centred")
 """The same, fitted on shuffled labels."""
 STATES = ("early", "between", "late", "never", "unknown")
 """Of an entity: read before its form's deadline, within the deadline's interval, only after it, at
-no layer and place; or read, while of its form no deadline is known."""
+no layer; or read, while of its form no deadline is known."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """When the entities come, at whichever place they come first.
+    """When the entities come, each at the place chosen on the other half of them.
 
     Attributes
     ----------
     state : ndarray of str [entity]
         One of :data:`STATES`.
     blocks : ndarray of int [entity]
-        Blocks of the backbone that are done where it is first read, in the place that decides; -1
-        for never.
+        Blocks of the backbone that are done where it is first read; -1 for never.
     form : ndarray of int [entity]
         Its form there; -1 for none.
-    role : ndarray of str [entity]
-        That place; empty for never.
     """
 
     state: np.ndarray
     blocks: np.ndarray
     form: np.ndarray
-    role: np.ndarray
 
     @property
     def read(self) -> np.ndarray:
-        """Whether it is read anywhere, [entity]."""
+        """Whether it is read at all, [entity]."""
         return self.state != "never"
 
 
@@ -76,6 +72,31 @@ def deadline_ends(timetable: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     return ends[0], ends[1]
 
 
+def at_places(resolution: xr.Dataset, variable: str) -> xr.DataArray:
+    """A variable (role, entity, ...) at each entity's place, without the role."""
+    roles = resolution["role"].values.tolist()
+    places = xr.DataArray(
+        [roles.index(role) for role in resolution["chosen_role"].values], dims="entity"
+    )
+    return resolution[variable].isel(
+        role=places, entity=xr.DataArray(range(len(places)), dims="entity")
+    )
+
+
+def usual_forms(form: np.ndarray) -> np.ndarray:
+    """Form in which entities are at each layer, of [layer, entity] with -1 for none: [layer].
+
+    The median of those that are read there; where none is, that of the nearest layer where one is;
+    -1 if there is none.
+    """
+    medians = np.array([np.median(row[row >= 0]) if (row >= 0).any() else -1 for row in form])
+    there = np.nonzero(medians >= 0)[0]
+    if not len(there):
+        return np.full(len(form), -1)
+    nearest = there[np.abs(np.arange(len(form))[:, None] - there).argmin(1)]
+    return medians[nearest].astype(int)
+
+
 def timing(
     resolution: xr.Dataset,
     timetable: xr.Dataset,
@@ -85,46 +106,32 @@ def timing(
 ) -> Timing:
     """Say of each entity when it comes.
 
-    An entity that is in time at any place is in time; it is late only if it is so at every place
-    that has it.
-
     Parameters
     ----------
     resolution, timetable : Dataset
         From the stages of these names.
     kinds : tuple of str
-        The probes that read it: :data:`READS`, or their null.
+        The probes that read it: :data:`READS`, or their null. What the null reads by luck has no
+        form of its own; it is held to the one that entities usually have there.
     protocol : Protocol
     """
-    hits = resolution["probe"].sel(kind=list(kinds)).transpose("kind", "role", "layer", "entity")
-    first = onsets(hits.values, running=protocol.onset_layers)  # [kind, role, entity]
-    form = resolution["form"].transpose("role", "layer", "entity").values
-    n_roles, n_entities = first.shape[1:]
-    there = np.take_along_axis(form[None], np.maximum(first, 0)[:, :, None], axis=2)[:, :, 0]
-    done = blocks_done(resolution)[np.maximum(first, 0)]
-    low, high = deadline_ends(timetable)
-    of_form = np.where(there >= 0, there, 0)
-    known = (first >= 0) & (there >= 0) & ~np.isnan(low[of_form]) & ~np.isnan(high[of_form])
-    early = known & (done <= low[of_form])
-    late = known & (done > high[of_form])
-    rank = np.select(
-        [early, known & ~late, late, first >= 0],
-        [STATES.index(name) for name in ("early", "between", "late", "unknown")],
-        STATES.index("never"),
-    )
-    # Of several places the first of these decides; among those alike, the one that reads it first.
-    turn = np.array([0, 1, 3, 4, 2])[rank]
-    flat = (turn * (done.max() + 2) + done).reshape(-1, n_entities)
-    best = flat.argmin(0)
-    picked = (best // n_roles, best % n_roles, np.arange(n_entities))
-    state = np.array(STATES, dtype=object)[rank[picked]]
+    hits = at_places(resolution, "probe").sel(kind=list(kinds))
+    first = onsets(hits.transpose("kind", "layer", "entity").values, running=protocol.onset_layers)
+    forms = at_places(resolution, "form").transpose("layer", "entity").values
+    forms = np.where(forms >= 0, forms, usual_forms(forms)[:, None])
+    at = np.maximum(first, 0)
+    form = np.take_along_axis(forms, at, axis=0)
+    done = blocks_done(resolution)[at]
+    low, high = (ends[np.maximum(form, 0)] for ends in deadline_ends(timetable))
+    known = (first >= 0) & (form >= 0) & ~np.isnan(low) & ~np.isnan(high)
+    early, late = known & (done <= low), known & (done > high)
+    # Of several probes the first of these decides; of those alike, the one that reads it first.
+    turn = np.select([early, known & ~late, late, first >= 0], [0, 1, 2, 3], 4)
+    best = (turn * (int(done.max(initial=0)) + 2) + done).argmin(0)
+    picked = best, np.arange(hits.sizes["entity"])
+    state = np.array(STATES, dtype=object)[[0, 1, 2, 4, 3]][turn[picked]]
     gone = state == "never"
-    return Timing(
-        state=state,
-        blocks=np.where(gone, -1, done[picked]),
-        form=np.where(gone, -1, there[picked]),
-        role=np.where(gone, "", resolution["role"].values.astype(object)[picked[1]]),
-    )
+    return Timing(state, np.where(gone, -1, done[picked]), np.where(gone, -1, form[picked]))
 
 
 def median_delay(read: Timing, timetable: xr.Dataset) -> Median:
