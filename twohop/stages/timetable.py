@@ -114,7 +114,7 @@ def timetable(study: Study, right: np.ndarray) -> xr.Dataset:
         coords={"form": layers, "block": layers, **item_coords(items)},
         attrs={"n_layers": model.n_layers, "neutral_text": IT},
     )
-    data = data.assign(deadlines(data, seed=study.seed, protocol=protocol))
+    data = data.assign(deadlines(data, protocol=protocol))
     for name, values in accuracy(data).items():
         data[name] = (("form", "block"), values)
     return data
