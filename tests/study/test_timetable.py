@@ -144,7 +144,7 @@ def test_the_intervals_of_deadlines_hold_what_they_promise(centre: int, width: i
     floor = float(everyone["neutral"].mean())
     truth = crossing(np.array(GRID), curve - (curve[0] + floor) / 2)
     inside = []
-    for _ in range(120):
+    for _ in range(300):
         found = deadlines(drawn(30))
         inside.append(found["deadline_low"][1][0] <= truth <= found["deadline_high"][1][0])
     assert np.mean(inside) >= 0.93

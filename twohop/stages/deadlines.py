@@ -47,8 +47,10 @@ def deadlines(
     enough = len({*entities}) >= protocol.least_clusters
     for row in range(len(blocks) * enough):
         by_itself = answered[row, row]
+        if not difference(by_itself, neutral, entities).low > 0:
+            continue
         above = student(answered[row, row:] - (by_itself + neutral) / 2, entities)
-        if difference(by_itself, neutral, entities).low > 0 and above[1, 0] > 0:
+        if above[1, 0] > 0:
             ends[row] = [crossing(blocks[row:], falling(curve)) for curve in above]
             state[row] = "reached" if np.isfinite(ends[row, 0]) else "not reached"
     return {
