@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from twohop.forecasts import Forecast, area, areas, binned, calibration, gain, permuted
 from twohop.protocol import Protocol
+from twohop.stages.forecasts import Forecast, area, areas, binned, calibration, gain, permuted
 
 FEW = Protocol(resamples=200)
 
