@@ -118,8 +118,8 @@ def predicted(
         :data:`PREDICTORS`. ``bin_expected``, ``bin_right``, ``bin_low``, ``bin_high``, ``bin_n``
         (bin): calibration. Attributes, each but counts with ``_low`` and ``_high``: ``auc`` of the
         timetable, ``gain`` (over the onset alone), ``slope``, ``intercept``, ``brier``, ``skill``
-        (:class:`twohop.stages.forecasts.Calibration`), ``excess`` (share expected to be lost minus share
-        lost), ``lost_if_predicted`` and ``lost_if_not`` (shares lost of the items that are
+        (:class:`~twohop.stages.forecasts.Calibration`), ``excess`` (share expected to be lost minus
+        share lost), ``lost_if_predicted`` and ``lost_if_not`` (shares lost of the items that are
         predicted lost, and of the others); ``auc_permuted_low``, ``auc_permuted_high`` and
         ``auc_p``: the area where onsets and forms are dealt out anew over entities that are asked
         the same, and how often it is as large; ``brier_base``; ``n_items``, ``n_entities``,
