@@ -9,25 +9,26 @@ import numpy as np
 import xarray as xr
 
 from twohop.protocol import DEFAULT, Protocol
-from twohop.statistics import TAIL, cluster_sums, difference
+from twohop.statistics import TAIL, Labels, difference, of_entities
 
 State = Literal["reached", "not reached", "not measured"]
 
 
 def deadlines(
-    data: xr.Dataset, *, seed: int, protocol: Protocol = DEFAULT
+    data: xr.Dataset, *, protocol: Protocol = DEFAULT
 ) -> dict[str, tuple[str, np.ndarray]]:
     """Block by which an entity must be there, in each form.
 
     It is where the share answered, made to fall only, has lost half of what the form gives where
     it stands by itself (on the diagonal), above what the neutral run gives; between measured
-    blocks by a straight line. Its interval is of the protocol's ``resamples`` of the entities.
+    blocks by a straight line. Its interval holds the blocks at which the paired difference to that
+    half has a 95 % interval that holds 0 (Student's, with entities for clusters; near such a half
+    shares are far from 0 and 1).
 
     Parameters
     ----------
     data : Dataset
         With ``answered`` and ``neutral``, see :func:`twohop.stages.timetable.timetable`.
-    seed : int
     protocol : Protocol
 
     Returns
@@ -41,79 +42,65 @@ def deadlines(
     """
     answered, neutral = data["answered"].values, data["neutral"].values
     entities, blocks = data["entity"].values, data["block"].values
-    n = len(data["form"])
-    value, low, high = (np.full(n, np.nan) for _ in range(3))
-    state: list[State] = ["not measured"] * n
-    if len({*entities}) >= protocol.least_clusters:
-        sums, counts = cluster_sums(
-            np.concatenate([answered.reshape(-1, len(neutral)), neutral[None]]).T,
-            entities,
-            seed=seed,
-            protocol=protocol,
-        )
-        drawn = sums / counts[:, None]
-        tables, floors = drawn[:, :-1].reshape(-1, n, len(blocks)), drawn[:, -1]
-        for row in range(n):
-            if not difference(answered[row, row], neutral, entities).low > 0:
-                continue
-            curve = answered[row, row:].mean(-1)
-            [here] = crossing(blocks[row:], curve[None], neutral.mean()[None])
-            ends = crossing(blocks[row:], tables[:, row, row:], floors)
-            low[row], high[row] = np.quantile(ends, [TAIL, 1 - TAIL], method="closest_observation")
-            reached = bool(np.isfinite(here))
-            value[row] = here if reached else np.nan
-            state[row] = "reached" if reached else "not reached"
+    ends = np.full((len(blocks), 3), np.nan)
+    state: list[State] = ["not measured"] * len(blocks)
+    enough = len({*entities}) >= protocol.least_clusters
+    for row in range(len(blocks) * enough):
+        by_itself = answered[row, row]
+        if not difference(by_itself, neutral, entities).low > 0:
+            continue
+        above = student(answered[row, row:] - (by_itself + neutral) / 2, entities)
+        if above[1, 0] > 0:
+            ends[row] = [crossing(blocks[row:], falling(curve)) for curve in above]
+            state[row] = "reached" if np.isfinite(ends[row, 0]) else "not reached"
     return {
-        "deadline": ("form", value),
-        "deadline_low": ("form", low),
-        "deadline_high": ("form", high),
+        "deadline": ("form", np.where(np.isfinite(ends[:, 0]), ends[:, 0], np.nan)),
+        "deadline_low": ("form", ends[:, 1]),
+        "deadline_high": ("form", ends[:, 2]),
         "deadline_state": ("form", np.array(state, dtype=object)),
     }
 
 
-def crossing(blocks: np.ndarray, curves: np.ndarray, floors: np.ndarray) -> np.ndarray:
-    """Where curves have come down halfway from their start to a floor, [curve]; inf for never.
+def student(values: np.ndarray, clusters: Labels) -> np.ndarray:
+    """Means over items of values [row, item], and the ends of their intervals, [3, row]."""
+    from scipy.special import stdtrit
 
-    Parameters
-    ----------
-    blocks : ndarray [block]
-    curves : ndarray [curve, block]
-        Made to fall only, each by the nearest such curve in least squares.
-    floors : ndarray [curve]
-
-    Examples
-    --------
-    >>> crossing(np.array([0, 2, 4]), np.array([[1.0, 0.8, 0.0]]), np.zeros(1))
-    array([2.75])
-    """
-    fall = falling(curves)
-    half = (curves[:, 0] + floors) / 2
-    below = fall <= half[:, None] + 1e-12
-    first = below.argmax(1)
-    rows, ahead = np.arange(len(curves)), np.maximum(first - 1, 0)
-    start, end = fall[rows, ahead], fall[rows, first]
-    drop = np.where(start > end, start - end, 1)
-    part = np.clip((start - half) / drop, 0, 1)
-    where = blocks[ahead] + part * (blocks[first] - blocks[ahead])
-    return np.where(below.any(1), where, np.inf)
+    totals, sizes = of_entities(values, clusters)
+    n, entities = sizes.sum(), len(sizes)
+    mean = totals.sum(-1) / n
+    spread = ((totals - mean[:, None] * sizes) ** 2).sum(-1) * entities / (entities - 1)
+    reach = -stdtrit(entities - 1, TAIL) * np.sqrt(spread) / n
+    return np.stack([mean, mean - reach, mean + reach])
 
 
-def falling(curves: np.ndarray) -> np.ndarray:
-    """The nearest curves that nowhere rise, [curve, point], by least squares.
+def crossing(blocks: np.ndarray, curve: np.ndarray) -> float:
+    """Where a curve [block] that starts above 0 has come down to it; infinite for never.
 
     Examples
     --------
-    >>> falling(np.array([[1.0, 0.25, 0.75, 0.0]]))
-    array([[1. , 0.5, 0.5, 0. ]])
+    >>> crossing(np.array([0, 2, 4]), np.array([0.5, 0.3, -0.5]))
+    2.75
     """
-    n = curves.shape[1]
-    total = np.concatenate([np.zeros((len(curves), 1)), curves.cumsum(1)], axis=1)
-    start, stop = np.arange(n)[:, None], np.arange(n)[None] + 1
-    with np.errstate(divide="ignore", invalid="ignore"):
-        means = (total[:, stop] - total[:, start]) / (stop - start)  # [curve, start, last]
-    means = np.where(stop > start, means, -np.inf)
-    best = np.maximum.accumulate(means[:, :, ::-1], axis=2)[:, :, ::-1]  # over all later ends
-    return np.stack([best[:, : i + 1, i].min(1) for i in range(n)], axis=1)
+    below = np.nonzero(curve <= 1e-12)[0]
+    if not below.size:
+        return np.inf
+    last = int(below[0])
+    start, end = curve[last - 1], curve[last]
+    part = start / (start - end)
+    return float(blocks[last - 1] + part * (blocks[last] - blocks[last - 1]))
+
+
+def falling(curve: np.ndarray) -> np.ndarray:
+    """The nearest curve that nowhere rises, [point], by least squares.
+
+    Examples
+    --------
+    >>> falling(np.array([1.0, 0.25, 0.75, 0.0])).tolist()
+    [1.0, 0.5, 0.5, 0.0]
+    """
+    from scipy.optimize import isotonic_regression
+
+    return isotonic_regression(curve, increasing=False).x
 
 
 def expected_right(data: xr.Dataset, form: np.ndarray, block: np.ndarray) -> np.ndarray:

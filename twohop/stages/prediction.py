@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 
 from twohop.ask.study import SEPARATOR, Study
-from twohop.forecasts import Forecast, area, binned, calibration, gain, permuted
 from twohop.protocol import DEFAULT, Protocol
 from twohop.stages.deadlines import expected_right
+from twohop.stages.forecasts import Forecast, area, binned, calibration, gain, permuted
 from twohop.statistics import Estimate, difference, interval, mean
 
 PROBES = ("transfer", "transfer_centred")
@@ -118,8 +118,8 @@ def predicted(
         :data:`PREDICTORS`. ``bin_expected``, ``bin_right``, ``bin_low``, ``bin_high``, ``bin_n``
         (bin): calibration. Attributes, each but counts with ``_low`` and ``_high``: ``auc`` of the
         timetable, ``gain`` (over the onset alone), ``slope``, ``intercept``, ``brier``, ``skill``
-        (:class:`twohop.forecasts.Calibration`), ``excess`` (share expected to be lost minus share
-        lost), ``lost_if_predicted`` and ``lost_if_not`` (shares lost of the items that are
+        (:class:`~twohop.stages.forecasts.Calibration`), ``excess`` (share expected to be lost minus
+        share lost), ``lost_if_predicted`` and ``lost_if_not`` (shares lost of the items that are
         predicted lost, and of the others); ``auc_permuted_low``, ``auc_permuted_high`` and
         ``auc_p``: the area where onsets and forms are dealt out anew over entities that are asked
         the same, and how often it is as large; ``brier_base``; ``n_items``, ``n_entities``,

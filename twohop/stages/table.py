@@ -57,13 +57,6 @@ def _windows(study: "Study", done: "Done") -> "xr.Dataset":
     return windows(study, in_circuit(done["backbone_text"]))
 
 
-def _timetable(study: "Study", done: "Done") -> "xr.Dataset":
-    from twohop.stages.timetable import timetable
-    from twohop.stages.windows import in_circuit
-
-    return timetable(study, in_circuit(done["backbone_text"]))
-
-
 def _windows_vlm(study: "Study", done: "Done") -> "xr.Dataset":
     from twohop.stages.windows import windows_vlm
 
@@ -82,6 +75,13 @@ def _attribution_text(study: "Study", done: "Done") -> "xr.Dataset":
     from twohop.stages.maps.attributed import attribution_map
 
     return attribution_map(study, study.backbone, done["map_text"], shown=False)
+
+
+def _timetable(study: "Study", done: "Done") -> "xr.Dataset":
+    from twohop.stages.timetable import timetable
+    from twohop.stages.windows import in_circuit
+
+    return timetable(study, in_circuit(done["backbone_text"]))
 
 
 def _recall(study: "Study", done: "Done") -> "xr.Dataset":

@@ -150,7 +150,7 @@ def timetable_of(study: Study, model: Model, items: Sequence[Item]) -> xr.Datase
             "same_as_backbone": int(model is study.backbone),
         },
     )
-    data = data.assign(deadlines(data, seed=study.seed, protocol=protocol))
+    data = data.assign(deadlines(data, protocol=protocol))
     for name, values in accuracy(data).items():
         data[name] = (("form", "block"), values)
     return data
