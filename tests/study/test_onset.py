@@ -1,4 +1,4 @@
-"""Onsets, shares in time, late and never, and a median only where there is one: by known answers."""
+"""Onsets, shares in time, late and never, and a median only where there is one."""
 
 import numpy as np
 import pytest
