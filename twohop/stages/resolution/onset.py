@@ -79,7 +79,7 @@ def shares_by(onset: np.ndarray, end: int, *, null: np.ndarray) -> Timing:
     --------
     >>> timing = shares_by(np.array([2] * 17 + [28] * 3), 5, null=np.full(20, -1))
     >>> print(timing.in_time, "|", timing.late.value, timing.never.value)
-    0.85 [0.62, 0.97] (n 20) | 0.15 0.0
+    0.85 [0.61, 0.97] (n 20) | 0.15 0.0
     """
     own, luck = _classes(onset, end), _classes(null, end)
     if end < 0 or not len(onset):
