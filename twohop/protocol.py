@@ -140,7 +140,7 @@ class Protocol:
         32,
         whole("blocks"),
         "blocks, at most, that are ablated alone, up to which MLPs are restored, and after which "
-        "states are swapped, evenly spread",
+        "states are swapped",
         quick=8,
     )
     readout_follows: float = _set(

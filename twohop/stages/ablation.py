@@ -5,6 +5,7 @@ same relation of, in the whole benchmark: what is the same for all of them stays
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -63,38 +64,72 @@ def relation_windows(
     survives, alone, suffices, follows = (
         np.full((size, len(items)), np.nan) for size in (n + 1, n, n + 1, n)
     )
-    blocks, edges = spread(n, most), spread(n + 1, most + 1)
+    grid = Grid.of(n, most)
+    n_own = n + 1 + len(grid.alone)
     if there.any():
         measured = ablated(
             model,
             prompt.select(np.flatnonzero(there).tolist()),
             [item for item, others in zip(items, there, strict=True) if others],
             mean[:, torch.from_numpy(there)],
-            blocks=blocks,
-            edges=edges,
+            grid=grid,
             tick=tick,
         )
         survives[:, there] = measured[: n + 1]
         columns = np.flatnonzero(there).tolist()
-        alone[np.ix_(blocks, columns)] = measured[n + 1 : n + 1 + len(blocks)]
-        suffices[np.ix_(edges, columns)] = measured[n + 1 + len(blocks) :]
-    tick(int((~there).sum()) * (n + 1 + len(blocks) + len(edges)))
+        alone[np.ix_(grid.alone, columns)] = measured[n + 1 : n_own]
+        suffices[np.ix_(grid.edges, columns)] = measured[n_own:]
+    tick(int((~there).sum()) * (n_own + len(grid.edges)))
     if swap is not None:
         told = [column for column, rival in enumerate(rivals) if rival is not None]
         others = [rival for rival in rivals if rival is not None]
-        follows[np.ix_(blocks, told)] = readout(model, *swap, others, blocks=blocks, tick=tick)
+        followed = readout(model, *swap, others, blocks=grid.swapped, tick=tick)
+        follows[np.ix_(grid.swapped, told)] = followed
     return list(zip(survives.T, alone.T, suffices.T, follows.T, strict=True))
 
 
-def spread(n: int, most: int) -> list[int]:
-    """At most so many of ``n`` numbers from 0 on, evenly spread, both ends among them.
+@dataclass(frozen=True)
+class Grid:
+    """At which blocks a window is looked at, other than those that ablation begins with.
 
-    Examples
-    --------
-    >>> spread(30, 4), spread(3, 8), spread(5, 1)
-    ([0, 10, 19, 29], [0, 1, 2], [0])
+    Attributes
+    ----------
+    alone : list of int
+        Blocks that are ablated alone.
+    edges : list of int
+        Numbers of blocks that are restored; none and all of them among these.
+    swapped : list of int
+        Blocks after which the state is another entity's.
     """
-    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)).tolist()
+
+    alone: list[int]
+    edges: list[int]
+    swapped: list[int]
+
+    @classmethod
+    def of(cls, n_layers: int, most: int) -> "Grid":
+        """Return at most so many of each: every one, or fewer and fewer of the later.
+
+        Recall is early, so there they are close; the read-out may end anywhere.
+
+        Examples
+        --------
+        >>> grid = Grid.of(30, 8)
+        >>> grid.alone, grid.edges
+        ([0, 1, 2, 3, 6, 10, 17, 29], [0, 1, 3, 5, 8, 12, 19, 30])
+        >>> grid.swapped
+        [0, 4, 8, 12, 17, 21, 25, 29]
+        >>> Grid.of(3, 8).edges
+        [0, 1, 2, 3]
+        """
+
+        def early(n: int, most: int) -> list[int]:
+            if most >= n:
+                return [*range(n)]
+            return np.unique(np.geomspace(1, n, most).round().astype(int) - 1).tolist()
+
+        even = np.linspace(0, n_layers - 1, min(n_layers, most)).round().astype(int)
+        return cls(early(n_layers, most), early(n_layers + 1, most + 1), even.tolist())
 
 
 def mean_of_known(
@@ -144,16 +179,15 @@ def ablated(
     items: Sequence[Item],
     mean: torch.Tensor,
     *,
-    blocks: Sequence[int],
-    edges: Sequence[int],
+    grid: Grid,
     tick: Tick,
 ) -> np.ndarray:
     """Whether each answer survives, [cell, item].
 
-    Cells, in this order: from each block up, and nothing; each of ``blocks`` alone; and what of
-    each of ``edges`` is restored: there, the token is the mean of the others and so are its MLPs,
-    but the outputs of those before the edge. Without the first the last would be the same as the
-    cell from that edge up, as blocks below an ablated one do not see it.
+    Cells, in this order: from each block up, and nothing; each block of the grid alone; and each
+    edge of it, up to which MLPs are restored. There the token is the mean of the others, and so are
+    its MLPs but for the outputs of those before the edge: were the token left as it is, this would
+    be the same as the cell from that edge up, as blocks below an ablated one do not see it.
     """
     layers = model.anatomy.self_blocks
     n = len(layers)
@@ -169,14 +203,14 @@ def ablated(
 
     cells: Cells = [
         *(outputs(means, edge, n) for edge in range(n + 1)),
-        *(outputs(means, block, block + 1) for block in blocks),
+        *(outputs(means, block, block + 1) for block in grid.alone),
         *(
             [
                 Patch("resid_pre", layers[0], at, embedded),
                 *outputs(mlps, 0, edge),
                 *outputs(means, edge, n),
             ]
-            for edge in edges
+            for edge in grid.edges
         ),
     ]
     return answered_cells(model, asked, own, cells, tick=tick)

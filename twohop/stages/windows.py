@@ -17,7 +17,7 @@ from twohop.ask.questions import Questions, Rows, by_relation, side_by_side
 from twohop.ask.study import Study, item_coords
 from twohop.items.items import Item
 from twohop.scoring import normalise
-from twohop.stages.ablation import relation_windows, spread
+from twohop.stages.ablation import Grid, relation_windows
 from twohop.stages.recall import same_decoder
 from twohop.stages.resolution.states import at_names
 from twohop.stages.window_ends import ends_of, last_below
@@ -137,9 +137,9 @@ def windows_of(study: Study, model: Model, items: Sequence[Item], known: np.ndar
         asked = [items[i] for i in rows]
         return questions.named(model, rows), asked, of_known, rivals, swap, most
 
-    n_blocks = len(spread(n_layers, most))
-    n_cells = n_layers + 1 + n_blocks + len(spread(n_layers + 1, most + 1))
-    passes = [n_cells + n_blocks * bool(told) for told in questions.has_rival]
+    grid = Grid.of(n_layers, most)
+    n_cells = n_layers + 1 + len(grid.alone) + len(grid.edges)
+    passes = [n_cells + len(grid.swapped) * bool(told) for told in questions.has_rival]
     of_items = questions.map(relation_windows, arguments, model=model, passes=passes)
     sizes = (n_layers + 1, n_layers, n_layers + 1, n_layers)
     survives, alone, suffices, follows = (
