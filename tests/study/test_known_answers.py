@@ -32,7 +32,7 @@ from twohop.pairs import Pair
 from twohop.report.summary import lateness
 from twohop.running.study import run_study
 from twohop.stages.diagnosis import diagnosis
-from twohop.stages.recovery.transplants import transplant_arms
+from twohop.stages.recovery.transplants import sources, whole_arms
 from twohop.stages.run import run_stages
 from twohop.stages.table import BACKBONE_STAGES
 from twohop.stages.windows import known_items
@@ -209,7 +209,7 @@ def test_back_patching_gives_back_from_behind_the_delay_and_from_nowhere_else(
     assert own[formed & in_time].max() > 0.85
     assert own[~formed].max(initial=0) < 0.25
     assert null.max() < 0.25
-    assert formed[recovery.attrs["chosen"]]
+    assert formed[recovery["chosen_cell"].values].all()
 
 
 def test_what_back_patching_does_not_reach_is_not_called_never_in_the_circuit(
@@ -313,9 +313,10 @@ def test_arms_that_put_in_nothing_of_the_answer_give_nothing_back(
         study = replace(found.study, seed=seed)
         items = known_items(study.benchmark.items, lost, seed=seed, limit=18)
         questions = Questions(study, items)
-        arms = transplant_arms(questions, last_block=RECALL[-1], last_mlp=RECALL[-1], arms=[*given])
-        for arm, scored in arms.items():
-            given[arm].append(scored.right.mean())
+        read = sources(questions, last_block=RECALL[-1], last_mlp=RECALL[-1])
+        arms = whole_arms(questions, read)
+        for arm, shares in given.items():
+            shares.append(arms[arm].right.mean())
         followed.append(np.nanmean(questions.follows(arms["wrong_entity"].texts)))
         answers = [(one.relation, one.answers[0]) for one in items]
         best = [max(answers.count(one) for one in answers if one[0] == r) for r in TEMPLATES]

@@ -123,7 +123,8 @@ def test_every_number_says_what_it_is() -> None:
 # What the stages read
 
 SMALL: dict[str, Any] = {
-    **{"lost_items": 3, "kept_items": 2, "random_items": 2, "random_seeds": 3},
+    **{"lost_items": 3, "kept_items": 2, "random_seeds": 3},
+    **{"back_places": 1, "span_places": 1},
     **{"window_items": 4, "map_items": 2, "map_windows": 3, "lens_entities": 2, "resamples": 50},
     **{"agreement_resamples": 20, "image_places": 2, "question_places": 3, "top_cells": 4},
     **{"later_layers": (0.5,), "earlier_layers": (0.0,), "fit_views": (3,), "test_view": 2},
@@ -149,13 +150,19 @@ def test_every_stage_reads_the_studys_protocol(small: dict[str, xr.Dataset]) -> 
     recovery, maps = small["recovery"], small["map_image"]
     assert recovery.sizes["tried"] == 3 < recovery.sizes["lost"]
     assert recovery.sizes["kept"] <= 2
-    random = recovery["recovered"].sel(arm="transplant_random_position").values
-    assert np.isfinite(random).sum() == 2
-    assert {*np.round(random[np.isfinite(random)] * 3, 9)} <= {0.0, 1.0, 2.0, 3.0}
+    random = recovery["recovered"].sel(arm="span_random").values
+    assert {*np.round(random * 3, 9)} <= {0.0, 1.0, 2.0, 3.0}
     assert recovery.attrs["random_seeds"] == 3
-    assert recovery["later"].values.tolist() == [4]
-    assert recovery["earlier"].values.tolist() == [0]
-    assert recovery.sizes["heuristic_place"] == 2 + 3
+    assert {*recovery["later"].values} == {4}
+    assert {*recovery["earlier"].values} == {0}
+    assert recovery["back_place"].values.tolist() == [
+        "all image tokens",
+        "question token -1",
+        "last token",
+    ]
+    assert recovery.sizes["place"] == 2 + 3
+    ends = recovery["chosen_span_ends"].values
+    assert (ends[:, 0] == ends[:, 1]).all(), "of one place"
     assert small["windows"].sizes["item"] == 4
     groups = maps["map_group"].values.tolist()
     assert max(groups.count("right"), groups.count("lost")) == 2

@@ -61,7 +61,7 @@ ALL_ARMS = (
     Arm(
         "span_mlp",
         "transplant",
-        "the paper's: MLP outputs, span found on other entities",
+        "MLP outputs, span found on other entities (the paper's)",
         "the paper's arm: MLP outputs of the enrichment window, into the span of tokens that "
         "attribution finds on other entities",
         panel=(0, "transplant, MLP outputs,\nspan found elsewhere"),
@@ -70,7 +70,7 @@ ALL_ARMS = (
     Arm(
         "place_resid",
         "transplant",
-        "ours: block outputs, token chosen on other entities",
+        "block outputs, token chosen on other entities (ours)",
         "ours: block outputs, into the one token where exact patching raises the answer's "
         "probability most on other entities",
         panel=(1, "transplant, block outputs,\ntoken chosen elsewhere"),
@@ -79,7 +79,7 @@ ALL_ARMS = (
     Arm(
         WHOLE,
         "transplant",
-        "ours: block outputs, all image tokens",
+        "block outputs, all image tokens (ours)",
         "ours: block outputs, into every image token",
         panel=(2, "transplant, all image\n(or question's) tokens"),
         verdict="transplanting them into all image tokens",
@@ -87,7 +87,7 @@ ALL_ARMS = (
     Arm(
         LAST,
         "transplant",
-        "ours: block outputs, last image token",
+        "block outputs, last image token (ours)",
         "ours: the same, into the last image token only",
     ),
     Arm(
@@ -99,7 +99,7 @@ ALL_ARMS = (
     Arm(
         "transplant_question",
         "transplant",
-        "ours: block outputs, question's tokens",
+        "block outputs, question's tokens (ours)",
         "ours: block outputs, into the question's tokens, where an image has none",
         in_place_of=WHOLE,
         verdict="transplanting them into the question's tokens",
@@ -107,7 +107,7 @@ ALL_ARMS = (
     Arm(
         "transplant_last_token",
         "transplant",
-        "ours: block outputs, last token",
+        "block outputs, last token (ours)",
         "ours: the same, into the last token of the prompt",
         in_place_of=LAST,
     ),
@@ -134,7 +134,7 @@ ALL_ARMS = (
     Arm(
         "span_random",
         "control",
-        "paper's control: random span, as many tokens",
+        "random span, as many tokens (the paper's)",
         "the paper's control: the same MLP outputs, into random spans of as many tokens, from the "
         "first candidate place to the last",
         control=True,
@@ -165,7 +165,7 @@ ALL_ARMS = (
     Arm(
         "place_random",
         "control",
-        "our control: random one of the same places",
+        "random one of the same places (ours)",
         "our control: the same block outputs, at a random one of the same candidate places: the "
         "exact mean over all different tokens",
         control=True,
