@@ -11,6 +11,7 @@ from twohop.ask.roles import IMAGE_ROLES, NO_IMAGE_TOKENS
 from twohop.ask.study import SEPARATOR
 from twohop.protocol import DEFAULT, Protocol
 from twohop.published.architecture import Class, architecture_of
+from twohop.report.strata import gaps_by_stratum
 from twohop.scoring import OUTCOMES
 from twohop.stages.diagnosis import VERDICTS, beats_its_null, read_at_image
 from twohop.stages.maps.agreement import agreement_of_run, refusals
@@ -234,6 +235,7 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
             for rule, by_gate in forced_by_rule(gates, counted).items()
         },
         "by_relation": accuracy_by_relation(gates),
+        "gap_points_by": gaps_by_stratum(gates),
         **numbers,
     }
 
