@@ -8,16 +8,18 @@ from typing import Any
 from interventions.errors import ResultsError
 from interventions.results import SETTINGS
 from interventions.storable import write_atomically
-from twohop.report.comparison import by_class, differing, lead_sentence
+from twohop.report.comparison import by_class, differing
 from twohop.report.comparison_figures import (
     gap_comparison,
     lateness_comparison,
     recovery_comparison,
 )
-from twohop.report.comparison_scatter import gap_against_lateness
+from twohop.report.comparison_scatter import gap_scatter
 from twohop.report.comparison_tables import comparison_tables
+from twohop.report.comparison_words import lead_sentence
 from twohop.report.figures import save_figures
 from twohop.report.page import Plate, embedded, environment, stylesheet
+from twohop.report.replicates import gap_against, pairs_of
 
 SUMMARY = "summary.json"
 PAGE = "compare.html"
@@ -28,15 +30,16 @@ SHOWN = {
         "class of architecture. The numbers are in the table Gap by class.",
     ),
     "against": (
-        "Lateness against gap",
-        "Scatter with intervals: gap of each run in points over its lateness, one colour and "
-        "marker per class; runs without lateness in a strip at the left. The numbers are in the "
-        "tables Gap by class and Lateness, in layers.",
+        "Gap against what comes late, and against predicted loss",
+        "Two scatters with intervals: gap of each pair of models in points over the share of its "
+        "entities that are late, and over the loss that the timetable predicts, one colour and "
+        "marker per class, runs of one pair taken together. The numbers are in the tables Pairs of "
+        "models and Does the gap go with lateness?",
     ),
     "lateness": (
-        "Lateness, by class",
-        "Dots with intervals: lateness of each run in layers, by the transfer probe and the plain "
-        "probe. The numbers are in the table Lateness, in layers.",
+        "What comes late, by class",
+        "Dots with intervals: share of entities late in each run, and the loss that the timetable "
+        "predicts. The numbers are in the table What comes late, and predicted loss.",
     ),
     "recovery": (
         "What gives the fact back, by class",
@@ -98,7 +101,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
     classes = by_class(summaries)
     figures = {
         "gap": gap_comparison(classes),
-        "against": gap_against_lateness(classes),
+        "against": gap_scatter(classes),
         "lateness": lateness_comparison(classes),
         "recovery": recovery_comparison(classes),
     }
@@ -116,11 +119,18 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
             plates=plates,
             tables={table.name: table for table in tables},
             recovered=[table for table in tables if table.name.startswith("recovered")],
+            strata=[table for table in tables if table.name.startswith("strata")],
             command=f"twohop compare {' '.join(folder.name for folder in folders)}",
             style=stylesheet(),
         )
     )
-    content = {"runs": summaries, "differing": different}
+    pairs = pairs_of(classes)
+    content = {
+        "runs": summaries,
+        "differing": different,
+        "pairs": [pair.as_dict() for pair in pairs],
+        "gap_against": {key: against.as_dict() for key, against in gap_against(pairs).items()},
+    }
     write_atomically(out / "compare.json", json.dumps(content, indent=2, allow_nan=False).encode())
     write_atomically(out / PAGE, page.encode("utf-8"))
     return out / PAGE

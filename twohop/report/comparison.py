@@ -8,9 +8,10 @@ from itertools import count as count_from
 from typing import Any
 
 from twohop.report import wording
-from twohop.report.tables import Summary
+from twohop.report.estimates import estimate
+from twohop.report.tables import Summary, at
 from twohop.stages.recovery.arms import WITHOUT_IMAGE_TOKENS
-from twohop.statistics import estimates
+from twohop.statistics import Estimate, estimates
 
 SAME = ("benchmark", "limit", "seed", "twohop")
 TELLING = ("limit", "seed", "benchmark", "twohop")
@@ -41,6 +42,10 @@ class Run:
     def name(self) -> str:
         """Number and label."""
         return f"{self.number}  {self.label}"
+
+    def at(self, key: str) -> Estimate:
+        """A number of its summary, such as that at ``lateness/late``; not measured if absent."""
+        return estimate(at(self.summary, key))
 
     def arm(self, at_image: str) -> str:
         """An arm, or the one that takes its place where an image has no tokens."""
@@ -109,7 +114,7 @@ def by_class(summaries: Sequence[Summary]) -> Classes:
     kinds = [kind if kind in wording.ARCHITECTURES else "other" for kind in kinds]
 
     def gap(i: int) -> float:
-        value = summaries[i]["gap_points"].value
+        value = estimate(summaries[i]["gap_points"]).value
         return -math.inf if math.isnan(value) else value
 
     classes: Classes = {}
@@ -125,38 +130,6 @@ def by_class(summaries: Sequence[Summary]) -> Classes:
 def runs_of(classes: Classes) -> list[Run]:
     """All runs, in the order in which they are shown."""
     return [run for several in classes.values() for run in several]
-
-
-def lead_sentence(summaries: Sequence[Summary]) -> str:
-    """How many runs lose recall from the image, by class, and how many of them are late."""
-    classes = by_class(summaries)
-    counts = ", ".join(
-        f"{wording.ARCHITECTURES[kind]} {sum(map(_loses, runs))} of {len(runs)}"
-        for kind, runs in classes.items()
-    )
-    runs = runs_of(classes)
-    known = [run for run in runs if run.summary["lateness_layers"].measured]
-    late = [run for run in known if run.summary["lateness_layers"].low > 0]
-    return (
-        f"{sum(map(_loses, runs))} of {len(runs)} runs clearly lose recall from the image "
-        f"({counts}); lateness is measured in {len(known)} of {len(runs)}, and clearly positive in "
-        f"{len(late)}{_by_how_much(late)}."
-    )
-
-
-def _by_how_much(late: Sequence[Run]) -> str:
-    """Each of a few runs by name, or the range of many."""
-    layers = [round(run.summary["lateness_layers"].value) for run in late]
-    if not late:
-        return ""
-    if len(late) <= 3:
-        several = ", ".join(f"{run.label} by {n}" for run, n in zip(late, layers, strict=True))
-        return f" (in layers: {several})"
-    return f" (by {min(layers)} to {max(layers)} layers)"
-
-
-def _loses(run: Run) -> bool:
-    return run.summary["gap_points"].low > 0
 
 
 def differing(summaries: Sequence[Summary]) -> list[str]:

@@ -6,19 +6,19 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import PercentFormatter
 
 from twohop.report import wording
-from twohop.report.comparison import Classes, Run, runs_of
+from twohop.report.comparison import Classes, runs_of
 from twohop.report.estimates import NOT_MEASURED, Unit, measured, short
 from twohop.report.figures import arm_colour, interval
+from twohop.report.replicates import AGAINST
 from twohop.report.style import (
     CLASS_MARKS,
     FAINT,
     INK,
     MUTED,
     PAPER,
-    SHADE,
     group_title,
     look,
     sheet,
@@ -32,9 +32,9 @@ PANELS = sorted((arm for arm in ALL_ARMS if arm.panel), key=lambda arm: arm.pane
 N_PANELS = 3  # of the recovery figure, side by side
 
 
-def wrapped(run: Run) -> str:
+def wrapped(number: int, label: str) -> str:
     """A run's number and name in at most two lines; what is left out is marked."""
-    name = f"{run.number}\u00a0 {run.label}".replace(" ", "\u00a0", 1)
+    name = f"{number}\u00a0 {label}".replace(" ", "\u00a0", 1)
     lines = textwrap.wrap(name, LONGEST)
     if len(lines) > 2:
         rest = " ".join(lines[1:])
@@ -59,7 +59,7 @@ def run_axis(axes: Axes, classes: Classes, *, names: bool = True, until: float =
     runs = runs_of(classes)
     axes.set_yticks(
         [rows[run.number] for run in runs],
-        [wrapped(run) if names else "" for run in runs],
+        [wrapped(run.number, run.label) if names else "" for run in runs],
         linespacing=0.9,
     )
     axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=8)
@@ -86,7 +86,7 @@ def dots(axes: Axes, classes: Classes, keys: tuple[str, str], unit: Unit, *, mar
         for run in runs:
             y, said = rows[run.number], []
             for key, shift, fill in ((keys[0], 0.17, colour), (keys[1], -0.17, "white")):
-                number = run.summary[key]
+                number = run.at(key)
                 said.append(short(number, unit) if measured(number) else "–")
                 if measured(number):
                     ends += [number.low, number.high]
@@ -94,7 +94,7 @@ def dots(axes: Axes, classes: Classes, keys: tuple[str, str], unit: Unit, *, mar
                     axes.plot(
                         number.value, y + shift, marker, color=colour, mfc=fill, ms=5, zorder=4
                     )
-            n = max(run.summary[key].n for key in keys)
+            n = max(run.at(key).n for key in keys)
             text = f"{' / '.join(said)}  n {n}" if n else why_not(run.summary, keys[0])
             axes.annotate(
                 text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=7.5
@@ -115,17 +115,14 @@ def gap_comparison(classes: Classes) -> Figure:
 
 
 def lateness_comparison(classes: Classes) -> Figure:
-    """Lateness of each run in layers, by the transfer probe and by the plain one."""
+    """Share of entities late in each run, and the loss that the timetable predicts from it."""
     with look():
         figure = sheet(0.9 - ROW * heights(classes)[2])
         axes = figure.subplots()
-        dots(axes, classes, ("lateness_layers", "lateness_layers_plain"), "layers", margin=1)
+        dots(axes, classes, (AGAINST["late"], AGAINST["expected_loss"]), "share", margin=0.03)
         run_axis(axes, classes)
-        low, _ = axes.get_xlim()
-        axes.axvspan(low, 0, color=SHADE, lw=0, zorder=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_title("shaded: in time; right of it: too late", fontsize=8, color=MUTED)
-        axes.set_xlabel("lateness in layers: transfer probe (filled) / plain probe (open)")
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel("share of entities late (filled) / predicted loss of items (open)")
         return figure
 
 

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from twohop.report.comparison import by_class, differing, lead_sentence
+from twohop.report.comparison import by_class, differing
 from twohop.report.comparison_tables import short_table
+from twohop.report.comparison_words import lead_sentence
 from twohop.report.sentence import verdict_sentence
 from twohop.report.tables import Table, all_tables
 

@@ -12,6 +12,7 @@ from twohop.ask.study import SEPARATOR
 from twohop.protocol import Protocol
 from twohop.published.architecture import Class, architecture_of
 from twohop.report.effects import contrasts, contrasts_as_numbers, nets, of_arms
+from twohop.report.strata import gaps_by_stratum
 from twohop.scoring import OUTCOMES
 from twohop.stages.maps.agreement import agreement_of_run, refusals
 from twohop.stages.maps.similarity import similarity_of_run
@@ -178,6 +179,7 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
             for rule, by_gate in forced_by_rule(gates, counted).items()
         },
         "by_relation": accuracy_by_relation(gates),
+        "gap_points_by": gaps_by_stratum(gates),
         **numbers,
     }
 

@@ -87,6 +87,8 @@ ARCHITECTURES = {
     "other": "other, or not recorded",
 }
 
+AGAINST = {"late": "share of entities late", "expected_loss": "predicted loss"}
+"""What the gap of pairs is held against."""
 COMPONENTS = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual stream"}
 MAPS = {"text": "Backbone, text", "image": "VLM, image"}
 MAP_GROUPS = {"right": "answered right", "lost": "lost"}
