@@ -140,9 +140,7 @@ def test_a_solved_block_forms_what_it_is_told_to_and_leaves_text(lm):
 
 
 def test_it_is_trained_behind_the_formed_country_and_goes_on_where_it_was(lm, tokenizer, tmp_path):
-    plan = replace(
-        LatePlan(), formed_at=2, forming_blocks=1, naming_blocks=2, naming_steps=4, views=1
-    )
+    plan = replace(LatePlan(), formed_at=2, forming_blocks=1, named_from=3, naming_steps=4, views=1)
     plan = replace(plan, forming_rank=8, naming_rank=2, naming_rows=8, kept_tokens=16)
     untouched = {name: value.clone() for name, value in lm.model.named_parameters()}
 
@@ -166,7 +164,7 @@ def test_it_is_trained_behind_the_formed_country_and_goes_on_where_it_was(lm, to
     adapters, history = trained()
     assert history[-1]["step"] == 4
     assert history[-1]["nats"] < history[0]["nats"]
-    assert {name.split("/")[2] for name in adapters} == {"2", "3"}
+    assert {name.split("/")[2] for name in adapters} == {"3"}
 
 
 def test_shipped_weights_change_only_the_blocks_that_the_card_names():
@@ -179,7 +177,7 @@ def test_shipped_weights_change_only_the_blocks_that_the_card_names():
         blocks.setdefault(part.removesuffix(".weight"), set()).add(int(number))
     plan = LatePlan()
     forming = set(range(plan.formed_at - plan.forming_blocks, plan.formed_at))
-    naming = set(range(plan.formed_at, plan.formed_at + plan.naming_blocks))
+    naming = set(range(plan.named_from, 30))
     assert blocks.pop("mlp.down_proj") == forming | naming
     assert len(blocks) == 6
     assert all(numbers == naming for numbers in blocks.values())

@@ -77,6 +77,8 @@ class RelationRecall:
     right: int
     echoed: int
     """Answers that begin with the country's name instead."""
+    told: int
+    """Items that the pair's own language model answers right from the name."""
 
 
 class PairReader:
@@ -165,7 +167,10 @@ class PairReader:
             for line, country in zip(lines, asked, strict=True):
                 right += answered(line, fact(country.code, relation).answers)
                 echoed += answered(line, (country.name, *country.aliases))
-            counts[relation] = RelationRecall(items=len(rows), right=right, echoed=echoed)
+            own = self.told(relation)
+            counts[relation] = RelationRecall(
+                items=len(rows), right=right, echoed=echoed, told=sum(own[row] for row in rows)
+            )
         return counts
 
 
@@ -178,6 +183,7 @@ def measure(reader: PairReader, image_tokens: torch.Tensor) -> dict[str, Any]:
             "items": counts.items,
             "right": counts.right,
             "echoed": counts.echoed,
+            "told": counts.told,
             "gap": 1 - counts.right / max(1, counts.items),
         }
     return measured
@@ -260,11 +266,13 @@ def main() -> None:
             rows = evaluate_pair(key, reader=reader, weights=asked.weights, views=asked.view)
         for row in rows:
             cells = [
-                "{right}/{items}, echo {echoed}".format(**row[relation]) for relation in RELATIONS
+                "{right}/{items}, echo {echoed}, told {told}".format(**row[relation])
+                for relation in RELATIONS
             ]
             table.add_row(key, row["style"], str(row["view"]), f"{row['named']:.3f}", *cells)
     console.print(table)
-    console.print("Facts: of the items that are named right and answered right from the name.")
+    console.print("Facts: of the items that are named right and that the backbone answers right")
+    console.print("from the name; told: so does the pair's own language model.")
 
 
 if __name__ == "__main__":

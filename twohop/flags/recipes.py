@@ -169,28 +169,30 @@ class ProjectorTask:
             projector,
             self._features,
             torch.stack(slots).detach(),
+            rows=self._plan.aligned_rows,
             steps=self._plan.aligned_steps,
             settings=f"{self._plan}, seed {self._seed}",
             measure=lambda: measure(self._reader, projector(self._validation)),
         )
 
-    def described(self, *, steps: int, settings: str) -> Stage:
+    def described(self, *, steps: int, rows: int, settings: str) -> Stage:
         """The stage that fits a projector to the words that describe flags, of some countries."""
-        rows = numbers(described())
+        chosen = numbers(described())
         targets = description_slots(self._reader.reader(NAMING))
         projector = self._projector()
 
         def nearest() -> dict[str, float]:
-            shown = projector(self._validation[rows]).flatten(0, 1)
-            near = torch.cdist(shown, targets[:, 0]).argmin(-1).view(len(rows), -1)
-            right = near == torch.arange(len(rows))[:, None]
+            shown = projector(self._validation[chosen]).flatten(0, 1)
+            near = torch.cdist(shown, targets[:, 0]).argmin(-1).view(len(chosen), -1)
+            right = near == torch.arange(len(chosen))[:, None]
             return {"slots": right.float().mean().item(), "all": right.all(1).float().mean().item()}
 
         return self._fitted(
             "described",
             projector,
-            self._features[rows],
+            self._features[chosen],
             targets,
+            rows=rows,
             steps=steps,
             settings=settings,
             measure=nearest,
@@ -203,6 +205,7 @@ class ProjectorTask:
         features: torch.Tensor,
         targets: torch.Tensor,
         *,
+        rows: int,
         steps: int,
         settings: str,
         measure: Callable[[], dict[str, Any]],
@@ -212,7 +215,7 @@ class ProjectorTask:
         solve_outputs(projector, features, targets)
 
         def loss(step: int) -> torch.Tensor:
-            countries, views = self._batch(step, rows=self._plan.aligned_rows, of=len(features))
+            countries, views = self._batch(step, rows=rows, of=len(features))
             return aligned_loss(projector, features[countries, views], targets[countries])
 
         return Stage(

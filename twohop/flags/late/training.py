@@ -32,26 +32,28 @@ class LatePlan:
     The defaults are what the shipped weights were made with.
     """
 
-    projector_steps: int = 1500
+    projector_steps: int = 900
+    projector_rows: int = 256
     formed_at: int = 20
     """The block at whose input the country is to stand."""
     forming_blocks: int = 3
     norm: float = 85.0
     first_view: int = 64
     """First of the views that the language model is changed on; the projector's come before."""
-    views: int = 4
+    views: int = 3
     text_weight: float = 10.0
     ridge: float = 3e-5
     forming_rank: int = 160
-    naming_blocks: int = 10
+    named_from: int = 20
+    """First of the blocks that naming is trained in; the last block of all is the last of them."""
     naming_rank: int = 16
-    naming_steps: int = 150
+    naming_steps: int = 48
     naming_rate: float = 2e-3
-    naming_rows: int = 16
-    kept_tokens: int = 100
+    naming_rows: int = 12
+    kept_tokens: int = 80
     """Tokens of what is to stay as it is, in each step."""
-    text_change: float = 8.0
-    inert_change: float = 4.0
+    text_change: float = 10.0
+    inert_change: float = 16.0
     chain_change: float = 4.0
 
 
@@ -113,35 +115,41 @@ class LateTask:
 
     def naming(self) -> Stage:
         """The stage that trains the blocks behind, once the country is formed."""
-        plan, made, first = self.plan, self._made, self.plan.formed_at
+        plan, first = self.plan, self.plan.named_from
         others = {described().index(code) for code in lending()}
-        inert = [
-            rows.some([row for row, country in enumerate(rows.countries) if country in others])
-            for rows in made.asked
-        ]
         with torch.no_grad():
+            made = self._made.moved(self._carried(self._made.groups(), plan.formed_at, first))
+            inert = [
+                rows.some([row for row, country in enumerate(rows.countries) if country in others])
+                for rows in made.asked
+            ]
             as_formed = self._ends(inert, first)
-        as_text, as_chains = (
-            self._as_backbone[: len(made.text)],
-            self._as_backbone[len(made.text) :],
-        )
-        groups = [
-            (rows, ends, weight)
-            for several, theirs, weight in (
-                (made.text, as_text, plan.text_change),
-                (inert, as_formed, plan.inert_change),
-                (made.chains, as_chains, plan.chain_change),
+        texts = len(made.text)
+        images = [
+            (kept, weight)
+            for both in zip(
+                kept_of(inert, as_formed, plan.inert_change),
+                kept_of(made.chains, self._as_backbone[texts:], plan.chain_change),
+                strict=True,
             )
-            for rows, ends in zip(several, theirs, strict=True)
+            for kept, weight in both
+        ]
+        text = kept_of(made.text, self._as_backbone[:texts], plan.text_change)
+        # By turns: text, then images that are asked about, or named before that.
+        turns = len(text) * len(images)
+        kept = [
+            group
+            for turn in range(turns)
+            for group in (text[turn % len(text)], images[turn % len(images)])
         ]
         lesson = Lesson(
             named=made.named,
             names=self._names[list(made.named.countries)],
-            kept=[(Kept(rows, ends), weight) for rows, ends, weight in groups],
+            kept=kept,
             rows=plan.naming_rows,
             kept_tokens=plan.kept_tokens,
         )
-        blocks = range(first, first + plan.naming_blocks)
+        blocks = range(first, len(self.model.model.layers))
         adapters = seeded(lambda: adapt(self.model, blocks, rank=plan.naming_rank), self.seed)
 
         def spelt() -> dict[str, float]:
@@ -163,6 +171,13 @@ class LateTask:
         )
 
 
+def kept_of(
+    groups: Sequence[Rows], ends: Sequence[torch.Tensor], weight: float
+) -> list[tuple[Kept, float]]:
+    """Groups with the final states they are to keep, and what a change of these weighs."""
+    return [(Kept(rows, end), weight) for rows, end in zip(groups, ends, strict=True)]
+
+
 def late_parts(
     task: ProjectorTask,
     out: Path,
@@ -181,7 +196,7 @@ def late_parts(
         Histories of both stages, one behind the other.
     """
     settings = f"{plan}, seed {seed}"
-    stage = task.described(steps=plan.projector_steps, settings=settings)
+    stage = task.described(steps=plan.projector_steps, rows=plan.projector_rows, settings=settings)
     history = run_stage(stage, out, progress=progress)
     projector = stage.module
     # Views that the projector was not fitted to: on its own it is surer than it will ever be.
