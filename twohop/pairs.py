@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from interventions.errors import InterventionsError, did_you_mean
 from twohop.items.formats import CHAT, COMPLETION, QA, Kind, PromptFormat, writer_for
@@ -11,6 +12,9 @@ from twohop.items.items import Benchmark
 from twohop.items.validation import Checked
 from twohop.protocol import DEFAULT, Protocol
 from twohop.published import PUBLISHED, PublishedPair
+
+if TYPE_CHECKING:
+    from twohop.flags.assemble import PairKey as FlagsKey
 
 ASSEMBLED = re.compile(r"-[0-9a-f]{12}$")  # what the name of a folder made here ends with
 
@@ -52,10 +56,10 @@ class Pair:
         return {"vlm": self.vlm(), "backbone": self.backbone()}
 
 
-def _flags_vlm(key: str) -> Path:
+def _flags_vlm(key: "FlagsKey") -> Path:
     from twohop.flags.assemble import pair_folder
 
-    return pair_folder("flags-naming" if key == "flags-naming" else "flags-aligned")
+    return pair_folder(key)
 
 
 def _flags_backbone() -> Path:
@@ -64,10 +68,10 @@ def _flags_backbone() -> Path:
     return backbone_folder()
 
 
-def _flags_benchmark() -> Benchmark:
+def _flags_benchmark(key: "FlagsKey") -> Benchmark:
     from twohop.flags.benchmark import benchmark
 
-    return benchmark()
+    return benchmark(key)
 
 
 def _micro_folder(key: str) -> Path:
@@ -83,12 +87,12 @@ def _micro_benchmark() -> Benchmark:
     return benchmark()
 
 
-def _flags(key: str, summary: str) -> Pair:
+def _flags(key: "FlagsKey", summary: str) -> Pair:
     return Pair(
         key,
         lambda: _flags_vlm(key),
         _flags_backbone,
-        _flags_benchmark,
+        lambda: _flags_benchmark(key),
         summary,
         QA,
         served=(f"twohop/{key}", "twohop/flags-backbone"),
@@ -113,6 +117,9 @@ PAIRS: dict[str, Pair] = {
         _flags("flags-naming", "SmolLM2-135M sees flags; projector trained on naming alone"),
         _flags(
             "flags-aligned", "SmolLM2-135M sees flags; projector fitted to the names' embeddings"
+        ),
+        _flags(
+            "flags-late", "SmolLM2-135M sees 80 flags; the country is formed too late for recall"
         ),
         _micro("micro-naming", "a micro world for tests; projector trained on naming alone"),
         _micro(

@@ -171,7 +171,7 @@ def test_slots_end_with_the_name(backbone_tokenizer):
         assert slots[-len(name) :] == name
 
 
-@pytest.mark.parametrize("key", PAIR_KEYS)
+@pytest.mark.parametrize("key", [key for key in PAIR_KEYS if key != "flags-late"])
 def test_shipped_pair_opens_with_stock_classes_and_names_flags(key, backbone_path):
     from transformers import AutoModelForCausalLM, AutoProcessor, LlavaForConditionalGeneration
 
@@ -207,6 +207,7 @@ def test_weights_that_are_not_there(tmp_path):
         "tower.safetensors",
         "flags-naming.safetensors",
         "flags-aligned.safetensors",
+        "flags-late.safetensors",
     }
 
 

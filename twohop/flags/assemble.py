@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -20,13 +21,17 @@ from twohop.flags.templates import IMAGE_PLACEHOLDER
 from twohop.flags.tower import IMAGE_TOKENS, PATCH_SIZE, image_processor, tower_config
 
 if TYPE_CHECKING:
+    import torch
     from transformers import LlamaConfig, LlavaConfig
 
-PairKey = Literal["flags-naming", "flags-aligned"]
+PairKey = Literal["flags-naming", "flags-aligned", "flags-late"]
 PAIR_KEYS: tuple[PairKey, ...] = get_args(PairKey)
 
 RESERVED_TOKEN = "<empty_output>"
 """A special token of the backbone that text never holds; the image placeholder takes its id."""
+
+UP, DOWN = ".up", ".down"
+"""How the two factors of a changed weight are named, behind the weight's own name."""
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
 
@@ -57,7 +62,7 @@ def pair_folder(key: PairKey, *, weights: Path | None = None) -> Path:
     Parameters
     ----------
     key
-        ``"flags-naming"`` or ``"flags-aligned"``.
+        ``"flags-naming"``, ``"flags-aligned"`` or ``"flags-late"``.
     weights
         Folder with ``tower.safetensors`` and ``<key>.safetensors``; ``None`` is the shipped one.
 
@@ -68,7 +73,8 @@ def pair_folder(key: PairKey, *, weights: Path | None = None) -> Path:
         ``LlavaForConditionalGeneration.from_pretrained`` and ``AutoProcessor.from_pretrained``
         open. Its language model is bit for bit the one of
         :func:`~twohop.flags.backbone.backbone_folder`, and so are its tokens, except that the
-        image placeholder has taken the id of a reserved one.
+        image placeholder has taken the id of a reserved one; ``"flags-late"`` changes some of
+        the weights, those that its file has :func:`changes` of.
 
     Raises
     ------
@@ -124,19 +130,34 @@ def _save_model(folder: Path, *, backbone: Path, vision_tower: Path, projector: 
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
     text = load_file(backbone / "model.safetensors")
+    trained = load_file(projector)
+    changed = changes(trained)
+    for name, change in changed.items():
+        text[name] = (text[name].float() + change).to(text[name].dtype)
     state = {f"model.language_{name}": value for name, value in text.items()}
     state["lm_head.weight"] = text["model.embed_tokens.weight"]
-    for prefix, path in (
-        ("model.vision_tower.", vision_tower),
-        ("model.multi_modal_projector.", projector),
-    ):
-        state |= {prefix + name: value for name, value in load_file(path).items()}
+    tower = load_file(vision_tower)
+    state |= {f"model.vision_tower.{name}": value for name, value in tower.items()}
+    state |= {
+        f"model.multi_modal_projector.{name}": value
+        for name, value in trained.items()
+        if not name.endswith((UP, DOWN))
+    }
     # Buffers are not in the files; a model that is only saved does not need them.
     model.load_state_dict(state, assign=True)
     model.tie_weights()
     model.generation_config = GenerationConfig.from_pretrained(backbone)
     model.config.dtype = torch.bfloat16
     model.save_pretrained(folder)
+
+
+def changes(trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What is added to weights of the language model, by their names, in float32.
+
+    ``trained`` is what a pair's file holds; a change is kept there as two factors of low rank.
+    """
+    names = [name.removesuffix(UP) for name in trained if name.endswith(UP)]
+    return {name: trained[name + UP].float() @ trained[name + DOWN].float() for name in names}
 
 
 def _reserved_id(tokenizer_file: Path) -> int:

@@ -159,7 +159,7 @@ def view(code: str, index: int | None, *, style: Style = "flag-icons") -> Image.
         alone. Below :data:`FIRST_HELD_OUT_VIEW` for training, from it on for measuring;
         ``None`` or -1 is the plain picture.
     style
-        The drawing. Both pairs are trained on ``"flag-icons"`` only.
+        The drawing. The pairs are trained on ``"flag-icons"`` only.
 
     Raises
     ------

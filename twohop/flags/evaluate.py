@@ -20,6 +20,7 @@ from rich.table import Table
 
 from twohop.flags.assemble import PAIR_KEYS, PairKey, pair_folder
 from twohop.flags.backbone import backbone_folder, quiet_transformers
+from twohop.flags.benchmark import countries
 from twohop.flags.data import (
     FIRST_HELD_OUT_VIEW,
     RELATIONS,
@@ -27,6 +28,7 @@ from twohop.flags.data import (
     Entity,
     Relation,
     entities,
+    entity,
     fact,
     is_surface,
     view,
@@ -36,7 +38,11 @@ from twohop.flags.templates import NAMING, QUESTIONS, Template
 from twohop.flags.tower import pixels
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+    from transformers import (
+        LlamaForCausalLM,
+        LlavaForConditionalGeneration,
+        PreTrainedTokenizerBase,
+    )
 
 CARD_VIEW = 10_100
 """The view behind the model card's figures; trials on the way looked at 10,000 to 10,002."""
@@ -71,13 +77,34 @@ class RelationRecall:
     right: int
     echoed: int
     """Answers that begin with the country's name instead."""
+    told: int
+    """Items that the pair's own language model answers right from the name."""
 
 
 class PairReader:
-    """Reads country names and facts off image tokens, with the prompts' beginnings cached."""
+    """Reads country names and facts off image tokens, with the prompts' beginnings cached.
 
-    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    Parameters
+    ----------
+    model, tokenizer
+        The language model that is to read.
+    countries
+        The countries it is asked about.
+    backbone
+        Whose answers about names say what is known; ``None``: its own.
+    """
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        countries: Sequence[Entity] = entities(),
+        backbone: PairReader | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
+        self.countries = tuple(countries)
+        self._backbone = backbone
         self._readers = {
             template.name: PromptedLM(model, tokenizer, prefix=template.before)
             for template in (NAMING, *QUESTIONS.values())
@@ -98,10 +125,18 @@ class PairReader:
 
     def known(self, relation: Relation) -> list[bool]:
         """Whether the backbone answers about each country from its name; surface items: no."""
+        if self._backbone is not None:
+            rows = zip(self._backbone.countries, self._backbone.known(relation), strict=True)
+            told = {country.code: right for country, right in rows}
+            return [told[country.code] for country in self.countries]
+        return self.told(relation)
+
+    def told(self, relation: Relation) -> list[bool]:
+        """Whether this model answers about each country from its name; surface items: no."""
         if relation not in self._known:
             reader = self.reader(QUESTIONS[relation])
-            names = [reader.embed(reader.token_ids(f" {entity.name}")) for entity in entities()]
-            facts = [fact(entity.code, relation) for entity in entities()]
+            names = [reader.embed(reader.token_ids(f" {entity.name}")) for entity in self.countries]
+            facts = [fact(entity.code, relation) for entity in self.countries]
             self._known[relation] = [
                 answered(line, fact.answers) and not is_surface(fact, tokenizer=self.tokenizer)
                 for line, fact in zip(self.lines(QUESTIONS[relation], names), facts, strict=True)
@@ -110,13 +145,13 @@ class PairReader:
 
     def asked(self, relation: Relation) -> int:
         """Number of items of a relation: those that are not surface items."""
-        facts = [fact(entity.code, relation) for entity in entities()]
+        facts = [fact(entity.code, relation) for entity in self.countries]
         return sum(not is_surface(fact, tokenizer=self.tokenizer) for fact in facts)
 
     def recognised(self, image_tokens: torch.Tensor) -> list[bool]:
         """Whether each country, [country, slot, d_model], is named right."""
         lines = self.lines(NAMING, list(image_tokens))
-        return [named(line, entity) for line, entity in zip(lines, entities(), strict=True)]
+        return [named(line, entity) for line, entity in zip(lines, self.countries, strict=True)]
 
     def recall(
         self, image_tokens: torch.Tensor, recognised: Sequence[bool]
@@ -126,13 +161,16 @@ class PairReader:
         for relation in RELATIONS:
             pairs = zip(recognised, self.known(relation), strict=True)
             rows = [number for number, usable in enumerate(map(all, pairs)) if usable]
-            asked = [entities()[row] for row in rows]
+            asked = [self.countries[row] for row in rows]
             lines = self.lines(QUESTIONS[relation], [image_tokens[row] for row in rows])
             right = echoed = 0
-            for line, entity in zip(lines, asked, strict=True):
-                right += answered(line, fact(entity.code, relation).answers)
-                echoed += answered(line, (entity.name, *entity.aliases))
-            counts[relation] = RelationRecall(items=len(rows), right=right, echoed=echoed)
+            for line, country in zip(lines, asked, strict=True):
+                right += answered(line, fact(country.code, relation).answers)
+                echoed += answered(line, (country.name, *country.aliases))
+            own = self.told(relation)
+            counts[relation] = RelationRecall(
+                items=len(rows), right=right, echoed=echoed, told=sum(own[row] for row in rows)
+            )
         return counts
 
 
@@ -145,6 +183,7 @@ def measure(reader: PairReader, image_tokens: torch.Tensor) -> dict[str, Any]:
             "items": counts.items,
             "right": counts.right,
             "echoed": counts.echoed,
+            "told": counts.told,
             "gap": 1 - counts.right / max(1, counts.items),
         }
     return measured
@@ -158,6 +197,20 @@ def backbone_reader() -> PairReader:
     with quiet_transformers():
         model = LlamaForCausalLM.from_pretrained(backbone, dtype=torch.float32)
         return PairReader(model, AutoTokenizer.from_pretrained(backbone))
+
+
+def own_reader(
+    vlm: LlavaForConditionalGeneration, *, countries: Sequence[Entity], backbone: PairReader
+) -> PairReader:
+    """The language model inside an assembled pair, behind all prompts."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    parts: Any = vlm
+    with torch.device("meta"):
+        # A config of its own: a model takes over the one it is given, attention and all.
+        model = LlamaForCausalLM(LlamaConfig.from_pretrained(backbone_folder()))
+    model.model, model.lm_head = parts.model.language_model, parts.lm_head
+    return PairReader(model, backbone.tokenizer, countries=countries, backbone=backbone)
 
 
 @torch.no_grad()
@@ -175,14 +228,16 @@ def evaluate_pair(
         vlm = LlavaForConditionalGeneration.from_pretrained(
             pair_folder(key, weights=weights), dtype=torch.float32
         )
+    asked = [entity(code) for code in countries(key)]
+    own = own_reader(vlm, countries=asked, backbone=reader)
     rows = []
     for style in STYLES:
         for index in views:
-            pictures = [view(entity.code, index, style=style) for entity in entities()]
+            pictures = [view(country.code, index, style=style) for country in asked]
             features: Any = vlm.get_image_features(pixel_values=pixels(pictures))
             # A sequence with one [slot, d_model] per picture.
             tokens = torch.stack(list(features.pooler_output))
-            rows.append({"pair": key, "style": style, "view": index, **measure(reader, tokens)})
+            rows.append({"pair": key, "style": style, "view": index, **measure(own, tokens)})
     return rows
 
 
@@ -211,11 +266,13 @@ def main() -> None:
             rows = evaluate_pair(key, reader=reader, weights=asked.weights, views=asked.view)
         for row in rows:
             cells = [
-                "{right}/{items}, echo {echoed}".format(**row[relation]) for relation in RELATIONS
+                "{right}/{items}, echo {echoed}, told {told}".format(**row[relation])
+                for relation in RELATIONS
             ]
             table.add_row(key, row["style"], str(row["view"]), f"{row['named']:.3f}", *cells)
     console.print(table)
-    console.print("Facts: of the items that are named right and answered right from the name.")
+    console.print("Facts: of the items that are named right and that the backbone answers right")
+    console.print("from the name; told: so does the pair's own language model.")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from twohop.flags.assemble import pair_config
 from twohop.flags.backbone import backbone_folder
 from twohop.flags.data import FIRST_HELD_OUT_VIEW, entities, view
 from twohop.flags.evaluate import backbone_reader, measure
+from twohop.flags.late.countries import described, description_slots, numbers
 from twohop.flags.projectors import (
     NamingLoss,
     aligned_loss,
@@ -128,11 +129,14 @@ class ProjectorTask:
         config = pair_config(text, image_token_id=0)
         return seeded(lambda: LlavaMultiModalProjector(config), self._seed)
 
-    def _batch(self, step: int, *, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Country and view of each row of a step."""
+    def _batch(
+        self, step: int, *, rows: int, of: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Country, of so many (of all), and view of each row of a step."""
+        of = of or len(entities())
         rng = np.random.default_rng([self._seed, step])
-        turns = -(-rows // len(entities()))
-        countries = np.concatenate([rng.permutation(len(entities())) for _ in range(turns)])
+        turns = -(-rows // of)
+        countries = np.concatenate([rng.permutation(of) for _ in range(turns)])
         return countries[:rows], rng.integers(0, self._features.shape[1], rows)
 
     def _naming(self) -> Stage:
@@ -157,33 +161,79 @@ class ProjectorTask:
         )
 
     def _aligned(self) -> Stage:
-        projector = self._projector()
         reader = self._reader.reader(NAMING)
-        targets = torch.stack(
-            [reader.embed(slots) for slots in aligned_slots(reader.tokenizer)]
-        ).detach()
-        whiten_inputs(projector, self._features)
-        solve_outputs(projector, self._features, targets)
+        slots = [reader.embed(slots) for slots in aligned_slots(reader.tokenizer)]
+        projector = self._projector()
+        return self._fitted(
+            "aligned",
+            projector,
+            self._features,
+            torch.stack(slots).detach(),
+            rows=self._plan.aligned_rows,
+            steps=self._plan.aligned_steps,
+            settings=f"{self._plan}, seed {self._seed}",
+            measure=lambda: measure(self._reader, projector(self._validation)),
+        )
+
+    def described(self, *, steps: int, rows: int, settings: str) -> Stage:
+        """The stage that fits a projector to the words that describe flags, of some countries."""
+        chosen = numbers(described())
+        targets = description_slots(self._reader.reader(NAMING))
+        projector = self._projector()
+
+        def nearest() -> dict[str, float]:
+            shown = projector(self._validation[chosen]).flatten(0, 1)
+            near = torch.cdist(shown, targets[:, 0]).argmin(-1).view(len(chosen), -1)
+            right = near == torch.arange(len(chosen))[:, None]
+            return {"slots": right.float().mean().item(), "all": right.all(1).float().mean().item()}
+
+        return self._fitted(
+            "described",
+            projector,
+            self._features[chosen],
+            targets,
+            rows=rows,
+            steps=steps,
+            settings=settings,
+            measure=nearest,
+        )
+
+    def _fitted(
+        self,
+        name: str,
+        projector: LlavaMultiModalProjector,
+        features: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        rows: int,
+        steps: int,
+        settings: str,
+        measure: Callable[[], dict[str, Any]],
+    ) -> Stage:
+        """Fit a projector to targets, [country, slot, d_model]: least squares, then steps."""
+        whiten_inputs(projector, features)
+        solve_outputs(projector, features, targets)
 
         def loss(step: int) -> torch.Tensor:
-            countries, views = self._batch(step, rows=self._plan.aligned_rows)
-            return aligned_loss(projector, self._features[countries, views], targets[countries])
+            countries, views = self._batch(step, rows=rows, of=len(features))
+            return aligned_loss(projector, features[countries, views], targets[countries])
 
         return Stage(
-            name="aligned",
-            settings=f"{self._plan}, seed {self._seed}",
+            name=name,
+            settings=settings,
             module=projector,
-            steps=self._plan.aligned_steps,
+            steps=steps,
             learning_rate=self._plan.aligned_rate,
             weight_decay=0.0,
             warmup=20,
             loss=loss,
-            measure=lambda: measure(self._reader, projector(self._validation)),
-            measure_every=-(-self._plan.aligned_steps // self._plan.measurements),
+            measure=measure,
+            measure_every=-(-steps // self._plan.measurements),
         )
 
 
-def _tower(out: Path) -> CLIPVisionModel:
+def trained_tower(out: Path) -> CLIPVisionModel:
+    """The tower that training has left in a folder."""
     from transformers import CLIPVisionModel
 
     tower = CLIPVisionModel(tower_config())
@@ -196,7 +246,7 @@ def _features(out: Path, *, views: int) -> tuple[torch.Tensor, torch.Tensor]:
     weights = (out / "tower.safetensors").read_bytes()
     kept = out / f"features-{hashlib.sha256(weights).hexdigest()[:12]}-{views}.safetensors"
     if not kept.is_file():
-        tower = _tower(out)
+        tower = trained_tower(out)
         features = {
             "training": view_features(tower, range(views)),
             "validation": view_features(tower, [VALIDATION_VIEW])[:, 0].contiguous(),

@@ -38,7 +38,11 @@ def ship(runs: Sequence[Path], *, to: Path = SHIPPED_WEIGHTS) -> None:
     for run in runs:
         for key in PAIR_KEYS:
             about = json.loads((run / f"{key}.json").read_text(encoding="utf-8"))
-            curves += [{"pair": key, "seed": about["seed"], **row} for row in about["history"]]
+            curves += [
+                {"pair": key, "seed": about["seed"], **row}
+                for row in about["history"]
+                if "named" in row  # a projector that was fitted to words was not asked
+            ]
     lines = ",\n".join(json.dumps(row) for row in curves)
     (to / "curves.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 

@@ -1,6 +1,7 @@
-"""Train the embedded pairs: the tower, then the two projectors. Resumable, on a CPU.
+"""Train the embedded pairs: the tower, then each pair's own part. Resumable, on a CPU.
 
-``python -m twohop.flags.training --out DIR --seed 0``. The language model is frozen throughout.
+``python -m twohop.flags.training --out DIR --seed 0``. The language model is frozen, except that
+`flags-late` changes some of its blocks.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,14 +18,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
-from torch import nn
 
 from interventions.errors import InterventionsError
+from twohop.flags.late.training import LatePlan, late_parts
 from twohop.flags.recipes import Plan, ProjectorTask, seeded, tower_stage
 from twohop.flags.stages import replacing, run_stage
 from twohop.flags.tower import PatchClassifier
 
-StageName = Literal["tower", "naming", "aligned"]
+StageName = Literal["tower", "naming", "aligned", "late"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 
 
@@ -35,6 +36,7 @@ def train(
     stages: Sequence[StageName] = STAGES,
     progress: bool = True,
     plan: Plan | None = None,
+    late: LatePlan | None = None,
 ) -> None:
     """Train and write ``<stage>.safetensors`` and what is known of them, as JSON, into ``out``.
 
@@ -49,11 +51,12 @@ def train(
     seed
         Sets initial weights and the order of views, of the tower too if it is trained.
     stages
-        Which parts, in order; a projector needs the tower.
+        Which parts, in order; all others need the tower.
     progress
         Whether to draw a progress bar.
-    plan
-        Steps and rates; ``None`` is how the shipped weights were trained.
+    plan, late
+        Steps and rates, and those of `flags-late`; ``None`` is how the shipped weights were
+        trained.
 
     Raises
     ------
@@ -65,31 +68,38 @@ def train(
     """
     if unknown := set(stages) - set(STAGES):
         raise InterventionsError(f"no stage {sorted(unknown)}; expected some of {list(STAGES)}")
-    plan = plan or Plan()
+    plan, late = plan or Plan(), late or LatePlan()
     out.mkdir(parents=True, exist_ok=True)
     with _bar(shown=progress) as bar:
         if "tower" in stages and not (out / "tower.safetensors").is_file():
             classifier = seeded(PatchClassifier, seed)
             stage = tower_stage(classifier, plan=plan, seed=seed)
             history = run_stage(stage, out, progress=bar)
-            _write(out, "tower", classifier.tower, seed=seed, plan=plan, history=history)
-        projectors = [
+            weights = classifier.tower.state_dict()
+            _write(out, "tower", weights, seed=seed, plan=vars(plan), history=history)
+        pairs = [
             name
             for name in stages
             if name != "tower" and not (out / f"flags-{name}.safetensors").is_file()
         ]
-        if not projectors:
+        if not pairs:
             return
         if not (out / "tower.safetensors").is_file():
             raise InterventionsError(
-                f"{out} has no tower.safetensors for the projectors to read; train the stage "
+                f"{out} has no tower.safetensors for the pairs to read; train the stage "
                 "'tower' first, or copy the shipped one there."
             )
         task = ProjectorTask(out, plan=plan, seed=seed)
-        for name in projectors:
-            stage = task.stage(name)
-            history = run_stage(stage, out, progress=bar)
-            _write(out, f"flags-{name}", stage.module, seed=seed, plan=plan, history=history)
+        for name in pairs:
+            settings = vars(plan)
+            if name == "late":
+                weights, history = late_parts(task, out, plan=late, seed=seed, progress=bar)
+                settings = {**settings, "late": vars(late)}
+            else:
+                stage = task.stage(name)
+                history = run_stage(stage, out, progress=bar)
+                weights = stage.module.state_dict()
+            _write(out, f"flags-{name}", weights, seed=seed, plan=settings, history=history)
 
 
 def _bar(*, shown: bool) -> Progress:
@@ -105,15 +115,21 @@ def _bar(*, shown: bool) -> Progress:
 
 
 def _write(
-    out: Path, name: str, module: nn.Module, *, seed: int, plan: Plan, history: list[dict[str, Any]]
+    out: Path,
+    name: str,
+    weights: Mapping[str, torch.Tensor],
+    *,
+    seed: int,
+    plan: dict[str, Any],
+    history: list[dict[str, Any]],
 ) -> None:
     """Weights, rounded to bfloat16 as the language model's are, and where they come from."""
-    rounded = {key: value.to(torch.bfloat16) for key, value in module.state_dict().items()}
+    rounded = {key: value.to(torch.bfloat16) for key, value in weights.items()}
     about = {
         "seed": seed,
         "dtype": "bfloat16",
         "command": f"python -m twohop.flags.training --out DIR --seed {seed}",
-        "plan": vars(plan),
+        "plan": plan,
         "threads": torch.get_num_threads(),
         "versions": {
             package: version(package) for package in ("torch", "transformers", "numpy", "pillow")
