@@ -8,6 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import Stroke
 
 from twohop.report.estimates import p_value, written
@@ -17,7 +18,6 @@ from twohop.report.style import (
     GREY,
     INK,
     MUTED,
-    PAPER,
     RED,
     look,
     nothing,
@@ -49,6 +49,7 @@ def timetable_figure(tree: xr.DataTree) -> Figure:
         _deadlines(axes, data)
         if "prediction" in tree.children:
             _arrivals(axes, data, tree["prediction"].to_dataset())
+        _legend(figure, data, tree)
         bar = figure.colorbar(mesh, ax=axes, shrink=0.55, aspect=24, pad=0.02)
         bar.set_ticks([0, 0.5, 1], labels=["0", "50", "100 %"])
         bar.set_label(f"facts recalled, of {data.sizes['item']} in text", fontsize=8)
@@ -72,10 +73,10 @@ def _table(axes: Axes, data: xr.Dataset) -> Any:
         for (row, column), value in np.ndenumerate(table):
             if not np.isnan(value):
                 axes.text(
-                    column + 0.97,
+                    column + 0.04,
                     row + 0.9,
                     f"{100 * value:.0f}",
-                    ha="right",
+                    ha="left",
                     va="center",
                     fontsize=6.5,
                     color=MUTED,
@@ -89,15 +90,6 @@ def _table(axes: Axes, data: xr.Dataset) -> Any:
     axes.set_ylabel("form: the state after so many blocks")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    floor = 100 * float(data["neutral"].mean())
-    axes.text(
-        0.05,
-        n - 0.12,
-        f"“{data.attrs['neutral_text']}” in the name's place, nothing written: {floor:.0f} %",
-        fontsize=8,
-        color=MUTED,
-        va="bottom",
-    )
     return mesh
 
 
@@ -117,18 +109,6 @@ def _deadlines(axes: Axes, data: xr.Dataset) -> None:
         axes.plot(x[reached], rows[reached], color=INK, lw=1.6, path_effects=outline, zorder=4)
         for row in np.nonzero(reached)[0]:
             axes.plot([low[row], high[row]], [rows[row]] * 2, color=INK, lw=1.0, zorder=4)
-        last = int(np.nonzero(reached)[0][0])
-        axes.annotate(
-            "deadline: half is lost",
-            (x[last], rows[last]),
-            xytext=(16, 0),
-            textcoords="offset points",
-            fontsize=8,
-            va="center",
-            bbox=PAPER,
-            arrowprops={"arrowstyle": "-", "color": INK, "lw": 0.7},
-            zorder=6,
-        )
     for row in np.nonzero(state == "not reached")[0]:
         axes.text(n - 0.05, rows[row], "later ▸", fontsize=7, ha="right", va="center", zorder=5)
 
@@ -154,19 +134,38 @@ def _arrivals(axes: Axes, data: xr.Dataset, items: xr.Dataset) -> None:
                 edgecolors="white",
                 zorder=5,
             )
-    words = [
-        ("In the VLM, its entity first read there:", INK),
-        (f"● right from the image ({int((read & right).sum())} items)", GREEN),
-        (f"● lost ({int((read & ~right).sum())})", RED),
-        (
-            f"never read: {int((~read & right).sum())} right, {int((~read & ~right).sum())} lost",
-            MUTED,
-        ),
-    ]
-    for line, (text, colour) in enumerate(reversed(words)):
-        axes.text(
-            0.05, n - 0.12 - (line + 1.3) * n * 0.05, text, fontsize=8, color=colour, va="bottom"
-        )
+
+
+def _legend(figure: Figure, data: xr.Dataset, tree: xr.DataTree) -> None:
+    """Say beneath the table what the dots are, and what the neutral run gives."""
+    floor = 100 * float(data["neutral"].mean())
+    handles = []
+    if "prediction" in tree.children:
+        items = tree["prediction"].to_dataset()
+        read, right = items["read"].values, items["right"].values
+        gone, told = int((~read & ~right).sum()), int((~read & right).sum())
+        handles = [
+            _dot(
+                GREEN, f"first read there in the VLM, right from the image: {(read & right).sum()}"
+            ),
+            _dot(RED, f"first read there, lost: {(read & ~right).sum()} items"),
+            _dot(None, f"never read in the VLM: {told} right, {gone} lost"),
+        ]
+    text = f"“{data.attrs['neutral_text']}” for the name, nothing written: {floor:.0f} %"
+    line = Line2D([], [], color=INK, lw=1.6, label="deadline: half of what a form gives is lost")
+    handles += [_dot(None, text), line]
+    figure.legend(
+        handles=handles,
+        loc="outside lower left",
+        ncols=2,
+        handletextpad=0.4,
+        columnspacing=1.0,
+        borderpad=0,
+    )
+
+
+def _dot(colour: str | None, label: str) -> Line2D:
+    return Line2D([], [], ls="", marker="o" if colour else "", color=colour or INK, label=label)
 
 
 def calibration_figure(tree: xr.DataTree) -> Figure:
@@ -241,5 +240,9 @@ def prediction_lines(data: xr.Dataset) -> list[tuple[str, str, bool]]:
         ),
         (f"by the onset alone {alone:.2f}", INK, False),
         (f"slope {written(number('slope'), 'correlation')} (1: as expected)", INK, False),
-        (f"error less than the share's by {written(number('skill'))}", INK, False),
+        (
+            f"squared error {attrs['brier']:.2f}; of one share for all {attrs['brier_base']:.2f}",
+            INK,
+            False,
+        ),
     ]
