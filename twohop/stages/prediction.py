@@ -115,12 +115,14 @@ def predicted(
         VLM answers from the image; ``read``, ``onset``, ``block`` and ``form`` (item): see
         :class:`Arrivals`; ``predicted_lost`` (item): expected below the protocol's
         ``predicted_lost``. ``auc`` (predictor), with ``auc_low`` and ``auc_high``, of
-        :data:`PREDICTORS`. ``bin_expected``, ``bin_right``, ``bin_low``, ``bin_high``, ``bin_n``
-        (bin): calibration. Attributes, each but counts with ``_low`` and ``_high``: ``auc`` of the
-        timetable, ``gain`` (over the onset alone), ``slope``, ``intercept``, ``brier``, ``skill``
+        :data:`PREDICTORS`. ``bin_expected``, ``bin_right`` (with ``bin_right_low`` and
+        ``bin_right_high``) and ``bin_n`` (bin): calibration.
+
+        Attributes with ``_low`` and ``_high``: ``auc`` of the timetable, ``gain`` (over the onset
+        alone), ``slope``, ``intercept``, ``brier``, ``skill``
         (:class:`~twohop.stages.forecasts.Calibration`), ``excess`` (share expected to be lost minus
         share lost), ``lost_if_predicted`` and ``lost_if_not`` (shares lost of the items that are
-        predicted lost, and of the others); ``auc_permuted_low``, ``auc_permuted_high`` and
+        predicted lost, and of the others). Others: ``auc_permuted_low``, ``auc_permuted_high`` and
         ``auc_p``: the area where onsets and forms are dealt out anew over entities that are asked
         the same, and how often it is as large; ``brier_base``; ``n_items``, ``n_entities``,
         ``n_lost``, ``n_read``, ``n_predicted_lost``; ``not_measured``: why there are no numbers,
