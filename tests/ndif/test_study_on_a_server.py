@@ -17,7 +17,7 @@ from twohop.stages.table import STAGES
 PAIR = "micro-naming"
 ENTITIES = 4
 # Of recall one asks without the entity, for the prior that the corrected forced choice takes off.
-REQUESTS = {"recall": (5, 0), "recovery": (9, 6), "map_image": (1, 0)}
+REQUESTS = {"recall": (5, 0), "recovery": (10, 1), "map_image": (1, 0)}
 
 
 @pytest.fixture(scope="module")

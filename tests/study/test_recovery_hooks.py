@@ -10,6 +10,7 @@ import torch
 from raw_hooks import Edit, raw_run
 
 from interventions import Prompt
+from twohop.ask.on_server import Progress
 from twohop.ask.places import places
 from twohop.ask.questions import Questions
 from twohop.ask.study import text_prompt
@@ -34,9 +35,14 @@ class Plain:
 
     def __init__(self, key: str) -> None:
         protocol = replace(Protocol.preset("quick"), question_places=3, lost_items=9, kept_items=5)
-        self.study = study_of(key, Settings(limit=8, protocol=protocol))
-        self.gates = run_stages(["recall"], self.study)["recall"]
+        study = study_of(key, Settings(limit=8, protocol=protocol))
+        self.gates = run_stages(["recall"], study)["recall"]
+        self.expected: list[int] = []
+        self.ticks: list[int] = []
+        told = Progress(self.expected.append, self.ticks.append)
+        self.study = replace(study, progress=told)
         self.result = recovery(self.study, self.gates, last_block=LAST_BLOCK, last_mlp=LAST_MLP)
+        self.study = study
         self.asked = asked_of(self.study, self.gates)
 
     @property
@@ -325,6 +331,10 @@ def test_of_some_lost_items_the_rest_has_the_whole_transplant_alone(plain: Plain
     ]
     text = plain.said(prompt, edits)
     assert bool(result["whole"].sel(lost=rest.id)) == bool(questions.score([text]).right[0])
+
+
+def test_the_bar_ends_where_it_says(plain: Plain) -> None:
+    assert sum(plain.ticks) == sum(plain.expected) > 0
 
 
 def test_every_choice_is_made_on_the_other_half(plain: Plain) -> None:

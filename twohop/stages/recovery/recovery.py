@@ -21,7 +21,7 @@ from twohop.ask.questions import Questions
 from twohop.ask.study import Study, text_array
 from twohop.items.items import Item
 from twohop.stages.recovery.arms import ARMS, FOLLOW, WHOLE
-from twohop.stages.recovery.back_patching import back_patching
+from twohop.stages.recovery.back_patching import back_patching, layer_pairs
 from twohop.stages.recovery.chains import chains
 from twohop.stages.recovery.elsewhere import Chosen, place_arms, span_arms
 from twohop.stages.recovery.transplants import (
@@ -139,6 +139,7 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
         ``n_kept``, of all such items; ``whole_arm``: the transplant that the diagnosis goes by;
         ``refused``, JSON: arms that could not be tried at all, and why.
     """
+    layer_pairs(study.vlm.n_layers, protocol=study.protocol)  # before what takes long
     asked = asked_of(study, gates)
     questions, half, n = asked.questions, asked.half, asked.n_lost
     told = sources(questions, last_block=last_block, last_mlp=last_mlp) if len(questions) else None
@@ -189,10 +190,10 @@ def _outcomes(asked: Asked, arms: Mapping[str, Outcomes]) -> xr.Dataset:
     every = [arms.get(arm, never) for arm in ARMS]
     right = np.array([outcome.right for outcome in every], dtype=float).reshape(len(ARMS), n)
     texts = text_array([outcome.texts for outcome in every]).reshape(len(ARMS), n)
-    followers = [arm for arm in FOLLOW if arm in arms]
+    following = [arms.get(arm, never) for arm in FOLLOW]
     followed = [
-        np.where(np.isnan(arms[arm].right), np.nan, questions.follows(arms[arm].texts))
-        for arm in followers
+        np.where(np.isnan(outcome.right), np.nan, questions.follows(outcome.texts))
+        for outcome in following
     ]
     entities = text_array([item.entity.name for item in questions.items])
     ids = [item.id for item in questions.items]
@@ -203,7 +204,7 @@ def _outcomes(asked: Asked, arms: Mapping[str, Outcomes]) -> xr.Dataset:
             "said": (("arm", "tried"), texts[:, asked.tried]),
             "followed": (
                 ("follow_arm", "tried"),
-                np.array(followed, dtype=float).reshape(len(followers), n)[:, asked.tried],
+                np.array(followed, dtype=float).reshape(len(FOLLOW), n)[:, asked.tried],
             ),
             "half": ("tried", asked.half[asked.tried]),
             "kept_half": ("kept", asked.half[asked.kept]),
@@ -216,7 +217,7 @@ def _outcomes(asked: Asked, arms: Mapping[str, Outcomes]) -> xr.Dataset:
         },
         coords={
             "arm": list(ARMS),
-            "follow_arm": followers,
+            "follow_arm": list(FOLLOW),
             "tried": ids[asked.tried],
             "kept": ids[asked.kept],
             "lost": [item.id for item in asked.every_lost],

@@ -108,7 +108,8 @@ def answers_at_spots(
             runs.append(there)
         answers = [questions.items[i].answers[0] for i in rows]
         tokens = torch.tensor(first_tokens(study.vlm, shown, answers))
-        return shown, cells, study.decoding, tokens, torch.tensor(runs), most
+        run_here = torch.tensor(runs, dtype=torch.bool).reshape(len(cells), len(rows))
+        return shown, cells, study.decoding, tokens, run_here, most
 
     of_items = questions.map(said_at_spots, arguments, model=study.vlm, passes=most)
     texts = [[text for text, _ in answered] for answered in of_items]
