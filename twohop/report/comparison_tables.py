@@ -139,7 +139,8 @@ def association_table(classes: Classes) -> Table:
     for key, against in gap_against(pairs_of(classes)).items():
         rows.append(row(f"gap over {wording.AGAINST[key]}", *(Cell("") for _ in range(6))))
         rows.append(_association_row("all pairs", against.overall))
-        rows.append(_association_row("within classes", against.within))
+        if against.within is not None:
+            rows.append(_association_row("within classes", against.within))
         for kind, of in against.families.items():
             rows.append(_association_row(wording.ARCHITECTURES[kind], of))
     note = (

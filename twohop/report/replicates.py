@@ -130,22 +130,22 @@ class Against:
         Of :data:`AGAINST`.
     overall : Association
         Over all pairs; slope in points of the gap for each point of the number.
-    within : Association
-        Of differences within classes of architecture alone.
+    within : Association, optional
+        Of differences within classes of architecture alone, if there are several classes.
     families : dict of str to Association
         Over the pairs of each class that has three or more.
     """
 
     key: str
     overall: Association
-    within: Association
+    within: Association | None
     families: Mapping[str, Association]
 
     def as_dict(self) -> dict[str, Any]:
         """As ``compare.json`` has it."""
         return {
             "overall": self.overall.as_dict(),
-            "within_architectures": self.within.as_dict(),
+            "within_architectures": self.within.as_dict() if self.within else None,
             "by_architecture": {kind: each.as_dict() for kind, each in self.families.items()},
         }
 
@@ -163,6 +163,8 @@ def gap_against(pairs: list[Pair]) -> dict[str, Against]:
         numbers = [100 * pair.mean(where).value for pair in mine]
         gaps, kinds = [pair.mean(GAP).value for pair in mine], [pair.kind for pair in mine]
         raw.append((key, "overall", association("overall", numbers, gaps)))
+        if len({*kinds}) < 2:  # within the one class is over all
+            continue
         raw.append((key, "within", association("within", numbers, gaps, families=kinds)))
         for kind in dict.fromkeys(kinds):
             rows = [i for i, other in enumerate(kinds) if other == kind]
@@ -174,7 +176,7 @@ def gap_against(pairs: list[Pair]) -> dict[str, Against]:
         key: Against(
             key,
             table[key, "overall"],
-            table[key, "within"],
+            table.get((key, "within")),
             {
                 part: each
                 for (of_key, part), each in table.items()
