@@ -34,6 +34,7 @@ from twohop.report.settings import (
 )
 from twohop.report.summary import whole_arm
 from twohop.report.tables import all_tables, at
+from twohop.report.timetable import calibration_figure, timetable_figure
 from twohop.stages.provenance import protocol_of
 from twohop.statistics import estimates
 
