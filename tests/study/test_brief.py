@@ -25,7 +25,8 @@ from twohop.micro import benchmark as micro
 from twohop.pairs import own_pair, with_data
 from twohop.protocol import Protocol
 from twohop.report.cautions import cautions
-from twohop.report.summary import answers_cut, summarise, verdict_sentence
+from twohop.report.sentence import verdict_sentence
+from twohop.report.summary import answers_cut, summarise
 from twohop.running.pair_run import Settings
 from twohop.running.study import study_of
 from twohop.stages.recall import text_gate

@@ -30,7 +30,8 @@ from twohop.report.examples import examples
 from twohop.report.page import unbroken, write_report
 from twohop.report.settings import command, command_note, flat, settings_rows
 from twohop.report.style import spread
-from twohop.report.summary import summarise, verdict_sentence
+from twohop.report.sentence import verdict_sentence
+from twohop.report.summary import summarise
 from twohop.report.tables import all_tables, at
 from twohop.stages.recovery.arms import WITHOUT_IMAGE_TOKENS
 from twohop.statistics import as_json

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from interventions.results import read_provenance
+from twohop.ask.roles import NO_IMAGE_TOKENS
 from twohop.protocol import Protocol
 from twohop.report import wording
 from twohop.report.estimates import estimate, short, whole, written
@@ -125,9 +126,9 @@ def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Proto
             "The plain probe reads the entity at layer 0 already. It tells nothing about when the "
             "entity is formed; only the transfer probe can."
         )
-    if reason := summary["not_available"].get("lateness"):
+    if NO_IMAGE_TOKENS in summary["not_available"].values():
         sentences.append(
-            f"The image has no tokens: {reason}. Transplants and back-patching write at the "
+            f"{NO_IMAGE_TOKENS[0].upper()}{NO_IMAGE_TOKENS[1:]}. Transplants and back-patching write at the "
             "question's tokens instead, and the map has no row for the entity."
         )
     own = data["backbone_accuracy"].values

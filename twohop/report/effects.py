@@ -43,50 +43,50 @@ CLAIMS = (
         "place",
         "place_resid",
         "place_random",
-        "the place chosen on other entities matters: a random one of the same places gives less",
+        "the chosen place gives back more than a random one of the same places",
     ),
     Claim(
         "span",
         "span_mlp",
         "span_random",
-        "the span chosen by attribution matters: random spans of the same places give less",
+        "the span found by attribution gives back more than random spans",
     ),
     Claim(
         "span_back_patching",
         "span_mlp",
         "back_patching",
-        "early MLP outputs of the backbone give back more than the VLM's own later states",
+        "the backbone's MLP outputs in that span give back more than back-patching",
     ),
     Claim(
         "random_back_patching",
         "span_random",
         "back_patching",
-        "the backbone's values at random spans give back more than the VLM's own later states",
+        "those at random spans give back more than back-patching",
     ),
     Claim(
         "whole_back_patching",
         WHOLE,
         "back_patching",
-        "the backbone's values give back more than the VLM's own later states",
+        "the backbone's block outputs give back more than back-patching",
     ),
     Claim(
         "back_patching",
         "back_patching",
         "back_patching_null",
-        "the VLM's own later states give back more than another picture's",
+        "back-patching gives back more than its null",
     ),
     Claim(
         "same_question",
         WHOLE,
         "whole_other_question",
-        "values read from the same question give back more than from another: part of what is "
-        "transplanted is the answer",
+        "values read from the same question give back more than from another, so that part of what "
+        "is transplanted is the answer",
     ),
     Claim(
         "restated",
         "cot_named",
         "cot_unnamed",
-        "having the name restated in the question gives back more than having said it",
+        "the name restated in the question gives back more than having said it",
     ),
 )
 """The contrasts that are made together: their p-values are corrected as one family."""

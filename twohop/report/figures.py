@@ -220,7 +220,7 @@ def recovery_figure(summary: Mapping[str, Any]) -> Figure:
                     interval(axes, follow, y, colour=RED, wide=1.0)
                     axes.plot(follow.value, y, "D", color=RED, ms=5, zorder=5)
                     axes.text(
-                        1.27, y, f"follows {short(follow)}", va="center", fontsize=7.5, color=RED
+                        1.46, y, f"follows {short(follow)}", va="center", fontsize=7.5, color=RED
                     )
                 places.append(y)
                 names.append(label)
@@ -229,7 +229,7 @@ def recovery_figure(summary: Mapping[str, Any]) -> Figure:
         axes.set_yticks(places, names)
         axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=8.5)
         axes.spines["left"].set_visible(False)
-        percent_axis(axes, top=1.5)
+        percent_axis(axes, top=1.85)
         axes.set_ylim(y + 0.4, 0.6)
         axes.set_xlabel("share of tried lost items answered right afterwards")
         return figure

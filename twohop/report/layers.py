@@ -8,6 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from twohop.report import wording
 from twohop.report.estimates import short
 from twohop.report.style import (
     BLUE,
@@ -138,7 +139,10 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
                 va="center",
             )
         above.set_ylabel("entity read right")
-        places = " / ".join(dict.fromkeys(np.atleast_1d(data.attrs["chosen_role"]).tolist()))
+        places = " / ".join(
+            wording.PLACES.get(role, role)
+            for role in dict.fromkeys(np.atleast_1d(data.attrs["chosen_role"]).tolist())
+        )
         above.set_title(f"Hop 1: the entity, at {places}", loc="left")
 
         _answer_panel(below, data, x)
@@ -150,8 +154,6 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
 
 def _when(summary: Mapping[str, Any]) -> str:
     """Shares of the entities by when they come."""
-    if reason := summary["not_available"].get("lateness"):
-        return f"not available: {reason}"
     came = summary["lateness"]
     return (
         f"entities in time {short(came['early'])}, too late {short(came['late'])}, "

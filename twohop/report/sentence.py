@@ -6,7 +6,7 @@ from typing import Any
 from twohop.report.effects import says
 from twohop.report.estimates import written
 from twohop.report.wording import VERDICTS
-from twohop.stages.recovery.arms import KNOWN, arm_label
+from twohop.stages.recovery.arms import KNOWN
 from twohop.statistics import NOT_MEASURED, Estimate, estimates
 
 LOST = ("echo_or_format", "late", "never_in_circuit", "in_time", "unexplained", "not_tested")
@@ -54,8 +54,6 @@ def _why_lost(summary: Mapping[str, Any]) -> str:
 def _when(summary: Mapping[str, Any]) -> str:
     """When the entity comes, and whether that tells what is lost."""
     came = summary["lateness"]
-    if "lateness" in summary["not_available"]:
-        return f"When the entity comes is not available: {summary['not_available']['lateness']}."
     if not came["late"].measured:
         return ""
     said = (
@@ -73,54 +71,38 @@ def _when(summary: Mapping[str, Any]) -> str:
 
 
 def _given_back(summary: Mapping[str, Any]) -> str:
-    """The arms of the contrasts that were shown, by what they give back, and net of harm."""
-    shown = {name: each for name, each in summary["contrasts"].items() if each["shown"]}
-    said = []
-    for name, each in shown.items():
-        apart = each["difference"].scaled(100)
-        if apart.value > 0:
-            said.append(f"{says(name)} ({written(apart, 'points')} points, n {apart.n})")
-        else:
-            said.append(
-                f"{_named(each['second'])} gives back {-apart.value:.0f} points more than "
-                f"{_named(each['first'])} ({-apart.high:.0f} to {-apart.low:.0f}, n {apart.n})"
-            )
-    best = _best_net(summary)
-    parts = [f"Shown on the same lost items: {'; '.join(said)}."] if said else []
-    return " ".join([*parts, *([best] if best else [])])
-
-
-def _best_net(summary: Mapping[str, Any]) -> str:
-    """What the arm that gives back most does net of its harm."""
+    """What the contrasts show, and what the transplant that does most does net of its harm."""
+    shown = [
+        f"{says(name)} ({written(apart, 'points')} points)"
+        for name, each in summary["contrasts"].items()
+        if each["shown"] and (apart := each["difference"].scaled(100)).value > 0
+    ]
+    n = max((each["difference"].n for each in summary["contrasts"].values()), default=0)
+    parts = [f"On {n} lost items it is shown that {'; that '.join(shown)}."] if shown else []
     arms = {
         arm: effect["closed"]
         for arm, effect in summary["net"].items()
         if effect["closed"].measured and arm in KNOWN and KNOWN[arm].group == "transplant"
     }
-    if not arms:
-        return ""
-    arm = max(arms, key=lambda name: arms[name].value)
-    back = summary["recovered"][arm]
-    return (
-        f"The transplant that does most ({arm_label(arm)}) gives back {_per_cent(back)} of the "
-        f"lost items; net of what it spoils it closes {_per_cent(arms[arm])} of the gap."
-    )
+    if arms:
+        arm = max(arms, key=lambda name: arms[name].value)
+        parts.append(
+            f"The transplant that does most ({KNOWN[arm].label}) gives back "
+            f"{_per_cent(summary['recovered'][arm])} of them; net of what it spoils it closes "
+            f"{_per_cent(arms[arm])} of the gap."
+        )
+    return " ".join(parts)
 
 
 def _not_claimed(summary: Mapping[str, Any]) -> str:
-    """The contrasts that were not shown, each with what its n could have shown."""
-    open_ones = [
-        f"{_named(each['first'])} against {_named(each['second'])} "
-        f"({written(each['difference'].scaled(100), 'points')}; from {100 * each['smallest']:.0f} "
-        "points on it would have shown)"
-        for each in summary["contrasts"].values()
-        if not each["shown"] and each["difference"].measured
+    """The contrasts that were not shown, each with what its n would have shown."""
+    unclear = [
+        f"{says(name)} ({written(each['difference'].scaled(100), 'points')}; it takes "
+        f"{100 * each['smallest']:.0f} points)"
+        for name, each in summary["contrasts"].items()
+        if each["difference"].measured and not (each["shown"] and each["difference"].value > 0)
     ]
-    return f"Not claimed, n too small: {'; '.join(open_ones)}." if open_ones else ""
-
-
-def _named(arm: str) -> str:
-    return f"“{arm_label(arm)}”"
+    return f"Not claimed from so many items: that {'; that '.join(unclear)}." if unclear else ""
 
 
 def _per_cent(share: Estimate) -> str:

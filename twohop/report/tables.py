@@ -191,10 +191,7 @@ def lateness_table(summary: Summary) -> Table:
         for key, (label, meaning) in wording.TIMES.items()
     ]
     came = summary["lateness"]
-    if reason := summary["not_available"].get("lateness"):
-        why = f"Not available: {reason}. "
-    else:
-        why = f"No median: {came['reason']}. " if came["reason"] else ""
+    why = f"No median: {came['reason']}. " if came["reason"] else ""
     return Table(
         "lateness",
         "When the entity comes",

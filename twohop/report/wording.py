@@ -74,6 +74,13 @@ TIMES = {
     "blocks": ("median delay, blocks", "from the deadline to where it is read; positive: too late"),
 }
 
+PLACES = {
+    "image": "the mean of the image tokens",
+    "last_image": "the last image token",
+    "last": "the last token",
+}
+"""Roles of the resolution that have words of their own."""
+
 EVIDENCE_STATES = {
     "shown": "shown",
     "absent": "shown not to matter",
