@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -120,7 +120,8 @@ def through(model: LlamaModel, rows: Rows, *, first: int, last: int) -> Rows:
         named = cache_argument(block)
         cache = DynamicCache()
         beginning = block(beginning, position_embeddings=earlier, **{named: cache})
-        keys, values = cache.layers[number].keys, cache.layers[number].values
+        read: Any = cache.layers[number]
+        keys, values = read.keys, read.values
         grown = DynamicCache()
         count = len(states)
         grown.update(

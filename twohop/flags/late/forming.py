@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -74,7 +74,8 @@ def form_in_block(
     rank : int
         What the change is cut to, so that as little as possible is lost at image tokens.
     """
-    matrix = model.layers[block].mlp.down_proj
+    changed: Any = model.layers[block]
+    matrix: torch.nn.Linear = changed.mlp.down_proj
     d_model, width = matrix.weight.shape
     of_image, of_text = torch.zeros(width, width), torch.zeros(width, width)
     wanted, images, texts = torch.zeros(d_model, width), 0, 0
@@ -104,7 +105,7 @@ def form_in_block(
     return Factors(kept.contiguous(), kept.T @ change)
 
 
-def add(model: LlamaModel, name: str, factors: Factors) -> None:
+def add(model: torch.nn.Module, name: str, factors: Factors) -> None:
     """Add a change to the weight of this name."""
     with torch.no_grad():
         model.get_parameter(name).add_(factors.up @ factors.down)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -120,11 +121,12 @@ def material(lm: PromptedLM, shown: torch.Tensor, *, seed: int) -> Material:
 
 def _sampled(lm: PromptedLM, *, seed: int) -> Rows:
     """What the language model says by itself, drawn at temperature 1."""
-    end = lm.tokenizer.eos_token_id
+    model: Any = lm.model
+    end: Any = lm.tokenizer.eos_token_id
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         start = torch.full((SAMPLED_ROWS, 1), end)
-        said = lm.model.generate(
+        said = model.generate(
             start,
             attention_mask=torch.ones_like(start),
             do_sample=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -54,18 +54,19 @@ def adapt(model: LlamaForCausalLM, blocks: Sequence[int], *, rank: int) -> nn.Mo
     for number in blocks:
         for part in LINEAR:
             name = f"model.layers.{number}.{part}"
-            linear = model.get_submodule(name)
+            linear: Any = model.get_submodule(name)
             adapter = LowRank(linear.weight, rank=rank)
             parametrize.register_parametrization(linear, "weight", adapter, unsafe=True)
             adapters[f"{name}.weight".replace(".", "/")] = adapter
     return adapters
 
 
-def trained_factors(adapters: nn.ModuleDict) -> dict[str, Factors]:
+def trained_factors(adapters: nn.Module) -> dict[str, Factors]:
     """What was trained, by the weights' names."""
     return {
         name.replace("/", "."): Factors(adapter.up.detach(), adapter.down.detach())
-        for name, adapter in adapters.items()
+        for name, adapter in adapters.named_children()
+        if isinstance(adapter, LowRank)
     }
 
 

@@ -153,9 +153,8 @@ class LateTask:
         adapters = seeded(lambda: adapt(self.model, blocks, rank=plan.naming_rank), self.seed)
 
         def spelt() -> dict[str, float]:
-            views = len(self._names)  # one row of each country
-            rows = list(range(0, len(lesson.names), len(lesson.names) // views))
-            return {"nats": float(lesson.spelt(self.model, rows, first=first))}
+            of_each = range(0, len(lesson.names), len(lesson.names) // len(self._names))
+            return {"nats": float(lesson.spelt(self.model, of_each, first=first))}
 
         return Stage(
             name="late",
