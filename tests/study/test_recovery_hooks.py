@@ -34,7 +34,9 @@ class Plain:
     """A study's recovery, and the same by other means."""
 
     def __init__(self, key: str) -> None:
-        protocol = replace(Protocol.preset("quick"), question_places=3, lost_items=9, kept_items=5)
+        protocol = replace(
+            Protocol.preset("quick"), question_places=3, back_parts=2, lost_items=9, kept_items=5
+        )
         study = study_of(key, Settings(limit=8, protocol=protocol))
         self.gates = run_stages(["recall"], study)["recall"]
         self.expected: list[int] = []
@@ -361,7 +363,7 @@ def test_what_is_scored_has_no_say_in_the_choice(plain: Plain) -> None:
     poisoned = replace(questions, items=items)
     own, own_mlp = plain.values["own"], plain.values["own_mlp"]
     _, place = place_arms(poisoned, own, half, n)
-    written = dict.fromkeys(("span_mlp", "span_wrong_entity"), own_mlp)
+    written = {"span_mlp": own_mlp, "span_wrong_entity": own_mlp}
     _, span = span_arms(poisoned, written, half, n)
     before = plain.result
     assert place.which[0] == before["chosen_place_index"][0]

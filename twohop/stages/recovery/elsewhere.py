@@ -87,7 +87,12 @@ def place_arms(
         return spots
 
     answered = answers_at_spots(
-        questions, values, spots_of, component="resid_post", most=len(candidates)
+        questions,
+        values,
+        spots_of,
+        candidates=candidates,
+        component="resid_post",
+        most=len(candidates),
     )
     logprob = [
         [of_item[spot] for spot in spots]
@@ -164,8 +169,14 @@ def span_arms(
             spots.append(here)
         return spots
 
-    most = protocol.random_seeds + 1
-    answered = answers_at_spots(questions, values, spots_of, component="mlp_out", most=most)
+    answered = answers_at_spots(
+        questions,
+        values,
+        spots_of,
+        candidates=candidates,
+        component="mlp_out",
+        most=protocol.random_seeds + 1,
+    )
 
     def at(shown: Prompt, rows: Rows) -> Positions:
         spots = [[*spot] or [0] for spot in own_spot(shown, rows)]
@@ -177,7 +188,7 @@ def span_arms(
     arms = {
         "span_mlp": Outcomes(*answered.at(own)),
         "span_random": _average(answered, drawn),
-        **free_outcomes(questions, controls, marked=True),
+        **free_outcomes(questions, controls, candidates=candidates),
     }
     unwritten = np.array([spot < 0 for spot in own], dtype=bool)
     return {arm: outcome.without(unwritten) for arm, outcome in arms.items()}, found_by

@@ -30,6 +30,7 @@ from twohop.ask.places import Place
 from twohop.ask.questions import Questions, Rows
 from twohop.ask.study import first_tokens
 from twohop.stages.patched import Cells, run_cells
+from twohop.stages.recovery.shared import shared_text
 from twohop.stages.recovery.spots import Spot
 
 LOG = logging.getLogger(__name__)
@@ -92,8 +93,8 @@ def place_scores(
     study = questions.study
 
     def arguments(rows: Rows) -> Task:
-        prefix = questions.template(rows).prefix
-        shown = questions.shown(rows, marked=True, share_prefix=prefix)
+        ahead = shared_text(questions, rows, candidates)
+        shown = questions.shown(rows, marked=True, share_prefix=ahead)
         answers = [questions.items[i].answers[0] for i in rows]
         cells = [
             transplant(
