@@ -242,6 +242,20 @@ def test_the_span_its_controls_and_every_other_span(plain: Plain) -> None:
         assert outcome(plain, "span_random", row)[0] == pytest.approx(np.mean(shares))
 
 
+def test_of_many_spans_so_many_are_drawn(plain: Plain) -> None:
+    """One draw for each item: right or not, and of the same number of tokens."""
+    few = replace(plain.study.protocol, random_seeds=1)
+    questions = plain.questions.only(range(plain.asked.n_lost))
+    questions = replace(questions, study=replace(plain.study, protocol=few))
+    n = len(questions)
+    arms, _ = span_arms(
+        questions, {"span_mlp": plain.values["own_mlp"][:, :n]}, plain.asked.half[:n], n
+    )
+    assert {*arms["span_random"].right} <= {0.0, 1.0}
+    here = plain.result["recovered"].sel(arm="span_mlp").values
+    np.testing.assert_array_equal(arms["span_mlp"].right, here)
+
+
 def test_back_patching_in_its_grid_and_at_the_chosen_cell(plain: Plain) -> None:
     groups, study, result = groups_of(plain.study), plain.study, plain.result
     assert {*result["back_place"].values} == {*groups}

@@ -22,7 +22,7 @@ from twohop.stages.recovery.spans import (
     patched,
     runs_of,
     scores_of_cells,
-    windows_of,
+    starts_of,
 )
 
 IMAGE = [Place("image", which, 3) for which in (2, 1, 0)]
@@ -58,13 +58,11 @@ def test_random_spans_have_as_many_tokens_and_stay_among_the_candidates(study: S
     span = Span(candidates[0], candidates[1])
     [own] = span.tokens(shown)
     assert own == tuple(range(min(tokens[:2]), max(tokens[:2]) + 1))
-    [windows] = windows_of(candidates, shown, [len(own)])
-    assert own in windows
-    assert {len(window) for window in windows} == {len(own)}
-    assert {token for window in windows for token in window} == {
-        *range(min(tokens), max(tokens) + 1)
-    }
-    assert windows_of(candidates, shown, [0]) == [[]]
+    [starts] = starts_of(candidates, shown, [len(own)])
+    assert own[0] in starts
+    # From the first candidate's token to the last one's, and no further.
+    assert (starts[0], starts[-1] + len(own) - 1) == (min(tokens), max(tokens))
+    assert [*starts_of(candidates, shown, [0])[0]] == []
 
 
 def test_what_is_ahead_of_every_candidate_is_shared(study: Study) -> None:

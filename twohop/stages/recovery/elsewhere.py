@@ -18,7 +18,7 @@ from twohop.ask.halves import chosen_elsewhere
 from twohop.ask.places import places
 from twohop.ask.questions import Questions, Rows
 from twohop.ask.study import Study
-from twohop.stages.recovery.spans import Span, neighbours, place_scores, runs_of, windows_of
+from twohop.stages.recovery.spans import Span, neighbours, place_scores, runs_of, starts_of
 from twohop.stages.recovery.spots import Spot, SpotAnswers, answers_at_spots
 from twohop.stages.recovery.transplants import Outcomes, Writing, free_outcomes
 
@@ -155,14 +155,14 @@ def span_arms(
 
     def spots_of(shown: Prompt, rows: Rows) -> list[list[Spot]]:
         mine = own_spot(shown, rows)
-        windows = windows_of(candidates, shown, [len(spot) for spot in mine])
+        starts = starts_of(candidates, shown, [len(spot) for spot in mine])
         spots = []
-        for row, spot, every in zip(rows, mine, windows, strict=True):
-            drawn_here = every
+        for row, spot, every in zip(rows, mine, starts, strict=True):
+            begin: Sequence[int] = every
             if len(every) > protocol.random_seeds:
                 generator = np.random.default_rng([study.seed, row])
-                picked = generator.choice(len(every), size=protocol.random_seeds, replace=False)
-                drawn_here = [every[i] for i in sorted(picked.tolist())]
+                begin = generator.choice(every, size=protocol.random_seeds, replace=False).tolist()
+            drawn_here = [tuple(range(start, start + len(spot))) for start in begin]
             here = list(dict.fromkeys([*drawn_here, *([spot] if spot else [])]))
             own[row] = here.index(spot) if spot else -1
             drawn[row] = [here.index(window) for window in drawn_here]
