@@ -215,27 +215,41 @@ class Protocol:
         2, whole("parts", least=2), "parts of the entities in fitting and testing that probe"
     )
     onset_layers: int = _set(
-        2, whole("layers"), "layers in a row at which a probe must read an entity: one can be luck"
+        2,
+        whole("layers"),
+        "layers in a row at which a probe must read an entity, at least: one can be luck",
+    )
+    onset_share: float = _set(
+        0.15,
+        share(),
+        "the same as a share of the model's layers, where that is more: in many layers two in a "
+        "row are luck",
     )
 
     # Recovery
     later_layers: tuple[float, ...] = _set(
-        (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
         several(share(below=1), distinct=True),
         "layers that back-patching takes states from, as shares of the depth",
         quick=(0.4, 0.6, 0.8),
     )
     earlier_layers: tuple[float, ...] = _set(
-        (0.0, 0.05, 0.1, 0.15, 0.2),
+        (0.0, 0.05, 0.1, 0.2),
         several(share(below=1), distinct=True),
         "layers that back-patching writes them into, as shares of the depth",
         quick=(0.0, 0.1),
     )
-    back_places: int = _set(
+    back_parts: int = _set(
+        3,
+        whole("parts"),
+        "parts of the image at which back-patching is tried, beside all of it; 1: all of it alone",
+        quick=1,
+    )
+    back_tokens: int = _set(
         4,
-        whole("places"),
-        "parts of the image, and tokens of the question from its end, at which back-patching is "
-        "tried, beside all image tokens and the last token",
+        whole("tokens"),
+        "tokens of the question, from its end, at which back-patching is tried, beside the last "
+        "token of all",
         quick=2,
     )
     image_places: int = _set(

@@ -34,7 +34,9 @@ class Plain:
     """A study's recovery, and the same by other means."""
 
     def __init__(self, key: str) -> None:
-        protocol = replace(Protocol.preset("quick"), question_places=3, lost_items=9, kept_items=5)
+        protocol = replace(
+            Protocol.preset("quick"), question_places=3, back_parts=2, lost_items=9, kept_items=5
+        )
         study = study_of(key, Settings(limit=8, protocol=protocol))
         self.gates = run_stages(["recall"], study)["recall"]
         self.expected: list[int] = []
@@ -240,6 +242,20 @@ def test_the_span_its_controls_and_every_other_span(plain: Plain) -> None:
         assert outcome(plain, "span_random", row)[0] == pytest.approx(np.mean(shares))
 
 
+def test_of_many_spans_so_many_are_drawn(plain: Plain) -> None:
+    """One draw for each item: right or not, and of the same number of tokens."""
+    few = replace(plain.study.protocol, random_seeds=1)
+    questions = plain.questions.only(range(plain.asked.n_lost))
+    questions = replace(questions, study=replace(plain.study, protocol=few))
+    n = len(questions)
+    arms, _ = span_arms(
+        questions, {"span_mlp": plain.values["own_mlp"][:, :n]}, plain.asked.half[:n], n
+    )
+    assert {*arms["span_random"].right} <= {0.0, 1.0}
+    here = plain.result["recovered"].sel(arm="span_mlp").values
+    np.testing.assert_array_equal(arms["span_mlp"].right, here)
+
+
 def test_back_patching_in_its_grid_and_at_the_chosen_cell(plain: Plain) -> None:
     groups, study, result = groups_of(plain.study), plain.study, plain.result
     assert {*result["back_place"].values} == {*groups}
@@ -361,7 +377,7 @@ def test_what_is_scored_has_no_say_in_the_choice(plain: Plain) -> None:
     poisoned = replace(questions, items=items)
     own, own_mlp = plain.values["own"], plain.values["own_mlp"]
     _, place = place_arms(poisoned, own, half, n)
-    written = dict.fromkeys(("span_mlp", "span_wrong_entity"), own_mlp)
+    written = {"span_mlp": own_mlp, "span_wrong_entity": own_mlp}
     _, span = span_arms(poisoned, written, half, n)
     before = plain.result
     assert place.which[0] == before["chosen_place_index"][0]

@@ -14,6 +14,7 @@ from twohop.ask.study import Study, first_tokens
 from twohop.protocol import Protocol
 from twohop.running.pair_run import Settings
 from twohop.running.study import study_of
+from twohop.stages.recovery.shared import shared_text
 from twohop.stages.recovery.spans import (
     Span,
     estimated,
@@ -21,7 +22,7 @@ from twohop.stages.recovery.spans import (
     patched,
     runs_of,
     scores_of_cells,
-    windows_of,
+    starts_of,
 )
 
 IMAGE = [Place("image", which, 3) for which in (2, 1, 0)]
@@ -57,13 +58,30 @@ def test_random_spans_have_as_many_tokens_and_stay_among_the_candidates(study: S
     span = Span(candidates[0], candidates[1])
     [own] = span.tokens(shown)
     assert own == tuple(range(min(tokens[:2]), max(tokens[:2]) + 1))
-    [windows] = windows_of(candidates, shown, [len(own)])
-    assert own in windows
-    assert {len(window) for window in windows} == {len(own)}
-    assert {token for window in windows for token in window} == {
-        *range(min(tokens), max(tokens) + 1)
-    }
-    assert windows_of(candidates, shown, [0]) == [[]]
+    [starts] = starts_of(candidates, shown, [len(own)])
+    assert own[0] in starts
+    # From the first candidate's token to the last one's, and no further.
+    assert (starts[0], starts[-1] + len(own) - 1) == (min(tokens), max(tokens))
+    assert [*starts_of(candidates, shown, [0])[0]] == []
+
+
+def test_what_is_ahead_of_every_candidate_is_shared(study: Study) -> None:
+    questions = Questions(study, study.benchmark.items[:2])
+    candidates, template = places(study), questions.template([0])
+    ahead = shared_text(questions, [0], candidates)
+    assert len(ahead) > len(template.prefix)
+    assert template.show("<image>").startswith(ahead)
+    first, whole = (
+        questions.shown([0], marked=True, share_prefix=text) for text in (ahead, template.prefix)
+    )
+    tokens, before = (
+        [int(place.positions(shown).index) for place in candidates] for shown in (first, whole)
+    )
+    assert min(tokens) == 0, "nothing is run again that could be shared"
+    assert tokens == [token - whole.length + first.length for token in before]
+    # Where places reach to the very beginning of the question, only the worked examples are.
+    every = [*candidates, Place("question", 20, 8)]
+    assert shared_text(questions, [0], every) == template.prefix
 
 
 def test_attribution_is_the_slope_of_exact_patching(study: Study) -> None:

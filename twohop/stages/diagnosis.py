@@ -14,7 +14,7 @@ import xarray as xr
 from twohop.protocol import DEFAULT, Protocol
 from twohop.stages.echo import echo
 from twohop.stages.evidence import EVIDENCE, Measured, State, measured, resampled
-from twohop.stages.resolution.onset import onsets
+from twohop.stages.resolution.onset import layers_running, onsets
 from twohop.stages.timing import NULLS, Timing, timing
 from twohop.statistics import Estimate, interval, mean
 
@@ -206,7 +206,9 @@ def _case(
     rows = {name: i for i, name in enumerate(resolution["entity"].values.astype(str))}
     where = np.array([rows[name] for name in gates["entity"].values.astype(str)], dtype=int)
     hits = resolution["probe"].sel(kind="plain").transpose("role", "layer", "entity").values
-    plain = np.any(onsets(hits, running=protocol.onset_layers) >= 0, axis=0)
+    plain = np.any(
+        onsets(hits, running=layers_running(hits.shape[1], protocol=protocol)) >= 0, axis=0
+    )
     tried = dict(zip(recovery["lost"].values, recovery["whole"].values, strict=True))
     regained = [float(tried.get(item, np.nan)) for item in gates["item"].values]
     return Case(read.state[where], plain[where], np.array(regained))

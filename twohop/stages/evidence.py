@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from twohop.protocol import DEFAULT, Protocol
-from twohop.stages.resolution.onset import onsets
+from twohop.stages.resolution.onset import layers_running, onsets
 from twohop.stages.timing import READS, Timing
 from twohop.statistics import Estimate, Labels, differences, of_entities, shares
 
@@ -119,8 +119,9 @@ def measured(
     def of_kind(kind: str) -> np.ndarray:
         return resolution["probe"].sel(kind=kind).transpose("role", "layer", "entity").values
 
+    running = layers_running(resolution.sizes["layer"], protocol=protocol)
     plain, shuffled = (
-        np.any(onsets(of_kind(kind), running=protocol.onset_layers) >= 0, axis=0)
+        np.any(onsets(of_kind(kind), running=running) >= 0, axis=0)
         for kind in ("plain", "shuffled")
     )
     own = resolution["drift"].sel(kind=list(READS)).transpose("kind", "layer", "entity").values

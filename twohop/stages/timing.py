@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from twohop.protocol import DEFAULT, Protocol
-from twohop.stages.resolution.onset import Median, median, onsets
+from twohop.stages.resolution.onset import Median, layers_running, median, onsets
 
 READS = ("transfer", "transfer_centred")
 """Probes that read an entity in the backbone's form."""
@@ -116,7 +116,8 @@ def timing(
     protocol : Protocol
     """
     hits = at_places(resolution, "probe").sel(kind=list(kinds))
-    first = onsets(hits.transpose("kind", "layer", "entity").values, running=protocol.onset_layers)
+    running = layers_running(hits.sizes["layer"], protocol=protocol)
+    first = onsets(hits.transpose("kind", "layer", "entity").values, running=running)
     forms = at_places(resolution, "form").transpose("layer", "entity").values
     forms = np.where(forms >= 0, forms, usual_forms(forms)[:, None])
     at = np.maximum(first, 0)

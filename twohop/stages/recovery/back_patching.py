@@ -21,13 +21,14 @@ from twohop.ask.answers import Decoding
 from twohop.ask.halves import chosen_elsewhere
 from twohop.ask.memory import read
 from twohop.ask.on_server import Task, Tick
-from twohop.ask.places import places
+from twohop.ask.places import Place, places
 from twohop.ask.questions import Questions, Rows, side_by_side
 from twohop.ask.roles import entity_tokens, has_image_tokens
 from twohop.ask.study import Study, text_array
 from twohop.errors import ProtocolError
 from twohop.protocol import DEFAULT, Protocol
 from twohop.stages.patched import answered_cells, free_answers
+from twohop.stages.recovery.shared import shared_text
 from twohop.stages.recovery.transplants import Outcomes
 
 Cell = tuple[int, int, int]
@@ -74,20 +75,25 @@ def part_of_image(prompt: Prompt, which: int, parts: int) -> Positions:
     return from_lists(lists, length=prompt.length, single=False, role="a part of the image")
 
 
+def asked_places(study: Study) -> list[Place]:
+    """Tokens of the question, from its end, that back-patching is tried at."""
+    asked = [place for place in places(study) if place.role != "image"]
+    return asked[: study.protocol.back_tokens]
+
+
 def groups_of(study: Study) -> dict[str, Callable[[Prompt], Positions]]:
     """Groups of tokens that back-patching is tried at, by name.
 
-    All image tokens, so many parts of them, as many tokens of the question from its end, and the
-    last token of all; their number is the protocol's ``back_places``.
+    All image tokens, the protocol's ``back_parts`` parts of them, ``back_tokens`` tokens of the
+    question, each alone, and the last token of all.
     """
-    n = study.protocol.back_places
     groups: dict[str, Callable[[Prompt], Positions]] = {}
     if has_image_tokens(study.vlm):
+        n = study.protocol.back_parts
         groups["all image tokens"] = entity_tokens
         for part in range(n if n > 1 else 0):
             groups[f"image part {part + 1}/{n}"] = partial(part_of_image, which=part, parts=n)
-    asked = [place for place in places(study) if place.role != "image"]
-    groups |= {str(place): place.positions for place in asked[:n]}
+    groups |= {str(place): place.positions for place in asked_places(study)}
     return groups | {"last token": lambda prompt: prompt.at("last")}
 
 
@@ -128,9 +134,9 @@ def back_patching(questions: Questions, half: np.ndarray, n_lost: int) -> BackPa
         return prompt, [positions(prompt) for positions in groups.values()]
 
     def sides(rows: Rows) -> tuple[Side, Side]:
-        prefix = questions.template(rows).prefix
-        shown = questions.shown(rows, marked=True, share_prefix=prefix)
-        theirs = others.shown(rows, like=questions, marked=True, share_prefix=prefix)
+        ahead = shared_text(questions, rows, asked_places(study))
+        shown = questions.shown(rows, marked=True, share_prefix=ahead)
+        theirs = others.shown(rows, like=questions, marked=True, share_prefix=ahead)
         return side(shown), side(theirs)
 
     # Rows of the lost items come first, and have the rivals that they have among all.

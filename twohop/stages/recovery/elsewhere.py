@@ -18,7 +18,7 @@ from twohop.ask.halves import chosen_elsewhere
 from twohop.ask.places import places
 from twohop.ask.questions import Questions, Rows
 from twohop.ask.study import Study
-from twohop.stages.recovery.spans import Span, neighbours, place_scores, runs_of, windows_of
+from twohop.stages.recovery.spans import Span, neighbours, place_scores, runs_of, starts_of
 from twohop.stages.recovery.spots import Spot, SpotAnswers, answers_at_spots
 from twohop.stages.recovery.transplants import Outcomes, Writing, free_outcomes
 
@@ -87,7 +87,12 @@ def place_arms(
         return spots
 
     answered = answers_at_spots(
-        questions, values, spots_of, component="resid_post", most=len(candidates)
+        questions,
+        values,
+        spots_of,
+        candidates=candidates,
+        component="resid_post",
+        most=len(candidates),
     )
     logprob = [
         [of_item[spot] for spot in spots]
@@ -150,22 +155,28 @@ def span_arms(
 
     def spots_of(shown: Prompt, rows: Rows) -> list[list[Spot]]:
         mine = own_spot(shown, rows)
-        windows = windows_of(candidates, shown, [len(spot) for spot in mine])
+        starts = starts_of(candidates, shown, [len(spot) for spot in mine])
         spots = []
-        for row, spot, every in zip(rows, mine, windows, strict=True):
-            drawn_here = every
+        for row, spot, every in zip(rows, mine, starts, strict=True):
+            begin: Sequence[int] = every
             if len(every) > protocol.random_seeds:
                 generator = np.random.default_rng([study.seed, row])
-                picked = generator.choice(len(every), size=protocol.random_seeds, replace=False)
-                drawn_here = [every[i] for i in sorted(picked.tolist())]
+                begin = generator.choice(every, size=protocol.random_seeds, replace=False).tolist()
+            drawn_here = [tuple(range(start, start + len(spot))) for start in begin]
             here = list(dict.fromkeys([*drawn_here, *([spot] if spot else [])]))
             own[row] = here.index(spot) if spot else -1
             drawn[row] = [here.index(window) for window in drawn_here]
             spots.append(here)
         return spots
 
-    most = protocol.random_seeds + 1
-    answered = answers_at_spots(questions, values, spots_of, component="mlp_out", most=most)
+    answered = answers_at_spots(
+        questions,
+        values,
+        spots_of,
+        candidates=candidates,
+        component="mlp_out",
+        most=protocol.random_seeds + 1,
+    )
 
     def at(shown: Prompt, rows: Rows) -> Positions:
         spots = [[*spot] or [0] for spot in own_spot(shown, rows)]
@@ -177,7 +188,7 @@ def span_arms(
     arms = {
         "span_mlp": Outcomes(*answered.at(own)),
         "span_random": _average(answered, drawn),
-        **free_outcomes(questions, controls, marked=True),
+        **free_outcomes(questions, controls, candidates=candidates),
     }
     unwritten = np.array([spot < 0 for spot in own], dtype=bool)
     return {arm: outcome.without(unwritten) for arm, outcome in arms.items()}, found_by

@@ -30,6 +30,7 @@ from twohop.ask.places import Place
 from twohop.ask.questions import Questions, Rows
 from twohop.ask.study import first_tokens
 from twohop.stages.patched import Cells, run_cells
+from twohop.stages.recovery.shared import shared_text
 from twohop.stages.recovery.spots import Spot
 
 LOG = logging.getLogger(__name__)
@@ -92,8 +93,8 @@ def place_scores(
     study = questions.study
 
     def arguments(rows: Rows) -> Task:
-        prefix = questions.template(rows).prefix
-        shown = questions.shown(rows, marked=True, share_prefix=prefix)
+        ahead = shared_text(questions, rows, candidates)
+        shown = questions.shown(rows, marked=True, share_prefix=ahead)
         answers = [questions.items[i].answers[0] for i in rows]
         cells = [
             transplant(
@@ -222,17 +223,11 @@ def runs_of(lines: Sequence[Sequence[int]], *, most: int) -> list[list[int]]:
     ]
 
 
-def windows_of(
-    candidates: Sequence[Place], prompt: Prompt, lengths: Sequence[int]
-) -> list[list[Spot]]:
-    """All runs of as many tokens, from a row's first candidate token to its last, [row][window].
+def starts_of(candidates: Sequence[Place], prompt: Prompt, lengths: Sequence[int]) -> list[range]:
+    """Where runs of as many tokens can begin, from a row's first candidate token to its last.
 
-    ``lengths`` has the number of tokens of each row; 0: none.
+    ``lengths`` has the number of tokens of each row; 0: nowhere.
     """
     index = torch.stack([place.positions(prompt).index[:, 0] for place in candidates])
-    return [
-        [tuple(range(start, start + n)) for start in range(low, high - n + 2)] if n else []
-        for low, high, n in zip(
-            index.amin(0).tolist(), index.amax(0).tolist(), lengths, strict=True
-        )
-    ]
+    ends = zip(index.amin(0).tolist(), index.amax(0).tolist(), lengths, strict=True)
+    return [range(low, high - n + 2) if n else range(0) for low, high, n in ends]

@@ -4,7 +4,7 @@ A spot is a few tokens of a row, beside each other. Spots of a row that are the 
 once, so that a control that draws among them can be given as the exact mean over all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,11 @@ from interventions.model.sites import Component
 from interventions.prompt.positions import from_lists
 from twohop.ask.answers import Decoding
 from twohop.ask.on_server import Task, Tick
+from twohop.ask.places import Place
 from twohop.ask.questions import Questions, Rows
 from twohop.ask.study import first_tokens
 from twohop.stages.patched import Cells, weighed_answers
+from twohop.stages.recovery.shared import shared_text
 
 Spot = tuple[int, ...]
 SpotsOf = Callable[[Prompt, Rows], list[list[Spot]]]
@@ -66,6 +68,7 @@ def answers_at_spots(
     values: torch.Tensor,
     spots_of: SpotsOf,
     *,
+    candidates: Sequence[Place],
     component: Component,
     most: int,
 ) -> SpotAnswers:
@@ -77,6 +80,8 @@ def answers_at_spots(
     values : Tensor [layer, item, d_model]
         From block 0 on; an item's go into every token of a spot.
     spots_of : callable
+    candidates : sequence of Place
+        No spot begins ahead of all of them.
     component : str
         Where they are written.
     most : int
@@ -86,8 +91,8 @@ def answers_at_spots(
     spots: list[list[Spot]] = [[] for _ in questions.items]
 
     def arguments(rows: Rows) -> Task:
-        prefix = questions.template(rows).prefix
-        shown = questions.shown(rows, marked=True, share_prefix=prefix)
+        ahead = shared_text(questions, rows, candidates)
+        shown = questions.shown(rows, marked=True, share_prefix=ahead)
         here = spots_of(shown, rows)
         for row, of_row in zip(rows, here, strict=True):
             spots[row] = of_row

@@ -9,12 +9,14 @@ import torch
 from interventions import Model, Positions, Prompt, transplant
 from interventions.model.sites import Component
 from twohop.ask.on_server import Task
+from twohop.ask.places import Place
 from twohop.ask.questions import Questions, Rows, Scored
 from twohop.ask.roles import entity_tokens, has_image_tokens, last_entity_token
 from twohop.ask.study import mean_of_others
 from twohop.items.items import Benchmark, Item, Template
 from twohop.stages.patched import free_answers
 from twohop.stages.recovery.arms import LAST, WHOLE, WHOLE_MLP, WITHOUT_IMAGE_TOKENS
+from twohop.stages.recovery.shared import shared_text
 from twohop.stages.recovery.values import (
     Reading,
     Sites,
@@ -78,7 +80,7 @@ class Outcomes:
 
 
 def free_outcomes(
-    questions: Questions, writings: Mapping[str, Writing], *, marked: bool = False
+    questions: Questions, writings: Mapping[str, Writing], *, candidates: Sequence[Place] = ()
 ) -> dict[str, Outcomes]:
     """Free answers about the pictures of items under each writing.
 
@@ -87,14 +89,14 @@ def free_outcomes(
     questions : Questions
     writings : dict of str to Writing
         By arm.
-    marked : bool
-        Leave the question in the rows and give it the role ``asked``, to be written into.
+    candidates : sequence of Place
+        Where text may be written into: nothing ahead of all of them. Default: nowhere.
     """
     study = questions.study
 
     def arguments(rows: Rows) -> Task:
-        share: bool | str = questions.template(rows).prefix if marked else True
-        shown = questions.shown(rows, marked=marked, share_prefix=share)
+        ahead = shared_text(questions, rows, candidates) if candidates else True
+        shown = questions.shown(rows, marked=bool(candidates), share_prefix=ahead)
         # One arm to a cell: a decoding step costs the same for all arms as for one.
         cells = [
             transplant(

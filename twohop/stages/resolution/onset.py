@@ -8,11 +8,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from twohop.protocol import DEFAULT, Protocol
 from twohop.statistics import TAIL, Estimate
 
 NEVER = -1
 LEAST_ENTITIES = 6
 """Below, no two of the entities in order bracket the median in 95 of 100 samples."""
+
+
+def layers_running(n_layers: int, *, protocol: Protocol = DEFAULT) -> int:
+    """At how many layers in a row an entity must be read, of so many: not by luck, nor in passing.
+
+    Examples
+    --------
+    >>> layers_running(9), layers_running(31)
+    (2, 5)
+    """
+    return max(protocol.onset_layers, round(protocol.onset_share * n_layers))
 
 
 def onsets(hits: np.ndarray, *, running: int) -> np.ndarray:

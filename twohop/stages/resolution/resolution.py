@@ -19,7 +19,7 @@ from twohop.ask.roles import IMAGE_ROLES, backbone_layers
 from twohop.ask.study import Study
 from twohop.stages.recall import same_decoder
 from twohop.stages.resolution.answers import answer_curves, lens_curves
-from twohop.stages.resolution.onset import onsets
+from twohop.stages.resolution.onset import layers_running, onsets
 from twohop.stages.resolution.probes import (
     NULLS,
     PLAIN,
@@ -210,7 +210,7 @@ def resolution(study: Study) -> xr.Dataset:
         ``chosen_role`` (entity): the place at which it is told, of the greatest :func:`earliness`
         on the other half, one for both ways of transfer; attribute ``chosen_role``: that of either
         half. Who has no other half has the first role. ``onset`` (probe_kind, entity): first layer
-        from which on the entity is read there at the protocol's ``onset_layers`` layers running,
+        from which on the entity is read there at the protocol's ``onset_layers`` layers running (more where there are many layers),
         -1: never; ``onset_null``: of the probe's null. ``lens_entity`` and ``lens_answer``
         (role, layer): probability that the head would give to the first token of the name and of
         the answer, NaN at the grid's places; ``answer_probe`` (model, layer): held-out accuracy of
@@ -233,7 +233,9 @@ def resolution(study: Study) -> xr.Dataset:
     half = halves(codes, seed=study.seed)
     chosen = np.maximum(chosen_elsewhere(earliness(hits), half), 0)
     onset, onset_null = (
-        onsets_at(hits, chosen[half], kinds, running=protocol.onset_layers)
+        onsets_at(
+            hits, chosen[half], kinds, running=layers_running(hits.shape[2], protocol=protocol)
+        )
         for kinds in (TRANSFERS, [NULLS[kind] for kind in TRANSFERS])
     )
 
