@@ -117,13 +117,8 @@ def image_prompt(
     sized_as : sequence of Entity, optional
         Bring each picture to the size of this entity's: as large pictures have as many tokens.
     marked : bool
-<<<<<<< HEAD
-        Give the question, without worked examples and without what a chat writes behind it, the
-        role ``asked``; done anyway where an image has no tokens.
-=======
-        Give the question, without worked examples and what is shared, the role ``asked``; done
-        anyway where an image has no tokens.
->>>>>>> w-recovery
+        Give the question, without worked examples, what is shared, and what a chat writes behind
+        it, the role ``asked``; done anyway where an image has no tokens.
     share_prefix : bool or str
         As in :meth:`interventions.Model.prompt`.
     """
@@ -141,17 +136,11 @@ def image_prompt(
     text = template.show(study.vlm.image_token or "")
     marked = marked or not has_image_tokens(study.vlm)
     ahead = len(share_prefix) if isinstance(share_prefix, str) else 0
-    asked = (max(len(template.prefix), ahead), len(text))
+    asked = (max(len(template.prefix), ahead), len(text) - len(template.closing))
     return study.vlm.prompt(
         [text] * len(images),
         images=images,
-<<<<<<< HEAD
-        spans={"asked": (len(template.prefix), len(text) - len(template.closing))}
-        if marked
-        else None,
-=======
         spans={"asked": asked} if marked else None,
->>>>>>> w-recovery
         share_prefix=share_prefix,
     )
 
