@@ -74,10 +74,6 @@ class Outcomes:
         texts = ["" if gone else text for gone, text in zip(items, self.texts, strict=True)]
         return replace(self, right=np.where(items, np.nan, self.right), texts=texts)
 
-    def only(self, rows: slice) -> "Outcomes":
-        """Return those of some items."""
-        return Outcomes(self.right[rows], self.texts[rows])
-
 
 def free_outcomes(
     questions: Questions, writings: Mapping[str, Writing], *, candidates: Sequence[Place] = ()
