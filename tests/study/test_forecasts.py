@@ -53,6 +53,17 @@ def test_what_says_nothing_is_not_measured(right: np.ndarray, per_entity: int, w
     assert not any(number.measured for number in numbers)
 
 
+def test_a_single_resample_is_no_crash() -> None:
+    right = np.arange(8) == 0
+    for seed in range(8):
+        said = forecast(np.arange(8) / 8, right)
+        least = Protocol(resamples=1)
+        found = area(said, seed=seed, protocol=least)
+        assert found.low <= found.value <= found.high
+        calibration(said, seed=seed, protocol=least)
+        gain(said, said.expected, seed=seed, protocol=least)
+
+
 @pytest.mark.parametrize("separation", [0.0, 1.0, 4.0])
 def test_the_intervals_of_areas_hold_what_they_promise(separation: float) -> None:
     """Entities of two items each, alike by half; resampling alone gives .48 to .93 here."""

@@ -4,14 +4,19 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import interventions as iv
 from twohop.ask.questions import Questions
 from twohop.ask.study import Study
 from twohop.protocol import Protocol
+from twohop.report.timetable import calibration_figure, timetable_figure
 from twohop.running.study import Settings, study_of
+from twohop.stages.deadlines import deadlines
 from twohop.stages.prediction import PREDICTORS, arrivals, predicted
 from twohop.stages.run import run_stages
+from twohop.stages.timetable import accuracy
 
 FEW = Protocol(resamples=200)
 LAYERS = 9
@@ -59,14 +64,24 @@ def gates_of(entities: list[str], right: np.ndarray) -> xr.Dataset:
 
 
 def steps(deadline: int = 3) -> xr.Dataset:
-    """A timetable in which every form is answered up to a block, and then by luck, a tenth."""
-    form, block = np.mgrid[:8, :8]
-    table = np.where(block < form, np.nan, np.where(block < deadline, 0.9, 0.1))
-    return xr.Dataset(
-        {"accuracy": (("form", "block"), table), "neutral": ("item", np.full(10, 0.1))},
-        coords={"form": np.arange(8), "block": np.arange(8)},
-        attrs={"n_layers": 8},
+    """A timetable in which nine tenths are answered up to a block, in every form; then a tenth."""
+    form, block, item = np.mgrid[:8, :8, :20]
+    answered = (item < np.where(block < deadline, 18, 2)).astype(float)
+    data = xr.Dataset(
+        {
+            "answered": (("form", "block", "item"), np.where(block < form, np.nan, answered)),
+            "neutral": ("item", (np.arange(20) < 2).astype(float)),
+        },
+        coords={
+            "form": np.arange(8),
+            "block": np.arange(8),
+            "entity": ("item", [f"e{i}" for i in range(20)]),
+        },
+        attrs={"n_layers": 8, "neutral_text": "it"},
     )
+    for name, values in accuracy(data).items():
+        data[name] = (("form", "block"), values)
+    return data.assign(deadlines(data))
 
 
 NAMES = [f"e{i}" for i in range(60)]
@@ -174,6 +189,54 @@ def test_too_few_or_all_alike_is_not_measured_and_says_why() -> None:
         assert found.attrs["not_measured"] == why
         assert np.isnan([found.attrs[name] for name in ("auc", "auc_p", "slope", "skill")]).all()
         assert found.attrs["n_items"] == 2 * len(names)
+
+
+def words(figure: Figure) -> str:
+    """All that a figure says."""
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_figures_say_what_is_read_where_and_what_comes_of_it() -> None:
+    onset = np.where(np.arange(60) < 30, 1, -1)
+    right = np.tile(onset >= 0, (2, 1))
+    right[0, :2] = False
+    table, gates = steps(), gates_of(NAMES, right)
+    found = predicted(gates, resolution_of(NAMES, onset, onset), table, seed=0, protocol=FEW)
+    tree = xr.DataTree.from_dict({"timetable": table, "prediction": found})
+    said = words(timetable_figure(tree))
+    assert "right from the image: 58" in said
+    assert "lost: 2 items" in said
+    assert "never read in the VLM: 0 right, 60 lost" in said
+    assert "“it” for the name, nothing written: 10 %" in said
+    said = words(calibration_figure(tree))
+    assert "120 items of 60 entities" in said
+    assert "predicted lost 60, lost 62" in said
+    assert f"area under the curve {found.attrs['auc']:.2f} [" in said
+
+    told = predicted(
+        gates_of(NAMES, np.ones((2, 60))),
+        resolution_of(NAMES, onset, onset),
+        table,
+        seed=0,
+        protocol=FEW,
+    )
+    tree = xr.DataTree.from_dict({"timetable": table, "prediction": told})
+    assert "ranking not measured: no item is lost" in words(calibration_figure(tree))
+    alone = xr.DataTree.from_dict({"timetable": table})
+    assert "never read" not in words(timetable_figure(alone))
+
+
+def test_without_a_timetable_nothing_is_predicted_or_drawn() -> None:
+    table = steps().isel(item=slice(0))
+    onset = np.arange(60) % 5
+    found = predicted(
+        gates_of(NAMES, np.eye(2, 60)), resolution_of(NAMES, onset, onset), table, seed=0
+    )
+    assert found.sizes["item"] == 0
+    assert found.attrs["not_measured"] == "0 entities, fewer than 5"
+    tree = xr.DataTree.from_dict({"timetable": table, "prediction": found})
+    for figure in (timetable_figure(tree), calibration_figure(tree)):
+        assert "not measured" in words(figure)
 
 
 # Known answers: the micro models

@@ -198,8 +198,9 @@ MODELS_OF_OURS = ("flags", "micro", "published")  # how they are made, not how t
 NOT_OF_THE_PROTOCOL = {
     "how fast: rows and bytes at a time": (
         *("ASKED_ROWS", "ALIKE_ROWS", "ANSWER_ROWS", "GROUP_ROWS", "ROWS", "RAGGED_ROWS"),
-        *("BATCH_TOKENS", "BATCH", "BLOCK", "REQUEST_BYTES", "WORKERS"),
+        *("BATCH_TOKENS", "BATCH", "BLOCK", "REQUEST_BYTES", "WORKERS", "CHUNK"),
     ),
+    "blocks among which timetable_layers are never thinned": ("DENSE",),
     "which comes first, of panels and of stages": ("ALL_ARMS", "TABLE"),
     "what the word interval means, in every table": ("TAIL",),
     "what is no study, or no picture": ("LEAST_ENTITIES", "LEAST_SIDE", "LONGEST_TO_SHORTEST"),
@@ -213,6 +214,7 @@ NOT_OF_THE_PROTOCOL = {
 }
 DRAWN = ("report/comparison_figures.py", "report/comparison_scatter.py", "report/console.py")
 DRAWN += ("report/examples.py", "report/figures.py", "report/maps.py", "report/style.py")
+DRAWN += ("report/timetable.py",)
 NOT_SHARES = ("report/layers", "report/estimates", "items/pictures", "report/pairs", "pairs")
 """Places on a page, altered pictures (which are hashed as they come out), gigabytes."""
 ROUNDING = 1e-8

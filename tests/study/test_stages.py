@@ -43,7 +43,7 @@ class Heard(Reporter):
 
 def test_what_a_stage_needs_and_what_is_derived_from_it() -> None:
     assert with_needs(["recovery"]) == ["backbone_text", "windows", "recall", "recovery"]
-    assert derived("resolution") == ["diagnosis"]
+    assert derived("resolution") == ["prediction", "diagnosis"]
     assert derived("backbone_text") == [one for one in STAGES[1:] if one != "resolution"]
     assert all(need in STAGES[: STAGES.index(stage)] for stage in STAGES for need in NEEDS[stage])
 
@@ -93,7 +93,7 @@ def test_stages_come_one_by_one_to_the_same_run(tmp_path: Path, models: Models) 
     shared = {"out": tmp_path / "some", "settings": TWO, "models": models}
     assert run_study("micro-late", stages=["recall"], reporter=heard, **shared) is None
     assert [*read_tree(folder).children] == ["backbone_text", "recall"]
-    assert "written when windows, map_text, " in heard.text.getvalue()
+    assert "written when windows, timetable, " in heard.text.getvalue()
     assert not (folder / "summary.json").exists()
 
     summary = run_study("micro-late", reporter=(heard := Heard()), **shared)

@@ -109,7 +109,9 @@ def area(forecast: Forecast, *, seed: int, protocol: Protocol = DEFAULT) -> Esti
         seed=seed,
         protocol=protocol,
     )
-    low, high = _bounds(value, float(np.nanvar(drawn)), _fewer(forecast))
+    ranked = drawn[~np.isnan(drawn)]  # samples with right and wrong items
+    variance = float(ranked.var()) if ranked.size else 0.0
+    low, high = _bounds(value, variance, _fewer(forecast))
     return Estimate(value, low, high, len(forecast))
 
 
@@ -128,7 +130,7 @@ def _bounds(value: float, variance: float, fewest: int) -> tuple[float, float]:
     from scipy.special import betaincinv
 
     spread = value * (1 - value)
-    worth = min(spread / variance, 2.0 * fewest) if variance > 0 and spread > 0 else float(fewest)
+    worth = min(spread / variance, 2 * fewest) if variance > 0 and spread > 0 else float(fewest)
     won, lost = value * worth, (1 - value) * worth
     low = float(betaincinv(won, lost + 1, TAIL)) if won > 0 else 0.0
     high = float(betaincinv(won + 1, lost, 1 - TAIL)) if lost > 0 else 1.0

@@ -48,7 +48,7 @@ def thinned(n_layers: int, most: int) -> list[int]:
     """
     if n_layers <= most:
         return [*range(n_layers)]
-    roots = np.linspace((DENSE - 1) ** 0.5, (n_layers - 1) ** 0.5, most - DENSE + 1)
+    roots = np.linspace(np.sqrt(DENSE - 1), np.sqrt(n_layers - 1), most - DENSE + 1)
     return sorted({*range(DENSE), *np.round(roots**2).astype(int).tolist()})
 
 
