@@ -327,6 +327,8 @@ def compared(folders: list[Path], out: Path) -> tuple[Page, list[dict], str]:
         i, _, rest = key.partition("/")
         if said == "not available":
             assert rest in runs[int(i)]["not_available"]
+        elif at(runs[int(i)], rest) is None:
+            assert said in (NOT_MEASURED, "0"), key
         else:
             said = said.replace("\u00a0", " ").replace("−", "-").split(" (n ")[0]
             assert said == expected(runs[int(i)], rest), key
