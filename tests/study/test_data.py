@@ -337,6 +337,26 @@ def test_every_flag_is_raised_where_it_is_due(tmp_path: Path, rows: list[Row]) -
     assert found["unused_column"] == "[alises: not a field of an item]"
 
 
+def test_popularity_belongs_to_the_entity_and_to_no_question(
+    tmp_path: Path, rows: list[Row]
+) -> None:
+    told = [
+        row | {"popularity": number} for row, number in zip(rows, (3, "4.5", None), strict=True)
+    ]
+    again = {"id": "again", "relation": "size", "question": f"How large is {rows[0]['entity']}?"}
+    told.append(rows[0] | again | {"popularity": 7, "answers": ["large"]})
+    checked = check(jsonl(tmp_path / "items.jsonl", told))
+    popular = [item.entity.popularity for item in checked.items]
+    assert popular == [7, 4.5, None, 7]
+    plain = check(
+        jsonl(tmp_path / "plain.jsonl", [*rows, rows[0] | again | {"answers": ["large"]}])
+    )
+    assert plain.items == checked.items
+    wrong = [rows[0] | {"popularity": "very"}, *rows[1:]]
+    [aside] = check(jsonl(tmp_path / "wrong.jsonl", wrong)).report.set_aside
+    assert aside.reason == "wrong_type"
+
+
 def test_rows_of_one_question_are_pictures_of_one_entity(tmp_path: Path, rows: list[Row]) -> None:
     drawn(tmp_path / "other.png", "pink")
     del rows[0]["id"]

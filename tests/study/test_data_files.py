@@ -322,6 +322,18 @@ def test_popvqa_as_it_is_published(tmp_path: Path) -> None:
     assert "surface" in flags(found)  # Eiffel Tower: Eiffel
 
 
+def test_popvqa_with_popularity(tmp_path: Path) -> None:
+    path = popvqa(tmp_path) / "entities.csv"
+    lines = [[*line] for line in POPVQA["entities.csv"]]
+    known = ["popularity", "12.5", *[""] * (len(lines) - 2)]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [*line, number] for line, number in zip(lines, known, strict=True)
+        )
+    popular = {item.entity.code: item.entity.popularity for item in check(tmp_path).items}
+    assert popular == {"Q243": 12.5, "Q12418": None}
+
+
 def test_popvqa_without_a_column_says_which(tmp_path: Path) -> None:
     path = popvqa(tmp_path) / "questions.csv"
     path.write_text(path.read_text().replace("possible_answers", "answers"))

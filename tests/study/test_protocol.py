@@ -203,6 +203,10 @@ NOT_OF_THE_PROTOCOL = {
     "blocks among which timetable_layers are never thinned": ("DENSE",),
     "which comes first, of panels and of stages": ("ALL_ARMS", "TABLE"),
     "what the word interval means, in every table": ("TAIL",),
+    "how tests by permutation are made, and of how few pairs": (
+        *("PERMUTATIONS", "EXACT_UP_TO", "DRAWS", "LEAST_PAIRS", "LEAST_SHOWN"),
+    ),
+    "how wide a table of relations is": ("MOST_RELATIONS",),
     "what is no study, or no picture": ("LEAST_ENTITIES", "LEAST_SIDE", "LONGEST_TO_SHORTEST"),
     "what a check of data points out and shows": ("ALIKE", "SHOWN"),
     "names, and a number that is none": ("ARMS", "NOT_MEASURED"),

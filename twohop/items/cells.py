@@ -100,6 +100,31 @@ def text_of(value: Any) -> str | None:
     raise CellError(f"expected a text, got {_kind(value)}")
 
 
+def number_of(value: Any) -> float | None:
+    """Number of a cell, as it is or written out; None if it holds nothing.
+
+    Raises
+    ------
+    CellError
+        If it is no number.
+
+    Examples
+    --------
+    >>> number_of("12.5"), number_of(""), number_of(3)
+    (12.5, None, 3.0)
+    """
+    text = text_of(value)
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not np.isfinite(number):
+        raise CellError(f"expected a number, got {text[:40]!r}")
+    return number
+
+
 def _number(value: Any) -> str:
     try:
         if isinstance(value, Integral):

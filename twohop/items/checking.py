@@ -13,6 +13,7 @@ from twohop.items.cells import (
     CellError,
     Nothing,
     is_missing,
+    number_of,
     question_of,
     text_of,
     texts_of,
@@ -56,6 +57,8 @@ class Record:
     image_question : str or None
         With ``{image}`` where the picture goes, if that was said.
     pictures : tuple of Picture
+    popularity : float or None
+        Of the entity, in any unit.
     dropped : tuple of (str, str)
         What was left out of the row: a flag, and a sentence.
     """
@@ -70,6 +73,7 @@ class Record:
     image_question: str | None
     answers: tuple[str, ...]
     pictures: tuple[Picture, ...]
+    popularity: float | None = None
     dropped: tuple[tuple[str, str], ...] = ()
 
 
@@ -129,6 +133,7 @@ class RowCheck:
             image_question=image_question,
             answers=answers,
             pictures=pictures,
+            popularity=self._cell(row, "popularity", number_of),
             dropped=tuple(dropped),
         )
 

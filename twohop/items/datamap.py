@@ -20,6 +20,7 @@ FIELDS = (
     "question",
     "image_question",
     "answers",
+    "popularity",
 )
 Kind = Literal["chat", "qa", "completion"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

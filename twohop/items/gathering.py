@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 from twohop.items.checking import Record
 from twohop.items.datamap import Wording
@@ -58,6 +59,7 @@ def gather(records: Sequence[Record]) -> Gathered:
     places: dict[str, str] = {}
     pictures: dict[str, dict[str, Picture]] = {}
     known: dict[str, list[str]] = {}
+    popular: dict[str, float] = {}
     aside: list[tuple[str, str, str]] = []
     for record in records:
         if record.id is not None and record.id in places:
@@ -84,9 +86,14 @@ def gather(records: Sequence[Record]) -> Gathered:
         if record.id is not None:
             places[record.id] = record.place
         pictures[record.code] = seen | fresh
+        if record.popularity is not None:
+            popular[record.code] = max(record.popularity, popular.get(record.code, -inf))
         names = known.setdefault(record.code, [record.name])
         names += [name for name in (record.name, *record.aliases) if name not in names]
-    entities = {code: Entity(code, names[0], tuple(names[1:])) for code, names in known.items()}
+    entities = {
+        code: Entity(code, names[0], tuple(names[1:]), popular.get(code))
+        for code, names in known.items()
+    }
     labels = _labels(list(firsts.values()))
     spelling: dict[tuple[str, tuple[str, ...]], str] = {}
     used = set(places)

@@ -91,11 +91,14 @@ class Entity:
         As the prompts write it.
     aliases : tuple of str
         Other names that count as having named it.
+    popularity : float, optional
+        How well known it is, in any unit; nothing is asked by it.
     """
 
     code: str
     name: str
     aliases: tuple[str, ...] = ()
+    popularity: float | None = field(default=None, compare=False, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -4,7 +4,8 @@
 set ``idoco/PopVQA`` on the Hugging Face hub, MIT. ``entities.csv`` has ``type``, ``s_uri`` (a
 Wikidata id), ``subject``, ``aliases`` (a list, written as Python writes it) and the path of an
 image; ``questions.csv`` has ``s_uri``, ``subject``, ``question``, ``question_for_image`` and
-``possible_answers`` (a list). A question may stand there several times with different answers.
+``possible_answers`` (a list). A question may stand there several times with different answers. How
+well known the entities are is not said; a column ``popularity`` added to ``entities.csv`` is read.
 """
 
 from pathlib import Path
@@ -68,6 +69,8 @@ def table(folder: Path) -> Table:
             "image_question": asked["question_for_image"],
             "answers": answers,
         }
+        if who and who.get("popularity"):
+            values["popularity"] = who["popularity"]
         gone = ("no_image", f"{asked['s_uri']} is not in {ENTITIES}")
         by_question[key] = Row(place, values, None if who else gone)
     rows = (*broken, *unread, *by_question.values())

@@ -41,7 +41,7 @@ def gap_scatter(classes: Classes) -> Figure:
 def _panel(axes: Axes, pairs: list[Pair], against: Against) -> None:
     where, mine = AGAINST[against.key], placed(pairs, against.key)
     axes.axhline(0, color=MUTED, lw=0.8, zorder=1)
-    axes.set_xlabel(f"{wording.AGAINST[against.key]}, points")
+    axes.set_xlabel(f"{wording.AGAINST[against.key]}, %")
     axes.set_title(_titled(against, len(mine)), fontsize=7.5, color=MUTED, loc="left")
     if not mine:
         axes.text(

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from twohop.association import Association, association, together
 from twohop.contrasts import LEVEL, holm
+from twohop.report.association import Association, association, together
 from twohop.report.comparison import Classes, Run
 from twohop.statistics import NOT_MEASURED, TAIL, Estimate
 

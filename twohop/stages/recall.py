@@ -144,7 +144,8 @@ def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:
     -------
     Dataset
         Dims ``gate`` (:data:`GATES`) and ``item``, as :func:`text_gate`; plus ``surface`` (the
-        answer begins as the entity's name does, so spelling alone may give it).
+        answer begins as the entity's name does, so spelling alone may give it), and the coordinate
+        ``popularity`` (item) where the benchmark knows that of an entity; NaN of the others.
     """
     benchmark, vlm = study.benchmark, study.vlm
     questions = Questions(study, benchmark.items)
@@ -178,6 +179,9 @@ def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:
     ]
     joined = xr.concat(gates, dim="gate", coords="minimal", compat="override", join="exact")
     joined["surface"] = ("item", _surface(questions))
+    popularity = [item.entity.popularity for item in benchmark.items]
+    if any(known is not None for known in popularity):
+        joined = joined.assign_coords(popularity=("item", np.array(popularity, dtype=float)))
     joined.attrs["forced_default"] = DEFAULT_RULE
     joined.attrs["vlm_text"] = (
         "the VLM's decoder is bit-equal to the backbone's, so its text answers are the backbone's"

@@ -181,9 +181,9 @@ def _ranked(rho: float, *, n: int, freedom: int) -> Estimate:
 
 def _kendall(x: np.ndarray, y: np.ndarray, family: np.ndarray) -> float:
     """Kendall's tau-b, of twos of one family; NaN where either number is the same in all."""
-    one, other = np.triu_indices(len(x), 1)
-    same = family[one] == family[other]
-    signs = [np.sign(values[one] - values[other])[same] for values in (x, y)]
+    left, right = np.triu_indices(len(x), 1)
+    same = family[left] == family[right]
+    signs = [np.sign(values[left] - values[right])[same] for values in (x, y)]
     differ = [np.abs(sign).sum() for sign in signs]
     return float((signs[0] * signs[1]).sum() / np.sqrt(differ[0] * differ[1]))
 
