@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from twohop.contrasts import LEVEL, holm
+from twohop.report.contrasts import LEVEL, holm
 from twohop.statistics import NOT_MEASURED, TAIL, Estimate
 
 LEAST_PAIRS = 5

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from twohop.contrasts import PairedContrast, contrast, family
 from twohop.protocol import DEFAULT, Protocol
+from twohop.report.contrasts import PairedContrast, contrast, family
 from twohop.stages.recovery.arms import WHOLE, WITHOUT_IMAGE_TOKENS
 from twohop.statistics import NOT_MEASURED, Estimate, mean
 
