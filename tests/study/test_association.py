@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from twohop.association import LEAST_PAIRS, association, together
+from twohop.report.association import LEAST_PAIRS, association, together
 
 
 def test_numbers_are_those_of_scipy() -> None:

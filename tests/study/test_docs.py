@@ -110,7 +110,8 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 def protocol_table() -> str:
     """The table of ``docs/study/protocol.md``."""
-    lines = ["| number | full | quick | what it is | may be | option |", "|---|---|---|---|---|---|"]
+    head = "| number | full | quick | what it is | may be | option |"
+    lines = [head, "|---|---|---|---|---|---|"]
     for number in documented():
         option = f"`{number.flag}`" if number.flag else ""
         quick = f"`{number.quick}`" if number.quick != number.default else ""

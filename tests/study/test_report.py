@@ -28,9 +28,9 @@ from twohop.report.console import print_comparison, print_summary
 from twohop.report.estimates import NOT_MEASURED, written
 from twohop.report.examples import examples
 from twohop.report.page import unbroken, write_report
+from twohop.report.sentence import verdict_sentence
 from twohop.report.settings import command, command_note, flat, settings_rows
 from twohop.report.style import spread
-from twohop.report.sentence import verdict_sentence
 from twohop.report.summary import summarise
 from twohop.report.tables import all_tables, at
 from twohop.stages.recovery.arms import WITHOUT_IMAGE_TOKENS

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Console
 
-from twohop.contrasts import EXACT_UP_TO, contrast
+from twohop.report.contrasts import EXACT_UP_TO, contrast
 from twohop.stages.evidence import Measured
 
 say = Console(highlight=False, soft_wrap=True).print

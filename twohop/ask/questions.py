@@ -263,13 +263,13 @@ def draw_rivals(
     items: Sequence[Item],
     *,
     alike: Callable[[Item, Item], bool] | None = None,
-    each_by_itself: bool = False,
+    by_itself: bool = False,
 ) -> Rivals:
     """For each item, one of the same relation about another entity, with none of its answers.
 
     Drawn from the whole benchmark, so that following the other can be told from being right; from
     those that are ``alike(item, other)`` where there are any. None where there is no such item.
-    ``each_by_itself``: an item's rival is the same whatever other items there are.
+    ``by_itself``: an item's rival is the same whatever other items there are.
     """
     known = study.benchmark.items
     accepted = {item.id: {normalise(answer) for answer in item.answers} for item in known}
@@ -285,7 +285,7 @@ def draw_rivals(
         ]
         if alike is not None:
             possible = [other for other in possible if alike(item, other)] or possible
-        if each_by_itself:
+        if by_itself:
             generator = np.random.default_rng([study.seed, crc32(item.id.encode())])
         rivals.append(possible[int(generator.integers(len(possible)))] if possible else None)
     return rivals

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isnan
 
-from twohop.association import DRAWS, LEAST_PAIRS, TOO_FEW, Association
-from twohop.contrasts import LEVEL
 from twohop.report import wording
+from twohop.report.association import DRAWS, LEAST_PAIRS, TOO_FEW, Association
 from twohop.report.comparison import Classes, Run, by_class, runs_of
 from twohop.report.comparison_words import slope_text
+from twohop.report.contrasts import LEVEL
 from twohop.report.estimates import Unit, hundredths, p_value, rounded, written
 from twohop.report.replicates import AGAINST, GAP, Pair, gap_against, pairs_of
 from twohop.report.tables import Cell, Summary, Table, at, count, number, row

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from twohop.association import LEAST_PAIRS, Association
 from twohop.report import wording
+from twohop.report.association import LEAST_PAIRS, Association
 from twohop.report.comparison import by_class, runs_of
 from twohop.report.estimates import bounds, hundredths, p_value
 from twohop.report.replicates import Against, Pair, gap_against, pairs_of, placed

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from twohop.association import Association, association, together
-from twohop.contrasts import LEVEL, holm
+from twohop.report.association import Association, association, together
 from twohop.report.comparison import Classes, Run
+from twohop.report.contrasts import LEVEL, holm
 from twohop.statistics import NOT_MEASURED, TAIL, Estimate
 
 GAP = "gap_points"

@@ -87,7 +87,7 @@ def swapped_items(study: Study, model: Model, right: np.ndarray, *, shown: bool)
         same_length = lengths[item.entity.name] == lengths[other.entity.name]
         return same_length and told(item, other)
 
-    rivals = draw_rivals(study, items, alike=alike, each_by_itself=True)
+    rivals = draw_rivals(study, items, alike=alike, by_itself=True)
     pairs = zip(items, rivals, strict=True)
     return [(own, other) for own, other in pairs if other is not None and told(own, other)]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from twohop.contrasts import LEVEL, holm
+from twohop.report.contrasts import LEVEL, holm
 from twohop.statistics import NOT_MEASURED, TAIL, Estimate
 
 LEAST_PAIRS = 5
@@ -181,9 +181,9 @@ def _ranked(rho: float, *, n: int, freedom: int) -> Estimate:
 
 def _kendall(x: np.ndarray, y: np.ndarray, family: np.ndarray) -> float:
     """Kendall's tau-b, of twos of one family; NaN where either number is the same in all."""
-    one, other = np.triu_indices(len(x), 1)
-    same = family[one] == family[other]
-    signs = [np.sign(values[one] - values[other])[same] for values in (x, y)]
+    first, other = np.triu_indices(len(x), 1)
+    same = family[first] == family[other]
+    signs = [np.sign(values[first] - values[other])[same] for values in (x, y)]
     differ = [np.abs(sign).sum() for sign in signs]
     return float((signs[0] * signs[1]).sum() / np.sqrt(differ[0] * differ[1]))
 
