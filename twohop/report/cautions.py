@@ -128,8 +128,8 @@ def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Proto
         )
     if NO_IMAGE_TOKENS in summary["not_available"].values():
         sentences.append(
-            f"{NO_IMAGE_TOKENS[0].upper()}{NO_IMAGE_TOKENS[1:]}. Transplants and back-patching write "
-            "at the question's tokens instead, and the map has no row for the entity."
+            f"{NO_IMAGE_TOKENS[0].upper()}{NO_IMAGE_TOKENS[1:]}. Transplants and back-patching "
+            "write at the question's tokens instead, and the map has no row for the entity."
         )
     own = data["backbone_accuracy"].values
     if own.size and float(np.nanmax(own)) < protocol.caution_transfer:
