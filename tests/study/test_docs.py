@@ -110,11 +110,13 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 def protocol_table() -> str:
     """The table of ``docs/study/protocol.md``."""
-    lines = ["| number | default | what it is | may be | option |", "|---|---|---|---|---|"]
+    head = "| number | full | quick | what it is | may be | option |"
+    lines = [head, "|---|---|---|---|---|---|"]
     for number in documented():
         option = f"`{number.flag}`" if number.flag else ""
-        cells = (f"`{number.name}`", f"`{number.default}`", number.says, number.allowed.expected)
-        lines.append(f"| {' | '.join((*cells, option))} |")
+        quick = f"`{number.quick}`" if number.quick != number.default else ""
+        cells = (f"`{number.name}`", f"`{number.default}`", quick, number.says)
+        lines.append(f"| {' | '.join((*cells, number.allowed.expected, option))} |")
     return "\n".join(lines)
 
 

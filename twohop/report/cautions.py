@@ -156,8 +156,8 @@ def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Proto
 def _about_verdicts(summary: Mapping[str, Any]) -> list[str]:
     open_tests = [
         EVIDENCE[name]
-        for name, found in summary["evidence"].items()
-        if found["state"] == "open" and name in EVIDENCE
+        for name, test in summary["evidence"].items()
+        if test["state"] == "open" and name in EVIDENCE
     ]
     untested = summary["diagnosis"]["not_tested"]
     if not open_tests or not untested.value > 0:

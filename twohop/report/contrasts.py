@@ -55,13 +55,6 @@ class PairedContrast:
         outside = self.difference.low > 0 or self.difference.high < 0
         return bool(outside and self.p_holm < LEVEL)
 
-    def equivalent(self, *, protocol: Protocol = DEFAULT) -> bool:
-        """Whether it was shown that the first does not do more than the second.
-
-        The interval ends below the protocol's ``equivalent_points``.
-        """
-        return bool(self.difference.high * 100 < protocol.equivalent_points)
-
     def as_dict(self) -> dict[str, Any]:
         """As ``summary.json`` has it."""
         return {

@@ -210,6 +210,6 @@ def says(name: str) -> str:
     return next(claim.says for claim in CLAIMS if claim.name == name)
 
 
-def contrasts_as_numbers(made: list[PairedContrast]) -> dict[str, Mapping[str, Any]]:
+def contrasts_as_numbers(compared: list[PairedContrast]) -> dict[str, Mapping[str, Any]]:
     """Contrasts as ``summary.json`` has them, by name."""
-    return {each.name: each.as_dict() for each in made}
+    return {each.name: each.as_dict() for each in compared}

@@ -140,7 +140,7 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
             )
         above.set_ylabel("entity read right")
         places = " / ".join(
-            wording.PLACES.get(role, role)
+            wording.PLACES.get(str(role), str(role))
             for role in dict.fromkeys(np.atleast_1d(data.attrs["chosen_role"]).tolist())
         )
         above.set_title(f"Hop 1: the entity, at {places}", loc="left")

@@ -166,11 +166,11 @@ def windows_table(summary: Summary) -> Table:
     for label, key, whole_blocks in lines:
         cells = []
         for side in ("windows", "windows_vlm"):
-            found = summary[side][key]
-            if not found.measured or (whole_blocks and found.value < 0):
-                text = "no block needed" if whole_blocks and found.measured else "not measured"
+            window = summary[side][key]
+            if not window.measured or (whole_blocks and window.value < 0):
+                text = "no block needed" if whole_blocks and window.measured else "not measured"
             else:
-                text = written(found, "layers")
+                text = written(window, "layers")
             cells.append(Cell(text, f"{side}/{key}"))
         rows.append(row(label, *cells))
     same = summary["windows_vlm"]["same_as_backbone"]
@@ -207,12 +207,12 @@ def evidence_table(summary: Summary) -> Table:
     rows = [
         row(
             label,
-            Cell(written(found["estimate"]), f"evidence/{name}/estimate"),
-            Cell(wording.EVIDENCE_STATES[found["state"]]),
+            Cell(written(shown["estimate"]), f"evidence/{name}/estimate"),
+            Cell(wording.EVIDENCE_STATES[shown["state"]]),
             count(summary, f"evidence/{name}/estimate"),
         )
         for name, label in EVIDENCE.items()
-        if (found := summary["evidence"].get(name))
+        if (shown := summary["evidence"].get(name))
     ]
     points = Protocol.of(summary).equivalent_points
     return Table(
@@ -309,14 +309,16 @@ def contrasts_table(summary: Summary) -> Table:
     """Paired differences between arms on the same lost items."""
     rows = [
         row(
-            f"{arm_label(made['first'])} − {arm_label(made['second'])}",
-            Cell(written(made["difference"].scaled(100), "points"), f"contrasts/{name}/difference"),
-            Cell("–" if made["p_holm"] is None else p_value(made["p_holm"])),
-            Cell("–" if made["smallest"] is None else f"{100 * made['smallest']:.0f}"),
-            Cell("yes" if made["shown"] else "no"),
+            f"{arm_label(sides['first'])} − {arm_label(sides['second'])}",
+            Cell(
+                written(sides["difference"].scaled(100), "points"), f"contrasts/{name}/difference"
+            ),
+            Cell("–" if sides["p_holm"] is None else p_value(sides["p_holm"])),
+            Cell("–" if sides["smallest"] is None else f"{100 * sides['smallest']:.0f}"),
+            Cell("yes" if sides["shown"] else "no"),
             count(summary, f"contrasts/{name}/difference"),
         )
-        for name, made in summary["contrasts"].items()
+        for name, sides in summary["contrasts"].items()
     ]
     return Table(
         "contrasts",

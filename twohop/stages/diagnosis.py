@@ -147,7 +147,7 @@ def diagnosis(
     def verdicts(states: Mapping[str, State]) -> np.ndarray:
         return np.where(lost, judged(case, states), early)
 
-    otherwise = verdicts({name: found.state for name, found in evidence.items()})
+    otherwise = verdicts({name: test.state for name, test in evidence.items()})
     verdict = np.where(masked.masked, "echo_or_format", otherwise)
     weight = np.where(masked.masked, masked.weight, 1.0)
     counted = ~gates["surface"].values.astype(bool)
