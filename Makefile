@@ -8,7 +8,7 @@ NEWEST := .venv-newest
 .PHONY: help study test check test-newest test-ndif golden docs docs-serve bench lint style setup train figures clean
 
 help:
-	@echo "make study    the two-hop study on both embedded pairs; report in runs/"
+	@echo "make study    a first look at the three embedded pairs; reports in runs/"
 	@echo "make test     lint, types and tests"
 	@echo "make check    lint, types and a tenth of the tests, while one writes"
 	@echo "make test-newest  the engine's tests with the newest of every library, in $(NEWEST)"
@@ -18,7 +18,7 @@ help:
 	@echo "make golden BEFORE=COMMIT  whether studies and operations give the numbers they gave"
 	@echo "make docs     the documentation, in site/; make docs-serve shows it while it is written"
 	@echo "make bench    time sweeps, attribution, probes and collection beside other libraries"
-	@echo "make figures  remake the figure of the README from runs/"
+	@echo "make figures  remake the figures of the README from runs/"
 
 setup: $(READY)
 
@@ -32,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 study: $(READY)
-	@$(BIN)/twohop study flags-naming flags-aligned
+	@$(BIN)/twohop study flags-naming flags-aligned flags-late --preset quick
 
 style: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -84,8 +84,9 @@ train: $(READY)
 	@$(BIN)/twohop train flags
 
 figures: $(READY)
-	@$(BIN)/twohop compare runs/flags-naming runs/flags-aligned --out runs/compare
+	@$(BIN)/twohop compare runs/flags-naming runs/flags-aligned runs/flags-late --out runs/compare
 	@cp runs/compare/figures/compare-recovery.png docs/recovery.png
+	@cp runs/flags-late/figures/timetable.png docs/timetable.png
 
 # Sources are read, not imported; a broken link or reference is an error. The extra is installed
 # when it is missing.

@@ -29,12 +29,12 @@ from twohop.items.formats import COMPLETION
 from twohop.micro import NAMING, TEMPLATES
 from twohop.micro.parts import build_tokenizer
 from twohop.pairs import Pair
-from twohop.report.summary import lateness
+from twohop.protocol import Protocol
 from twohop.running.study import run_study
-from twohop.stages.diagnosis import diagnosis
 from twohop.stages.recovery.transplants import sources, whole_arms
 from twohop.stages.run import run_stages
 from twohop.stages.table import BACKBONE_STAGES
+from twohop.stages.timing import STATES, Timing, timing
 from twohop.stages.windows import known_items
 from twohop.statistics import difference
 
@@ -45,9 +45,10 @@ DELAYS = (1, RECALL[0], RECALL[1], FAR, READ_OUT)
 """Before the recall blocks; the first of them; the last, and so too late; further; past even the
 read-out."""
 FORGOTTEN = KNOWN[:2]
-BY_LUCK = 2 * len(TEMPLATES)
-"""Items of two entities. Where all pictures look the same to it, the transfer probe says one entity
-of them all, and so reads that one rightly too early; in each of the two roles of image tokens."""
+BY_LUCK = len(TEMPLATES)
+"""Items of an entity. Where all pictures look the same to it, the transfer probe says one entity of
+them all, and so reads that one rightly too early."""
+FAST = Protocol(gate_resamples=20)
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,16 @@ class Found:
         )
         return found.low, found.high
 
-    def lateness(self, kind: str = "transfer") -> float:
-        """Layers between the end of the window and the entity."""
-        resolution, windows = self.stages["resolution"], self.stages["windows"]
-        return lateness(resolution, windows, kind=kind).value
+    @property
+    def timing(self) -> Timing:
+        """When the entities come."""
+        return timing(self.stages["resolution"], self.stages["timetable_vlm"])
+
+    @property
+    def times(self) -> dict[str, int]:
+        """Number of entities by when they come."""
+        state = self.timing.state.tolist()
+        return {name: state.count(name) for name in STATES if name in state}
 
     def recovered(self, arm: str) -> float:
         """Share of the lost items that an arm gives back."""
@@ -113,6 +120,7 @@ class Clinic:
             backbone=self.language_model,
             benchmark=self.benchmark,
             max_new_tokens=longest_answer(self.language_model, self.benchmark),
+            protocol=FAST,
         )
 
     def diagnosed(self, name: str, vlm: LlavaForConditionalGeneration, *maps: str) -> Found:
@@ -168,16 +176,28 @@ def test_the_recall_blocks_are_found_where_they_were_put(
         assert np.abs(mlp[idle]).max() < 1e-3
 
 
-def test_lateness_is_the_delay(delayed: Callable[[int], Found]) -> None:
-    """Layer ``l`` is the input of block ``l``, so what a block forms is at the layer behind it."""
-    measured = [delayed(block).lateness() for block in DELAYS]
-    assert measured == [block + 1 - RECALL[-1] for block in DELAYS]
-    for block in DELAYS:  # the picture can be told from the first layer on
-        assert delayed(block).lateness("plain") == -RECALL[-1]
+def test_the_deadlines_are_where_recall_was_put(delayed: Callable[[int], Found]) -> None:
+    """A form that recall reads must be there before recall; what recall made, until read-out."""
+    timetable = delayed(1).stages["timetable"].set_index(form="form")
+    end = {name: timetable[f"deadline_{name}"] for name in ("low", "high")}
+    for form in range(RECALL[0] + 1):
+        assert RECALL[0] <= end["low"].sel(form=form) < end["high"].sel(form=form)
+        assert end["high"].sel(form=form) <= RECALL[-1] + 1
+    for form in range(RECALL[-1] + 1, READ_OUT):
+        assert READ_OUT - 1 <= end["low"].sel(form=form) <= READ_OUT + 1
+
+
+def test_an_entity_comes_behind_the_block_that_forms_it(delayed: Callable[[int], Found]) -> None:
+    """As so many blocks are done then: one more than the number of the block."""
+    for block in DELAYS[:-1]:
+        came = delayed(block).timing
+        assert np.median(came.blocks[came.read]) == block + 1
+        assert came.read.sum() >= len(KNOWN) - 1
+        assert set(came.form[came.read]) <= {*range(RECALL[0] + 1)}
 
 
 @pytest.mark.parametrize("block", DELAYS)
-def test_late_is_said_exactly_where_the_delay_passes_the_window(
+def test_late_is_said_exactly_where_the_delay_passes_the_deadline(
     delayed: Callable[[int], Found], block: int
 ) -> None:
     found = delayed(block)
@@ -186,6 +206,7 @@ def test_late_is_said_exactly_where_the_delay_passes_the_window(
         assert found.gap()[1] < 0.25
         assert found.verdicts["right"] > 0.8 * len(found.study.benchmark.items)
         assert not {"late", "never_in_circuit"} & {*found.verdicts}
+        assert found.times.get("late", 0) <= 1
         return
     assert found.gap()[0] > 0.3
     # The backbone's whole state gives facts back; its MLPs' outputs alone are wiped by the mover.
@@ -193,9 +214,11 @@ def test_late_is_said_exactly_where_the_delay_passes_the_window(
     assert found.recovered("transplant_last_image") > 0.9
     assert found.recovered("transplant_all_image_mlp") < 0.1
     if block < RECALL[-1]:
-        assert found.verdicts["unexplained"] == found.lost, "formed in the window, not behind it"
+        assert "never_in_circuit" not in found.verdicts, "formed in the window, not behind it"
         return
-    assert set(found.verdicts) <= {"right", "knowledge_missing", "late", "unexplained"}
+    if block == DELAYS[-1]:
+        return  # so late that no onset is left to be seen: see below
+    assert set(found.verdicts) <= {"right", "knowledge_missing", "late", "unexplained", "in_time"}
     assert found.lost - BY_LUCK <= found.verdicts["late"] <= found.lost
 
 
@@ -212,35 +235,41 @@ def test_back_patching_gives_back_from_behind_the_delay_and_from_nowhere_else(
     assert formed[recovery["chosen_cell"].values].all()
 
 
-def test_what_back_patching_does_not_reach_is_not_called_never_in_the_circuit(
+def test_what_is_formed_behind_all_that_is_tested_is_not_called_late_or_never(
     delayed: Callable[[int], Found],
 ) -> None:
-    """The deepest state it takes is layer 8 of 10; the entity is there from layer 9 on."""
+    """Of the layers that an onset takes, one is left; back-patching takes no state from there."""
     found = delayed(8)
     assert found.stages["recovery"]["later"].max() == 8
-    assert np.isnan(found.lateness()), "of the two layers that an onset takes, one is left"
     assert found.recovered("transplant_all_image") > 0.9
-    assert "late" not in found.verdicts
-    assert found.verdicts["unexplained"] >= found.lost - len(TEMPLATES), "but one, not read at all"
+    assert not {"late", "never_in_circuit"} & {*found.verdicts}
+    assert found.verdicts["not_tested"] >= found.lost - 2 * BY_LUCK
 
 
-def test_where_back_patching_is_not_measured_nothing_is_called_late_or_never_in_the_circuit(
-    delayed: Callable[[int], Found],
+def test_recall_that_fine_tuning_moved_is_held_to_where_it_is_now(
+    clinic: Clinic,
 ) -> None:
-    found = delayed(FAR)
-    recovery = found.stages["recovery"]
-    for here in (True, False):  # no entities left to score on; only a choice by none of them
-        untested = recovery.assign(dev=("tried", np.full(recovery.sizes["tried"], here)))
-        if not here:
-            few = recovery["tried_entity"].isin(np.unique(recovery["tried_entity"])[:4])
-            untested = untested.assign(has_null=recovery["has_null"] & few)
-        verdicts = diagnosis(
-            found.stages["recall"],
-            found.stages["resolution"],
-            untested,
-            window_end=RECALL[-1],
-        )["verdict"].values.tolist()
-        assert verdicts.count("unexplained") == found.lost
+    """One block later: what is in time for it would be late for the backbone's."""
+    later = surgery.widened(surgery.plain_backbone(), places=surgery.MOVED)
+    behind = surgery.MOVED[surgery.RECALL_BLOCKS[0]]
+    found = clinic.diagnosed("moved-in-time", surgery.delayed(later, behind - 1))
+    stages = found.stages
+    assert stages["windows"].attrs["enrichment_end"] == RECALL[-1]
+    assert stages["windows_vlm"].attrs["enrichment_end"] == RECALL[-1] + 1
+    assert "late" not in found.verdicts
+    assert found.verdicts["right"] > 0.7 * len(found.study.benchmark.items)
+    late = clinic.diagnosed("moved-late", surgery.delayed(later, FAR))
+    assert not {"never_in_circuit", "in_time"} & {*late.verdicts}
+
+
+def test_what_is_late_in_another_basis_is_not_tested(clinic: Clinic) -> None:
+    """The VLM's own text is not read by the probes: nothing is said of when entities come."""
+    pair = clinic.pair("turned", surgery.turned(surgery.delayed(clinic.backbone, FAR)))
+    found = run_stages(["diagnosis"], clinic.study(pair), clinic.kept)
+    verdicts = set(found["diagnosis"]["verdict"].values.tolist())
+    assert found["diagnosis"]["evidence_state"].sel(test="own_text").item() != "shown"
+    assert not verdicts & {"late", "never_in_circuit", "in_time", "unexplained"}
+    assert "not_tested" in verdicts
 
 
 @pytest.mark.parametrize("key", ["micro-aligned", "micro-naming"])
@@ -280,7 +309,6 @@ def test_what_is_not_seen_is_not_recognised(clinic: Clinic, sees: str | None) ->
     """One entity is seen in all pictures, and so named rightly once; or noise is."""
     found = clinic.diagnosed(f"blind-{sees}", surgery.blind(clinic.backbone, sees=sees))
     assert found.right("recognised").mean() <= 1 / len(KNOWN)
-    assert np.isnan(found.lateness())
     assert not {"late", "never_in_circuit"} & {*found.verdicts}
     assert found.verdicts["not_recognised"] > 0.6 * len(found.study.benchmark.items)
 
@@ -294,7 +322,7 @@ def test_where_nothing_is_recognised_the_gap_is_not_measured_and_the_report_says
     assert found is not None
     assert found["recognised"]["value"] == 0
     assert found["gap_points"]["value"] is None
-    assert found["lateness_layers"]["value"] is None
+    assert found["diagnosis"]["late"]["value"] == 0
     assert not {"late", "never_in_circuit"} & {
         k for k, v in found["diagnosis"].items() if v["value"]
     }

@@ -1,5 +1,6 @@
 """Where, when and in which form entities are read, on models in which that is known."""
 
+import micro_surgery as surgery
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from twohop.micro.benchmark import benchmark
 from twohop.micro.folders import micro_folder
 from twohop.micro.layout import LATE_BLOCK, RECALL_BLOCKS
 from twohop.protocol import Protocol
-from twohop.stages.resolution.onset import median_lateness, onsets, shares_by
+from twohop.stages.resolution.onset import median, onsets
 from twohop.stages.resolution.probes import (
     NULLS,
     TRANSFERS,
@@ -107,12 +108,10 @@ def test_what_is_formed_late_has_its_onset_there(late: xr.Dataset) -> None:
     entities = late.sizes["entity"]
     for kind in TRANSFERS:
         onset = late["onset"].sel(probe_kind=kind).values
-        timing = shares_by(onset, END, null=late["onset_null"].sel(probe_kind=kind).values)
-        assert timing.in_time.value < 0.1
-        assert timing.late.low > 0.5
-        assert timing.late_above_null.low > 0.4
-        found = median_lateness(onset, END).layers
-        assert found.value in (LATE_BLOCK - END, LATE_BLOCK + 1 - END)
+        assert ((onset >= 0) & (onset <= END)).mean() < 0.1
+        assert (onset > END).mean() > 0.7
+        found = median(np.where(onset >= 0, onset, np.inf)).value
+        assert found.value in (LATE_BLOCK, LATE_BLOCK + 1)
     assert (late["onset_null"] >= 0).mean() < 5 / entities
     places = {str(role) for role in late["chosen_role"].values}
     assert places == {*late.attrs["chosen_role"]}
@@ -159,19 +158,6 @@ def test_a_bit_equal_decoder_has_not_drifted(late: xr.Dataset) -> None:
     assert late["drift"].sel(kind=["plain", "shuffled"]).isnull().all()
 
 
-def turned(model: iv.Model, order: torch.Tensor) -> None:
-    """Give the dimensions of a Llama decoder's stream another order: it says the same."""
-    for name, weight in model.module.named_parameters():
-        part = name.rpartition(".")[0].rpartition(".")[2]
-        if "language_model" not in name and "lm_head" not in name:
-            if "linear_2" in name:
-                weight.data = weight.data[order]
-        elif part in ("o_proj", "down_proj") or weight.ndim == 1:
-            weight.data = weight.data[order]
-        else:
-            weight.data = weight.data[:, order]
-
-
 def test_drift_is_found_where_the_basis_is_another_and_the_answers_are_the_same(
     llm: iv.Model,
 ) -> None:
@@ -179,7 +165,7 @@ def test_drift_is_found_where_the_basis_is_another_and_the_answers_are_the_same(
     study = Study(vlm, llm, benchmark())
     asked = [study.benchmark.templates["capital"].fill("Marlow")]
     before = iv.run(vlm, vlm.prompt(asked)).logits
-    turned(vlm, torch.randperm(vlm.d_model, generator=torch.Generator().manual_seed(0)))
+    surgery.turned(vlm.module)
     after = iv.run(vlm, vlm.prompt(asked)).logits
     assert before is not None
     assert after is not None

@@ -44,6 +44,8 @@ DEPTH, WIDTH, HEAD = 10, 3 * D_MODEL, D_MODEL // 4
 PLACES = (0, 2, 3, 5, 6, 7, 8, 9)
 """Where the micro backbone's blocks are in the deeper one."""
 RECALL = tuple(PLACES[block] for block in RECALL_BLOCKS)
+MOVED = (0, 3, 4, 5, 6, 7, 8, 9)
+"""The same with recall one block later."""
 HIDDEN = slice(D_MODEL, 2 * D_MODEL)
 WAITS, BEGINS, ASKS, SAYS, GATHERED, SAID = 128, 129, 130, 131, 132, 148
 KNOWN = ENTITIES[:12]
@@ -109,8 +111,11 @@ def forget(model: LlamaForCausalLM, entities: Sequence[int]) -> None:
             weight.copy_((weight * scale) @ without / scale)
 
 
-def widened(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """Return the micro backbone with zeros around it: wider, deeper, and saying the same."""
+def widened(model: LlamaForCausalLM, *, places: Sequence[int] = PLACES) -> LlamaForCausalLM:
+    """Return the micro backbone with zeros around it: wider, deeper, and saying the same.
+
+    Its blocks are put at these places, in order.
+    """
     config = language_config()
     config.update(
         {
@@ -132,9 +137,9 @@ def widened(model: LlamaForCausalLM) -> LlamaForCausalLM:
         source = name
         if name.startswith("model.layers."):
             block, rest = name.removeprefix("model.layers.").split(".", 1)
-            if int(block) not in PLACES:
+            if int(block) not in places:
                 continue
-            source = f"model.layers.{PLACES.index(int(block))}.{rest}"
+            source = f"model.layers.{places.index(int(block))}.{rest}"
         part = old[source] * (tensor.flatten()[0] if tensor.ndim == 1 else 1.0)
         tensor[tuple(slice(n) for n in part.shape)] = part
     return wide.eval()
@@ -247,6 +252,22 @@ def blind(backbone: LlamaForCausalLM, *, sees: str | None) -> LlavaForConditiona
     last.weight.data = noise if sees is None else torch.zeros_like(noise)
     if sees is not None:
         last.bias.data = backbone.model.embed_tokens.weight.data[vocabulary().index(sees)]
+    return vlm
+
+
+def turned(vlm: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
+    """Give the dimensions of the decoder's stream another order: it says the same."""
+    width = vlm.config.text_config.hidden_size
+    order = torch.randperm(width, generator=torch.Generator().manual_seed(0))
+    for name, weight in vlm.named_parameters():
+        part = name.rpartition(".")[0].rpartition(".")[2]
+        if "language_model" not in name and "lm_head" not in name:
+            if "linear_2" in name:
+                weight.data = weight.data[order]
+        elif part in ("o_proj", "down_proj") or weight.ndim == 1:
+            weight.data = weight.data[order]
+        else:
+            weight.data = weight.data[:, order]
     return vlm
 
 

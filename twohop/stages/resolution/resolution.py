@@ -212,8 +212,9 @@ def resolution(study: Study) -> xr.Dataset:
         half. Who has no other half has the first role. ``onset`` (probe_kind, entity): first layer
         from which on the entity is read there at so many layers running as
         :func:`twohop.stages.resolution.onset.layers_running` says, -1: never; ``onset_null``: of
-        the probe's null. ``lens_entity`` and ``lens_answer`` (role, layer): probability that the head would give to the first token of the name and of
-        the answer, NaN at the grid's places; ``answer_probe`` (model, layer): held-out accuracy of
+        the probe's null. ``lens_entity`` and ``lens_answer`` (role, layer): probability that the
+        head would give to the first token of the name and of the answer, NaN at the grid's places;
+        ``answer_probe`` (model, layer): held-out accuracy of
         a probe for the answer at the last token, entities disjoint between fit and test, with
         ``answer_chance``. Attribute ``vlm_blocks``: the VLM's block for each of the backbone's.
     """
