@@ -41,7 +41,7 @@ class Rows:
     image: torch.Tensor
     countries: tuple[int, ...]
 
-    def some(self, rows: Sequence[int]) -> Rows:
+    def only(self, rows: Sequence[int]) -> Rows:
         """Only these rows, without the padding that they do not need."""
         kept = torch.as_tensor(rows)
         longest = int(self.real[kept].sum(1).max())

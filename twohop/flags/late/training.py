@@ -76,11 +76,11 @@ class LateTask:
         spelt = [names[code] for code in described()]
         first = plan.formed_at - plan.forming_blocks
         with torch.no_grad():
-            made = material(lm, shown, seed=seed)
-            made = made.moved(self._carried(made.groups(), 0, first))
-            self._as_backbone = self._ends((*made.text, *made.chains), first)
+            written = material(lm, shown, seed=seed)
+            written = written.moved(self._carried(written.groups(), 0, first))
+            self._as_backbone = self._ends((*written.text, *written.chains), first)
             targets = late_form(lm, [*QUESTIONS.values(), NAMING], spelt, norm=plan.norm)
-        self._targets, self._made = targets, made
+        self._targets, self._made = targets, written
         ends = [lm.token_ids(f" {names[code]}\n") for code in described()]
         self._names = torch.tensor(ends)
 
@@ -93,10 +93,10 @@ class LateTask:
     @torch.no_grad()
     def form(self) -> dict[str, Factors]:
         """Change the forming blocks, one behind the other, and carry the rows behind them."""
-        plan, made = self.plan, self._made
+        plan, written = self.plan, self._made
         changed = {}
         for block in range(plan.formed_at - plan.forming_blocks, plan.formed_at):
-            groups = made.groups()
+            groups = written.groups()
             factors = form_in_block(
                 self.model.model,
                 groups,
@@ -109,8 +109,8 @@ class LateTask:
             name = f"model.layers.{block}.mlp.down_proj.weight"
             add(self.model, name, factors)
             changed[name] = factors
-            made = made.moved(self._carried(groups, block, block + 1))
-        self._made = made
+            written = written.moved(self._carried(groups, block, block + 1))
+        self._made = written
         return changed
 
     def naming(self) -> Stage:
@@ -118,23 +118,23 @@ class LateTask:
         plan, first = self.plan, self.plan.named_from
         others = {described().index(code) for code in lending()}
         with torch.no_grad():
-            made = self._made.moved(self._carried(self._made.groups(), plan.formed_at, first))
+            written = self._made.moved(self._carried(self._made.groups(), plan.formed_at, first))
             inert = [
-                rows.some([row for row, country in enumerate(rows.countries) if country in others])
-                for rows in made.asked
+                rows.only([row for row, country in enumerate(rows.countries) if country in others])
+                for rows in written.asked
             ]
             as_formed = self._ends(inert, first)
-        texts = len(made.text)
+        texts = len(written.text)
         images = [
             (kept, weight)
             for both in zip(
                 kept_of(inert, as_formed, plan.inert_change),
-                kept_of(made.chains, self._as_backbone[texts:], plan.chain_change),
+                kept_of(written.chains, self._as_backbone[texts:], plan.chain_change),
                 strict=True,
             )
             for kept, weight in both
         ]
-        text = kept_of(made.text, self._as_backbone[:texts], plan.text_change)
+        text = kept_of(written.text, self._as_backbone[:texts], plan.text_change)
         # By turns: text, then images that are asked about, or named before that.
         turns = len(text) * len(images)
         kept = [
@@ -143,8 +143,8 @@ class LateTask:
             for group in (text[turn % len(text)], images[turn % len(images)])
         ]
         lesson = Lesson(
-            named=made.named,
-            names=self._names[list(made.named.countries)],
+            named=written.named,
+            names=self._names[list(written.named.countries)],
             kept=kept,
             rows=plan.naming_rows,
             kept_tokens=plan.kept_tokens,
