@@ -41,11 +41,7 @@ class Rows:
     image: torch.Tensor
     countries: tuple[int, ...]
 
-<<<<<<< HEAD
-    def chosen(self, rows: Sequence[int]) -> Rows:
-=======
     def only(self, rows: Sequence[int]) -> Rows:
->>>>>>> w-late
         """Only these rows, without the padding that they do not need."""
         kept = torch.as_tensor(rows)
         longest = int(self.real[kept].sum(1).max())

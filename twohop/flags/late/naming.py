@@ -87,11 +87,7 @@ class Kept:
 
     def change(self, model: LlamaForCausalLM, chosen: Sequence[int], *, first: int) -> torch.Tensor:
         """Squared change, relative to the states' size, at some rows' text."""
-<<<<<<< HEAD
-        rows = self.rows.chosen(chosen)
-=======
         rows = self.rows.only(chosen)
->>>>>>> w-late
         reached = final_states(model, rows, first=first)
         due = rows.real & ~rows.image
         wanted = self.wanted[torch.as_tensor(chosen), : due.shape[1]][due]
@@ -143,11 +139,7 @@ class Lesson:
     def spelt(self, model: LlamaForCausalLM, chosen: Sequence[int], *, first: int) -> torch.Tensor:
         """Cross-entropy of some rows' names."""
         tokens = self.names[torch.as_tensor(chosen)]
-<<<<<<< HEAD
-        reached = final_states(model, self.named.chosen(chosen), first=first)
-=======
         reached = final_states(model, self.named.only(chosen), first=first)
->>>>>>> w-late
         # The last token of a row is told by the state before it.
         states = reached[:, -tokens.shape[1] - 1 : -1]
         return functional.cross_entropy(model.lm_head(states).flatten(0, 1), tokens.flatten())

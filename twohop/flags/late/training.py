@@ -76,19 +76,11 @@ class LateTask:
         spelt = [names[code] for code in described()]
         first = plan.formed_at - plan.forming_blocks
         with torch.no_grad():
-<<<<<<< HEAD
-            states = material(lm, shown, seed=seed)
-            states = states.moved(self._carried(states.groups(), 0, first))
-            self._as_backbone = self._ends((*states.text, *states.chains), first)
-            targets = late_form(lm, [*QUESTIONS.values(), NAMING], spelt, norm=plan.norm)
-        self._targets, self._made = targets, states
-=======
             written = material(lm, shown, seed=seed)
             written = written.moved(self._carried(written.groups(), 0, first))
             self._as_backbone = self._ends((*written.text, *written.chains), first)
             targets = late_form(lm, [*QUESTIONS.values(), NAMING], spelt, norm=plan.norm)
         self._targets, self._made = targets, written
->>>>>>> w-late
         ends = [lm.token_ids(f" {names[code]}\n") for code in described()]
         self._names = torch.tensor(ends)
 
@@ -101,17 +93,10 @@ class LateTask:
     @torch.no_grad()
     def form(self) -> dict[str, Factors]:
         """Change the forming blocks, one behind the other, and carry the rows behind them."""
-<<<<<<< HEAD
-        plan, states = self.plan, self._made
-        changed = {}
-        for block in range(plan.formed_at - plan.forming_blocks, plan.formed_at):
-            groups = states.groups()
-=======
         plan, written = self.plan, self._made
         changed = {}
         for block in range(plan.formed_at - plan.forming_blocks, plan.formed_at):
             groups = written.groups()
->>>>>>> w-late
             factors = form_in_block(
                 self.model.model,
                 groups,
@@ -124,13 +109,8 @@ class LateTask:
             name = f"model.layers.{block}.mlp.down_proj.weight"
             add(self.model, name, factors)
             changed[name] = factors
-<<<<<<< HEAD
-            states = states.moved(self._carried(groups, block, block + 1))
-        self._made = states
-=======
             written = written.moved(self._carried(groups, block, block + 1))
         self._made = written
->>>>>>> w-late
         return changed
 
     def naming(self) -> Stage:
@@ -138,17 +118,6 @@ class LateTask:
         plan, first = self.plan, self.plan.named_from
         others = {described().index(code) for code in lending()}
         with torch.no_grad():
-<<<<<<< HEAD
-            states = self._made.moved(self._carried(self._made.groups(), plan.formed_at, first))
-            inert = [
-                rows.chosen(
-                    [row for row, country in enumerate(rows.countries) if country in others]
-                )
-                for rows in states.asked
-            ]
-            as_formed = self._ends(inert, first)
-        texts = len(states.text)
-=======
             written = self._made.moved(self._carried(self._made.groups(), plan.formed_at, first))
             inert = [
                 rows.only([row for row, country in enumerate(rows.countries) if country in others])
@@ -156,25 +125,16 @@ class LateTask:
             ]
             as_formed = self._ends(inert, first)
         texts = len(written.text)
->>>>>>> w-late
         images = [
             (kept, weight)
             for both in zip(
                 kept_of(inert, as_formed, plan.inert_change),
-<<<<<<< HEAD
-                kept_of(states.chains, self._as_backbone[texts:], plan.chain_change),
-=======
                 kept_of(written.chains, self._as_backbone[texts:], plan.chain_change),
->>>>>>> w-late
                 strict=True,
             )
             for kept, weight in both
         ]
-<<<<<<< HEAD
-        text = kept_of(states.text, self._as_backbone[:texts], plan.text_change)
-=======
         text = kept_of(written.text, self._as_backbone[:texts], plan.text_change)
->>>>>>> w-late
         # By turns: text, then images that are asked about, or named before that.
         turns = len(text) * len(images)
         kept = [
@@ -183,13 +143,8 @@ class LateTask:
             for group in (text[turn % len(text)], images[turn % len(images)])
         ]
         lesson = Lesson(
-<<<<<<< HEAD
-            named=states.named,
-            names=self._names[list(states.named.countries)],
-=======
             named=written.named,
             names=self._names[list(written.named.countries)],
->>>>>>> w-late
             kept=kept,
             rows=plan.naming_rows,
             kept_tokens=plan.kept_tokens,
