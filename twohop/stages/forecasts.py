@@ -128,7 +128,7 @@ def _bounds(value: float, variance: float, fewest: int) -> tuple[float, float]:
     from scipy.special import betaincinv
 
     spread = value * (1 - value)
-    worth = min(spread / variance, 2.0 * fewest) if variance > 0 and spread > 0 else float(fewest)
+    worth = min(spread / variance, 2 * fewest) if variance > 0 and spread > 0 else float(fewest)
     won, lost = value * worth, (1 - value) * worth
     low = float(betaincinv(won, lost + 1, TAIL)) if won > 0 else 0.0
     high = float(betaincinv(won + 1, lost, 1 - TAIL)) if lost > 0 else 1.0
