@@ -124,7 +124,7 @@ def test_every_number_says_what_it_is() -> None:
 
 SMALL: dict[str, Any] = {
     **{"lost_items": 3, "kept_items": 2, "random_seeds": 3},
-    **{"back_places": 1, "span_places": 1},
+    **{"back_parts": 1, "back_tokens": 1, "span_places": 1},
     **{"window_items": 4, "map_items": 2, "map_windows": 3, "lens_entities": 2, "resamples": 50},
     **{"agreement_resamples": 20, "image_places": 2, "question_places": 3, "top_cells": 4},
     **{"later_layers": (0.5,), "earlier_layers": (0.0,), "fit_views": (3,), "test_view": 2},
@@ -198,22 +198,20 @@ MODELS_OF_OURS = ("flags", "micro", "published")  # how they are made, not how t
 NOT_OF_THE_PROTOCOL = {
     "how fast: rows and bytes at a time": (
         *("ASKED_ROWS", "ALIKE_ROWS", "ANSWER_ROWS", "GROUP_ROWS", "ROWS", "RAGGED_ROWS"),
-        *("BATCH_TOKENS", "BATCH", "BLOCK", "CHUNK", "READ_ROWS", "REQUEST_BYTES", "WORKERS"),
+        *("BATCH_TOKENS", "BATCH", "BLOCK", "REQUEST_BYTES", "WORKERS", "CHUNK"),
+        "READ_ROWS",
     ),
+    "blocks among which timetable_layers are never thinned": ("DENSE",),
     "which comes first, of panels and of stages": ("ALL_ARMS", "TABLE"),
     "what interval, shown, power, chance and most mean, in every table": (
         *("TAIL", "LEAST_ICC", "LEVEL", "POWER", "BY_CHANCE", "MOST"),
     ),
-    "how many orders, or signs, a permutation test tries": (
-        *("EXACT_UP_TO", "DRAWS", "FLIPS", "PERMUTATIONS"),
+    "how tests by permutation are made, and of how few pairs": (
+        *("PERMUTATIONS", "EXACT_UP_TO", "DRAWS", "FLIPS", "LEAST_PAIRS", "LEAST_SHOWN"),
     ),
-    "what is no study, no trend over pairs, or no picture": (
-        *("LEAST_ENTITIES", "LEAST_PAIRS", "LEAST_SHOWN", "LEAST_SIDE", "LONGEST_TO_SHORTEST"),
-    ),
-    "the first three blocks of a timetable, as the protocol says": ("DENSE",),
-    "what a check of data points out and shows, and what fits beside each other": (
-        *("ALIKE", "SHOWN", "MOST_RELATIONS"),
-    ),
+    "how wide a table of relations is": ("MOST_RELATIONS",),
+    "what is no study, or no picture": ("LEAST_ENTITIES", "LEAST_SIDE", "LONGEST_TO_SHORTEST"),
+    "what a check of data points out and shows": ("ALIKE", "SHOWN"),
     "names, and a number that is none": ("ARMS", "KINDS", "NEVER", "NOT_MEASURED"),
     "rules of docs/scoring.md: how far words reach, and what numbers are called": (
         *("_REACH", "_JOINED", "_JOINED_IF_DIVIDED", "_SHORT", "_LONGEST"),

@@ -12,7 +12,6 @@ So the diagonal is what is lost by being *looked at* late alone, and what is bey
 being *formed* late. Form 0 in block 0 is the model's own run, and is always right.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -49,7 +48,7 @@ def thinned(n_layers: int, most: int) -> list[int]:
     """
     if n_layers <= most:
         return [*range(n_layers)]
-    roots = np.linspace(math.sqrt(DENSE - 1), math.sqrt(n_layers - 1), most - DENSE + 1)
+    roots = np.linspace(np.sqrt(DENSE - 1), np.sqrt(n_layers - 1), most - DENSE + 1)
     return sorted({*range(DENSE), *np.round(roots**2).astype(int).tolist()})
 
 
