@@ -199,20 +199,21 @@ NOT_OF_THE_PROTOCOL = {
     "how fast: rows and bytes at a time": (
         *("ASKED_ROWS", "ALIKE_ROWS", "ANSWER_ROWS", "GROUP_ROWS", "ROWS", "RAGGED_ROWS"),
         *("BATCH_TOKENS", "BATCH", "BLOCK", "REQUEST_BYTES", "WORKERS", "CHUNK"),
-        "READ_ROWS",
     ),
     "blocks among which timetable_layers are never thinned": ("DENSE",),
     "which comes first, of panels and of stages": ("ALL_ARMS", "TABLE"),
-    "what interval, shown, power, chance and most mean, in every table": (
-        *("TAIL", "LEAST_ICC", "LEVEL", "POWER", "BY_CHANCE", "MOST"),
-    ),
+    "what the word interval means, in every table": ("TAIL",),
     "how tests by permutation are made, and of how few pairs": (
-        *("PERMUTATIONS", "EXACT_UP_TO", "DRAWS", "FLIPS", "LEAST_PAIRS", "LEAST_SHOWN"),
+        *("PERMUTATIONS", "EXACT_UP_TO", "DRAWS", "LEAST_PAIRS", "LEAST_SHOWN"),
     ),
     "how wide a table of relations is": ("MOST_RELATIONS",),
     "what is no study, or no picture": ("LEAST_ENTITIES", "LEAST_SIDE", "LONGEST_TO_SHORTEST"),
     "what a check of data points out and shows": ("ALIKE", "SHOWN"),
     "names, and a number that is none": ("ARMS", "KINDS", "NEVER", "NOT_MEASURED"),
+    "how many names are read, and signs flipped": ("READ_ROWS", "FLIPS"),
+    "what the words alike, shown, power, chance and most mean": (
+        *("LEAST_ICC", "LEVEL", "POWER", "BY_CHANCE", "MOST"),
+    ),
     "rules of docs/scoring.md: how far words reach, and what numbers are called": (
         *("_REACH", "_JOINED", "_JOINED_IF_DIVIDED", "_SHORT", "_LONGEST"),
         *("SCALES", "_SCALES_BEHIND_DIGITS", "_SCALE_LETTERS"),
