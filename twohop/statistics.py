@@ -10,7 +10,7 @@ resampling does not: it gives 1 right of 24 a lower upper end than 0 of 24.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import comb
+from math import comb, sqrt
 from typing import Any
 
 import numpy as np
@@ -291,7 +291,7 @@ def _part(first: Shares, second: Shares, n: int) -> Estimate:
         if square <= 0:  # the first share may be as small as one likes
             return sign * np.inf
         inside = mixed**2 - square * (above**2 - reach**2)
-        return (mixed + sign * max(inside, 0.0) ** 0.5) / square
+        return (mixed + sign * sqrt(max(inside, 0.0))) / square
 
     low = end(above - float(second.low), float(first.high) - below, -1)
     high = end(float(second.high) - above, below - float(first.low), 1)

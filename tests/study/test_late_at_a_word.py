@@ -63,4 +63,3 @@ def test_it_is_found_at_the_word_and_called_late(found: dict[str, xr.Dataset]) -
     assert "never_in_circuit" not in verdicts
     onset = found["diagnosis"]["blocks"].values
     assert (onset[onset >= 0] >= LATE_BLOCK).mean() > 0.8
-

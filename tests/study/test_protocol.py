@@ -160,7 +160,7 @@ def test_every_stage_reads_the_studys_protocol(small: dict[str, xr.Dataset]) -> 
         "question token -1",
         "last token",
     ]
-    assert recovery.sizes["place"] == 2 + 3
+    assert recovery.sizes["place"] == 2 + 3 + 1, "of the image, of the question, the last token"
     ends = recovery["chosen_span_ends"].values
     assert (ends[:, 0] == ends[:, 1]).all(), "of one place"
     assert small["windows"].sizes["item"] == 4
@@ -179,7 +179,7 @@ def test_the_least_of_everything_is_a_study_too(tmp_path: Path) -> None:
     found = run_study("micro-late", out=tmp_path, settings=Settings(limit=3, protocol=protocol))
     assert found["protocol"] == protocol.as_settings()
     page = (tmp_path / "micro-late" / "report.html").read_text()
-    assert "<td>1 (default: 24)</td>" in page
+    assert "<td>1 (default: 400)</td>" in page
 
 
 @settings(max_examples=30, deadline=None)
@@ -209,7 +209,11 @@ NOT_OF_THE_PROTOCOL = {
     "how wide a table of relations is": ("MOST_RELATIONS",),
     "what is no study, or no picture": ("LEAST_ENTITIES", "LEAST_SIDE", "LONGEST_TO_SHORTEST"),
     "what a check of data points out and shows": ("ALIKE", "SHOWN"),
-    "names, and a number that is none": ("ARMS", "NOT_MEASURED"),
+    "names, and a number that is none": ("ARMS", "KINDS", "NEVER", "NOT_MEASURED"),
+    "how many names are read, and signs flipped": ("READ_ROWS", "FLIPS"),
+    "what the words alike, shown, power, chance and most mean": (
+        *("LEAST_ICC", "LEVEL", "POWER", "BY_CHANCE", "MOST"),
+    ),
     "rules of docs/scoring.md: how far words reach, and what numbers are called": (
         *("_REACH", "_JOINED", "_JOINED_IF_DIVIDED", "_SHORT", "_LONGEST"),
         *("SCALES", "_SCALES_BEHIND_DIGITS", "_SCALE_LETTERS"),
@@ -251,7 +255,9 @@ def test_no_share_is_written_into_a_function_that_measures() -> None:
     for source, module in sources():
         if source.startswith(NOT_SHARES):
             continue
-        for one in ast.walk(module):
+        # Constants of a module are known by their names, or refused, above.
+        of_functions = (line for line in module.body if not isinstance(line, ast.Assign))
+        for one in (one for line in of_functions for one in ast.walk(line)):
             if isinstance(one, ast.Constant) and isinstance(one.value, float):
                 known = one.value in (0.0, 1.0, 0.025) or abs(one.value) < ROUNDING
                 assert known, f"{source}:{one.lineno}: {one.value}"
@@ -260,15 +266,23 @@ def test_no_share_is_written_into_a_function_that_measures() -> None:
 def test_every_call_hands_the_protocol_on() -> None:
     """The default is for notebooks: within the package, no call may fall back on it."""
     takes = {
-        one.name
-        for _, module in sources()
-        for one in ast.walk(module)
-        if isinstance(one, ast.FunctionDef) and "protocol" in [a.arg for a in one.args.kwonlyargs]
+        source: {
+            line.name
+            for line in module.body
+            if isinstance(line, ast.FunctionDef)
+            and "protocol" in [argument.arg for argument in line.args.kwonlyargs]
+        }
+        for source, module in sources()
     }
-    assert {"ends_of", "lateness", "longest_answer"} <= takes
+    assert {"ends_of", "lateness", "longest_answer"} <= set().union(*takes.values())
     for source, module in sources():
+        known = set(takes[source])
+        for line in ast.walk(module):
+            if isinstance(line, ast.ImportFrom):
+                path = (line.module or "").removeprefix("twohop.").replace(".", "/") + ".py"
+                known |= takes.get(path, set()) & {name.name for name in line.names}
         for call in ast.walk(module):
-            if isinstance(call, ast.Call) and getattr(call.func, "id", None) in takes:
+            if isinstance(call, ast.Call) and getattr(call.func, "id", None) in known:
                 given_names = [one.arg for one in call.keywords]
                 assert "protocol" in given_names or None in given_names, f"{source}:{call.lineno}"
 
@@ -299,7 +313,8 @@ def test_sample_sizes_are_options(capsys: pytest.CaptureFixture[str]) -> None:
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
     for one in SIZES:
         assert f"{one.flag} N" in text
-        assert f"({one.default})" in text
+        both = one.quick == one.default
+        assert (f"({one.default})" if both else f"full: {one.default}, quick: {one.quick}") in text
         assert one.says.split(",")[0] in text
 
 
@@ -331,5 +346,5 @@ def test_a_study_on_the_command_line_is_bound_to_its_sizes(
     assert main([*command, "--window-items", "3", "--kept", "5"]) == 2
     said = capsys.readouterr().err
     assert "protocol.window_items: stored 2, asked 3" in said
-    assert "protocol.kept_items: stored 18, asked 5" in said
+    assert "protocol.kept_items: stored 200, asked 5" in said
     assert main([*command, "--window-items", "2"]) == 0

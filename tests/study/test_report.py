@@ -35,7 +35,8 @@ from twohop.report.tables import all_tables, at
 from twohop.stages.recovery.arms import WITHOUT_IMAGE_TOKENS
 from twohop.statistics import as_json
 
-FIGURES = ("gates", "outcomes", "resolution", "windows", "map", "recovery")
+FIGURES = ("gates", "outcomes", "resolution", "windows", "timetable", "calibration", "map")
+FIGURES += ("recovery",)
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -98,19 +99,22 @@ def page(run: Path) -> Page:
     return Page((run / "report.html").read_text(encoding="utf-8"))
 
 
+CORRELATIONS = ("attribution_agreement", "map_similarity", "prediction/auc")
+AS_THEY_ARE = ("gap_points", "windows", "lateness/blocks", "prediction/calibration")
+"""Points and blocks."""
+
+
 def expected(summary: dict, key: str) -> str:
     """What the page must say of a number, written here anew from ``summary.json``."""
     found = at(summary, key)
     if isinstance(found, dict):
         if found["value"] is None:
             return NOT_MEASURED
-        if key.startswith(("attribution_agreement", "map_similarity")) and key[-3:] != "top":
+        if key.startswith(CORRELATIONS) and key[-3:] != "top":
             value, low, high = (f"{found[name]:.2f}" for name in ("value", "low", "high"))
             return f"{value} [{low}, {high}]"
-        layers = "lateness_layers" in key
-        points = key.startswith("gap_points")
-        scale = 1 if layers or points else 100
-        sign = "" if layers or points else " %"
+        scale = 1 if key.startswith(AS_THEY_ARE) else 100
+        sign = "" if key.startswith((*AS_THEY_ARE, "contrasts")) else " %"
         value, low, high = (round(found[name] * scale) for name in ("value", "low", "high"))
         return f"{value}{sign} [{low}, {high}]"
     if key.startswith("map_similarity"):
@@ -145,20 +149,28 @@ def test_page_speaks_to_everyone(run: Path, page: Page) -> None:
 def test_every_number_shown_is_the_summarys(page: Page, summary: dict) -> None:
     assert len(page.keyed) > 80
     for key, said in page.keyed:
-        said = said.replace("\u00a0", " ").replace("−", "-")
-        if key == "enrichment_end" or key == "readout_end":
-            assert said.split()[1] == str(summary[key])
-        elif key.endswith("best_constant"):
+        said = said.replace("\u00a0", " ").replace("−", "-").split(" (n ")[0]
+        if key.endswith("best_constant"):
             assert said.split()[0] == str(round(100 * at(summary, key)))
         elif "[" in said or at(summary, key) is None or not isinstance(at(summary, key), dict):
             assert said == expected(summary, key), key
         else:
             assert expected(summary, key).startswith(said), key
     shown = {key for key, _ in page.keyed}
-    for group in ("recovered", "followed", "still_right", "diagnosis", "outcomes", "forced"):
+    for group in ("recovered", "followed", "diagnosis", "outcomes", "forced"):
         for name in summary[group]:
             key = f"{group}/{name}"
             assert (key in shown) != (key in summary["not_available"])
+    for arm, effect in summary["net"].items():
+        there = effect["accuracy"]["value"] is not None
+        for key in (f"net/{arm}/accuracy", f"net/{arm}/closed", f"still_right/{arm}"):
+            assert (key in shown) == there
+    assert {f"contrasts/{name}/difference" for name in summary["contrasts"]} < shown
+    assert {f"evidence/{name}/estimate" for name in summary["evidence"]} < shown
+    for group in ("windows", "windows_vlm"):
+        blocks = {name for name, number in summary[group].items() if isinstance(number, dict)}
+        assert {f"{group}/{name}" for name in blocks} < shown
+    assert {f"lateness/{name}" for name in ("early", "between", "late", "never", "blocks")} < shown
 
 
 def test_page_leads_with_the_verdict(page: Page, summary: dict) -> None:
@@ -215,7 +227,8 @@ def test_run_without_lost_items(tree: xr.DataTree, tmp_path: Path) -> None:
     recovery = (
         tree["recovery"]
         .to_dataset()
-        .isel(lost=slice(0), tried=slice(0), kept=slice(0), follow_arm=slice(0), harm_arm=slice(0))
+        .isel(lost=slice(0), tried=slice(0), kept=slice(0), follow_arm=slice(0))
+        .assign_attrs(n_lost=0)
     )
     diagnosis = tree["diagnosis"].to_dataset().copy(deep=True)
     diagnosis["verdict"] = xr.full_like(diagnosis["verdict"], "right")
@@ -228,6 +241,7 @@ def test_run_in_which_nothing_is_recognised(tree: xr.DataTree, tmp_path: Path) -
     gates["right"][:] = False
     gates["choice_right"][:] = False
     recovery = tree["recovery"].to_dataset().isel(lost=slice(0), tried=slice(0), kept=slice(0))
+    recovery.attrs.update(n_lost=0, n_kept=0)
     windows = tree["windows"].to_dataset().isel(item=slice(0))
     windows.attrs.update(enrichment_end=-1, readout_end=-1)
     maps = {
@@ -236,7 +250,13 @@ def test_run_in_which_nothing_is_recognised(tree: xr.DataTree, tmp_path: Path) -
     empty = changed(tree, recall=gates, recovery=recovery, windows=windows, **maps)
     text = text_of(empty, tmp_path)
     assert "no item was recognised" in text
-    assert "no block needed" in text
+    assert "no block needed" not in text, "that takes an item on which it was looked at"
+
+
+def test_run_that_needs_no_block(tree: xr.DataTree, tmp_path: Path) -> None:
+    windows = tree["windows"].to_dataset().copy()
+    windows.attrs.update(enrichment_end=-1, enrichment_end_low=-1, enrichment_end_high=-1)
+    assert "no block needed" in text_of(changed(tree, windows=windows), tmp_path)
 
 
 def test_what_attribution_is_worth_is_said(
@@ -414,7 +434,7 @@ def test_settings_are_shown_with_the_command(tree: xr.DataTree, summary: dict) -
     assert "torch" in rows["versions"]
     assert "float32" in rows["vlm"]
     assert "float32" in rows["backbone"]
-    assert command(tree, summary) == "twohop study micro-naming --seed 0"
+    assert command(tree, summary) == "twohop study micro-naming --seed 0 --preset quick"
     assert not command_note(tree, summary)
     model = {"id": "toy", "dtype": "torch.float32", "revision": None}
     assert flat({"vlm": model, "limit": None}) == {"vlm": "toy (torch.float32)", "limit": "all"}

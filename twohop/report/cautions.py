@@ -35,6 +35,7 @@ def cautions(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
         *_about_default(tree, protocol),
         *_about_probes(tree, summary, protocol),
         *_about_verdicts(summary),
+        *_about_unexplained(tree, protocol),
         *_about_recovery(summary, protocol),
         *_about_attribution(tree, summary, protocol),
         *_about_versions(tree),
@@ -168,9 +169,37 @@ def _about_verdicts(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _about_unexplained(tree: xr.DataTree, protocol: Protocol) -> list[str]:
+    """How many of the unexplained items the transplant does not give back either."""
+    recovery, diagnosis = tree["recovery"].to_dataset(), tree["diagnosis"].to_dataset()
+    counted = ~diagnosis["surface"].values.astype(bool)
+    unexplained = diagnosis["item"].values[counted & (diagnosis["verdict"] == "unexplained").values]
+    back = dict(zip(recovery["lost"].values, recovery["whole"].values, strict=True))
+    gone = sum(back.get(item) == 0 for item in unexplained)
+    if len(unexplained) < protocol.caution_unexplained or not gone:
+        return []
+    return [
+        f"Of the {len(unexplained)} unexplained items, the transplant does not give back {gone}: "
+        "whatever they are lost for, the backbone's own state of the entity does not mend it."
+    ]
+
+
+RANDOM = {"span": "spans", "place": "places"}
+"""Contrasts with what is drawn at random, and what that is."""
+
+
 def _about_recovery(summary: Mapping[str, Any], protocol: Protocol) -> list[str]:
     sentences = []
     arms = summary["recovered"]
+    for name, drawn in RANDOM.items():
+        sides = summary["contrasts"].get(name, {})
+        chosen, placebo = (estimate(arms.get(sides.get(side))) for side in ("first", "second"))
+        if placebo.measured and placebo.value >= protocol.caution_random * chosen.value > 0:
+            sentences.append(
+                f"Random {drawn} give back {written(placebo)}, next to {written(chosen)} for the "
+                "chosen ones. The transplant shows that the values suffice, not that the place "
+                "matters."
+            )
     average = estimate(arms.get("mean_entity"))
     if average.measured and average.low > protocol.caution_mean_entity:
         sentences.append(

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from twohop.report import wording
-from twohop.report.estimates import short
+from twohop.report.estimates import estimate, short
 from twohop.report.style import (
     BLUE,
     GREEN,
@@ -91,6 +91,12 @@ def layer_axis(axes: Axes, last: int) -> None:
     axes.set_xlim(-0.5, last + 0.3)
 
 
+def last_block(summary: Mapping[str, Any], window: str) -> int:
+    """Last block of a window of the backbone; -1 if there is none, or it was not measured."""
+    end = estimate(summary["windows"][window])
+    return int(end.value) if end.measured else -1
+
+
 def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
     """Where the entity (above) and the answer (below) can be read, against the recall windows."""
     data = tree["resolution"].to_dataset()
@@ -98,8 +104,7 @@ def resolution_figure(tree: xr.DataTree, summary: Mapping[str, Any]) -> Figure:
     x, entities = data["layer"].values, data["entity"].values
     last = int(x[-1])
     end, out = (
-        vlm_block(data, int(summary["windows"][key].value))
-        for key in ("enrichment_end", "readout_end")
+        vlm_block(data, last_block(summary, key)) for key in ("enrichment_end", "readout_end")
     )
     with look():
         figure = sheet(5.4)

@@ -22,7 +22,7 @@ from twohop.report.figures import (
     recovery_figure,
     save_figures,
 )
-from twohop.report.layers import resolution_figure, windows_figure
+from twohop.report.layers import last_block, resolution_figure, windows_figure
 from twohop.report.maps import attribution_methods, map_figure
 from twohop.report.sentence import verdict_sentence
 from twohop.report.settings import (
@@ -150,8 +150,8 @@ def draw(tree: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figure]:
 def alt_texts(summary: Mapping[str, Any]) -> dict[str, str]:
     """What each figure shows, in words, for those who do not see it."""
     end, out = (
-        whole(float(estimate(summary["windows"][name]).value))
-        for name in ("enrichment_end", "readout_end")
+        whole(block) if (block := last_block(summary, window)) >= 0 else "none"
+        for window in ("enrichment_end", "readout_end")
     )
     late = written(summary["lateness"]["late"])
     return {
@@ -164,7 +164,7 @@ def alt_texts(summary: Mapping[str, Any]) -> dict[str, str]:
         f"and of answers read at the last token. Entities read only too late: {late}.",
         "windows": "Curves over blocks of the backbone: answers that survive ablation from a block "
         "up, "
-        f"and answers that follow a swap after it. The windows end after blocks {end} and {out}.",
+        f"and answers that follow a swap after it. Last blocks of the windows: {end} and {out}.",
         "timetable": "Heat map of the backbone: share of answers recalled if the entity, in the "
         "form it has after so many blocks, comes only after so many; and the deadline of each "
         "form. Over it, when the VLM's entities can be read, and in which form. The numbers are in "

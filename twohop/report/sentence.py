@@ -12,6 +12,8 @@ from twohop.statistics import NOT_MEASURED, Estimate, estimates
 LOST = ("echo_or_format", "late", "never_in_circuit", "in_time", "unexplained", "not_tested")
 NOT_RIGHT = ("knowledge_missing", "not_recognised", *LOST)
 """Verdicts on items that are not right, in the order in which they are named."""
+BY_CHANCE = 0.5
+"""The AUC of a forecast that knows nothing."""
 
 
 def verdict_sentence(summary: Mapping[str, Any]) -> str:
@@ -62,7 +64,7 @@ def _when(summary: Mapping[str, Any]) -> str:
         f"{came['late'].n}."
     )
     area = summary["prediction"].get("auc", NOT_MEASURED)
-    if area.measured and (area.low > 0.5 or area.high < 0.5):
+    if area.measured and (area.low > BY_CHANCE or area.high < BY_CHANCE):
         said += (
             " The backbone's recall timetable, fitted to no answer of the VLM, tells lost items "
             f"from the others with an AUC of {written(area, 'correlation')}."

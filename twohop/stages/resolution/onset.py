@@ -104,7 +104,7 @@ def median(numbers: np.ndarray) -> Median:
             f"only {read} of {n} entities are read, and a median needs more than half of them",
         )
     ordered = np.sort(numbers)
-    rank = int(binom.ppf(TAIL, n, 0.5))  # so many at most are below, in 25 of 1,000 samples
+    rank = int(binom.ppf(TAIL, n, 1 / 2))  # so many at most are below, in 25 of 1,000 samples
     low, high = ordered[rank - 1], ordered[n - rank]
     if np.isinf(high):
         return Median(
