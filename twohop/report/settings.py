@@ -101,14 +101,31 @@ def stage_rows(tree: xr.DataTree) -> list[tuple[str, str]]:
             for key, value in node.attrs.items()
             if key not in HIDDEN
         ]
-        if stage == "recovery" and "chosen" in node.attrs and node.sizes.get("pair"):
-            pair = int(node.attrs["chosen"])
-            data = node.to_dataset()
-            later, earlier = (int(data[name].values[pair]) for name in ("later", "earlier"))
-            parts.append(f"back-patching: layer {later} into layer {earlier}")
+        if stage == "recovery":
+            parts += _chosen(node.to_dataset())
         sizes = ", ".join(f"{n} {dim}" for dim, n in node.sizes.items())
         rows.append((stage, "; ".join([*parts, f"sizes: {sizes}"])))
     return rows
+
+
+def _chosen(recovery: xr.Dataset) -> list[str]:
+    """Where the recovery wrote what was chosen on other entities, for either half of them."""
+    cells = [
+        f"{recovery['back_place'].values[cell]}, layer {recovery['later'].values[cell]} into "
+        f"{recovery['earlier'].values[cell]}"
+        for cell in recovery["chosen_cell"].values
+        if cell >= 0
+    ]
+    by_what = {
+        "place": recovery["chosen_place"].values.tolist(),
+        "span": recovery["chosen_span"].values.tolist(),
+        "back-patching": cells,
+    }
+    return [
+        f"{what}: {' / '.join(dict.fromkeys(map(str, chosen)))}"
+        for what, chosen in by_what.items()
+        if chosen
+    ]
 
 
 def _plain(value: Any) -> str:
