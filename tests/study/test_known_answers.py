@@ -178,21 +178,21 @@ def test_the_recall_blocks_are_found_where_they_were_put(
 
 def test_the_deadlines_are_where_recall_was_put(delayed: Callable[[int], Found]) -> None:
     """A form that recall reads must be there before recall; what recall made, until read-out."""
-    timetable = delayed(1).stages["timetable"].set_index(form="form")
-    end = {name: timetable[f"deadline_{name}"] for name in ("low", "high")}
-    for form in range(RECALL[0] + 1):
-        assert RECALL[0] <= end["low"].sel(form=form) < end["high"].sel(form=form)
-        assert end["high"].sel(form=form) <= RECALL[-1] + 1
-    for form in range(RECALL[-1] + 1, READ_OUT):
-        assert READ_OUT - 1 <= end["low"].sel(form=form) <= READ_OUT + 1
+    timetable = delayed(1).stages["timetable"]
+    low, high = (timetable[f"deadline_{end}"].values for end in ("low", "high"))
+    assert (RECALL[0] < low[: RECALL[0] + 1]).all()
+    assert (high[: RECALL[0] + 1] < RECALL[-1]).all()
+    made = slice(RECALL[-1] + 1, READ_OUT + 1)
+    assert (READ_OUT < low[made]).all()
+    assert (high[made] < READ_OUT + 2).all()
 
 
 def test_an_entity_comes_behind_the_block_that_forms_it(delayed: Callable[[int], Found]) -> None:
     """As so many blocks are done then: one more than the number of the block."""
-    for block in DELAYS[:-1]:
+    for block in DELAYS:
         came = delayed(block).timing
-        assert np.median(came.blocks[came.read]) == block + 1
-        assert came.read.sum() >= len(KNOWN) - 1
+        assert came.read.all()
+        assert (came.blocks == block + 1).sum() >= len(KNOWN) - 3
         assert set(came.form[came.read]) <= {*range(RECALL[0] + 1)}
 
 
@@ -213,12 +213,7 @@ def test_late_is_said_exactly_where_the_delay_passes_the_deadline(
     assert found.recovered("transplant_all_image") > 0.9
     assert found.recovered("transplant_last_image") > 0.9
     assert found.recovered("transplant_all_image_mlp") < 0.1
-    if block < RECALL[-1]:
-        assert "never_in_circuit" not in found.verdicts, "formed in the window, not behind it"
-        return
-    if block == DELAYS[-1]:
-        return  # so late that no onset is left to be seen: see below
-    assert set(found.verdicts) <= {"right", "knowledge_missing", "late", "unexplained", "in_time"}
+    assert set(found.verdicts) <= {"right", "knowledge_missing", "late", "not_tested"}
     assert found.lost - BY_LUCK <= found.verdicts["late"] <= found.lost
 
 
