@@ -53,7 +53,7 @@ class Estimate:
         return Estimate(self.value * scale, self.low * scale, self.high * scale, self.n)
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """The four numbers, with None for what was not measured, and for an end that there is not."""
+        """The four numbers, with None for what was not measured, or has no end."""
         return {
             name: (number if np.isfinite(number) else None) for name, number in vars(self).items()
         }
