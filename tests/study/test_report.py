@@ -31,7 +31,8 @@ from twohop.report.sentence import verdict_sentence
 from twohop.report.settings import command, command_note, flat, settings_rows
 from twohop.report.style import spread
 from twohop.report.summary import summarise
-from twohop.report.tables import all_tables, at
+from twohop.report.table import at
+from twohop.report.tables import all_tables
 from twohop.stages.recovery.arms import WITHOUT_IMAGE_TOKENS
 from twohop.statistics import as_json
 
