@@ -381,23 +381,38 @@ class Protocol:
         >>> Protocol(lost_items=48).options(), Protocol.preset("quick").options()
         (['--lost', '48'], ['--preset', 'quick'])
         """
+        if self._is_quick():
+            return ["--preset", "quick", *self._options_beside("quick")]
+        return self._options_beside("full")
 
-        def changed(name: Preset) -> list[str]:
-            start = Protocol.preset(name)
-            return [
-                part
-                for entry in documented()
-                if entry.flag and getattr(self, entry.name) != getattr(start, entry.name)
-                for part in (entry.flag, str(getattr(self, entry.name)))
-            ]
+    def _options_beside(self, preset: Preset) -> list[str]:
+        """Options for the numbers that are not those of a preset."""
+        start = Protocol.preset(preset)
+        return [
+            part
+            for entry in documented()
+            if entry.flag and getattr(self, entry.name) != getattr(start, entry.name)
+            for part in (entry.flag, str(getattr(self, entry.name)))
+        ]
 
-        quick, full = ["--preset", "quick", *changed("quick")], changed("full")
-        return quick if len(quick) < len(full) else full
+    def _is_quick(self) -> bool:
+        """Whether fewer options are needed beside the quick preset, itself counted in."""
+        return len(self._options_beside("quick")) + 2 < len(self._options_beside("full"))
 
     def only_from_python(self) -> dict[str, Any]:
-        """The numbers that were changed and have no option on the command line."""
-        without = {entry.name for entry in documented() if not entry.flag}
-        return {name: value for name, value in self.changed().items() if name in without}
+        """The numbers that are not those of the preset in :meth:`options`, and have no option.
+
+        Examples
+        --------
+        >>> Protocol.preset("quick").only_from_python(), Protocol(top_cells=4).only_from_python()
+        ({}, {'top_cells': 4})
+        """
+        start = Protocol.preset("quick" if self._is_quick() else "full")
+        return {
+            entry.name: value
+            for entry in documented()
+            if not entry.flag and (value := getattr(self, entry.name)) != getattr(start, entry.name)
+        }
 
 
 @dataclass(frozen=True)

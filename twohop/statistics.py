@@ -53,10 +53,9 @@ class Estimate:
         return Estimate(self.value * scale, self.low * scale, self.high * scale, self.n)
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """The four numbers, with None for what could not be measured."""
+        """The four numbers, with None for what was not measured, or has no end."""
         return {
-            name: (None if isinstance(number, float) and np.isnan(number) else number)
-            for name, number in vars(self).items()
+            name: (number if np.isfinite(number) else None) for name, number in vars(self).items()
         }
 
     def __str__(self) -> str:

@@ -80,8 +80,11 @@ def test_patch_your_own(folder: Path) -> None:
 
 def test_study(folder: Path) -> None:
     for found in kept_and_said("study", folder):
-        assert re.search(r"hop 1 resolves 4 layers .*after the recall window closes", found)
-        assert re.search(r"lost, of 35 items: .*6\d % late", found)
+        assert re.search(
+            r"only too late in [89]\d % .* of 12\. On 27 lost items it is shown", found
+        )
+        assert re.search(r"Of 35 items: .*6\d % \[\d\d, \d\d\] late", found)
+        assert re.search(r"^back_patching .*\(n\s27\) +shown$", found, re.MULTILINE)
         assert "last block of the window:     1" in found
         assert "vlm_image        Tessin  False" in found
 
@@ -108,7 +111,7 @@ def test_reading_results(folder: Path) -> None:
             for how in ("entity", "item")
         )
         assert whole[1] - whole[0] > by_item[1] - by_item[0]
-        assert re.search(r"lateness_layers +4 \[", found)
+        assert re.search(r"lateness\.late +[89]\d\s% \[\d+, \d+\] +0\s% \[0, ", found)
         assert re.search(r"diagnosis\.late +\d\d", found)
 
 

@@ -74,7 +74,7 @@ def test_a_folder_of_another_protocol_is_refused(old: Path, change: tuple[str, A
 
 
 def test_the_same_settings_are_taken(old: Path) -> None:
-    again = replace(TWO, protocol=Protocol(lost_items=24, fit_views=[1, 2]))  # type: ignore[arg-type]
+    again = replace(TWO, protocol=Protocol(lost_items=400, fit_views=[1, 2]))  # type: ignore[arg-type]
     assert open_run(MICRO, out=old, settings=again).stored() == []
     stored = json.loads((old / "micro-late" / "settings.json").read_text())
     [common] = (old / "backbones").iterdir()
@@ -458,7 +458,7 @@ def test_a_stage_takes_no_results_of_another_study() -> None:
     assert about["versions"]["torch"]
     run_stage("windows", study, done)
     others = {
-        "protocol.window_items: stored 24, asked 3": replace(
+        "protocol.window_items: stored 200, asked 3": replace(
             study, protocol=Protocol(window_items=3)
         ),
         "seed: stored 0, asked 1": replace(study, seed=1),
@@ -493,7 +493,7 @@ def test_a_report_says_what_the_protocol_was(
     assert command(tree, summary) == "twohop study micro-late --seed 0 --limit 3 --lost 5"
     assert "Protocol(window_keeps=0.8, ...)" in command_note(tree, summary)
     rows = {name: value for name, value, _ in protocol_rows(Protocol(lost_items=5))}
-    assert rows["lost_items"] == "5 (default: 24)"
+    assert rows["lost_items"] == "5 (default: 400)"
     assert rows["later_layers"] == "0.4, 0.6, 0.8"
     assert "protocol" not in dict(settings_rows(tree))
 

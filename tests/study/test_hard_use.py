@@ -179,8 +179,12 @@ def test_a_backbone_that_knows_nothing(tmp_path: Path, models: Models) -> None:
     found = run(asking(of_the_next), tmp_path, models)
     assert found["backbone_text"]["value"] == 0
     assert found["diagnosis"]["knowledge_missing"]["value"] == 1
-    assert found["lateness_layers"]["value"] is None
-    assert found["enrichment_end"] == -1
+    assert found["windows"]["enrichment_end"]["value"] is None
+    assert found["lateness"]["early"]["value"] == found["lateness"]["late"]["value"] == 0
+    assert found["lateness"]["blocks"]["value"] is None
+    assert found["lateness"]["reason"]
+    assert found["prediction"]["auc"]["value"] is None
+    assert found["prediction"]["not_measured"]
 
 
 def test_a_vlm_that_loses_nothing(tmp_path: Path, models: Models) -> None:
@@ -240,7 +244,9 @@ def test_a_full_disk_keeps_what_is_stored(tmp_path: Path, models: Models) -> Non
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "results.nc").stat().st_size, limits[1]))
     try:
-        with pytest.raises(ResultsError, match=r"map_text cannot be stored: File too large.* kept"):
+        with pytest.raises(
+            ResultsError, match=r"timetable cannot be stored: File too large.* kept"
+        ):
             run_study("micro-naming", out=tmp_path, settings=settings, models=models)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -31,7 +31,8 @@ from twohop.report.sentence import verdict_sentence
 from twohop.report.settings import command, command_note, flat, settings_rows
 from twohop.report.style import spread
 from twohop.report.summary import summarise
-from twohop.report.tables import all_tables, at
+from twohop.report.table import at
+from twohop.report.tables import all_tables
 from twohop.stages.recovery.arms import WITHOUT_IMAGE_TOKENS
 from twohop.statistics import as_json
 
@@ -325,12 +326,11 @@ def copied(run: Path, folder: Path, *, summary: dict, **settings: object) -> Pat
 def by_cross_attention(summary: dict) -> dict:
     """A summary as a model gives it whose image has no tokens, and that loses nothing."""
     none = {"value": None, "low": None, "high": None, "n": 0}
-    gone = dict.fromkeys(["lateness_layers", "lateness_layers_plain"], "no image tokens")
-    gone |= dict.fromkeys((f"recovered/{arm}" for arm in WITHOUT_IMAGE_TOKENS), "no image tokens")
+    gone = dict.fromkeys((f"recovered/{arm}" for arm in WITHOUT_IMAGE_TOKENS), "no image tokens")
     empty = {
         "recovered": dict.fromkeys(summary["recovered"], none),
-        "lateness_layers": none,
-        "lateness_layers_plain": none,
+        "lateness": {**summary["lateness"], "late": none},
+        "prediction": {**summary["prediction"], "expected_loss": none},
     }
     other = {"pair": "crossing", "architecture": "cross-attention", "not_available": gone}
     return {**summary, **empty, **other, "verdict": "crossing: a sentence of its own."}
@@ -367,7 +367,8 @@ def test_comparison_by_class(run: Path, summary: dict, tmp_path: Path) -> None:
     words = "".join(page.text)
     lead = "2 of 2 pairs clearly lose recall from the image (LLaVA-style 1 of 1, cross-attention"
     assert lead in words
-    assert "not claimed: 0 pairs, where it is not measured" in words
+    assert "late is not claimed: 1 pair, and fewer than 5 cannot say" in words
+    assert "loss is not claimed: 1 pair, and fewer than 5 cannot say" in words
     assert "The runs differ in limit (12: crossing; all: micro-naming)" in words
     assert "1/recovered/transplant_all_image" in dict(page.keyed)
     assert "0/recovered/transplant_question" in dict(page.keyed)
@@ -387,12 +388,13 @@ def test_comparison_of_one_run_and_of_many(run: Path, summary: dict, tmp_path: P
     for i in range(1, 16):
         late = {"value": i / 20, "low": i / 20 - 0.05, "high": i / 20 + 0.05, "n": 24}
         measured = {"lateness": {"late": late}, "prediction": {"expected_loss": late}}
-        other = {**named, **measured, "pair": f"{evil}{i // 2}"}
+        gap = {"value": 20 + 3 * i, "low": 10 + 3 * i, "high": 30 + 3 * i, "n": 60}
+        other = {**named, **measured, "gap_points": gap, "pair": f"{evil}{i // 2}"}
         folders.append(copied(run, tmp_path / f"{i}", summary=other, seed=i // 4))
     page, _, text = compared(folders, tmp_path / "many")
     assert evil in "".join(page.text)
     assert "(2)" in text  # two runs of one pair with the same settings
-    assert "Over 8 pairs the gap" in "".join(page.text)
+    assert "Over 8 pairs the gap grows with the share of entities late" in "".join(page.text)
 
 
 def test_runs_of_one_pair_are_told_apart_by_their_settings() -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from rich.console import Console
 from interventions.errors import InterventionsError, ResultsError
 from interventions.results import Store, read_tree
 from twohop.cli import main
-from twohop.micro.layout import LATE_BLOCK, RECALL_BLOCKS
+from twohop.micro.layout import COMPOSE_BLOCKS, RECALL_BLOCKS
 from twohop.pairs import PAIRS
+from twohop.protocol import Protocol
 from twohop.running.reporter import Reporter
 from twohop.running.study import Settings, run_study
 from twohop.running.workers import received, run_side_by_side, start_worker
@@ -24,7 +26,12 @@ from twohop.scoring import OUTCOMES
 from twohop.stages.diagnosis import VERDICTS
 from twohop.stages.recall import GATES
 from twohop.stages.recovery.arms import ARMS
+from twohop.stages.resolution.onset import onsets
 from twohop.stages.table import STAGES
+from twohop.stages.timing import STATES, at_places
+
+QUICK = Settings(protocol=Protocol.preset("quick"))
+"""What the fixture's studies were made with."""
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +51,12 @@ def test_every_documented_number_is_there(runs: Path, pair: str) -> None:
     assert found["pair"] == pair
     assert found["n_items"] + found["n_surface"] == 72
     numbers = [found[gate] for gate in GATES]
-    numbers += [found[key] for key in ("gap_points", "gap_relative", "lateness_layers")]
+    numbers += [found[key] for key in ("gap_points", "gap_relative")]
+    numbers += [found["lateness"][state] for state in (*STATES, "blocks")]
+    numbers += [found["prediction"]["auc"], found["windows"]["enrichment_end"]]
+    numbers += [contrast["difference"] for contrast in found["contrasts"].values()]
+    numbers += [test["estimate"] for test in found["evidence"].values()]
+    numbers += [number for effect in found["net"].values() for number in effect.values()]
     numbers += [found["outcomes"][one] for one in OUTCOMES]
     numbers += [found["diagnosis"][one] for one in VERDICTS]
     numbers += [found["recovered"][arm] for arm in ARMS]
@@ -54,11 +66,12 @@ def test_every_documented_number_is_there(runs: Path, pair: str) -> None:
             assert number["low"] <= number["value"] <= number["high"]
     assert sum(one["value"] for one in found["outcomes"].values()) == pytest.approx(1)
     assert sum(one["value"] for one in found["diagnosis"].values()) == pytest.approx(1)
+    assert sum(found["lateness"][state]["value"] for state in STATES) == pytest.approx(1)
 
 
 def test_the_enrichment_window_is_where_recall_was_put(runs: Path) -> None:
     for pair in ("micro-naming", "micro-aligned"):
-        assert summary(runs, pair)["enrichment_end"] == RECALL_BLOCKS[-1]
+        assert summary(runs, pair)["windows"]["enrichment_end"]["value"] == RECALL_BLOCKS[-1]
     windows = read_tree(runs / "micro-naming")["windows"].to_dataset()
     survives = windows["enrichment"].mean("item")
     # Not to chance: attention still finds some answers in the names' embeddings.
@@ -88,23 +101,35 @@ def test_naming_loses_facts_and_the_backbones_entity_gives_them_back(runs: Path)
     assert arms["transplant_all_image"]["low"] > arms["norm_matched"]["high"]
     assert arms["transplant_all_image"]["low"] > arms["back_patching"]["high"]
     assert arms["wrong_entity"]["high"] < 0.25
-    assert found["followed"]["wrong_entity"]["low"] > 0.75
+    assert found["followed"]["wrong_entity"]["value"] > 0.75
+    assert found["followed"]["wrong_entity"]["low"] > arms["wrong_entity"]["high"]
     assert arms["cot_gold"]["low"] > 0.75 > arms["cot_wrong"]["high"]
 
 
 def test_aligned_has_no_gap_and_is_not_late(runs: Path) -> None:
     found = summary(runs, "micro-aligned")
     assert abs(found["gap_points"]["value"]) < 10
-    assert found["lateness_layers"]["high"] <= 0
+    assert found["lateness"]["early"]["low"] > 0.75
+    assert found["lateness"]["blocks"]["high"] <= 0
     assert found["diagnosis"]["late"]["value"] == 0
 
 
 def test_late_by_construction_is_found_late(runs: Path) -> None:
     found = summary(runs, "micro-late")
-    assert found["lateness_layers"]["low"] > 0
-    assert found["lateness_layers"]["value"] == LATE_BLOCK + 1 - RECALL_BLOCKS[-1]
-    assert found["lateness_layers_plain"]["high"] <= 0, "decodable is not usable"
-    assert found["back_patching_minus_null"]["low"] > 0
+    came = found["lateness"]
+    assert came["late"]["low"] > 0.75 > came["null_late"]["high"]
+    assert came["blocks"]["low"] > 0
+    tree = read_tree(runs / "micro-late")
+    verdicts, resolution = (tree[name].to_dataset() for name in ("diagnosis", "resolution"))
+    late = verdicts["blocks"].values[(verdicts["state"] == "late").values]
+    assert np.median(late) - 1 in COMPOSE_BLOCKS, "the last block done where it is first read"
+    plain = at_places(resolution, "probe").sel(kind="plain").transpose("layer", "entity").values
+    first = onsets(plain, running=QUICK.protocol.onset_layers)
+    usual = np.median(np.where(first < 0, np.inf, first))
+    assert usual <= RECALL_BLOCKS[-1], "decodable is not usable"
+    assert found["contrasts"]["back_patching"]["difference"]["low"] > 0
+    assert found["contrasts"]["back_patching"]["shown"]
+    assert found["evidence"]["back_patching"]["state"] == "shown"
     shares = {name: one["value"] for name, one in found["diagnosis"].items()}
     assert max(shares, key=lambda name: shares[name]) == "late"
 
@@ -135,7 +160,8 @@ def test_a_second_run_reuses_everything_and_changes_nothing(runs: Path, tmp_path
     folder = out / "micro-naming"
     before, stored = read_tree(folder), (folder / "results.nc").stat().st_mtime_ns
     said = io.StringIO()
-    run_study("micro-naming", out=out, reporter=Reporter(Console(file=said, width=200)))
+    reporter = Reporter(Console(file=said, width=200))
+    run_study("micro-naming", out=out, settings=QUICK, reporter=reporter)
     assert read_tree(folder).identical(before)
     assert (folder / "results.nc").stat().st_mtime_ns == stored
     told = [line.split() for line in said.getvalue().splitlines()]
@@ -144,12 +170,12 @@ def test_a_second_run_reuses_everything_and_changes_nothing(runs: Path, tmp_path
 
 def test_other_settings_are_refused_with_the_difference(runs: Path) -> None:
     with pytest.raises(ResultsError, match="seed: stored 0, asked 1"):
-        run_study("micro-naming", out=runs, settings=Settings(seed=1))
+        run_study("micro-naming", out=runs, settings=replace(QUICK, seed=1))
 
 
 def test_pairs_side_by_side_give_what_they_give_alone(runs: Path, tmp_path: Path) -> None:
     pairs = ("micro-naming", "micro-late")
-    found = run_side_by_side([PAIRS[pair] for pair in pairs], out=tmp_path)
+    found = run_side_by_side([PAIRS[pair] for pair in pairs], out=tmp_path, settings=QUICK)
     assert [one and one["pair"] for one in found] == list(pairs)
     for pair in pairs:
         alone, beside = read_tree(runs / pair), read_tree(tmp_path / pair)

@@ -9,7 +9,7 @@ from typing import Any
 
 from twohop.report import wording
 from twohop.report.estimates import estimate
-from twohop.report.tables import Summary, at
+from twohop.report.table import Summary, at
 from twohop.stages.recovery.arms import WITHOUT_IMAGE_TOKENS
 from twohop.statistics import Estimate, estimates
 

@@ -11,7 +11,7 @@ from twohop.report.comparison_words import slope_text
 from twohop.report.contrasts import LEVEL
 from twohop.report.estimates import Unit, hundredths, p_value, rounded, written
 from twohop.report.replicates import AGAINST, GAP, Pair, gap_against, pairs_of
-from twohop.report.tables import Cell, Summary, Table, at, count, number, row
+from twohop.report.table import Cell, Summary, Table, at, count, number, row
 from twohop.stages.recovery.arms import KNOWN, arm_groups
 
 MOST_RELATIONS = 6  # side by side in a table

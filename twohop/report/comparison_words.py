@@ -7,7 +7,7 @@ from twohop.report.association import LEAST_PAIRS, Association
 from twohop.report.comparison import by_class, runs_of
 from twohop.report.estimates import bounds, hundredths, p_value
 from twohop.report.replicates import Against, Pair, gap_against, pairs_of, placed
-from twohop.report.tables import Summary
+from twohop.report.table import Summary
 
 
 def lead_sentence(summaries: Sequence[Summary]) -> str:

@@ -12,7 +12,8 @@ from twohop.report.comparison import by_class, differing
 from twohop.report.comparison_tables import short_table
 from twohop.report.comparison_words import lead_sentence
 from twohop.report.sentence import verdict_sentence
-from twohop.report.tables import Table, all_tables
+from twohop.report.table import Table
+from twohop.report.tables import all_tables
 
 SHOWN = (
     "gates",

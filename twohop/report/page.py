@@ -33,7 +33,8 @@ from twohop.report.settings import (
     stage_rows,
 )
 from twohop.report.summary import whole_arm
-from twohop.report.tables import all_tables, at
+from twohop.report.table import at
+from twohop.report.tables import all_tables
 from twohop.report.timetable import calibration_figure, timetable_figure
 from twohop.stages.provenance import protocol_of
 from twohop.statistics import estimates

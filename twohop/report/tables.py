@@ -1,81 +1,17 @@
 """The tables of a report: made once from the summary, shown by the page and by the console."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from twohop.protocol import Protocol
 from twohop.report import wording
-from twohop.report.estimates import hundredths, measured, p_value, unit_of, written
+from twohop.report.estimates import measured, p_value, written
+from twohop.report.map_tables import attribution_table, similarity_table
 from twohop.report.summary import AT_IMAGE_TOKENS
+from twohop.report.table import Cell, Summary, Table, count, number, row
 from twohop.stages.evidence import EVIDENCE
 from twohop.stages.recovery.arms import arm_groups, arm_label
 from twohop.statistics import estimates
-
-Summary = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell.
-
-    Attributes
-    ----------
-    text : str
-    key : str
-        Where the number is in ``summary.json``, with ``/`` between levels; empty for words.
-    """
-
-    text: str
-    key: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table that knows what it shows.
-
-    Attributes
-    ----------
-    name : str
-        Short key.
-    title : str
-    columns : tuple of str
-    rows : tuple of tuple of Cell
-    note : str
-        What must be known to read it.
-    """
-
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    note: str = ""
-
-
-def at(summary: Summary, key: str) -> Any:
-    """Value of the summary at a key such as ``recovered/back_patching``; None if there is none."""
-    value: Any = summary
-    for part in key.split("/"):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def number(summary: Summary, key: str, *, n: bool = False) -> Cell:
-    """A number of the summary with its interval, or that this architecture cannot have it."""
-    if key in summary["not_available"]:
-        return Cell("not available", key)
-    return Cell(written(at(summary, key), unit_of(key), n=n), key)
-
-
-def count(summary: Summary, key: str) -> Cell:
-    """How many items are behind a number."""
-    estimated = at(summary, key)
-    return Cell(str(estimated.n) if estimated else "0", f"{key}/n")
-
-
-def row(label: str, *cells: Cell) -> tuple[Cell, ...]:
-    """A row that starts with words."""
-    return (Cell(label), *cells)
 
 
 def forced_key(summary: Summary, rule: str, gate: str) -> str:
@@ -354,76 +290,6 @@ def net_table(summary: Summary) -> Table:
         f"On items recognised and known: {n_lost} lost and {n_kept} right from the image "
         f"({100 * before:.0f} % right before). Less than 0 % of the gap: the arm spoils more than "
         "it gives back." + ("" if rows else " Not measured: no item was lost."),
-    )
-
-
-def attribution_table(summary: Summary) -> Table:
-    """How far the maps by attribution agree with the exact ones."""
-    protocol = Protocol.of(summary)
-    lines = (
-        ("all cells", "all"),
-        *((f"  {label}", name) for name, label in wording.COMPONENTS.items()),
-        ("all cells, rank correlation", "rank"),
-        (f"strongest {protocol.top_cells} cells in common", "top"),
-    )
-    maps = summary["attribution_agreement"]
-    rows = [
-        row(
-            label,
-            *(number(summary, f"attribution_agreement/{medium}/{key}") for medium in maps),
-        )
-        for label, key in lines
-    ]
-    absent = summary["not_available"]
-    reasons = {absent[key] for key in absent if key.startswith("attribution_agreement/")}
-    none = "".join(f" Not available: {why}" for why in sorted(reasons))
-    return Table(
-        "attribution",
-        "Agreement of attribution with exact patching",
-        ("correlation over cells", *(wording.MAPS[medium] for medium in maps)),
-        tuple(rows),
-        "Over the cells of the exact map (component, window, role), means over its items. Blocks "
-        "of a window are added up. Do not trust a component whose interval reaches below "
-        f"{protocol.least_agreement}: it is crossed out above. Trust the exact map.{none}",
-    )
-
-
-def similarity_table(summary: Summary) -> Table:
-    """How alike the backbone's map in text and the VLM's maps with images are."""
-    protocol = Protocol.of(summary)
-
-    def plain(key: str) -> Cell:
-        value = at(summary, key)
-        return Cell("–" if value is None else hundredths(value), key)
-
-    rows = []
-    for group, numbers in summary["map_similarity"].items():
-        items = f"VLM {numbers['n_image']}, backbone {numbers['n_text']}, both"
-        title = f"{wording.MAP_GROUPS[group]} (items: {items} {numbers['n_common']})"
-        rows.append(row(title, *(Cell("") for _ in range(6))))
-        for name, label in wording.SIMILARITIES.items():
-            key = f"map_similarity/{group}/{name}"
-            numbers_shown = ("as_measured", "reliability_image", "reliability_text", "null_high")
-            p = at(summary, f"{key}/p")
-            rows.append(
-                row(
-                    label,
-                    number(summary, f"{key}/correlation"),
-                    *(plain(f"{key}/{shown}") for shown in numbers_shown),
-                    Cell("–" if p is None else p_value(p).removeprefix("p = ").removeprefix("p ")),
-                )
-            )
-    return Table(
-        "similarity",
-        "Similarity of the VLM’s map to the backbone’s, correlation over cells",
-        ("cells", "without noise", "as measured", "VLM", "backbone", "by chance", "p"),
-        tuple(rows),
-        "Without noise: of the means over all entities there might be; brackets: 95 %, over the "
-        "entities of both maps; not measured where a map’s reliability (columns VLM and backbone: "
-        f"the part of its variance that is not noise) is below {protocol.least_reliability}. By "
-        "chance: 95 % of correlations are lower if windows and roles are renamed at random; p: of "
-        "these. The residual stream leads from the entity to the last token in any model that "
-        "answers: attention and MLPs tell more.",
     )
 
 
