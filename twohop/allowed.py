@@ -37,8 +37,6 @@ class Documented:
     default : int, float, or a tuple of numbers or words
     quick : same type
         Its value in the preset "quick".
-    unit : str
-        Empty for a share or a name.
     says : str
         What it decides.
     allowed : Allowed
@@ -50,10 +48,14 @@ class Documented:
     name: str
     default: Any
     quick: Any
-    unit: str
     says: str
     allowed: Allowed
     flag: str
+
+    @property
+    def unit(self) -> str:
+        """What it counts, or is measured in; empty for a share or a name."""
+        return self.allowed.unit
 
 
 def numbered(

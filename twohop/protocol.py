@@ -4,19 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from twohop.allowed import (
-    Allowed,
-    Documented,
-    number,
-    positive,
-    several,
-    share,
-    whole,
-    words,
-)
-from twohop.allowed import (
-    numbered as _set,
-)
+from twohop.allowed import Allowed, Documented, number, positive, several, share, whole, words
+from twohop.allowed import numbered as _set
 
 if TYPE_CHECKING:
     from twohop.errors import ProtocolError
@@ -368,15 +357,7 @@ def documented() -> Sequence[Documented]:
     '--lost'
     """
     return [
-        Documented(
-            name=entry.name,
-            default=entry.default,
-            quick=entry.metadata["quick"],
-            unit=entry.metadata["allowed"].unit,
-            says=entry.metadata["says"],
-            allowed=entry.metadata["allowed"],
-            flag=entry.metadata["flag"],
-        )
+        Documented(name=entry.name, default=entry.default, **entry.metadata)
         for entry in fields(Protocol)
     ]
 

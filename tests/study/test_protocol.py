@@ -23,6 +23,7 @@ from twohop.ask.on_server import Progress
 from twohop.cli import main, parser
 from twohop.errors import ProtocolError
 from twohop.protocol import DEFAULT, METHODS, Protocol, documented
+from twohop.report.protocol_options import options
 from twohop.running.study import Settings, run_study, study_of
 from twohop.stages.run import run_stage, run_stages
 from twohop.stages.table import STAGES
