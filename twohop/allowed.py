@@ -1,9 +1,9 @@
-"""What a number of the protocol may be: how it is checked, and how that is said."""
+"""What a number of the protocol is and may be: how it is checked, and how that is said."""
 
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -25,6 +25,50 @@ class Allowed:
     expected: str
     read: Callable[[Any], Any]
     unit: str = ""
+
+
+@dataclass(frozen=True)
+class Documented:
+    """What a number of the protocol is.
+
+    Attributes
+    ----------
+    name : str
+    default : int, float, or a tuple of numbers or words
+    quick : same type
+        Its value in the preset "quick".
+    says : str
+        What it decides.
+    allowed : Allowed
+        What it may be.
+    flag : str
+        Its option on the command line, of the sample sizes; empty for the others.
+    """
+
+    name: str
+    default: Any
+    quick: Any
+    says: str
+    allowed: Allowed
+    flag: str
+
+    @property
+    def unit(self) -> str:
+        """What it counts, or is measured in; empty for a share or a name."""
+        return self.allowed.unit
+
+
+def numbered(
+    default: Any, allowed: Allowed, says: str, *, flag: str = "", quick: Any = None
+) -> Any:
+    """A field of the protocol: its value, what it may be and says, its name on the command line.
+
+    ``quick`` is its value in the preset of that name; None for the same.
+    """
+    metadata = {"allowed": allowed, "says": says, "flag": flag}
+    return field(
+        default=default, metadata=metadata | {"quick": default if quick is None else quick}
+    )
 
 
 def whole(unit: str, *, least: int = 1) -> Allowed:

@@ -14,9 +14,8 @@ from twohop.stages.table import TABLE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from twohop.allowed import Allowed
+    from twohop.allowed import Allowed, Documented
     from twohop.pairs import Pair
-    from twohop.protocol import Documented
 
 RUNS = "runs"
 

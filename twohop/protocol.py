@@ -1,10 +1,11 @@
 """Every number that decides what a study measures, in one place, and what each may be."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from twohop.allowed import Allowed, number, positive, several, share, whole, words
+from twohop.allowed import Allowed, Documented, number, positive, several, share, whole, words
+from twohop.allowed import numbered as _set
 
 if TYPE_CHECKING:
     from twohop.errors import ProtocolError
@@ -17,17 +18,6 @@ needs a gradient."""
 Preset = Literal["quick", "full"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 """Names of the sample sizes that belong together."""
-
-
-def _set(default: Any, allowed: Allowed, says: str, *, flag: str = "", quick: Any = None) -> Any:
-    """A field: its value, what it may be, what it says, its name on the command line.
-
-    ``quick`` is its value in the preset of that name; None for the same.
-    """
-    metadata = {"allowed": allowed, "says": says, "flag": flag}
-    return field(
-        default=default, metadata=metadata | {"quick": default if quick is None else quick}
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,78 +361,6 @@ class Protocol:
             if (value := getattr(self, entry.name)) != entry.default
         }
 
-    def options(self) -> list[str]:
-        """Options of the command line for the numbers that were changed and have one.
-
-        The preset from which fewest numbers were changed, and these.
-
-        Examples
-        --------
-        >>> Protocol(lost_items=48).options(), Protocol.preset("quick").options()
-        (['--lost', '48'], ['--preset', 'quick'])
-        """
-        if self._is_quick():
-            return ["--preset", "quick", *self._options_beside("quick")]
-        return self._options_beside("full")
-
-    def _options_beside(self, preset: Preset) -> list[str]:
-        """Options for the numbers that are not those of a preset."""
-        start = Protocol.preset(preset)
-        return [
-            part
-            for entry in documented()
-            if entry.flag and getattr(self, entry.name) != getattr(start, entry.name)
-            for part in (entry.flag, str(getattr(self, entry.name)))
-        ]
-
-    def _is_quick(self) -> bool:
-        """Whether fewer options are needed beside the quick preset, itself counted in."""
-        return len(self._options_beside("quick")) + 2 < len(self._options_beside("full"))
-
-    def only_from_python(self) -> dict[str, Any]:
-        """The numbers that are not those of the preset in :meth:`options`, and have no option.
-
-        Examples
-        --------
-        >>> Protocol.preset("quick").only_from_python(), Protocol(top_cells=4).only_from_python()
-        ({}, {'top_cells': 4})
-        """
-        start = Protocol.preset("quick" if self._is_quick() else "full")
-        return {
-            entry.name: value
-            for entry in documented()
-            if not entry.flag and (value := getattr(self, entry.name)) != getattr(start, entry.name)
-        }
-
-
-@dataclass(frozen=True)
-class Documented:
-    """What a field of the protocol is.
-
-    Attributes
-    ----------
-    name : str
-    default : int, float, or a tuple of numbers or words
-    quick : same type
-        Its value in the preset "quick".
-    unit : str
-        Empty for a share or a name.
-    says : str
-        What it decides.
-    allowed : Allowed
-        What it may be.
-    flag : str
-        Its option on the command line, of the sample sizes; empty for the others.
-    """
-
-    name: str
-    default: Any
-    quick: Any
-    unit: str
-    says: str
-    allowed: Allowed
-    flag: str
-
 
 def documented() -> Sequence[Documented]:
     """Every field of :class:`Protocol`, in order.
@@ -453,15 +371,7 @@ def documented() -> Sequence[Documented]:
     '--lost'
     """
     return [
-        Documented(
-            name=entry.name,
-            default=entry.default,
-            quick=entry.metadata["quick"],
-            unit=entry.metadata["allowed"].unit,
-            says=entry.metadata["says"],
-            allowed=entry.metadata["allowed"],
-            flag=entry.metadata["flag"],
-        )
+        Documented(name=entry.name, default=entry.default, **entry.metadata)
         for entry in fields(Protocol)
     ]
 

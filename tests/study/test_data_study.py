@@ -241,7 +241,7 @@ def test_a_study_of_a_file_is_that_of_the_same_items_built_in(
     out, vlm = tmp_path / "runs", micro_folder("micro-naming")
     command = ["study", "--vlm", str(vlm), "--backbone", str(micro_folder("micro-backbone"))]
     command += ["--data", str(data), "--map", str(tmp_path / "map.toml"), "--out", str(out)]
-    assert main([*command, "--limit", "6"]) == 0
+    assert main([*command, "--limit", "6", "--preset", "quick"]) == 0
     assert "72 of 72 rows are usable" in capsys.readouterr().err
     ours = read_tree(out / f"{vlm.name}-world")
     theirs = read_tree(studied("micro-naming", limit=6) / "micro-naming")

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 
 import twohop
 from interventions.attribution.estimates import METHODS as ENGINE_METHODS
+from twohop.allowed import Documented
 from twohop.ask.on_server import Progress
 from twohop.cli import main, parser
 from twohop.errors import ProtocolError
-from twohop.protocol import DEFAULT, METHODS, Documented, Protocol, documented
+from twohop.protocol import DEFAULT, METHODS, Protocol, documented
+from twohop.report.protocol_options import options
 from twohop.running.study import Settings, run_study, study_of
 from twohop.stages.run import run_stage, run_stages
 from twohop.stages.table import STAGES
@@ -305,9 +307,9 @@ def test_sample_sizes_are_options(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["study", "micro-late"]
     for one in SIZES:
         command += [one.flag, str(given_sizes[one.name])]
-    options = parser().parse_args(command)
-    assert {one.name: getattr(options, one.name) for one in SIZES} == given_sizes
-    assert Protocol(**given_sizes).options() == command[2:]
+    read = parser().parse_args(command)
+    assert {one.name: getattr(read, one.name) for one in SIZES} == given_sizes
+    assert options(Protocol(**given_sizes)) == command[2:]
     with pytest.raises(SystemExit):
         main(["study", "--help"])
     text = re.sub(r"\s+", " ", capsys.readouterr().out)

@@ -12,6 +12,7 @@ from twohop.report.comparison import by_class, differing
 from twohop.report.comparison_tables import short_table
 from twohop.report.comparison_words import lead_sentence
 from twohop.report.sentence import verdict_sentence
+from twohop.report.summary import AT_IMAGE_TOKENS
 from twohop.report.table import Table
 from twohop.report.tables import all_tables
 
@@ -70,6 +71,9 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         if tables[name].rows:
             console.print(as_rich(tables[name]), width=min(WIDTH, console.width))
             console.print()
+    for reason in sorted({*summary["not_available"].values()} - {AT_IMAGE_TOKENS}):
+        line = f"Not available: {reason}."
+        console.print(escape(line), width=min(WIDTH, console.width), highlight=False)
     verdict = summary.get("verdict") or verdict_sentence(dict(summary))
     console.print(escape(verdict), style="bold", width=min(WIDTH, console.width), highlight=False)
 

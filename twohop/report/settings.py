@@ -10,6 +10,7 @@ from interventions.results import read_provenance
 from twohop.pairs import PAIRS
 from twohop.protocol import Protocol, documented
 from twohop.published import PUBLISHED
+from twohop.report.protocol_options import only_from_python, options
 from twohop.stages.provenance import protocol_of, settings_of
 
 MODEL_FACTS = ("revision", "dtype", "device", "attention")
@@ -148,7 +149,7 @@ def command(tree: xr.DataTree, summary: Mapping[str, Any]) -> str:
     parts = ["twohop", "study", *parts, "--seed", str(run.get("seed", 0))]
     if run.get("limit") is not None:
         parts += ["--limit", str(run["limit"])]
-    return " ".join([*parts, *protocol_of(tree).options()])
+    return " ".join([*parts, *options(protocol_of(tree))])
 
 
 def command_note(tree: xr.DataTree, summary: Mapping[str, Any]) -> str:
@@ -160,7 +161,7 @@ def command_note(tree: xr.DataTree, summary: Mapping[str, Any]) -> str:
             f"FILE is the table of items called {name}. Give the same --map, --format and "
             "--alter-views, if there were any."
         )
-    if more := protocol_of(tree).only_from_python():
+    if more := only_from_python(protocol_of(tree)):
         numbers = ", ".join(f"{name}={value!r}" for name, value in more.items())
         notes.append(
             "Some numbers of the protocol were set from Python and have no option: "
