@@ -30,6 +30,7 @@ from twohop.micro import NAMING, TEMPLATES
 from twohop.micro.parts import build_tokenizer
 from twohop.pairs import Pair
 from twohop.protocol import Protocol
+from twohop.running.pair_run import Settings
 from twohop.running.study import run_study
 from twohop.stages.recovery.transplants import sources, whole_arms
 from twohop.stages.run import run_stages
@@ -48,7 +49,8 @@ FORGOTTEN = KNOWN[:2]
 BY_LUCK = len(TEMPLATES)
 """Items of an entity. Where all pictures look the same to it, the transfer probe says one entity of
 them all, and so reads that one rightly too early."""
-FAST = Protocol(gate_resamples=20)
+FAST = replace(Protocol.preset("quick"), window_blocks=32, timetable_layers=16, gate_resamples=20)
+"""A first look, but for the windows and the timetable, in which every block counts."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +314,7 @@ def test_where_nothing_is_recognised_the_gap_is_not_measured_and_the_report_says
     clinic: Clinic, tmp_path: Path
 ) -> None:
     pair = clinic.pair("blind", surgery.blind(clinic.backbone, sees=surgery.UNASKED))
-    found = run_study(pair, out=tmp_path)
+    found = run_study(pair, out=tmp_path, settings=Settings(protocol=FAST))
     assert found == json.loads((tmp_path / "blind" / "summary.json").read_text())
     assert found is not None
     assert found["recognised"]["value"] == 0
