@@ -104,7 +104,7 @@ def short(number: Number, unit: Unit = "share") -> str:
 def bounds(number: Number, unit: Unit = "share") -> str:
     """Write the interval of a number, in brackets."""
     estimated = estimate(number)
-    if math.isnan(estimated.low) or math.isnan(estimated.high):
+    if not (math.isfinite(estimated.low) and math.isfinite(estimated.high)):
         return "[no interval]"
     return f"[{rounded(estimated.low, unit)}, {rounded(estimated.high, unit)}]"
 
