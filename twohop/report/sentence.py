@@ -81,6 +81,13 @@ def _given_back(summary: Mapping[str, Any]) -> str:
     ]
     n = max((each["difference"].n for each in summary["contrasts"].values()), default=0)
     parts = [f"On {n} lost items it is shown that {'; that '.join(shown)}."] if shown else []
+    refuted = [
+        f"{says(name)} ({written(apart, 'points')} points)"
+        for name, each in summary["contrasts"].items()
+        if each["shown"] and (apart := each["difference"].scaled(100)).value < 0
+    ]
+    if refuted:
+        parts.append(f"The contrary is shown of this: {'; '.join(refuted)}.")
     arms = {
         arm: effect["closed"]
         for arm, effect in summary["net"].items()
@@ -102,7 +109,7 @@ def _not_claimed(summary: Mapping[str, Any]) -> str:
         f"{says(name)} ({written(each['difference'].scaled(100), 'points')}; it takes "
         f"{100 * each['smallest']:.0f} points)"
         for name, each in summary["contrasts"].items()
-        if each["difference"].measured and not (each["shown"] and each["difference"].value > 0)
+        if each["difference"].measured and not each["shown"]
     ]
     return f"Not claimed from so many items: that {'; that '.join(unclear)}." if unclear else ""
 
