@@ -236,7 +236,7 @@ def mean(values: Numbers, clusters: Labels) -> Estimate:
     Examples
     --------
     >>> print(mean([1.0, 0.0, 1.0, 1.0], ["a", "b", "c", "d"]))
-    0.75 [0.19, 0.99] (n 4)
+    0.75 [0.13, 1.00] (n 4)
     """
     array = np.asarray(values, dtype=float)
     if not len(array):

@@ -494,7 +494,7 @@ def test_a_report_says_what_the_protocol_was(
     assert "Protocol(window_keeps=0.8, ...)" in command_note(tree, summary)
     rows = {name: value for name, value, _ in protocol_rows(Protocol(lost_items=5))}
     assert rows["lost_items"] == "5 (default: 400)"
-    assert rows["later_layers"] == "0.4, 0.6, 0.8"
+    assert rows["later_layers"] == "0.3, 0.4, 0.5, 0.6, 0.7, 0.8"
     assert "protocol" not in dict(settings_rows(tree))
 
 

@@ -257,7 +257,7 @@ def blind(backbone: LlamaForCausalLM, *, sees: str | None) -> LlavaForConditiona
 
 def turned(vlm: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
     """Give the dimensions of the decoder's stream another order: it says the same."""
-    width = vlm.config.text_config.hidden_size
+    width = vlm.lm_head.weight.shape[1]
     order = torch.randperm(width, generator=torch.Generator().manual_seed(0))
     for name, weight in vlm.named_parameters():
         part = name.rpartition(".")[0].rpartition(".")[2]

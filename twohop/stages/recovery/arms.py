@@ -293,7 +293,7 @@ def arm_label(name: str) -> str:
     Examples
     --------
     >>> arm_label("cot_gold")
-    'Chain of thought: the right name given'
+    'Chain of thought: told the right name'
     """
     if name not in KNOWN:
         return name.replace("_", " ")
