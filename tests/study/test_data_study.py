@@ -255,7 +255,7 @@ def test_a_study_of_a_file_is_that_of_the_same_items_built_in(
             one, other = (
                 x.drop_sel(arm=theirs_alone, follow_arm="span_wrong_entity")
                 .drop_dims("place")
-                .drop_vars([name for name in x.variables if name.startswith("chosen_")])
+                .drop_vars([name for name in x.variables if str(name).startswith("chosen_")])
                 for x in (one, other)
             )
         if stage == "resolution":  # so do places in the question
