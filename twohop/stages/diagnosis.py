@@ -14,8 +14,7 @@ import xarray as xr
 from twohop.protocol import DEFAULT, Protocol
 from twohop.stages.echo import echo
 from twohop.stages.evidence import EVIDENCE, Measured, State, measured, resampled
-from twohop.stages.resolution.onset import layers_running, onsets
-from twohop.stages.timing import NULLS, Timing, timing
+from twohop.stages.timing import NULLS, Timing, read_anywhere, timing
 from twohop.statistics import Estimate, interval, mean
 
 VERDICTS = (
@@ -147,22 +146,22 @@ def diagnosis(
     def verdicts(states: Mapping[str, State]) -> np.ndarray:
         return np.where(lost, judged(case, states), early)
 
-    otherwise = verdicts({name: test.state for name, test in evidence.items()})
-    verdict = np.where(masked.masked, "echo_or_format", otherwise)
     weight = np.where(masked.masked, masked.weight, 1.0)
     counted = ~gates["surface"].values.astype(bool)
     entity = gates["entity"].values.astype(str)
-    shares = {kind: _share(kind, verdict, otherwise, weight)[counted] for kind in VERDICTS}
-    estimates = {kind: mean(values, entity[counted]) for kind, values in shares.items()}
 
-    def again(states: Mapping[str, State]) -> np.ndarray:
+    def shares_of(states: Mapping[str, State]) -> np.ndarray:
         other = verdicts(states)
         first = np.where(masked.masked, "echo_or_format", other)
         return np.array([_share(kind, first, other, weight)[counted] for kind in VERDICTS])
 
-    drawn = _resamples(tests, again, entity[counted], seed=seed, protocol=protocol)
+    states: dict[str, State] = {name: test.state for name, test in evidence.items()}
+    otherwise = verdicts(states)
+    verdict = np.where(masked.masked, "echo_or_format", otherwise)
+    drawn = _resamples(tests, shares_of, entity[counted], seed=seed, protocol=protocol)
     table = [
-        _wider(estimates[kind], of_kind) for kind, of_kind in zip(VERDICTS, drawn, strict=True)
+        _wider(mean(of_items, entity[counted]), resamples)
+        for of_items, resamples in zip(shares_of(states), drawn, strict=True)
     ]
     rows = {name: i for i, name in enumerate(resolution["entity"].values.astype(str))}
     where = np.array([rows[name] for name in entity], dtype=int)
@@ -205,10 +204,7 @@ def _case(
     """What is known of each item by itself."""
     rows = {name: i for i, name in enumerate(resolution["entity"].values.astype(str))}
     where = np.array([rows[name] for name in gates["entity"].values.astype(str)], dtype=int)
-    hits = resolution["probe"].sel(kind="plain").transpose("role", "layer", "entity").values
-    plain = np.any(
-        onsets(hits, running=layers_running(hits.shape[1], protocol=protocol)) >= 0, axis=0
-    )
+    plain = read_anywhere(resolution, "plain", protocol=protocol)
     tried = dict(zip(recovery["lost"].values, recovery["whole"].values, strict=True))
     regained = [float(tried.get(item, np.nan)) for item in gates["item"].values]
     return Case(read.state[where], plain[where], np.array(regained))

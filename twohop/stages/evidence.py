@@ -13,8 +13,7 @@ import numpy as np
 import xarray as xr
 
 from twohop.protocol import DEFAULT, Protocol
-from twohop.stages.resolution.onset import layers_running, onsets
-from twohop.stages.timing import READS, Timing
+from twohop.stages.timing import READS, Timing, read_anywhere
 from twohop.statistics import Estimate, Labels, differences, of_entities, shares
 
 State = Literal["shown", "absent", "open"]
@@ -115,14 +114,8 @@ def measured(
     protocol : Protocol
     """
     entities = resolution["entity"].values.astype(str)
-
-    def of_kind(kind: str) -> np.ndarray:
-        return resolution["probe"].sel(kind=kind).transpose("role", "layer", "entity").values
-
-    running = layers_running(resolution.sizes["layer"], protocol=protocol)
     plain, shuffled = (
-        np.any(onsets(of_kind(kind), running=running) >= 0, axis=0)
-        for kind in ("plain", "shuffled")
+        read_anywhere(resolution, kind, protocol=protocol) for kind in ("plain", "shuffled")
     )
     own = resolution["drift"].sel(kind=list(READS)).transpose("kind", "layer", "entity").values
     best = own.mean(-1).max(0).argmax() if own.size else 0

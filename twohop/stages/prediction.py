@@ -16,11 +16,10 @@ from twohop.ask.study import SEPARATOR, Study
 from twohop.protocol import DEFAULT, Protocol
 from twohop.stages.deadlines import expected_right
 from twohop.stages.forecasts import Forecast, area, binned, calibration, gain, permuted
+from twohop.stages.timing import READS, blocks_done
 from twohop.statistics import Estimate, difference, interval, mean
 
-PROBES = ("transfer", "transfer_centred")
-"""Either of them reads an entity: the first from the earliest layer of the two."""
-PREDICTORS = ("timetable", "onset_alone", *PROBES)
+PREDICTORS = ("timetable", "onset_alone", *READS)
 """What items are ranked by: the timetable; how early the entity is read, whatever its form; the
 timetable with what one of the two probes reads."""
 
@@ -56,7 +55,7 @@ class Arrivals:
         )
 
 
-def arrivals(resolution: xr.Dataset, probes: tuple[str, ...] = PROBES) -> Arrivals:
+def arrivals(resolution: xr.Dataset, probes: tuple[str, ...] = READS) -> Arrivals:
     """When, by probes, each entity can first be read at the place chosen on the other half.
 
     Parameters
@@ -77,8 +76,7 @@ def arrivals(resolution: xr.Dataset, probes: tuple[str, ...] = PROBES) -> Arriva
     at = [roles.index(place) if place in roles else 0 for place in places]
     layer = np.minimum(first, n_layers - 1)
     form = resolution["form"].values[at, layer, np.arange(len(places))].astype(int)
-    blocks = np.atleast_1d(resolution.attrs["vlm_blocks"])
-    done = (blocks[:, None] < layer).sum(0)
+    done = blocks_done(resolution)[layer]
     read = (first < n_layers) & there & (form >= 0)
     return Arrivals(np.where(read, first, -1), done, np.where(read, form, -1))
 
@@ -141,7 +139,7 @@ def predicted(
     scores = {
         "timetable": forecast.expected,
         "onset_alone": -onset[rows].astype(float),
-        **{probe: arrivals(resolution, (probe,)).expected(timetable)[rows] for probe in PROBES},
+        **{probe: arrivals(resolution, (probe,)).expected(timetable)[rows] for probe in READS},
     }
     ranked = [
         area(replace(forecast, expected=scores[name]), seed=seed, protocol=protocol)

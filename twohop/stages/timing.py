@@ -83,6 +83,13 @@ def at_places(resolution: xr.Dataset, variable: str) -> xr.DataArray:
     )
 
 
+def read_anywhere(resolution: xr.Dataset, kind: str, *, protocol: Protocol) -> np.ndarray:
+    """Whether a probe has an onset of each entity at some place, [entity]."""
+    hits = resolution["probe"].sel(kind=kind).transpose("role", "layer", "entity").values
+    running = layers_running(hits.shape[1], protocol=protocol)
+    return np.any(onsets(hits, running=running) >= 0, axis=0)
+
+
 def usual_forms(form: np.ndarray) -> np.ndarray:
     """Form in which entities are at each layer, of [layer, entity] with -1 for none: [layer].
 
