@@ -229,6 +229,13 @@ class Protocol:
         "layers that back-patching writes them into, as shares of the depth",
         quick=(0.0, 0.1),
     )
+    back_items: int = _set(
+        120,
+        whole("items", least=2),
+        "lost items on which the grid of back-patching is searched, of both halves of the "
+        "entities; what is chosen is tried on all",
+        quick=60,
+    )
     back_parts: int = _set(
         3,
         whole("parts"),

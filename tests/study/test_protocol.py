@@ -126,7 +126,7 @@ def test_every_number_says_what_it_is() -> None:
 
 SMALL: dict[str, Any] = {
     **{"lost_items": 3, "kept_items": 2, "random_seeds": 3},
-    **{"back_parts": 1, "back_tokens": 1, "span_places": 1},
+    **{"back_items": 2, "back_parts": 1, "back_tokens": 1, "span_places": 1},
     **{"window_items": 4, "map_items": 2, "map_windows": 3, "lens_entities": 2, "resamples": 50},
     **{"agreement_resamples": 20, "image_places": 2, "question_places": 3, "top_cells": 4},
     **{"later_layers": (0.5,), "earlier_layers": (0.0,), "fit_views": (3,), "test_view": 2},
@@ -155,6 +155,7 @@ def test_every_stage_reads_the_studys_protocol(small: dict[str, xr.Dataset]) -> 
     random = recovery["recovered"].sel(arm="span_random").values
     assert {*np.round(random * 3, 9)} <= {0.0, 1.0, 2.0, 3.0}
     assert recovery.attrs["random_seeds"] == 3
+    assert recovery.sizes["searched"] == 2
     assert {*recovery["later"].values} == {4}
     assert {*recovery["earlier"].values} == {0}
     assert recovery["back_place"].values.tolist() == [

@@ -35,7 +35,9 @@ class Plain:
 
     def __init__(self, key: str) -> None:
         protocol = replace(
-            Protocol.preset("quick"), question_places=3, back_parts=2, lost_items=9, kept_items=5
+            Protocol.preset("quick"),
+            **{"question_places": 3, "back_parts": 2, "back_items": 6},
+            **{"lost_items": 9, "kept_items": 5},
         )
         study = study_of(key, Settings(limit=8, protocol=protocol))
         self.gates = run_stages(["recall"], study)["recall"]
@@ -276,12 +278,27 @@ def test_back_patching_in_its_grid_and_at_the_chosen_cell(plain: Plain) -> None:
             ("back_patching_null", "chosen_cell_null", True),
         ):
             expect(plain, arm, row, said(row, int(result[variable][part]), null=null))
-    row = rows_of(plain)[0]
-    answer = plain.questions.items[row].answers[0]
-    for cell in range(0, result.sizes["cell"], 5):
-        for name in ("own", "null"):
-            text = said(row, cell, null=name == "null")
-            assert bool(result[name][cell, row]) == (text == answer)
+    searched = result["searched"].values.tolist()
+    tried = result["tried"].values.tolist()
+    for column in (0, 4):
+        row = tried.index(searched[column])
+        answer = plain.questions.items[row].answers[0]
+        for cell in range(0, result.sizes["cell"], 7):
+            for name in ("own", "null"):
+                text = said(row, cell, null=name == "null")
+                assert bool(result[name][cell, column]) == (text == answer)
+
+
+def test_the_grid_is_searched_on_as_many_of_each_half(plain: Plain) -> None:
+    result = plain.result
+    assert result.sizes["searched"] == plain.study.protocol.back_items < result.sizes["tried"]
+    assert half_of_searched(plain).tolist().count(0) == 3
+    entities = result["tried_entity"].sel(tried=result["searched"].values).values
+    assert entities.tolist() == result["searched_entity"].values.tolist()
+
+
+def half_of_searched(plain: Plain) -> np.ndarray:
+    return plain.result["half"].sel(tried=plain.result["searched"].values).values
 
 
 def test_chains_say_a_name_and_then_ask(plain: Plain) -> None:
@@ -361,8 +378,9 @@ def test_every_choice_is_made_on_the_other_half(plain: Plain) -> None:
         elsewhere = half != part
         gain = result["place_gain"].values[:, elsewhere].mean(1)
         assert int(result["chosen_place_index"][part]) == gain.argmax()
+        searched = half_of_searched(plain) != part
         for name, chosen in (("own", "chosen_cell"), ("null", "chosen_cell_null")):
-            share = result[name].values[:, elsewhere].mean(1)
+            share = result[name].values[:, searched].mean(1)
             assert int(result[chosen][part]) == share.argmax()
 
 

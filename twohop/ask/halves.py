@@ -51,3 +51,25 @@ def chosen_elsewhere(
         ],
         dtype=int,
     )
+
+
+def rows_of_both(half: np.ndarray, limit: int, *, seed: int) -> np.ndarray:
+    """At most ``limit`` rows, as many of each half if possible, in their order, [picked].
+
+    Parameters
+    ----------
+    half : ndarray of int [row]
+    limit : int
+    seed : int
+
+    Examples
+    --------
+    >>> rows_of_both(np.array([0, 0, 0, 1]), 3, seed=0).tolist()
+    [0, 2, 3]
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(half))
+    turn = np.zeros(len(half), dtype=int)
+    for part in (0, 1):
+        of_part = shuffled[half[shuffled] == part]
+        turn[of_part] = np.arange(len(of_part))
+    return np.sort(np.lexsort((half, turn))[:limit])

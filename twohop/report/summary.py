@@ -291,14 +291,14 @@ def recovered(recovery: xr.Dataset) -> dict[str, Estimate]:
     """Share of the lost items that each arm gives back, and of back-patching over its grid."""
     by_arm = of_arms(recovery, "recovered", "tried")
     own, null = recovery["own"].values, recovery["null"].values
-    tried = recovery["tried_entity"].values
+    searched = recovery["searched_entity"].values
     if own.shape[1]:
         for name, values in (
             ("back_patching_grid_mean", own.mean(0)),
             ("back_patching_oracle", own.any(0)),
             ("back_patching_null_oracle", null.any(0)),
         ):
-            by_arm[name] = mean(np.asarray(values), tried)
+            by_arm[name] = mean(np.asarray(values), searched)
     return by_arm
 
 

@@ -1,9 +1,10 @@
 """Writing the VLM's own later state into an earlier layer, so that recall gets a second chance.
 
-Every cell of a grid, a pair of layers at a group of tokens, is tried on every lost item by whether
-the canonical answer is what greedy decoding would give. The cell that is best on one half of the
-entities is used on the other, where answers are free, and the other way round. The null is searched
-and used the same way, with the states of another entity's picture.
+Every cell of a grid, a pair of layers at a group of tokens, is tried by whether the canonical
+answer is what greedy decoding would give, on lost items, where there are many on as many of each
+half of the entities. The cell that is best on one half is used on all items of the other, where
+answers are free, and the other way round. The null is searched and used the same way, with the
+states of another entity's picture.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from interventions import Model, Patch, Positions, Prompt, Site
 from interventions.prompt.positions import from_lists
 from interventions.sweeping.metrics import target
 from twohop.ask.answers import Decoding
-from twohop.ask.halves import chosen_elsewhere
+from twohop.ask.halves import chosen_elsewhere, rows_of_both
 from twohop.ask.memory import read
 from twohop.ask.on_server import Task, Tick
 from twohop.ask.places import Place, places
@@ -104,8 +105,9 @@ class BackPatched:
     Attributes
     ----------
     grid : Dataset
-        ``own`` and ``null`` (cell, tried): the canonical answer's tokens are all the likeliest;
-        ``later``, ``earlier`` and ``back_place`` (cell); ``has_null`` (tried); ``chosen_cell`` and
+        ``own`` and ``null`` (cell, searched): the canonical answer's tokens are all the likeliest;
+        ``searched``: the ids of these lost items; ``searched_entity`` (searched); ``later``,
+        ``earlier`` and ``back_place`` (cell); ``has_null`` (tried); ``chosen_cell`` and
         ``chosen_cell_null`` (part): what the items of each half were given, -1 for none.
     arms : dict of str to Outcomes
         Free answers at the cell chosen on the other half: ``back_patching`` and its null.
@@ -139,20 +141,21 @@ def back_patching(questions: Questions, half: np.ndarray, n_lost: int) -> BackPa
         theirs = others.shown(rows, like=questions, marked=True, share_prefix=ahead)
         return side(shown), side(theirs)
 
-    # Rows of the lost items come first, and have the rivals that they have among all.
-    lost = replace(questions, items=questions.items[:n_lost])
+    searched = rows_of_both(half[:n_lost], study.protocol.back_items, seed=study.seed)
 
-    def searched(rows: Rows) -> Task:
+    def in_grid(rows: Rows) -> Task:
+        rows = searched[rows].tolist()
         return *sides(rows), [questions.items[i].answers[0] for i in rows], cells
 
-    of_items = lost.map(answered_back, searched, model=study.vlm, passes=2 * len(cells))
+    on_grid = replace(questions, items=[questions.items[i] for i in searched])
+    of_items = on_grid.map(answered_back, in_grid, model=study.vlm, passes=2 * len(cells))
     own, null = (
         side_by_side([tables[source] for tables in of_items], (len(cells),), dtype=bool)
         for source in (0, 1)
     )
-    has_null, of_lost = questions.has_rival, half[:n_lost]
-    there = has_null[:n_lost]
-    best = chosen_elsewhere(own, of_lost), chosen_elsewhere(null[:, there], of_lost[there])
+    has_null, of_searched = questions.has_rival, half[searched]
+    there = has_null[searched]
+    best = chosen_elsewhere(own, of_searched), chosen_elsewhere(null[:, there], of_searched[there])
 
     def used(rows: Rows) -> Task:
         parts = [torch.tensor(half[rows] == part) for part in (0, 1)]
@@ -170,9 +173,14 @@ def back_patching(questions: Questions, half: np.ndarray, n_lost: int) -> BackPa
         arms[arm] = outcome.without(untried | (~has_null if source else False))
     grid = xr.Dataset(
         {
-            "own": (("cell", "tried"), own),
-            "null": (("cell", "tried"), null),
-            "has_null": ("tried", there),
+            "own": (("cell", "searched"), own),
+            "null": (("cell", "searched"), null),
+            "searched": [questions.items[i].id for i in searched],
+            "searched_entity": (
+                "searched",
+                text_array([questions.items[i].entity.name for i in searched]),
+            ),
+            "has_null": ("tried", has_null[:n_lost]),
             "later": ("cell", [later for later, _, _ in cells]),
             "earlier": ("cell", [earlier for _, earlier, _ in cells]),
             "back_place": ("cell", text_array([[*groups][group] for *_, group in cells])),
