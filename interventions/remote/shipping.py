@@ -10,12 +10,12 @@ what some of them mean, and takes a second to build for a single read.
 """
 
 import ast
+import bz2
 import importlib
 import json
 import pickle
 import re
 import tokenize
-import zlib
 from collections.abc import Iterable
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -26,12 +26,12 @@ from interventions.errors import RemoteError
 STAYS = __package__ or "interventions.remote"
 """What sends requests is not sent."""
 
-# Runs on the server, with SOURCES, the zlib of a JSON object {module: [text, is a package,
+# Runs on the server, with SOURCES, the bz2 of a JSON object {module: [text, is a package,
 # libraries it imports]}. It may not refer to anything of ours. Modules are kept between requests;
 # their lines, for tracebacks and for nnsight, which reads the source of traces, are given each
 # time, as servers forget them.
 INSTALL = '''
-import importlib.abc, importlib.machinery, json, linecache, sys, types, zlib
+import bz2, importlib.abc, importlib.machinery, json, linecache, sys, types
 
 class Absent(types.ModuleType):
     """Stands for a library that the server lacks: it can be imported and named, not used."""
@@ -92,7 +92,7 @@ shipped = next((x for x in sys.meta_path if getattr(x, "name", "") == Shipped.na
 if shipped is None:
     shipped = Shipped()
     sys.meta_path.insert(0, shipped)
-shipped.take(json.loads(zlib.decompress(SOURCES)))
+shipped.take(json.loads(bz2.decompress(SOURCES)))
 '''
 
 # What stands for a package's own __init__: its public names, found when they are asked for, so
@@ -187,7 +187,7 @@ class Luggage:
                 assert path is not None
                 text = for_machines(text)
                 sources[name] = (text, path.name == "__init__.py", libraries)
-            self._packed[modules] = zlib.compress(json.dumps(sources).encode(), 9)
+            self._packed[modules] = bz2.compress(json.dumps(sources).encode())
         return self._packed[modules]
 
 

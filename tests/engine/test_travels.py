@@ -26,7 +26,7 @@ from remote_operations import (
 import interventions as iv
 from interventions.errors import RemoteError
 from interventions.remote.shippable import check_travels
-from interventions.remote.shipping import LUGGAGE, imports
+from interventions.remote.shipping import LUGGAGE, imports, named_in, with_luggage
 
 ROOT = Path(__file__).resolve().parents[2]
 ON_A_SERVER = {"torch", "transformers", "nnsight", "numpy", "accelerate", "safetensors", "PIL"}
@@ -106,14 +106,21 @@ def test_other_placements(pair_of: PairOf, monkeypatch: pytest.MonkeyPatch) -> N
     other_placements(pair_of, monkeypatch)
 
 
-def test_a_request_is_small(pair_of: PairOf) -> None:
+def test_a_request_is_small(pair_of: PairOf, monkeypatch: pytest.MonkeyPatch) -> None:
     there, case = pair_of("llava")
     sizes.clear()
+    bodies: list[bytes] = []
+
+    def packed(body: bytes) -> bytes:
+        bodies.append(body)
+        return with_luggage(body)
+
+    monkeypatch.setattr("interventions.remote.backend.with_luggage", packed)
     value = torch.zeros(2, case.model.d_model)
     iv.run(there, case.prompt, patches=[iv.Patch("resid_post", 1, case.place, value)])
     tensors = sum(one.numel() * one.element_size() for one in case.prompt.inputs.values())
     assert len(sizes) == 1
-    assert sizes[0] - tensors < 68_000
+    assert sizes[0] - tensors < 68_000, (len(bodies[0]), sorted(named_in(bodies[0])))
 
 
 def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
