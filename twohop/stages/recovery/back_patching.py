@@ -163,9 +163,7 @@ def back_patching(questions: Questions, half: np.ndarray, n_lost: int) -> BackPa
 
     def used(rows: Rows) -> Task:
         parts = [torch.tensor(half[rows] == part) for part in (0, 1)]
-        chosen = [
-            (cells[cell], part) for cell, part in zip(best, parts, strict=True) if cell >= 0
-        ]
+        chosen = [(cells[cell], part) for cell, part in zip(best, parts, strict=True) if cell >= 0]
         return *sides(rows), chosen, study.decoding
 
     said = questions.map(said_back, used, model=study.vlm, passes=2)
