@@ -295,11 +295,12 @@ def recovered(recovery: xr.Dataset) -> dict[str, Estimate]:
     if own.shape[1]:
         for name, values in (
             ("back_patching_grid_mean", own.mean(0)),
-            ("back_patching_oracle", own.any(0)),
-            ("back_patching_null_oracle", null.any(0)),
+            ("back_patching_oracle", own.any(0).astype(float)),
+            ("back_patching_null_oracle", null.any(0).astype(float)),
             ("back_patching_null_searched", of_searched_null(recovery)),
         ):
-            by_arm[name] = mean(np.asarray(values), searched)
+            there = ~np.isnan(values)
+            by_arm[name] = mean(values[there], searched[there])
     return by_arm
 
 
