@@ -14,6 +14,7 @@ import xarray as xr
 from interventions import Model
 from twohop.ask.on_server import Task
 from twohop.ask.questions import Questions, Rows, by_relation, side_by_side
+from twohop.ask.sampling import in_turns
 from twohop.ask.study import Study, item_coords
 from twohop.items.items import Item
 from twohop.scoring import normalise
@@ -33,12 +34,7 @@ def known_items(items: Sequence[Item], right: np.ndarray, *, seed: int, limit: i
         [rows[i] for i in generator.permutation(len(rows)) if right[rows[i]]]
         for _, rows in by_relation(items)
     ]
-    picked: list[int] = []
-    while len(picked) < limit and any(groups):
-        for group in groups:
-            if group and len(picked) < limit:
-                picked.append(group.pop(0))
-    return [items[i] for i in sorted(picked)]
+    return [items[i] for i in in_turns(groups, limit)]
 
 
 def in_circuit(gate: xr.Dataset) -> np.ndarray:
