@@ -135,7 +135,8 @@ def diagnosis(
     tests = measured(resolution, recovery, read, null, protocol=protocol)
     evidence = {name: test.judged(protocol=protocol) for name, test in tests.items()}
     case = _case(gates, resolution, recovery, read, protocol=protocol)
-    masked = echo(gates, lost)
+    counted = ~gates["surface"].values.astype(bool)
+    masked = echo(gates, lost & counted)
 
     early = np.select(
         [right["vlm_image"], ~right["backbone_text"], ~right["recognised"]],
@@ -147,7 +148,6 @@ def diagnosis(
         return np.where(lost, judged(case, states), early)
 
     weight = np.where(masked.masked, masked.weight, 1.0)
-    counted = ~gates["surface"].values.astype(bool)
     entity = gates["entity"].values.astype(str)
 
     def shares_of(states: Mapping[str, State]) -> np.ndarray:

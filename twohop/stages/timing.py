@@ -60,16 +60,23 @@ def deadline_ends(timetable: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     Forms between those that were measured have a deadline between theirs. Infinite where a form
     serves at all blocks; NaN where it is not known.
     """
-    known = timetable["form"].values
+    low, high = (timetable[f"deadline_{end}"].values.astype(float) for end in ("low", "high"))
+    return of_every_form(timetable, low), of_every_form(timetable, high)
+
+
+def deadline_itself(timetable: xr.Dataset) -> np.ndarray:
+    """Each form's deadline, as :func:`deadline_ends` has its ends, [form]."""
+    behind = timetable["deadline_state"].values == "not reached"
+    return of_every_form(timetable, np.where(behind, np.inf, timetable["deadline"].values))
+
+
+def of_every_form(timetable: xr.Dataset, values: np.ndarray) -> np.ndarray:
+    """Blocks of the measured forms, as straight lines have them of every form, [form]."""
     every = np.arange(int(timetable.attrs["n_layers"]) + 1)
-    ends = []
-    for name in ("deadline_low", "deadline_high"):
-        values = timetable[name].values.astype(float)
-        last = float(every[-1] + 1)  # what is not reached comes after all that is
-        at_most = np.where(np.isinf(values), last, values)
-        between = np.interp(every, known, at_most)
-        ends.append(np.where(between >= last, np.inf, between))
-    return ends[0], ends[1]
+    last = float(every[-1] + 1)  # what is not reached comes after all that is
+    at_most = np.where(np.isinf(values), last, values)
+    between = np.interp(every, timetable["form"].values, at_most)
+    return np.where(between >= last, np.inf, between)
 
 
 def at_places(resolution: xr.Dataset, variable: str) -> xr.DataArray:
@@ -148,7 +155,6 @@ def median_delay(read: Timing, timetable: xr.Dataset) -> Median:
     Positive is too late. An entity that is never read, or in a form of which no deadline is known,
     is later than any; one in a form that serves at all blocks is earlier.
     """
-    low, high = deadline_ends(timetable)
-    deadline = (low + high)[np.maximum(read.form, 0)] / 2
+    deadline = deadline_itself(timetable)[np.maximum(read.form, 0)]
     known = read.read & (read.form >= 0) & ~np.isnan(deadline)
     return median(np.where(known, read.blocks - np.where(known, deadline, 0), np.inf))

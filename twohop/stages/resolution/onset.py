@@ -82,7 +82,7 @@ def median(numbers: np.ndarray) -> Median:
     Parameters
     ----------
     numbers : ndarray [entity]
-        Infinite for none.
+        Infinite for none, which is later than any; minus infinity for earlier than any.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def median(numbers: np.ndarray) -> Median:
     # Loaded where it is used: importing the package is to stay light.
     from scipy.stats import binom
 
-    n, read = len(numbers), int(np.isfinite(numbers).sum())
+    n, read = len(numbers), int((numbers < np.inf).sum())
     nothing = Estimate(np.nan, np.nan, np.nan, n)
     if n < LEAST_ENTITIES:
         return Median(nothing, f"{n} entities are too few for an interval of a median")
@@ -111,5 +111,11 @@ def median(numbers: np.ndarray) -> Median:
             nothing,
             f"{read} of {n} entities are read: the interval of the median reaches those that are "
             "not",
+        )
+    if np.isinf(low):
+        return Median(
+            nothing,
+            f"{int(np.isinf(ordered[:read]).sum())} of {n} entities come earlier than any deadline: "
+            "the interval of the median reaches those",
         )
     return Median(Estimate(float(np.median(ordered)), float(low), float(high), n))
