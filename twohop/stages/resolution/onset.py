@@ -106,16 +106,16 @@ def median(numbers: np.ndarray) -> Median:
     ordered = np.sort(numbers)
     rank = int(binom.ppf(TAIL, n, 1 / 2))  # so many at most are below, in 25 of 1,000 samples
     low, high = ordered[rank - 1], ordered[n - rank]
-    if np.isinf(high):
+    if np.isposinf(high):
         return Median(
             nothing,
             f"{read} of {n} entities are read: the interval of the median reaches those that are "
             "not",
         )
-    if np.isinf(low):
+    if np.isneginf(low):
         return Median(
             nothing,
-            f"{int(np.isinf(ordered[:read]).sum())} of {n} entities come earlier than any deadline: "
+            f"{int(np.isneginf(ordered).sum())} of {n} entities come earlier than any deadline: "
             "the interval of the median reaches those",
         )
     return Median(Estimate(float(np.median(ordered)), float(low), float(high), n))
