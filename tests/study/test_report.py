@@ -310,6 +310,14 @@ def test_the_verdict_says_which_way_a_forecast_goes_and_of_how_many_items(summar
     assert "Its own text's recall timetable" in told(0.9, same=False)
     assert "has it the wrong way round: it tells lost items" in told(0.2, same=True)
     assert "AUC" not in told(0.5, same=True)
+
+    shares = dict.fromkeys(("early", "between", "late", "never", "unknown"), area(0.0))
+    came = {**summary["lateness"], **shares, "late": area(0.6), "unknown": area(0.4)}
+    said = verdict_sentence({**summary, "lateness": came})
+    assert "and never in 0 % [-10, 10] of 60; it cannot be told of 40 % [30, 50] read in a" in (
+        said.replace("−", "-")
+    )
+
     part = {"value": 0.5, "low": 0.4, "high": 0.6}
     shown = {"first": "a", "second": "b", "p": 0, "p_holm": 0, "smallest": 0.1, "shown": True}
     contrasts = {

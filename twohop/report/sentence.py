@@ -12,6 +12,10 @@ from twohop.statistics import NOT_MEASURED, Estimate, estimates
 LOST = ("echo_or_format", "late", "never_in_circuit", "in_time", "unexplained", "not_tested")
 NOT_RIGHT = ("knowledge_missing", "not_recognised", *LOST)
 """Verdicts on items that are not right, in the order in which they are named."""
+UNCLEAR = {
+    "between": "read at about the deadline",
+    "unknown": "read in a form of which no deadline is known",
+}
 BY_CHANCE = 0.5
 """The AUC of a forecast that knows nothing."""
 
@@ -61,8 +65,14 @@ def _when(summary: Mapping[str, Any]) -> str:
     said = (
         f"Entities are readable in time in {_per_cent(came['early'])}, only too late in "
         f"{_per_cent(came['late'])}, and never in {_per_cent(came['never'])} of "
-        f"{came['late'].n}."
+        f"{came['late'].n}"
     )
+    unclear = [
+        f"{_per_cent(share)} {what}"
+        for state, what in UNCLEAR.items()
+        if (share := came.get(state, NOT_MEASURED)).value > 0
+    ]
+    said += f"; it cannot be told of {' and '.join(unclear)}." if unclear else "."
     area = summary["prediction"].get("auc", NOT_MEASURED)
     if area.low > BY_CHANCE or area.high < BY_CHANCE:
         whose = "The backbone's" if summary["windows_vlm"]["same_as_backbone"] else "Its own text's"

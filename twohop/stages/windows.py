@@ -76,10 +76,11 @@ def windows(study: Study, known: np.ndarray) -> xr.Dataset:
         ``half_point``, ``half_low``, ``half_high`` (curve): blocks up to which half of what all
         give is reached, by necessity and by sufficiency, :func:`half_point`, with intervals of
         resampled entities. ``alone_drop``, ``alone_low``, ``alone_high`` (block): share of the
-        items lost by it, paired, with the closed form's interval. Attributes
-        ``enrichment_end`` and ``readout_end``, each with ``_low`` and ``_high``: the last block of
-        each window (-1: none; ends that are NaN: it was measured on no item);
-        ``enrichment_half``: the last block of the first blocks that together give half of what all MLPs give (the protocol's ``transplant_share``).
+        items lost by it, paired, with the closed form's interval. Attributes ``enrichment_end`` and
+        ``readout_end``, each with ``_low`` and ``_high``: the last block of each window (-1: none;
+        ends that are NaN: it was measured on no item); ``enrichment_half``: the last block of the
+        first blocks that together give half of what all MLPs give (the protocol's
+        ``transplant_share``).
     """
     benchmark, protocol = study.benchmark, study.protocol
     items = known_items(benchmark.items, known, seed=study.seed, limit=protocol.window_items)
