@@ -214,12 +214,13 @@ def of_windows(windows: xr.Dataset) -> dict[str, Any]:
     """Numbers of a model's recall windows, in blocks."""
 
     def items_of(variable: str) -> int:
-        return int(windows[variable].notnull().any(windows[variable].dims[0]).sum())
+        measured = windows[variable].transpose("item", ...).notnull().values
+        return int(measured.any(1).sum())
 
     def last(name: str, variable: str) -> Estimate:
-        ends = (float(windows.attrs.get(f"{name}{end}", np.nan)) for end in ("_low", "_high"))
+        low, high = (float(windows.attrs.get(f"{name}{end}", np.nan)) for end in ("_low", "_high"))
         n = items_of(variable)  # it may be that there was no other entity to any of the items
-        return Estimate(float(windows.attrs[name]), *ends, n) if n else NOT_MEASURED
+        return Estimate(float(windows.attrs[name]), low, high, n) if n else NOT_MEASURED
 
     n = items_of("enrichment")
     half = windows[["half_point", "half_low", "half_high"]]

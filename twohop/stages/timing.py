@@ -161,14 +161,14 @@ def _read_somewhere(
 ) -> dict[str, np.ndarray]:
     """Whether probes read an entity where it is not late, or not never, by these, [entity]."""
     hits, done = resolution["probe"].sel(kind=list(kinds)), blocks_done(resolution)
-    in_time = np.zeros(resolution.sizes["entity"], dtype=bool)
+    in_time: np.ndarray = np.zeros(resolution.sizes["entity"], dtype=bool)
     for place in range(resolution.sizes["role"]):
         form = resolution["form"].isel(role=place)
         at = _timed(hits.isel(role=place), form, done, timetable, protocol=protocol)
         in_time |= np.isin(at.state, ("early", "between"))
     every = hits.transpose("kind", "role", "layer", "entity").values
     passing = onsets(every, running=protocol.onset_layers) >= 0
-    return {"late": in_time, "never": passing.any((0, 1))}
+    return {"late": in_time, "never": np.any(passing, axis=(0, 1))}
 
 
 def _timed(
