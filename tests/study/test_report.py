@@ -229,7 +229,7 @@ def test_run_without_lost_items(tree: xr.DataTree, tmp_path: Path) -> None:
     recovery = (
         tree["recovery"]
         .to_dataset()
-        .isel(lost=slice(0), tried=slice(0), kept=slice(0), follow_arm=slice(0))
+        .isel(lost=slice(0), tried=slice(0), searched=slice(0), kept=slice(0), follow_arm=slice(0))
         .assign_attrs(n_lost=0)
     )
     diagnosis = tree["diagnosis"].to_dataset().copy(deep=True)
@@ -242,7 +242,11 @@ def test_run_in_which_nothing_is_recognised(tree: xr.DataTree, tmp_path: Path) -
     gates = tree["recall"].to_dataset().copy(deep=True)
     gates["right"][:] = False
     gates["choice_right"][:] = False
-    recovery = tree["recovery"].to_dataset().isel(lost=slice(0), tried=slice(0), kept=slice(0))
+    recovery = (
+        tree["recovery"]
+        .to_dataset()
+        .isel(lost=slice(0), tried=slice(0), searched=slice(0), kept=slice(0))
+    )
     recovery.attrs.update(n_lost=0, n_kept=0)
     windows = tree["windows"].to_dataset().isel(item=slice(0))
     windows.attrs.update(enrichment_end=-1, readout_end=-1)

@@ -299,11 +299,22 @@ def recovered(recovery: xr.Dataset) -> dict[str, Estimate]:
     if own.shape[1]:
         for name, values in (
             ("back_patching_grid_mean", own.mean(0)),
-            ("back_patching_oracle", own.any(0)),
-            ("back_patching_null_oracle", null.any(0)),
+            ("back_patching_oracle", own.any(0).astype(float)),
+            ("back_patching_null_oracle", null.any(0).astype(float)),
+            ("back_patching_null_searched", of_searched_null(recovery)),
         ):
-            by_arm[name] = mean(np.asarray(values), searched)
+            there = ~np.isnan(values)
+            by_arm[name] = mean(values[there], searched[there])
     return by_arm
+
+
+def of_searched_null(recovery: xr.Dataset) -> np.ndarray:
+    """Another picture's states in the cell at which such do best on the other half, [searched]."""
+    items = recovery["searched"].values
+    cell = recovery["chosen_cell_null"].values[recovery["half"].sel(tried=items).values]
+    right = recovery["null"].values[cell, np.arange(len(items))].astype(float)
+    there = recovery["has_null"].sel(tried=items).values.astype(bool)
+    return np.where(there & (cell >= 0), right, np.nan)
 
 
 def accuracy_by_relation(gates: xr.Dataset) -> dict[str, Any]:
