@@ -338,6 +338,21 @@ def test_choices_that_are_luck_are_no_echo() -> None:
     assert through <= 5
 
 
+def test_items_that_are_set_aside_are_no_evidence_of_an_echo() -> None:
+    """Only surface items are right in the forced choice: of the others, none is masked."""
+    world = drawn(World(), 0)
+    gates = world["gates"]
+    surface = np.arange(gates.sizes["item"]) % 2 == 0
+    gates["surface"][:] = surface
+    gates["outcome"][:] = "echo"
+    gates["choice_right"][:] = surface
+    gates["choice"][:] = np.where(surface, gates["accepted"].values, "nothing")
+    luckless = np.flatnonzero(~surface)[::40]  # a few right by luck
+    gates["choice_right"][:, luckless] = True
+    found = diagnosis(**world, seed=0, protocol=FAST)
+    assert "echo_or_format" not in found["verdict"].values[~surface].tolist()
+
+
 def test_states_of_entities_of_which_too_few_were_drawn() -> None:
     """Of three entities nothing is tested."""
     assert set(told(replace(World(), n=3))) <= {"not_tested"}
