@@ -296,11 +296,12 @@ def recovered(recovery: xr.Dataset) -> dict[str, Estimate]:
     by_arm = of_arms(recovery, "recovered", "tried")
     own, null = recovery["own"].values, recovery["null"].values
     searched = recovery["searched_entity"].values
+    has_null = recovery["has_null"].sel(tried=recovery["searched"].values).values.astype(bool)
     if own.shape[1]:
         for name, values in (
             ("back_patching_grid_mean", own.mean(0)),
             ("back_patching_oracle", own.any(0).astype(float)),
-            ("back_patching_null_oracle", null.any(0).astype(float)),
+            ("back_patching_null_oracle", np.where(has_null, null.any(0), np.nan)),
             ("back_patching_null_searched", of_searched_null(recovery)),
         ):
             there = ~np.isnan(values)

@@ -35,6 +35,9 @@ VERDICTS = (
     "not_tested",
 )
 
+_ECHO = "echo: "
+"""What the names of the echo's tests begin with, one to a relation."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -144,11 +147,11 @@ def diagnosis(
     lost = right["backbone_text"] & right["recognised"] & ~right["vlm_image"]
     read = timing(resolution, timetable, protocol=protocol)
     null = timing(resolution, timetable, kinds=NULLS, protocol=protocol)
-    tests = measured(resolution, recovery, read, null, protocol=protocol)
+    tests = measured(resolution, recovery, read, null, seed=seed, protocol=protocol)
     evidence = {name: test.judged(protocol=protocol) for name, test in tests.items()}
     case = _case(gates, resolution, recovery, timetable, read, protocol=protocol)
     counted = ~gates["surface"].values.astype(bool)
-    masked = echo(gates, lost & counted)
+    echoed = echo(gates, lost & counted)
 
     early = np.select(
         [right["vlm_image"], ~right["backbone_text"], ~right["recognised"]],
@@ -156,21 +159,26 @@ def diagnosis(
         "",
     ).astype(object)
 
-    def verdicts(states: Mapping[str, State]) -> np.ndarray:
-        return np.where(lost, judged(case, states), early)
+    of_relation = {_ECHO + name: test for name, test in echoed.tests.items()}
 
-    weight = np.where(masked.masked, masked.weight, 1.0)
-    entity = gates["entity"].values.astype(str)
+    def verdicts(states: Mapping[str, State]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The verdict on each item, the one if it is luck, and the weight of the first, [item]."""
+        other = np.where(lost, judged(case, states), early)
+        shown = [name for name in echoed.tests if states[_ECHO + name] == "shown"]
+        masked = echoed.masked(shown)
+        return np.where(masked, "echo_or_format", other), other, np.where(masked, echoed.weight, 1)
 
     def shares_of(states: Mapping[str, State]) -> np.ndarray:
-        other = verdicts(states)
-        first = np.where(masked.masked, "echo_or_format", other)
+        first, other, weight = verdicts(states)
         return np.array([_share(kind, first, other, weight)[counted] for kind in VERDICTS])
 
     states: dict[str, State] = {name: test.state for name, test in evidence.items()}
-    otherwise = verdicts(states)
-    verdict = np.where(masked.masked, "echo_or_format", otherwise)
-    drawn = _resamples(tests, shares_of, entity[counted], seed=seed, protocol=protocol)
+    states |= {name: test.judged(protocol=protocol).state for name, test in of_relation.items()}
+    verdict, otherwise, weight = verdicts(states)
+    entity = gates["entity"].values.astype(str)
+    drawn = _resamples(
+        tests | of_relation, shares_of, entity[counted], seed=seed, protocol=protocol
+    )
     table = [
         _wider(mean(of_items, entity[counted]), resamples)
         for of_items, resamples in zip(shares_of(states), drawn, strict=True)

@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
+from twohop.ask.halves import chosen_elsewhere, halves
 from twohop.protocol import DEFAULT, Protocol
 from twohop.stages.timing import READS, Timing, read_anywhere
-from twohop.statistics import Estimate, Labels, differences, of_entities, shares
+from twohop.statistics import TAIL, Estimate, Labels, differences, of_entities, shares
 
 State = Literal["shown", "absent", "open"]
 EVIDENCE = {
@@ -57,22 +58,31 @@ class Measured:
     least : float
         Where the interval must be above for it to be shown; with 0 it is that of the difference,
         else of the first alone.
+    tail : float
+        Of its interval, on each side; smaller where several are judged together.
     """
 
     entities: np.ndarray
     sizes: np.ndarray
     totals: np.ndarray
     least: float = 0.0
+    tail: float = TAIL
 
     @classmethod
     def of(
-        cls, first: np.ndarray, second: np.ndarray, entities: Labels, *, least: float = 0.0
+        cls,
+        first: np.ndarray,
+        second: np.ndarray,
+        entities: Labels,
+        *,
+        least: float = 0.0,
+        tail: float = TAIL,
     ) -> "Measured":
         """Gather the values of items [item], the second of them those of the control."""
         first, second = np.asarray(first, float), np.asarray(second, float)
         more = np.maximum(first - second, 0), np.maximum(second - first, 0)
         totals, sizes = of_entities(np.stack([first, *more]), entities)
-        return cls(np.unique(np.asarray(entities, dtype=str)), sizes, totals, least)
+        return cls(np.unique(np.asarray(entities, dtype=str)), sizes, totals, least, tail)
 
     def judged(self, drawn: np.ndarray | None = None, *, protocol: Protocol = DEFAULT) -> Evidence:
         """Judge it, or a resample of its entities.
@@ -88,7 +98,7 @@ class Measured:
         sizes, n = self.sizes[picked], int(self.sizes[picked].sum())
         if len(picked) < protocol.least_clusters:
             return Evidence(Estimate(np.nan, np.nan, np.nan, n), "open")
-        first, won, lost = (shares(total[picked], sizes) for total in self.totals)
+        first, won, lost = (shares(total[picked], sizes, tail=self.tail) for total in self.totals)
         ends = (first.value, first.low, first.high) if self.least else differences(won, lost)
         value, low, high = map(float, ends)
         most = self.least if self.least else protocol.equivalent_points / 100
@@ -101,9 +111,17 @@ MOST = 0.5
 
 
 def measured(
-    resolution: xr.Dataset, recovery: xr.Dataset, read: Timing, null: Timing, *, protocol: Protocol
+    resolution: xr.Dataset,
+    recovery: xr.Dataset,
+    read: Timing,
+    null: Timing,
+    *,
+    seed: int,
+    protocol: Protocol,
 ) -> dict[str, Measured]:
     """Gather what evidence is made of, by name.
+
+    Of the VLM's own text, entities of each half are read at the layer that is best on the other.
 
     Parameters
     ----------
@@ -111,6 +129,8 @@ def measured(
         From the stages of these names.
     read, null : Timing
         By the transfer probes, and by their null.
+    seed : int
+        Of those halves.
     protocol : Protocol
     """
     entities = resolution["entity"].values.astype(str)
@@ -118,8 +138,11 @@ def measured(
         read_anywhere(resolution, kind, protocol=protocol) for kind in ("plain", "shuffled")
     )
     own = resolution["drift"].sel(kind=list(READS)).transpose("kind", "layer", "entity").values
-    best = own.mean(-1).max(0).argmax() if own.size else 0
-    text = np.any(own[:, best], axis=0) if own.size else np.zeros(len(entities), bool)
+    text: np.ndarray = np.zeros(len(entities), dtype=bool)
+    if own.size:
+        half = halves(entities.tolist(), seed=seed)
+        best = chosen_elsewhere(own.any(0), half)[half]
+        text = own[:, best, np.arange(len(entities))].any(0) & (best >= 0)
     has_null = recovery["has_null"].values.astype(bool)
     arms = recovery["recovered"]
     own_state, null_state = (

@@ -187,7 +187,8 @@ def _timed(
     at = np.maximum(first, 0)
     own = np.take_along_axis(forms, at, axis=0)
     done = blocks[at]
-    low, high = (ends[np.maximum(own, 0)] for ends in deadline_ends(timetable))
+    last = int(timetable.attrs["n_layers"]) - 1  # behind it, no block is left to read anything
+    low, high = (np.minimum(ends[np.maximum(own, 0)], last) for ends in deadline_ends(timetable))
     known = (first >= 0) & (own >= 0) & ~np.isnan(low) & ~np.isnan(high)
     early, late = known & (done <= low), known & (done > high)
     # Of several probes the first of these decides; of those alike, the one that reads it first.
