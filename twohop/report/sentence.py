@@ -104,7 +104,7 @@ def _given_back(summary: Mapping[str, Any]) -> str:
     closed = summary["net"][arm]["closed"] if arm in summary["net"] else NOT_MEASURED
     if closed.measured:
         parts.append(
-            f"The transplant of {KNOWN[arm].label} gives back "
+            f"The whole transplant ({KNOWN[arm].label}) gives back "
             f"{_per_cent(summary['recovered'][arm])} of them; net of what it spoils it closes "
             f"{_per_cent(closed)} of the gap."
         )
