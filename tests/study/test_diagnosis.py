@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from twohop.ask.halves import halves
 from twohop.protocol import Protocol
 from twohop.stages.diagnosis import diagnosis
 from twohop.stages.echo import echo
@@ -32,7 +33,11 @@ class World:
     late, in_time : float
         Share of the entities that are read from layer 20 on, and from layer 2 on.
     own, null : float
-        How often back-patching gives an answer back, and its null.
+        How often back-patching gives an answer back, and another picture's states do.
+    change : float
+        How often another picture's change does, on the own earlier state; NaN: as the null.
+    source : int
+        The layer that back-patching takes states from.
     whole : float
         How often the transplant does.
     text : float
@@ -51,6 +56,8 @@ class World:
     in_time: float = 0.0
     own: float = 0.4
     null: float = 0.03
+    change: float = np.nan
+    source: int = 25
     whole: float = 0.9
     text: float = 0.95
     n: int = 190
@@ -134,14 +141,18 @@ def drawn(world: World, seed: int) -> dict[str, xr.Dataset]:
         {
             "recovered": (
                 ("arm", "tried"),
-                rng.random((2, len(tried))) < np.array([[world.own], [world.null]]),
+                rng.random((3, len(tried)))
+                < np.array([[world.own], [world.null], [np.fmax(world.change, world.null)]]),
             ),
+            "half": ("tried", halves(of_item[tried].tolist(), seed=seed)),
+            "chosen_cell": ("part", [0, 0]),
+            "later": ("cell", [world.source]),
             "has_null": ("tried", np.ones(len(tried), bool)),
             "tried_entity": ("tried", of_item[tried]),
             "whole": ("lost", rng.random(len(lost)) < world.whole),
         },
         coords={
-            "arm": ["back_patching", "back_patching_null"],
+            "arm": ["back_patching", "back_patching_null", "back_patching_null_change"],
             "tried": np.array(items)[tried],
             "lost": np.array(items)[lost],
         },
@@ -180,6 +191,8 @@ KNOWN = {
     "late at a text token": (World(place="question token -2"), "late"),
     "late, behind an offset of all pictures": (World(centred_only=True), "late"),
     "back-patching at 13 %": (World(own=0.13, null=0.03), "late"),
+    "the own earlier state helps, whatever is later": (World(own=0.2, change=0.19), "not_tested"),
+    "what is moved is from before it is formed": (World(source=12), "not_tested"),
     "85 % in time": (World(late=0.15, in_time=0.85), "in_time"),
     "in time, and back-patching helps": (World(late=0.0, in_time=0.95), "in_time"),
     "never in the circuit": (World(late=0.0, own=0.01, null=0.01), "never_in_circuit"),

@@ -13,10 +13,11 @@ import xarray as xr
 
 from twohop.protocol import DEFAULT, Protocol
 from twohop.stages.echo import echo
-from twohop.stages.evidence import EVIDENCE, Measured, State, measured, resampled
+from twohop.stages.evidence import EVIDENCE, Measured, State, measured, of_all, resampled
 from twohop.stages.timing import (
     NULLS,
     Timing,
+    blocks_done_at,
     elsewhere,
     read_anywhere,
     timing,
@@ -53,33 +54,38 @@ class Case:
         It is neither late nor never, see :func:`twohop.stages.timing.elsewhere`.
     regained : ndarray [item]
         1 if the transplant into all its places gives the answer back, 0 if not, NaN if not tried.
+    formed : ndarray of bool [item]
+        Where back-patching takes the states of its half from, its entity is read already.
     """
 
     state: np.ndarray
     decodable: np.ndarray
     elsewhere: np.ndarray
     regained: np.ndarray
+    formed: np.ndarray
 
 
 def judged(case: Case, evidence: Mapping[str, State]) -> np.ndarray:
     """The verdict on each lost item, given what was shown of the pair, [item].
 
     - ``late``: its entity is read, but only after the deadline of its form, and is not shown to be
-      read before at another place; the transplant gives its answer back; and of the pair it was
-      shown that probes read entities so late more often than by luck, that they read the VLM's own
-      text, and that back-patching beats its null.
+      read before at another place, and is read where back-patching takes its states from; the
+      transplant gives its answer back; and of the pair it was shown that probes read entities so
+      late more often than by luck, that they read the VLM's own text, and that back-patching gives
+      back more than both of its nulls.
     - ``in_time``: its entity is read before the deadline, and its answer is lost all the same; of
       the pair it was shown that probes read entities in time more often than by luck, and the
       VLM's own text.
     - ``never_in_circuit``: its entity is decodable, and no probe reads it in the backbone's form,
       nor is it shown to be read in passing, or at another place; the transplant gives its answer
       back; and of the pair it was shown that entities are decodable, that the probes read the
-      VLM's own text, and that back-patching does *not* help.
+      VLM's own text, and that back-patching does *not* give back more than either null.
     - ``unexplained``: all of these tests could tell, and none of the three is the case.
     - ``not_tested``: one of them could not.
     """
     state, back = case.state, case.regained
-    patched, decodable = evidence["back_patching"], evidence["decodable"]
+    patched = of_all(evidence[test] for test in ("back_patching", "back_patching_change"))
+    decodable = evidence["decodable"]
     verdict = np.full(len(state), "not_tested", dtype=object)
     if evidence["own_text"] != "shown":
         return verdict
@@ -88,7 +94,7 @@ def judged(case: Case, evidence: Mapping[str, State]) -> np.ndarray:
     if evidence["late"] == "shown":
         late = state == "late"
         if patched == "shown":
-            verdict[late & (back == 1) & ~case.elsewhere] = "late"
+            verdict[late & (back == 1) & ~case.elsewhere & case.formed] = "late"
         verdict[late & ((back == 0) | (patched == "absent"))] = "unexplained"
     never = state == "never"
     hidden = never & case.decodable & (decodable == "shown") & ~case.elsewhere
@@ -229,7 +235,20 @@ def _case(
     there = elsewhere(resolution, timetable, read, protocol=protocol)
     tried = dict(zip(recovery["lost"].values, recovery["whole"].values, strict=True))
     regained = [float(tried.get(item, np.nan)) for item in gates["item"].values]
-    return Case(read.state[where], plain[where], there[where], np.array(regained))
+    # Of what was tried on no item of an entity, nothing was chosen.
+    names, halves = recovery["tried_entity"].values.tolist(), recovery["half"].values.tolist()
+    half_of = dict(zip(names, halves, strict=True))
+    layers = read_at(recovery)
+    done = np.where(layers < 0, -1, blocks_done_at(resolution, layers))
+    reached = [done[half_of[name]] if name in half_of else -1 for name in gates["entity"].values]
+    formed = np.array(reached) >= read.blocks[where]
+    return Case(read.state[where], plain[where], there[where], np.array(regained), formed)
+
+
+def read_at(recovery: xr.Dataset) -> np.ndarray:
+    """The layer that back-patching takes the states of each half from; -1 for none, [half]."""
+    cells = recovery["chosen_cell"].values
+    return np.array([recovery["later"].values[cell] if cell >= 0 else -1 for cell in cells])
 
 
 def _share(kind: str, verdict: np.ndarray, otherwise: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ Each is an estimate with its interval, and one of three: *shown* (the interval i
 tell. A verdict rests on what is shown or absent, never on what is open.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,13 +19,21 @@ from twohop.statistics import TAIL, Estimate, Labels, differences, of_entities, 
 
 State = Literal["shown", "absent", "open"]
 EVIDENCE = {
-    "back_patching": "back-patching gives back more than its null",
+    "back_patching": "back-patching gives back more than another picture's states in the same cell",
+    "back_patching_change": "back-patching gives back more than another picture's change, added to "
+    "the own earlier state in the same cell",
     "early": "the transfer probes read entities in time, more than on shuffled labels",
     "late": "the transfer probes read entities only too late, more than on shuffled labels",
     "decodable": "the plain probe reads entities, more than on shuffled labels",
     "own_text": "the transfer probes read the VLM's own text, in most entities",
 }
 """Names, and what each says if it is shown."""
+
+
+def of_all(states: Iterable[State]) -> State:
+    """What tests show that have to show the same; ``open`` where they do not."""
+    different = {*states}
+    return different.pop() if len(different) == 1 else "open"
 
 
 @dataclass(frozen=True)
@@ -144,15 +152,19 @@ def measured(
         best = chosen_elsewhere(own.any(0), half)[half]
         text = own[:, best, np.arange(len(entities))].any(0) & (best >= 0)
     has_null = recovery["has_null"].values.astype(bool)
-    arms = recovery["recovered"]
-    own_state, null_state = (
-        arms.sel(arm=arm).values for arm in ("back_patching", "back_patching_null")
-    )
-    tried = has_null & ~np.isnan(own_state) & ~np.isnan(null_state)
-    return {
-        "back_patching": Measured.of(
+
+    def above(null: str) -> Measured:
+        own_state, null_state = (
+            recovery["recovered"].sel(arm=arm).values for arm in ("back_patching", null)
+        )
+        tried = has_null & ~np.isnan(own_state) & ~np.isnan(null_state)
+        return Measured.of(
             own_state[tried], null_state[tried], recovery["tried_entity"].values[tried]
-        ),
+        )
+
+    return {
+        "back_patching": above("back_patching_null"),
+        "back_patching_change": above("back_patching_null_change"),
         "early": Measured.of(read.state == "early", null.state == "early", entities),
         "late": Measured.of(read.state == "late", null.state == "late", entities),
         "decodable": Measured.of(plain, shuffled, entities),

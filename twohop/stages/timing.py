@@ -50,7 +50,11 @@ class Timing:
 
 def blocks_done(resolution: xr.Dataset) -> np.ndarray:
     """How many of the backbone's blocks are done at each of the VLM's layers, [layer]."""
-    layers = resolution["layer"].values
+    return blocks_done_at(resolution, resolution["layer"].values)
+
+
+def blocks_done_at(resolution: xr.Dataset, layers: np.ndarray) -> np.ndarray:
+    """The same at some of the VLM's layers, [layer]."""
     blocks = np.atleast_1d(resolution.attrs["vlm_blocks"])
     return (blocks[None] < layers[:, None]).sum(1)
 
