@@ -206,12 +206,17 @@ def _attended(
             lowest = torch.finfo(query.dtype).min
             mask = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, lowest)
         return fused(query, key, value, 0.0, False, attn_mask=mask, scale=1.0)
-    scores = query @ key.mT
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    wide = torch.promote_types(query.dtype, torch.float32)
+    # Elsewhere than on a CPU, 16 bits are rounded once, at the end, as sdpa does it there.
+    once = query.dtype != wide and query.device.type != "cpu"
+    scores = query.to(wide) @ key.to(wide).mT if once else (query @ key.mT).to(wide)
     if hidden is not None:
         scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
     top = scores.amax(-1, keepdim=True)
     scores = scores.sub_(top).exp_()
     total = scores.sum(-1, keepdim=True)
-    result = (scores.to(query.dtype) @ value) / total.to(query.dtype)
+    if once:
+        result = (scores / total).to(query.dtype) @ value
+    else:
+        result = (scores.to(query.dtype) @ value) / total.to(query.dtype)
     return result, (top + total.log())[..., 0]

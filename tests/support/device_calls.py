@@ -116,7 +116,7 @@ def reads_of_every_component(model: iv.Model, case: Case) -> Any:
 
 @call
 def ragged_reads(model: iv.Model, case: Case) -> Any:
-    sites = [iv.Site("resid_post", layers_of(case), case.prompt.at("all"))]
+    sites = [iv.Site("resid_post", layers_of(case), case.prompt.every())]
     return torch.nan_to_num(iv.read(model, case.prompt, sites)[0])
 
 

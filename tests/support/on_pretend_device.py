@@ -15,6 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ def run_calls(case_name: str) -> Iterator[tuple[str, str, float]]:
     yield "stays where it is", "" if devices == expected else f"it is on {devices}", 0.0
     for label, call in CALLS.items():
         begun = time.perf_counter()
-        text = compared(lambda: call(model, case), lambda: call(case.model, case), CLOSE[dtype])
+        text = compared(partial(call, model, case), partial(call, case.model, case), CLOSE[dtype])
         yield label, text, round(time.perf_counter() - begun, 2)
 
 

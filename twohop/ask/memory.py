@@ -13,7 +13,7 @@ import torch
 
 from interventions import Model, Prompt, Site
 from interventions import read as read_at_once
-from interventions.errors import InterventionsError
+from interventions.errors import BudgetTooSmall, InterventionsError
 
 LOG = logging.getLogger(__name__)
 ON_A_CPU = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory")
@@ -24,8 +24,8 @@ class MemoryTooSmall(InterventionsError):
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that there was no memory left, on a GPU or on a CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError | MemoryTooSmall):
+    """Whether an error says that there was no memory left, or that there would not be enough."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | MemoryTooSmall | BudgetTooSmall):
         return True
     # On a CPU, torch tells it from other errors by the message only.
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in ON_A_CPU)
@@ -107,20 +107,24 @@ def remedy(error: BaseException) -> str:
 
 
 def read(model: Model, prompt: Prompt, sites: Sequence[Site]) -> list[torch.Tensor]:
-    """Read sites as :func:`interventions.read` does, in several passes if memory runs out."""
+    """Read sites as :func:`interventions.read` does, in several passes if memory runs out.
+
+    What was read waits on the CPU, whatever the model is on: a device has room for what is running.
+    """
     parts: list[list[torch.Tensor]] = []
     batches = Batches(torch.arange(len(prompt)), len(prompt))
     for rows in batches:
         with batches.attempt(rows):
             if len(rows) == len(prompt):
-                return read_at_once(model, prompt, sites)
+                return [value.cpu() for value in read_at_once(model, prompt, sites)]
             part_sites = [
                 site
                 if site.positions is None
                 else replace(site, positions=site.positions.rows(rows))
                 for site in sites
             ]
-            parts.append(read_at_once(model, prompt.select(rows), part_sites))
+            values = read_at_once(model, prompt.select(rows), part_sites)
+            parts.append([value.cpu() for value in values])
     return [
         torch.cat(of_site, dim=0 if isinstance(site.layers, int) else 1)
         for site, *of_site in zip(sites, *parts, strict=True)

@@ -65,7 +65,7 @@ def run_cells(
             n_cells = len(logits)
             numbers = measure(logits.flatten(0, 1), rows.repeat(n_cells))
             tick(n_cells * len(rows))
-            return numbers.double().cpu().unflatten(0, (n_cells, len(rows)))
+            return numbers.cpu().double().unflatten(0, (n_cells, len(rows)))
 
         with batches.attempt(rows):
             if bare:

@@ -12,7 +12,7 @@ from interventions import Model, attribute
 from interventions.attribution.estimates import METHODS as METHOD_NAMES
 from interventions.attribution.estimates import Method
 from interventions.errors import InterventionsError
-from twohop.ask.memory import Batches
+from twohop.ask.memory import Batches, MemoryTooSmall
 from twohop.ask.study import Study
 from twohop.stages.maps.agreement import MEASURES, agreement, in_windows
 from twohop.stages.maps.contrasts import MAP_ROLES, Swap, swaps
@@ -77,6 +77,8 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
                 seen += len(swap.rows)
                 study.progress.tick(max(0, seen - told))  # a method before it may have come as far
                 told = max(seen, told)
+        except MemoryTooSmall:  # says nothing of the method: the stage is to be run elsewhere
+            raise
         except InterventionsError as error:
             refused = str(error)
         else:

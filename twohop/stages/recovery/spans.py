@@ -24,7 +24,7 @@ from interventions.errors import InterventionsError
 from interventions.prompt.columns import Columns
 from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.metrics import target
-from twohop.ask.memory import Batches
+from twohop.ask.memory import Batches, MemoryTooSmall
 from twohop.ask.on_server import Task, Tick, no_tick
 from twohop.ask.places import Place
 from twohop.ask.questions import Questions, Rows
@@ -139,6 +139,8 @@ def scores_of_cells(
     if not weightless(model) and not without_gradients(model.module):
         try:
             score = estimated(model, prompt, cells, tokens, where)
+        except MemoryTooSmall:  # another method would fit, and give other numbers
+            raise
         except InterventionsError as error:  # such as a gradient that is not a number
             LOG.warning("no attribution: %s", error)
     by = "patching" if score is None else "attribution"
@@ -165,10 +167,13 @@ def estimated(
             passed = backward(
                 model, whole.rows(rows.tolist()), [("mlp_out", block) for block in first.layers]
             )
-            value, slope = (torch.stack(part).double() for part in (passed.values, passed.slopes))
+            value, slope = (
+                torch.stack([of_block.cpu() for of_block in part]).double()
+                for part in (passed.values, passed.slopes)
+            )
             written = torch.stack([patch.of_rows(rows).value for [patch] in cells], dim=2)
-            change = (written.to(value) - value) * slope.to(value.device)
-            score[rows.numpy()] = change.sum((0, 3)).cpu().numpy()
+            change = (written.to(value) - value) * slope
+            score[rows.numpy()] = change.sum((0, 3)).numpy()
     return score
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from interventions import Model, Positions, Prompt, Site, read
+from interventions import Model, Positions, Prompt, Site
 from interventions.digests import digest_of
 from twohop.ask.answers import ASKED_ROWS
+from twohop.ask.memory import read
 from twohop.ask.on_server import Task, Tick, on_each
 from twohop.ask.places import places
 from twohop.ask.questions import Questions, Rows, by_relation
@@ -50,7 +51,7 @@ def states_at(model: Model, prompt: Prompt, roles: Roles, *, tick: Tick) -> torc
         values = read(model, trimmed, sites)
         parts.append(
             [
-                averaged(torch.cat([before, behind[None]]), at.rows(rows)).cpu()
+                averaged(torch.cat([before, behind[None]]), at.rows(rows))
                 for at, before, behind in zip(positions, values[::2], values[1::2], strict=True)
             ]
         )
