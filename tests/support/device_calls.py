@@ -116,8 +116,8 @@ def reads_of_every_component(model: iv.Model, case: Case) -> Any:
 
 @call
 def ragged_reads(model: iv.Model, case: Case) -> Any:
-    sites = [iv.Site("resid_post", layers_of(case), case.prompt.every())]
-    return torch.nan_to_num(iv.read(model, case.prompt, sites)[0])
+    sites = [iv.Site("resid_post", layers_of(case), case.prompt.every().filled())]
+    return iv.read(model, case.prompt, sites)
 
 
 @call
@@ -365,7 +365,19 @@ def attributed_by_gradients(model: iv.Model, case: Case) -> Any:
 
 @call
 def attributed_along_the_input(model: iv.Model, case: Case) -> Any:
-    return attributed(model, case, method="ig")
+    """From nothing: its rows are as long as the prompt's."""
+    return iv.attribute(
+        model,
+        case.prompt,
+        0.0,
+        **ASKED,
+        components=["mlp_out", "head_out"],
+        layers=layers_of(case)[:2],
+        roles=["entity[-1]", "last"],
+        method="ig",
+        steps=2,
+        verify=False,
+    )
 
 
 @call

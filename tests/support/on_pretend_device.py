@@ -63,7 +63,10 @@ def difference(ours: Any, theirs: Any, close: float) -> str:
 
 def compared(ours: Callable[[], Any], theirs: Callable[[], Any], close: float) -> str:
     """What differs, or which error there was on the device alone."""
-    expected = theirs()
+    try:
+        expected = theirs()
+    except Exception as error:
+        return f"on the CPU too: {type(error).__name__}: {error}"[:600]
     try:
         return difference(ours(), expected, close)
     except Exception as error:
