@@ -73,7 +73,7 @@ def compared(ours: Callable[[], Any], theirs: Callable[[], Any], close: float) -
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if "interventions" in frame.filename]
         where = f"{own[-1].filename}:{own[-1].lineno}" if own else ""
-        return f"{where} {type(error).__name__}: {error}"[:600]
+        return f"{side} {where} {type(error).__name__}: {error}"[:600]
 
 
 def spread(module: Any, blocks: str, upper: tuple[str, ...]) -> Any:
