@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import interventions as iv
 from interventions.errors import InterventionsError, ResultsError
 from interventions.results import read_tree
-from twohop.ask.memory import MemoryTooSmall
+from twohop.ask.memory import LIMITS, MemoryTooSmall
 from twohop.ask.study import Study, longest_answer
 from twohop.items.items import Item
 from twohop.micro.folders import micro_folder
@@ -77,6 +77,23 @@ def room_for(models: Sequence[iv.Model], rows: int, fail: Callable[[int], None])
     finally:
         for hook in hooks:
             hook.remove()
+        LIMITS.clear()  # there is room again
+
+
+@contextmanager
+def batches_of(models: Sequence[iv.Model]) -> Iterator[list[int]]:
+    """Note how many rows each pass through a first block has."""
+    seen: list[int] = []
+    first = [model.module.get_submodule(model.anatomy.blocks)[0] for model in models]
+    hooks = [
+        block.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+        for block in first
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @pytest.mark.parametrize(
@@ -109,6 +126,17 @@ def test_a_row_that_does_not_fit_ends_in_a_message(study: Study) -> None:
         pytest.raises(MemoryTooSmall, match="a single row needs too much memory"),
     ):
         run_stage("backbone_text", study, {})
+
+
+def test_how_many_rows_fit_is_learnt_once(study: Study) -> None:
+    """What did not fit is not tried again by the next call."""
+    models = (study.backbone,)
+    with batches_of(models) as seen, room_for(models, 2, on_a_gpu):
+        run_stage("backbone_text", study, {})
+        n_first = len(seen)
+        run_stage("backbone_text", study, {})
+    assert max(seen[:n_first]) > 2
+    assert max(seen[n_first:]) <= 2
 
 
 def test_what_is_no_lack_of_memory_is_not_tried_again(study: Study) -> None:

@@ -79,7 +79,7 @@ def traced_knockout(model: iv.Model, case: Case) -> Any:
 def traced_image_features(model: iv.Model, case: Case) -> Any:
     if not case.pictures or model.anatomy.cross_blocks:
         return None
-    image = case.prompt.at("image")
+    image = case.prompt.at("last_image")
     with model.trace(case.prompt):
         model.image_features[image] *= 0.5
         features = model.image_features[image].save()

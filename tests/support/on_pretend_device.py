@@ -1,6 +1,7 @@
 """Run calls on the pretend device and compare them with the CPU; a process of its own.
 
     python tests/support/on_pretend_device.py calls llava@one llama@two gemma3@two:bfloat16
+    python tests/support/on_pretend_device.py stages micro-aligned@0/1:0.5,0.1:recall
     python tests/support/on_pretend_device.py checks
 
 One line of JSON for each call: [case, call, what differs (empty: nothing), seconds]. ``@one``: on
@@ -9,12 +10,14 @@ one device; ``@two``: the lower blocks on one and the upper ones on another, as
 """
 
 import argparse
+import gc
 import json
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -141,10 +144,67 @@ def run_calls(case_name: str) -> Iterator[tuple[str, str, float]]:
         yield label, text, round(time.perf_counter() - begun, 2)
 
 
+def run_stages_there(asked: str) -> Iterator[tuple[str, str, float]]:
+    """Stages of a small study with its models elsewhere, and with less memory than they took.
+
+    ``asked``: PAIR@VLM/BACKBONE:SHARES:STAGES, such as ``micro-aligned@0/1:0.5,0.1:recall``. Each
+    stage is given what the stages before it gave on the CPU.
+    """
+    from twohop.ask.memory import ran_out
+    from twohop.pairs import find_pair
+    from twohop.protocol import Protocol
+    from twohop.running.pair_run import Settings
+    from twohop.running.study import study_of
+    from twohop.stages.run import run_stage, run_stages
+    from twohop.stages.table import STAGES
+
+    import interventions as iv
+
+    key, _, how = asked.partition("@")
+    places, shares, stages = how.split(":")
+    study = study_of(key, Settings(limit=6, protocol=Protocol.preset("quick")))
+    wanted = stages.split(",") if stages else STAGES
+    here = run_stages(wanted, study)
+    there = {
+        role: iv.load(folder, device=f"fake:{index}" if index != "cpu" else "cpu")
+        for (role, folder), index in zip(
+            find_pair(key).places(remote=False).items(), places.split("/"), strict=True
+        )
+    }
+    fake: Any = torch.get_device_module("fake:0")
+
+    def ours(stage: str) -> xr.Dataset:
+        return run_stage(stage, replace(study, **there, kept={}), here)
+
+    for stage in wanted:
+        begun, before = time.perf_counter(), fake.memory_allocated(0)
+        fake.reset_peak_memory_stats(0)
+        text = compared(partial(ours, stage), partial(here.__getitem__, stage), 1e-4)
+        yield stage, text, round(time.perf_counter() - begun, 2)
+        taken = fake.max_memory_allocated(0) - before
+        for share in filter(None, shares.split(",")):
+            begun = time.perf_counter()
+            fake.set_memory_limit(int(before + float(share) * taken))
+            said, ends = "", "the same numbers"
+            try:
+                result = ours(stage)
+            except Exception as error:
+                ends = f"{type(error).__name__}: {error}"[:90]
+                said = "" if ran_out(error) else traceback.format_exc()[-900:]
+            else:
+                said = difference(result, here[stage], 1e-4)
+            finally:
+                fake.set_memory_limit(0)
+            gc.collect()
+            took = round(time.perf_counter() - begun, 2)
+            yield f"{stage} with {share} of {taken}: {ends}", said, took
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("calls").add_argument("cases", nargs="+")
+    commands.add_parser("stages").add_argument("cases", nargs="+")
     commands.add_parser("checks")
     given = parser.parse_args()
     pretend_device.switch_on()
@@ -160,7 +220,7 @@ def main() -> None:
         return
     for case in given.cases:
         try:
-            for line in run_calls(case):
+            for line in run_calls(case) if given.command == "calls" else run_stages_there(case):
                 say(case, *line)
         except Exception:
             say(case, "all calls", traceback.format_exc()[-1500:], 0.0)

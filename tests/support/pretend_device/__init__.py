@@ -21,6 +21,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from platformdirs import user_cache_path
 from torch.utils import cpp_extension
@@ -130,7 +131,26 @@ def _device_module(backend: Any) -> types.ModuleType:
     module.memory_allocated = lambda device=0: backend.in_use(_index(device))
     module.max_memory_allocated = lambda device=0: backend.peak(_index(device))
     module.reset_peak_memory_stats = lambda device=0: backend.reset_peak(_index(device))
-    module.set_memory_limit = lambda size, device=0: backend.limit(_index(device), size)
+    limits: dict[int, int] = {}
+    held: dict[int, int] = {}
+
+    def set_memory_limit(size: int, device: object = 0) -> None:
+        """Let a device have so many bytes; 0: as many as there are."""
+        limits[_index(device)] = size
+        backend.limit(_index(device), size)
+
+    def hold(size: int, device: object = 0) -> None:
+        """Let it seem that so many bytes are held for later, as a caching allocator does."""
+        held[_index(device)] = size
+
+    def mem_get_info(device: object = 0) -> tuple[int, int]:
+        total = limits.get(_index(device)) or psutil.virtual_memory().available
+        return max(0, total - module.memory_reserved(device)), total
+
+    module.set_memory_limit, module.hold, module.mem_get_info = set_memory_limit, hold, mem_get_info
+    module.memory_reserved = lambda device=0: (
+        backend.in_use(_index(device)) + held.get(_index(device), 0)
+    )
     module.counts = backend.counts
     generators = tuple(map(backend.default_generator, range(backend.device_count())))
     module.default_generators = generators

@@ -24,7 +24,7 @@ from interventions.errors import InterventionsError
 from interventions.prompt.columns import Columns
 from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.metrics import target
-from twohop.ask.memory import Batches, MemoryTooSmall
+from twohop.ask.memory import Batches, limit_of, ran_out
 from twohop.ask.on_server import Task, Tick, no_tick
 from twohop.ask.places import Place
 from twohop.ask.questions import Questions, Rows
@@ -139,9 +139,9 @@ def scores_of_cells(
     if not weightless(model) and not without_gradients(model.module):
         try:
             score = estimated(model, prompt, cells, tokens, where)
-        except MemoryTooSmall:  # another method would fit, and give other numbers
-            raise
         except InterventionsError as error:  # such as a gradient that is not a number
+            if ran_out(error):  # another method might fit, and give other numbers
+                raise
             LOG.warning("no attribution: %s", error)
     by = "patching" if score is None else "attribution"
     score = patched(model, prompt, cells, tokens) if score is None else score
@@ -161,7 +161,8 @@ def estimated(
     [first] = cells[0]
     assert isinstance(first.layers, list)
     score = np.zeros((len(prompt), len(cells)))
-    batches = Batches(torch.arange(len(prompt)), ROWS)
+    limit = limit_of(model, "gradients of spans")
+    batches = Batches(torch.arange(len(prompt)), ROWS, limit=limit, width=prompt.length)
     for rows in batches:
         with batches.attempt(rows):
             passed = backward(
