@@ -76,7 +76,7 @@ def compared(ours: Callable[[], Any], theirs: Callable[[], Any], close: float) -
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if "interventions" in frame.filename]
         where = f"{own[-1].filename}:{own[-1].lineno}" if own else ""
-        return f"{side} {where} {type(error).__name__}: {error}"[:600]
+        return f"{where} {type(error).__name__}: {error}"[:600]
 
 
 def spread(module: Any, blocks: str, upper: tuple[str, ...]) -> Any:
@@ -150,6 +150,7 @@ def run_stages_there(asked: str) -> Iterator[tuple[str, str, float]]:
     ``asked``: PAIR@VLM/BACKBONE:SHARES:STAGES, such as ``micro-aligned@0/1:0.5,0.1:recall``. Each
     stage is given what the stages before it gave on the CPU.
     """
+    import interventions as iv
     from twohop.ask.memory import ran_out
     from twohop.pairs import find_pair
     from twohop.protocol import Protocol
@@ -157,8 +158,6 @@ def run_stages_there(asked: str) -> Iterator[tuple[str, str, float]]:
     from twohop.running.study import study_of
     from twohop.stages.run import run_stage, run_stages
     from twohop.stages.table import STAGES
-
-    import interventions as iv
 
     key, _, how = asked.partition("@")
     places, shares, stages = how.split(":")
