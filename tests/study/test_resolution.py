@@ -72,6 +72,20 @@ def test_centring_is_taking_the_middle_off_and_the_names_mean_on(names: Names) -
         assert torch.equal(hits[kind], expected)
 
 
+def test_states_that_say_nothing_are_read_alike_whatever_they_are(names: Names) -> None:
+    """Ahead of the picture all states are one state: no rounding decides who is read there."""
+    named, labels, _ = names
+    probes = fit_on_names(named, labels, n_classes=N, ridge=1e-2, seed=0)
+    read = []
+    for seed in range(5):
+        drawn = torch.Generator().manual_seed(seed)
+        states = torch.randn(LAYERS, 1, WIDTH, generator=drawn).expand(-1, N, -1)
+        middle = states.double().mean(1, keepdim=True)
+        hits = probes.hits(states, torch.arange(N), middle=middle)
+        read.append(torch.stack([hits[kind] for kind in hits if kind.endswith("centred")]))
+    assert all(torch.equal(of_seed, read[0]) for of_seed in read)
+
+
 def test_another_basis_is_not_read_centred_or_not(names: Names) -> None:
     named, labels, own = names
     probes = fit_on_names(named, labels, n_classes=N, ridge=1e-2, seed=0)
