@@ -66,7 +66,9 @@ def test_the_device_refuses_what_a_gpu_refuses_and_computes_the_rest(
 def test_every_call_gives_what_it_gives_on_the_cpu(
     case: str, differences: Callable[..., Differences]
 ) -> None:
-    found = {call: text for (one, call), text in differences("calls", *CASES).items() if one == case}
+    found = {
+        call: text for (one, call), text in differences("calls", *CASES).items() if one == case
+    }
     assert found.pop("stays where it is") == ""
     assert {*found} == {*CALLS}
     assert {call: text for call, text in found.items() if text} == {}

@@ -3,10 +3,11 @@
     python tests/support/on_pretend_device.py calls llava@one llama@two gemma3@two:bfloat16
     python tests/support/on_pretend_device.py stages micro-aligned@0/1:0.5,0.1:recall
     python tests/support/on_pretend_device.py checks
+    python tests/support/on_pretend_device.py demands
 
 One line of JSON for each call: [case, call, what differs (empty: nothing), seconds]. ``@one``: on
-one device; ``@two``: the lower blocks on one and the upper ones on another, as
-``device_map="auto"`` puts them.
+one device; ``@narrow``: on one that refuses float64, as Apple's do; ``@two``: the lower blocks on
+one and the upper ones on another, as ``device_map="auto"`` puts them.
 """
 
 import argparse
@@ -79,58 +80,19 @@ def compared(ours: Callable[[], Any], theirs: Callable[[], Any], close: float) -
         return f"{where} {type(error).__name__}: {error}"[:600]
 
 
-def spread(module: Any, blocks: str, upper: tuple[str, ...]) -> Any:
-    """Put the upper half of the blocks, and what is named, on the second device.
-
-    As transformers does it with a ``device_map``. Tied weights lie with the embeddings.
-    """
-    from accelerate import dispatch_model
-
-    places: dict[str, str] = {}
-    n_blocks = len(module.get_submodule(blocks))
-
-    def visit(name: str, part: Any) -> None:
-        if name == blocks:
-            for i in range(n_blocks):
-                places[f"{name}.{i}"] = f"fake:{int(i >= n_blocks // 2)}"
-        elif not name or blocks.startswith(f"{name}."):
-            for own in part.parameters(recurse=False):  # no hook moves these
-                own.data = own.data.to("fake:0")
-            for child, inner in part.named_children():
-                visit(f"{name}.{child}" if name else child, inner)
-        else:
-            places[name] = f"fake:{int(name in upper)}"
-
-    visit("", module)
-    return dispatch_model(module, device_map=places, main_device="fake:0")
-
-
-def model_on(name: str, where: str, dtype: torch.dtype, attn: str) -> Any:
-    """A family's tiny model on one pretend device, or on both."""
-    import tiny
-
-    import interventions as iv
-    from interventions.architectures.anatomy import find_anatomy
-
-    module, given = tiny.build(name, dtype=dtype, attn_implementation=attn)
-    if where == "one":
-        module.to("fake:0")  # type: ignore[arg-type]
-    else:
-        anatomy = find_anatomy(module)
-        tied = module.get_output_embeddings().weight is module.get_input_embeddings().weight
-        upper = (anatomy.final_norm,) if tied else (anatomy.final_norm, anatomy.head)
-        module = spread(module, anatomy.blocks, upper)
-    kind = "processor" if name in tiny.VLMS else "tokenizer"
-    return iv.load(module, **{kind: given})
-
-
 def run_calls(case_name: str) -> Iterator[tuple[str, str, float]]:
     """Every call of :mod:`device_calls` on the device and on the CPU."""
     from device_calls import CALLS
     from families import PATHS, case_of
+    from spreading import model_on
 
     name, _, how = case_name.partition("@")
     where, _, kind = how.partition(":")
+    labels = [*CALLS]
+    if where == "narrow":  # as Apple's; probes are fitted in float64 where the activations lie
+        where = "one"
+        labels.remove("probed_where_they_lie")
+        torch.get_device_module("fake:0").refuse_float64(True)
     dtype = getattr(torch, kind or "float32")
     attn = "eager" if PATHS[name].no_sdpa else "sdpa"
     case = case_of(name, dtype, attn)
@@ -138,10 +100,11 @@ def run_calls(case_name: str) -> Iterator[tuple[str, str, float]]:
     devices = {str(weight.device) for weight in model.module.parameters()}
     expected = {"fake:0"} if where == "one" else {"fake:0", "fake:1"}
     yield "stays where it is", "" if devices == expected else f"it is on {devices}", 0.0
-    for label, call in CALLS.items():
-        begun = time.perf_counter()
+    for label in labels:
+        begun, call = time.perf_counter(), CALLS[label]
         text = compared(partial(call, model, case), partial(call, case.model, case), CLOSE[dtype])
         yield label, text, round(time.perf_counter() - begun, 2)
+    torch.get_device_module("fake:0").refuse_float64(False)
 
 
 def run_stages_there(asked: str) -> Iterator[tuple[str, str, float]]:
@@ -205,6 +168,7 @@ def main() -> None:
     commands.add_parser("calls").add_argument("cases", nargs="+")
     commands.add_parser("stages").add_argument("cases", nargs="+")
     commands.add_parser("checks")
+    commands.add_parser("demands").add_argument("names", nargs="*")
     given = parser.parse_args()
     pretend_device.switch_on()
     torch.set_num_threads(1)
@@ -216,6 +180,13 @@ def main() -> None:
             say("refused", name, refused(name), 0.0)
         for name in SAME:
             say("same", name, same(name), 0.0)
+        return
+    if given.command == "demands":
+        from device_demands import DEMANDS, complaint
+
+        for name in given.names or DEMANDS:
+            begun = time.perf_counter()
+            say("demands", name, complaint(name), round(time.perf_counter() - begun, 2))
         return
     for case in given.cases:
         try:
