@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from accelerate import cpu_offload
 from families import case_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,6 +63,32 @@ def test_two_loads_of_a_folder_are_one_model(fast: bool, monkeypatch: pytest.Mon
     assert fingerprint(one) == fingerprint(two)
     other = fingerprint(iv.load(micro_folder("micro-naming")))
     assert other["weights"] != fingerprint(one)["weights"]
+
+
+@pytest.mark.parametrize("name", ["llama", "llava"])
+def test_where_accelerate_keeps_weights_is_not_told(name: str) -> None:
+    """They are brought to a module when it runs; what it computes is the same."""
+    plain, away = fresh(name), fresh(name)
+    cpu_offload(away.module, execution_device=torch.device("cpu"))
+    assert {weight.device.type for weight in away.module.parameters()} == {"meta"}
+    assert fingerprint(away) == fingerprint(plain)
+    other = fresh(name, seed=1)
+    cpu_offload(other.module, execution_device=torch.device("cpu"))
+    assert fingerprint(other) != fingerprint(plain)
+
+
+def test_a_forward_of_ones_own_is_told_behind_accelerates() -> None:
+    """Which then keeps it, and puts its own in its place."""
+    plain, other = fresh(), fresh()
+    for model, factor in ((plain, 1.0), (other, 2.0)):
+        mlp = model.module.model.layers[1].mlp
+        usual = mlp.forward
+        mlp.forward = lambda x, usual=usual, factor=factor: factor * usual(x)
+    before = [fingerprint(model)["modules"] for model in (plain, other)]
+    for model in (plain, other):
+        cpu_offload(model.module, execution_device=torch.device("cpu"))
+    after = [fingerprint(model)["modules"] for model in (plain, other)]
+    assert len({*before}) == len({*after}) == 2
 
 
 LLAMA = fresh()

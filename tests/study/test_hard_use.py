@@ -39,10 +39,16 @@ def study() -> Study:
     return Study(vlm=vlm, backbone=backbone, benchmark=benchmark, max_new_tokens=tokens)
 
 
+OF_MEMORY = (
+    *("backbone_text", "windows", "map_text", "attribution_text"),
+    *("recall", "resolution", "map_image", "recovery"),
+)
+
+
 @pytest.fixture(scope="module")
 def done(study: Study) -> dict[str, xr.Dataset]:
     found: dict[str, xr.Dataset] = {}
-    for stage in ("backbone_text", "windows", "recall", "map_image", "recovery"):
+    for stage in OF_MEMORY:
         found[stage] = run_stage(stage, study, found)
     return found
 
@@ -101,7 +107,9 @@ def batches_of(models: Sequence[iv.Model]) -> Iterator[list[int]]:
     [
         ("backbone_text", 1, on_a_gpu),
         ("windows", 2, on_a_cpu),
+        ("attribution_text", 2, on_a_gpu),
         ("recall", 2, on_a_cpu),
+        ("resolution", 2, on_a_gpu),
         ("map_image", 20, on_a_gpu),
         ("recovery", 8, on_a_gpu),
     ],
@@ -126,6 +134,16 @@ def test_a_row_that_does_not_fit_ends_in_a_message(study: Study) -> None:
         pytest.raises(MemoryTooSmall, match="a single row needs too much memory"),
     ):
         run_stage("backbone_text", study, {})
+
+
+def test_what_does_not_fit_is_not_made_by_another_method(
+    study: Study, done: dict[str, xr.Dataset]
+) -> None:
+    """Nor stored as if it could not be told: there is room elsewhere."""
+    with room_for((study.backbone,), 0, on_a_gpu), pytest.raises(MemoryTooSmall):
+        run_stage(
+            "attribution_text", study, {name: done[name] for name in NEEDS["attribution_text"]}
+        )
 
 
 def test_how_many_rows_fit_is_learnt_once(study: Study) -> None:

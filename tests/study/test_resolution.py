@@ -1,5 +1,7 @@
 """Where, when and in which form entities are read, on models in which that is known."""
 
+import copy
+
 import micro_surgery as surgery
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from twohop.micro.benchmark import benchmark
 from twohop.micro.folders import micro_folder
 from twohop.micro.layout import LATE_BLOCK, RECALL_BLOCKS
 from twohop.protocol import Protocol
+from twohop.stages.recall import same_decoder
 from twohop.stages.resolution.onset import median, onsets
 from twohop.stages.resolution.probes import (
     NULLS,
@@ -161,6 +164,15 @@ def test_a_form_is_told_where_and_only_where_the_entity_is_read(late: xr.Dataset
     told = told[told >= 0]
     assert len(told) > 15
     assert np.median(told) <= END, "in the form that recall reads, not in that which it writes"
+
+
+def test_the_same_numbers_in_another_format_are_another_decoder(llm: iv.Model) -> None:
+    """What they answer differs; promoted to one format, the numbers are equal."""
+    narrow = iv.load(micro_folder("micro-backbone"), dtype=torch.bfloat16)
+    wide = iv.load(copy.deepcopy(narrow.module).float(), tokenizer=narrow.tokenizer)
+    assert same_decoder(narrow, narrow)
+    assert not same_decoder(narrow, wide)
+    assert not same_decoder(llm, wide)
 
 
 def test_a_bit_equal_decoder_has_not_drifted(late: xr.Dataset) -> None:
