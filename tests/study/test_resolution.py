@@ -25,6 +25,7 @@ from twohop.stages.resolution.probes import (
     nearest_form,
 )
 from twohop.stages.resolution.resolution import KINDS, drifted, names_of, resolution
+from twohop.stages.resolution.states import settled
 
 N, LAYERS, WIDTH, PROMPTS = 40, 6, 24, 4
 END = RECALL_BLOCKS[-1]
@@ -87,6 +88,21 @@ def test_states_that_say_nothing_are_read_alike_whatever_they_are(names: Names) 
         hits = probes.hits(states, torch.arange(N), middle=middle)
         read.append(torch.stack([hits[kind] for kind in hits if kind.endswith("centred")]))
     assert all(torch.equal(of_seed, read[0]) for of_seed in read)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_last_bits_are_no_state_of_their_own(dtype: torch.dtype) -> None:
+    """Rounding goes, where it is all that tells any rows apart; where it is not, nothing does."""
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(3, 1, WIDTH, generator=generator).to(dtype)
+    steps = torch.randint(-2, 3, (3, N, WIDTH), generator=generator)
+    states = (one.float() * (1 + steps * torch.finfo(dtype).eps)).to(dtype)
+    states[1, 7, 3] += 0.5
+    states[2] = torch.randn(N, WIDTH, generator=generator).to(dtype)
+    assert not torch.equal(states[0], states[0, :1].expand(N, -1))
+    left = settled(states)
+    assert torch.equal(left[0], states[0, :1].expand(N, -1))
+    assert torch.equal(left[1:], states[1:])
 
 
 def test_another_basis_is_not_read_centred_or_not(names: Names) -> None:
