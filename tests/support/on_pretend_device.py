@@ -1,6 +1,7 @@
 """Run calls on the pretend device and compare them with the CPU; a process of its own.
 
     python tests/support/on_pretend_device.py calls llava@one llama@two gemma3@two:bfloat16
+    python tests/support/on_pretend_device.py calls llama@two#lens
     python tests/support/on_pretend_device.py stages micro-aligned@0/1:0.5,0.1:recall
     python tests/support/on_pretend_device.py checks
     python tests/support/on_pretend_device.py demands
@@ -87,11 +88,12 @@ def run_calls(case_name: str) -> Iterator[tuple[str, str, float]]:
     from spreading import model_on
 
     name, _, how = case_name.partition("@")
+    how, _, wanted = how.partition("#")
     where, _, kind = how.partition(":")
-    labels = [*CALLS]
+    labels = [wanted] if wanted else [*CALLS]
     if where == "narrow":  # as Apple's; probes are fitted in float64 where the activations lie
         where = "one"
-        labels.remove("probed_where_they_lie")
+        labels = [label for label in labels if label != "probed_where_they_lie"]
         torch.get_device_module("fake:0").refuse_float64(True)
     dtype = getattr(torch, kind or "float32")
     attn = "eager" if PATHS[name].no_sdpa else "sdpa"
