@@ -73,7 +73,7 @@ test-ndif: $(READY)
 
 # What runs on no GPU here: memory of the CPU under another name, which refuses what CUDA refuses.
 devices: $(READY)
-	@ALL_DEVICES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engine/test_devices.py
+	@ALL_DEVICES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/study/test_devices.py
 
 # The code of a commit and the code that is here run the same; what they gave is compared.
 GOLDEN = $(CURDIR)/runs/golden
