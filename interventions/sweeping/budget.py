@@ -57,7 +57,7 @@ class Budget:
 
 def free_bytes(device: torch.device) -> int:
     """Bytes that can still be had on a device: what PyTorch holds there unused is free as well."""
-    module = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
+    module: Any = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
     if not hasattr(module, "mem_get_info"):  # such as MPS, whose memory is the CPU's
         return psutil.virtual_memory().available
     unused = module.memory_reserved(device) - module.memory_allocated(device)

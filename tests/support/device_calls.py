@@ -196,7 +196,7 @@ def free_answers(model: iv.Model, case: Case) -> Any:
 
 @call
 def forced_choice(model: iv.Model, case: Case) -> Any:
-    rules = ["sum", "per_token", "prior_corrected"]
+    rules: Any = ["sum", "per_token", "prior_corrected"]
     prior = drawn(len(WORDS), seed=5).abs().neg()
     answered = iv.complete(
         model, case.prompt, candidates=WORDS, rules=rules, prior=prior, max_new_tokens=3

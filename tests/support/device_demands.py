@@ -70,6 +70,7 @@ def a_model_is_where_it_was_asked_to_be() -> None:
     assert places_of(iv.load(folder, device="fake:1")) == {"fake:1"}
     assert places_of(iv.load(folder, device_map={"": "fake:1"})) == {"fake:1"}
     assert places_of(iv.load(folder)) == {"cpu"}
+    module: Any
     module, tokenizer = tiny.build("llama")
     assert places_of(iv.load(module.to("fake:1"), tokenizer=tokenizer)) == {"fake:1"}
 
@@ -163,7 +164,12 @@ def sixteen_bits_are_rounded_about_as_by_sdpa() -> None:
             query.double(), key.double(), value.double()
         )
         there = [tensor.to("fake:0") for tensor in (query, key, value)]
-        whole = torch.nn.functional.scaled_dot_product_attention(*there).cpu().double()
+        whole = (
+            torch.nn.functional.scaled_dot_product_attention(there[0], there[1], there[2])
+            .cpu()
+            .double()
+        )
+        own_key: Any
         own_key, own_value = (tensor[:, :, 700:].clone() for tensor in there[1:])
         own_key.shared = tuple(tensor[:1, :, :700].clone() for tensor in there[1:])
         apart = attention(config, there[0], own_key, own_value, None)[0].cpu().double()

@@ -41,10 +41,10 @@ def difference(ours: Any, theirs: Any, close: float) -> str:
     """What differs beyond rounding; empty if nothing does."""
     if isinstance(theirs, xr.Dataset):
         if {*ours.variables} != {*theirs.variables}:
-            return f"variables {sorted({*ours.variables} ^ {*theirs.variables})}"
+            return f"variables {set(ours.variables) ^ set(theirs.variables)}"
         parts = [(name, ours[name].values, theirs[name].values) for name in theirs.variables]
-        found = (f"{name}: {text}" for name, *both in parts if (text := difference(*both, close)))
-        return next(found, "")
+        texts = ((name, difference(mine, other, close)) for name, mine, other in parts)
+        return next((f"{name}: {text}" for name, text in texts if text), "")
     if isinstance(theirs, torch.Tensor):
         return difference(ours.cpu().float().numpy(), theirs.float().numpy(), close)
     if isinstance(theirs, np.ndarray) and theirs.dtype.kind == "f":

@@ -15,7 +15,7 @@ def spread(module: Any, blocks: str, upper: tuple[str, ...]) -> Any:
 
     As transformers does it with a ``device_map``. Tied weights lie with the embeddings.
     """
-    places: dict[str, str] = {}
+    places: dict[str, str | int | torch.device] = {}
     n_blocks = len(module.get_submodule(blocks))
 
     def visit(name: str, part: Any) -> None:
@@ -31,11 +31,12 @@ def spread(module: Any, blocks: str, upper: tuple[str, ...]) -> Any:
             places[name] = f"fake:{int(name in upper)}"
 
     visit("", module)
-    return dispatch_model(module, device_map=places, main_device="fake:0")
+    return dispatch_model(module, device_map=places, main_device=torch.device("fake:0"))
 
 
 def model_on(name: str, where: str, dtype: torch.dtype, attn: str) -> iv.Model:
     """A family's tiny model on one pretend device, or on both."""
+    module: Any
     module, given = tiny.build(name, dtype=dtype, attn_implementation=attn)
     if where == "one":
         module.to("fake:0")

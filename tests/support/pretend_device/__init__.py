@@ -183,8 +183,9 @@ def switch_on() -> Any:
     assert spec.loader is not None
     backend = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(backend)
-    torch.utils.rename_privateuse1_backend(NAME)
+    own: Any = torch.utils
+    own.rename_privateuse1_backend(NAME)
     module = _device_module(backend)
     torch._register_device_module(NAME, module)
-    torch.utils.generate_methods_for_privateuse1_backend()
+    own.generate_methods_for_privateuse1_backend()
     return module
