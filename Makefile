@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEWEST := .venv-newest
 
-.PHONY: help study test check test-newest test-ndif golden docs docs-serve bench lint style setup train figures clean
+.PHONY: help study test check test-newest test-ndif devices golden docs docs-serve bench lint style setup train figures clean
 
 help:
 	@echo "make study    a first look at the three embedded pairs; reports in runs/"
@@ -13,6 +13,7 @@ help:
 	@echo "make check    lint, types and a tenth of the tests, while one writes"
 	@echo "make test-newest  the engine's tests with the newest of every library, in $(NEWEST)"
 	@echo "make test-ndif  a real NDIF server on loopback, and the operations on it"
+	@echo "make devices  every family and stage on a pretended GPU, on two, and with little memory"
 	@echo "make setup    only the environment, in $(VENV)"
 	@echo "make train    retrain the embedded pairs from scratch (about 45 minutes)"
 	@echo "make golden BEFORE=COMMIT  whether studies and operations give the numbers they gave"
@@ -69,6 +70,10 @@ test-newest:
 test-ndif: $(READY)
 	@examples/ndif/setup.sh .venv-ndif
 	@$(BIN)/python tests/ndif/launch.py
+
+# What runs on no GPU here: memory of the CPU under another name, which refuses what CUDA refuses.
+devices: $(READY)
+	@ALL_DEVICES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/study/test_devices.py
 
 # The code of a commit and the code that is here run the same; what they gave is compared.
 GOLDEN = $(CURDIR)/runs/golden

@@ -20,6 +20,7 @@ from interventions.errors import InterventionsError
 HEX = 24  # characters of a digest, 4 bits each
 ORIENTATION = ExifTags.Base.Orientation
 WIDTH = 4096  # numbers of eight bytes in a line of which sums are taken
+SMALL = 2**20  # bytes that are brought to the CPU, where one call tells of them
 SETTLED = (
     "nnsight.",
     "accelerate.",
@@ -203,22 +204,39 @@ def _add_code(digest: Any, code: CodeType) -> None:
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """Digest of a tensor's bits, computed where they are, at the speed of memory."""
+    """Digest of a tensor's bits, the same wherever they lie; large ones are not moved for it.
+
+    Sums are as fast as memory is on any device, and whole numbers add up to the same everywhere.
+    """
     if tensor.device.type == "meta" or not tensor.numel():
         return "none"
     flat = _bytes_of(tensor)
-    digest = fast_digest() if flat.device.type == "cpu" else None
+    digest = fast_digest() if flat.numel() <= SMALL else None
     if digest is not None:
-        return digest(flat.numpy().data)
+        return digest(flat.cpu().numpy().data)
+    if flat.storage_offset() % 8:  # numbers of eight bytes are told of from a multiple of these on
+        flat = flat.clone()
     whole = flat.numel() // (8 * WIDTH) * 8 * WIDTH
     lines = flat[:whole].view(torch.int64).view(-1, WIDTH)
     rest = torch.nn.functional.pad(flat[whole:], (0, 8 * WIDTH - (flat.numel() - whole)))
     # Sums wrap around. Those along both axes, each weighed by its place, tell of any exchange.
     sums = [rest.view(torch.int64).view(1, WIDTH).sum(0)]
-    sums += [lines.sum(0), lines.sum(1)] if whole else []
+    sums += _both_sums(lines) if whole else []
     return ".".join(
         f"{int((axis_sum * _weights(len(axis_sum), axis_sum.device)).sum()):x}" for axis_sum in sums
     )
+
+
+def _both_sums(lines: torch.Tensor) -> list[torch.Tensor]:
+    """Sums of [line, place] along both axes."""
+    if lines.device.type != "cpu":
+        return [lines.sum(0), lines.sum(1)]
+    # Some at a time stay near the processor for the second sum: twice as fast.
+    of_places, of_lines = torch.zeros(WIDTH, dtype=lines.dtype), []
+    for part in lines.split(32):
+        of_places += part.sum(0)
+        of_lines.append(part.sum(1))
+    return [of_places, torch.cat(of_lines)]
 
 
 def fast_digest() -> Callable[[Any], str] | None:

@@ -60,6 +60,10 @@ class PatchError(InterventionsError):
     """A value that cannot be written where it was asked to go."""
 
 
+class BudgetTooSmall(PatchError):
+    """Patches, or rows, that need more memory than they may take."""
+
+
 class ModeError(InterventionsError):
     """A model in train mode, in which dropout makes its numbers a matter of chance."""
 

@@ -45,7 +45,7 @@ def check_components(module: Any, anatomy: Anatomy) -> str | None:
         if any(stream is None for stream in streams):
             return f"a part of block {layer} did not run in a plain forward pass"
         *summands, after = (
-            stream.reshape(-1, anatomy.d_model).double().cpu()
+            stream.reshape(-1, anatomy.d_model).cpu().double()
             for stream in streams
             if stream is not None
         )

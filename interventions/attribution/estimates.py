@@ -120,14 +120,14 @@ def scores(
     dims = ("item", "component", "layer")
     data: Scores = {
         "score": ((*dims, column), score),
-        "run_metric": ("item", estimate.metrics[0].double().cpu().numpy()),
-        "source_metric": ("item", estimate.metrics[1].double().cpu().numpy()),
+        "run_metric": ("item", estimate.metrics[0].cpu().double().numpy()),
+        "source_metric": ("item", estimate.metrics[1].cpu().double().numpy()),
     }
     if heads is not None:
         data["head_score"] = (("item", "layer", column, "head"), heads)
     if estimate.error is not None:
         whole = estimate.error.ndim == 1
-        value = estimate.error.double().cpu().numpy() if whole else error
+        value = estimate.error.cpu().double().numpy() if whole else error
         data["completeness_error"] = ("item" if whole else dims, value)
     return data
 
@@ -176,7 +176,7 @@ def _along_activations(
     """Mean gradient on the line between the values of each place, one place at a time."""
     run = forward(model, contrast, "run", places)
     source = forward(model, contrast, "source", places)
-    mask = contrast.columns.flat()[2].to(run.entry.device)
+    mask = contrast.columns.flat()[2]
     products, errors = [], []
     for place, here, there in zip(places, run.values, source.values, strict=True):
         product = torch.zeros(())
@@ -185,8 +185,9 @@ def _along_activations(
             [slope] = backward(model, contrast, [place], write=value).slopes
             product = product + weight * _product(model, contrast, place, there - here, slope)
         patched = backward(model, contrast, [place], write=there).metric
-        total = torch.where(mask, product.sum(-1), 0)
-        errors.append(total.sum(-1) - (patched - run.metric))
+        # A block need not be where the embeddings are, nor where the head is.
+        total = torch.where(mask.to(product.device), product.sum(-1), 0).sum(-1)
+        errors.append(total.to(patched.device) - (patched - run.metric))
         products.append(product)
     return _Estimate(products, (run.metric, source.metric), torch.stack(errors))
 
@@ -218,7 +219,7 @@ def _product(
 def _columns(contrast: Contrast, product: torch.Tensor) -> np.ndarray:
     """Sum the tokens of each column: [item, column, 1 or head]."""
     _, column, mask = contrast.columns.flat()
-    value = torch.where(mask[..., None], product.double().cpu(), 0)
+    value = torch.where(mask[..., None], product.cpu().double(), 0)
     shape = (len(value), len(contrast.columns.tokens), value.shape[-1])
     sums = torch.zeros(shape, dtype=torch.float64)
     sums.scatter_add_(1, column[..., None].expand_as(value), value)

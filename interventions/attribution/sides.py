@@ -90,7 +90,8 @@ def _embedded(model: Model, prompt: Prompt, given: Any) -> Embedded:
     """A prompt with a baseline in place of its embeddings."""
     value = tensor_of(given, "the baseline, given in place of a Prompt,").detach()
     check_range(value, model.dtype, "the baseline")
-    value = value.to(torch.promote_types(model.dtype, torch.float32))
+    # Its rows are picked out by the prompt's numbers, which lie on the CPU.
+    value = value.cpu().to(torch.promote_types(model.dtype, torch.float32))
     shape = (len(prompt), prompt.length, model.d_model)
     if not fits(value, shape):
         raise PatchError(

@@ -30,7 +30,7 @@ from interventions.model.own_code import is_number, own_code
 PASSING = (
     *("training", "gradient_checkpointing", "kernel_config", "loss_type", "name_or_path"),
     *("max_seq_len_cached", "original_max_seq_len", "rope_deltas", "warnings_issued"),
-    *("all_tied_weights_keys", "_is_hf_initialized"),
+    *("all_tied_weights_keys", "_is_hf_initialized", "hf_device_map"),
     "_persistent_id",  # nnsight's, of a model that was sent somewhere once
 )
 """Attributes of modules that change without a change of what is computed, or say nothing of it."""
@@ -104,8 +104,10 @@ def _kept(part: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     for name, value in sorted(vars(part).items()):
         if name in OF_TORCH or name in PASSING or name.startswith("__"):
             continue
-        if name == "forward" and of_library(_maker(value)):
-            continue  # nnsight's and accelerate's stand in for the module's own
+        if (name == "_old_forward" or hasattr(torch.nn.Module, name)) and of_library(_maker(value)):
+            continue  # nnsight's and accelerate's stand in for the module's own, as .to()
+        if name == "_hf_hook" and type(value).__name__ == "AlignDevicesHook":
+            continue  # accelerate's, which brings to a module what it needs
         number = is_number(value) or torch.is_tensor(value)
         if notes and name.startswith("_") and not number:
             continue  # transformers' notes on a model

@@ -272,7 +272,8 @@ def _placement(
         device = default_device()
     where = device_map if device_map is not None else device
     if dtype is None:
-        on_cpu = str(where) == "cpu" or not torch.cuda.is_available()
+        places = [*where.values()] if isinstance(where, Mapping) else [where]
+        on_cpu = {*map(str, places)} == {"cpu"} or not torch.cuda.is_available()
         dtype = torch.float32 if on_cpu else "auto"
     return {"device_map": where, "dtype": dtype, "attn_implementation": attn_implementation}
 

@@ -174,6 +174,9 @@ def attention(
     cells, n_each = rows // groups, heads // kv_heads
     lead = (groups, cells, kv_heads)
     scale = width**-0.5 if scaling is None else scaling
+    if query.device.type != "cpu":
+        # 16 bits are rounded as seldom as sdpa does it there; on a CPU its kernel gives them.
+        query = query.to(torch.promote_types(query.dtype, torch.float32))
     # [group, kv head, cell, position of each of the kv head's query heads, width]
     queries = (query * scale).reshape(*lead, n_each * n, width).transpose(1, 2)
     own_keys, own_values = (
@@ -187,18 +190,22 @@ def attention(
         hidden_before = hidden_before.flatten(2, 3) if bool(hidden_before.any()) else None
     before, likely_before = _attended(queries.flatten(2, 3), keys, values, hidden_before)
     own, likely = _attended(queries, own_keys, own_values, hidden)
+    before, own = (part.to(query.dtype) for part in (before, own))
     before = before.unflatten(2, (cells, n_each * n))
     # The share of the softmax that falls to the prefix.
     share = (likely_before.unflatten(2, (cells, n_each * n)) - likely).sigmoid()[..., None]
     result = own + (before - own) * share.to(own.dtype)
     result = result.unflatten(3, (n_each, n)).permute(0, 2, 4, 1, 3, 5)
-    return result.reshape(rows, n, heads, -1), None
+    return result.reshape(rows, n, heads, -1).to(value.dtype), None
 
 
 def _attended(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention, and the log of the sum of its exponentiated scores [..., query]."""
+    """Attention, and the log of the sum of its exponentiated scores [..., query].
+
+    A query wider than keys and values has scores as wide.
+    """
     fused = getattr(torch.ops.aten, FUSED, None)
     if fused is not None and query.device.type == "cpu" and query.ndim == 4:
         mask = None
@@ -206,12 +213,15 @@ def _attended(
             lowest = torch.finfo(query.dtype).min
             mask = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, lowest)
         return fused(query, key, value, 0.0, False, attn_mask=mask, scale=1.0)
-    scores = query @ key.mT
+    scores = query @ key.to(query.dtype).mT
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if hidden is not None:
         scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
     top = scores.amax(-1, keepdim=True)
     scores = scores.sub_(top).exp_()
     total = scores.sum(-1, keepdim=True)
-    result = (scores.to(query.dtype) @ value) / total.to(query.dtype)
+    if query.dtype == value.dtype:
+        result = (scores.to(query.dtype) @ value) / total.to(query.dtype)
+    else:
+        result = (scores / total).to(value.dtype) @ value
     return result, (top + total.log())[..., 0]

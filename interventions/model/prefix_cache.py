@@ -25,9 +25,10 @@ def take_rows(cache: Any, rows: torch.Tensor) -> Any:
     cache : transformers Cache
         Left as it is.
     rows : Tensor [row]
-        Row indices; a row may be taken more than once.
+        Row indices; a row may be taken more than once. Keys and values lie where their block is,
+        which need not be where these are.
     """
-    return _map_tensors(cache, lambda tensor: tensor.index_select(0, rows))
+    return _map_tensors(cache, lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
 
 
 def _map_tensors(cache: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -113,7 +113,8 @@ def _measured(module: Any, tensors: Tensors, told: bool) -> int | None:
         with torch.no_grad():
             return _entries(make(**given))
     except Exception as error:
-        if told and weight.device.type != "meta":
+        no_memory = isinstance(error, torch.OutOfMemoryError)  # which says nothing of the picture
+        if told and weight.device.type != "meta" and not no_memory:
             raise PromptError(
                 "the model cannot read images that were made with these processor_kwargs: "
                 f"{str(error).rstrip('.')}. Leave out what changes their size or shape."

@@ -124,16 +124,18 @@ def choose_by(
             break
         so_far = bound[rows, chosen]
         bound[rows, chosen] = -torch.inf
-        depths = torch.tensor([len(nodes[int(i)]) for i in chosen], device=device)
+        # As lists: each number taken by itself, even as an index, would wait for the device.
+        begun, of_rows = [nodes[i] for i in chosen.tolist()], rows.tolist()
+        depths = torch.tensor([len(node) for node in begun], device=device)
         together = 1 if model.anatomy.dependent_rows is not None else most_rows or len(rows)
         alike = [(depths == depth).nonzero()[:, 0] for depth in depths.unique().tolist()]
         for group in (part for same_depth in alike for part in same_depth.split(together)):
-            fed = torch.tensor([nodes[int(chosen[i])] for i in group], device=device)
+            fed = torch.tensor([begun[i] for i in group.tolist()], device=device)
             cache = take_rows(prefill.cache, rows[group])
             last, _ = step(model, prefill, rows[group], cache, fed)
             logprobs = last.log_softmax(-1)[:, columns]
             for i, row_logprobs in zip(group.tolist(), logprobs, strict=True):
-                record(rows[i], nodes[int(chosen[i])], so_far[i], row_logprobs)
+                record(of_rows[i], begun[i], so_far[i], row_logprobs)
     choices = {
         rule: measure.of(exact).argmax(-1).tolist()
         for rule, measure in zip(rules, measures, strict=True)

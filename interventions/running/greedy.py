@@ -116,9 +116,11 @@ def greedy(
         chosen = logits.argmax(-1)  # two log-probabilities may round to one number
         top = logprobs.gather(-1, chosen[:, None])[:, 0]
         going = []
-        for i, (row, token) in enumerate(zip(active.tolist(), chosen.tolist(), strict=True)):
+        # As lists: each number taken by itself would wait for the device.
+        of_rows = zip(active.tolist(), chosen.tolist(), top.tolist(), strict=True)
+        for i, (row, token, logprob) in enumerate(of_rows):
             ids[row].append(token)
-            likely[row].append(float(top[i]))
+            likely[row].append(logprob)
             if token in ends:
                 continue
             text = model.tokenizer.decode(ids[row], skip_special_tokens=True)

@@ -69,11 +69,10 @@ def _chosen_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and rank of the tokens, layer by layer."""
     logprobs, ranks = [], []
-    index = tokens.to(model.device)
     with torch.no_grad():
         for layer in hidden:
             scores = model.unembed(layer).float()
-            chosen = scores.gather(-1, index)
+            chosen = scores.gather(-1, tokens.to(scores.device))  # where the head is
             logprobs.append(chosen - scores.logsumexp(-1, keepdim=True))
             ranks.append((scores[:, None] > chosen[..., None]).sum(-1))
     return torch.stack(logprobs), torch.stack(ranks)

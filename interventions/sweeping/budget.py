@@ -6,7 +6,7 @@ from typing import Any
 import psutil
 import torch
 
-from interventions.errors import PatchError
+from interventions.errors import BudgetTooSmall
 from interventions.model.model import Model
 
 SHARE = 0.4  # of the memory that is free
@@ -25,15 +25,13 @@ class Budget:
 
     @classmethod
     def of(cls, model: Model, n_bytes: int | None = None) -> "Budget":
-        """Return the budget given, or a share of what is free where the model is."""
-        device = model.device
+        """Return the budget given, or a share of what is free where the model is.
+
+        Of several devices, the one with the least sets it.
+        """
         if n_bytes is None:
-            if device.type == "cuda":
-                free = torch.cuda.mem_get_info(device)[0]
-            else:
-                free = psutil.virtual_memory().available
-            n_bytes = int(free * SHARE)
-        return cls(n_bytes, MOST_TOKENS.get(device.type, MOST_TOKENS["cpu"]))
+            n_bytes = int(min(map(free_bytes, _devices(model))) * SHARE)
+        return cls(n_bytes, MOST_TOKENS.get(model.device.type, MOST_TOKENS["cpu"]))
 
     def less(self, n_bytes: int) -> "Budget":
         """Return what is left of it when so many bytes are in use."""
@@ -44,17 +42,33 @@ class Budget:
 
         Raises
         ------
-        PatchError
-            If the budget is too small for one.
+        BudgetTooSmall
+            If it is for one.
         """
         if needed > self.n_bytes:
             needed += self.taken
-            raise PatchError(
+            raise BudgetTooSmall(
                 f"{what} needs about {_megabytes(needed)}, but the budget is "
                 f"{_megabytes(self.n_bytes + self.taken)}. Give budget={needed} or more, fewer "
                 "rows, or a shorter prompt."
             )
         return max(1, min(self.n_bytes // needed, self.n_tokens // tokens))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be had on a device: what PyTorch holds there unused is free as well."""
+    module: Any = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
+    if not hasattr(module, "mem_get_info"):  # such as MPS, whose memory is the CPU's
+        return psutil.virtual_memory().available
+    unused = module.memory_reserved(device) - module.memory_allocated(device)
+    return module.mem_get_info(device)[0] + unused
+
+
+def _devices(model: Model) -> set[torch.device]:
+    """Where the blocks are; those whose weights are brought when needed run where the model is."""
+    blocks = model.module.get_submodule(model.anatomy.blocks)
+    devices = {weight.device for weight in blocks.parameters()}
+    return {device for device in devices if device.type != "meta"} or {model.device}
 
 
 def _megabytes(n_bytes: int) -> str:

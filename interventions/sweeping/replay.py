@@ -340,6 +340,18 @@ def replay(
     return _replay(model, prompt, cells, at, budget, reduce)
 
 
+def _check_behind(at: Positions, cells: Sequence[Cell]) -> None:
+    """Refuse logits of tokens that a cell does not run: those before what it patches."""
+    earliest = int(at.index[at.mask].min()) if bool(at.mask.any()) else at.length
+    for i, prepared in enumerate(cells):
+        if earliest < prepared.position:
+            raise SiteError(
+                f"logits of position {earliest} were asked for, but cell {i} patches nothing "
+                f"before position {prepared.position}, and what comes earlier does not change. "
+                "Ask for later positions, and take those from iv.run(model, prompt, logits=...)."
+            )
+
+
 @where_the_model_is
 def _replay(
     model: Model,
@@ -352,6 +364,8 @@ def _replay(
     """Run cells that were looked at."""
     prepared = [cell(model, patches) for patches in cells]
     path, _ = path_of(model, prompt)
+    if path == "suffix":
+        _check_behind(at, prepared)
     allowed = Budget.of(model, budget)
     length, before = prompt.length, len(prompt.prefix_ids)
     needed = len(prompt) * clean_bytes(model, length, before)

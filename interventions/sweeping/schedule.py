@@ -113,7 +113,7 @@ def groups(
 
     Raises
     ------
-    PatchError
+    BudgetTooSmall
         If not even one cell fits the budget: says how much is needed.
     """
     passes: list[Group] = []

@@ -118,6 +118,22 @@ def test_of_weights_that_are_not_here_nothing_is_claimed_but_what_is_so() -> Non
     assert found in (tokens // 4, None)
 
 
+def test_memory_that_runs_out_says_nothing_of_the_pictures() -> None:
+    """Where settings of pictures are given, what fails is a matter of them; not so this."""
+    module, processor = tiny.build("llava")
+    model = iv.load(module, processor=processor)
+
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    hook = module.get_submodule(model.anatomy.vision_tower or "").register_forward_pre_hook(no_room)
+    settings = {"do_convert_rgb": True}
+    model.prompt("What is <image> here?", images=PICTURE, processor_kwargs=settings)
+    hook.remove()
+    model.prompt("What is <image> here?", images=PICTURE, processor_kwargs=settings)
+    assert None not in model.feature_counts.values()
+
+
 def test_counting_changes_no_number() -> None:
     module, processor = pooling("llava", 4)
     model = iv.load(module, processor=shortened("llava", processor, 4))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from accelerate import cpu_offload
 from families import case_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +65,32 @@ def test_two_loads_of_a_folder_are_one_model(fast: bool, monkeypatch: pytest.Mon
     assert other["weights"] != fingerprint(one)["weights"]
 
 
+@pytest.mark.parametrize("name", ["llama", "llava"])
+def test_where_accelerate_keeps_weights_is_not_told(name: str) -> None:
+    """They are brought to a module when it runs; what it computes is the same."""
+    plain, away = fresh(name), fresh(name)
+    cpu_offload(away.module, execution_device=torch.device("cpu"))
+    assert {weight.device.type for weight in away.module.parameters()} == {"meta"}
+    assert fingerprint(away) == fingerprint(plain)
+    other = fresh(name, seed=1)
+    cpu_offload(other.module, execution_device=torch.device("cpu"))
+    assert fingerprint(other) != fingerprint(plain)
+
+
+def test_a_forward_of_ones_own_is_told_behind_accelerates() -> None:
+    """Which then keeps it, and puts its own in its place."""
+    plain, other = fresh(), fresh()
+    for model, factor in ((plain, 1.0), (other, 2.0)):
+        mlp = model.module.model.layers[1].mlp
+        usual = mlp.forward
+        mlp.forward = lambda x, usual=usual, factor=factor: factor * usual(x)
+    before = [fingerprint(model)["modules"] for model in (plain, other)]
+    for model in (plain, other):
+        cpu_offload(model.module, execution_device=torch.device("cpu"))
+    after = [fingerprint(model)["modules"] for model in (plain, other)]
+    assert len({*before}) == len({*after}) == 2
+
+
 LLAMA = fresh()
 
 
@@ -87,7 +114,7 @@ def test_any_number_that_changes_in_any_tensor_is_seen(data: st.DataObject, fast
         digests.fast_digest = kept
 
 
-@given(seed=st.integers(0, 2**32 - 1), size=st.integers(2, 70_000), fast=st.booleans())
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(2, 200_000), fast=st.booleans())
 @settings(max_examples=100, deadline=None)
 def test_two_numbers_that_change_places_are_seen(seed: int, size: int, fast: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -102,6 +129,23 @@ def test_two_numbers_that_change_places_are_seen(seed: int, size: int, fast: boo
         assert weights_digest(module) != before
     finally:
         digests.fast_digest = kept
+
+
+@pytest.mark.parametrize("n", [1000, 700_000])
+@pytest.mark.parametrize("first", [0, 1, 3])
+@pytest.mark.parametrize("fast", [True, False])
+def test_where_in_memory_a_tensor_begins_is_not_told(
+    n: int, first: int, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small ones and large ones, which are told of in other ways; 16 bits, in any place of 64."""
+    if not fast:
+        monkeypatch.setattr(digests, "fast_digest", lambda: None)
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn(n, generator=generator).bfloat16()
+    other = whole.clone()
+    other[-1] += 1
+    assert digests.tensor_digest(whole[first:]) == digests.tensor_digest(whole[first:].clone())
+    assert digests.tensor_digest(whole[first:]) != digests.tensor_digest(other[first:])
 
 
 def trained_on(model: iv.Model) -> None:

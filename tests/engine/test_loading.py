@@ -143,6 +143,16 @@ def test_a_model_stays_where_it_is_on_a_machine_with_a_gpu(
     assert iv.load(module, **{kind: processor}).device.type == "cpu"
 
 
+@pytest.mark.parametrize("where", [{"device": "cpu"}, {"device_map": {"": "cpu"}}])
+def test_a_cpu_has_float32_on_a_machine_with_a_gpu(
+    where: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.save_model(*tiny.build("llama", dtype=torch.bfloat16), tmp_path / "llama")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert iv.load(folder, **where).dtype == torch.float32
+    assert iv.load(folder, dtype="auto", **where).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("name", ["llama", "llava"])
 def test_offloaded_weights_change_nothing(name: str, tmp_path: Path) -> None:
     case = case_of(name)

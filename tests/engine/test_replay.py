@@ -433,6 +433,20 @@ def test_a_replay_given_up_halfway_leaves_no_trace() -> None:
     some.close()
 
 
+def test_logits_before_what_is_patched_are_refused() -> None:
+    """Of these cells no forward pass is run there: the last one patches one token later."""
+    case = case_of("llama", torch.float32, "sdpa")
+    model, prompt, last = case.model, case.prompt, case.prompt.at("last")
+    cells = [
+        [patch_of(case, "resid_post", 0, case.place, 0)],
+        [patch_of(case, "resid_post", 0, last, 0)],
+    ]
+    with counted(case) as seen, pytest.raises(SiteError, match="cell 1 patches nothing before"):
+        replay(model, prompt, cells, logits=case.place)
+    assert not seen
+    assert replay(model, prompt, cells[:1], logits=case.place).shape[:3] == (1, 2, 1)
+
+
 def test_bad_cells_are_refused_before_anything_runs() -> None:
     case = case_of("llava", torch.float32, "sdpa")
     model, prompt, place = case.model, case.prompt, case.place

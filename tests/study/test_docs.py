@@ -132,7 +132,7 @@ def errors_of(package: str) -> set[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
                 bases[node.name] = {base.id for base in node.bases if isinstance(base, ast.Name)}
-    known = {"InterventionsError", "LoadError", "PromptError", "RemoteError"}
+    known = {"InterventionsError", "LoadError", "PatchError", "PromptError", "RemoteError"}
     roots = {*known, "UserWarning", "KeyboardInterrupt"}
     return {name for name, above in bases.items() if above & roots} | (known & {*bases})
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import interventions as iv
 from interventions.errors import InterventionsError, ResultsError
 from interventions.results import read_tree
-from twohop.ask.memory import MemoryTooSmall
+from twohop.ask.memory import LIMITS, MemoryTooSmall
 from twohop.ask.study import Study, longest_answer
 from twohop.items.items import Item
 from twohop.micro.folders import micro_folder
@@ -39,10 +39,16 @@ def study() -> Study:
     return Study(vlm=vlm, backbone=backbone, benchmark=benchmark, max_new_tokens=tokens)
 
 
+OF_MEMORY = (
+    *("backbone_text", "windows", "map_text", "attribution_text"),
+    *("recall", "resolution", "map_image", "recovery"),
+)
+
+
 @pytest.fixture(scope="module")
 def done(study: Study) -> dict[str, xr.Dataset]:
     found: dict[str, xr.Dataset] = {}
-    for stage in ("backbone_text", "windows", "recall", "map_image", "recovery"):
+    for stage in OF_MEMORY:
         found[stage] = run_stage(stage, study, found)
     return found
 
@@ -77,6 +83,23 @@ def room_for(models: Sequence[iv.Model], rows: int, fail: Callable[[int], None])
     finally:
         for hook in hooks:
             hook.remove()
+        LIMITS.clear()  # there is room again
+
+
+@contextmanager
+def batches_of(models: Sequence[iv.Model]) -> Iterator[list[int]]:
+    """Note how many rows each pass through a first block has."""
+    seen: list[int] = []
+    first = [model.module.get_submodule(model.anatomy.blocks)[0] for model in models]
+    hooks = [
+        block.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+        for block in first
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +107,9 @@ def room_for(models: Sequence[iv.Model], rows: int, fail: Callable[[int], None])
     [
         ("backbone_text", 1, on_a_gpu),
         ("windows", 2, on_a_cpu),
+        ("attribution_text", 2, on_a_gpu),
         ("recall", 2, on_a_cpu),
+        ("resolution", 2, on_a_gpu),
         ("map_image", 20, on_a_gpu),
         ("recovery", 8, on_a_gpu),
     ],
@@ -109,6 +134,27 @@ def test_a_row_that_does_not_fit_ends_in_a_message(study: Study) -> None:
         pytest.raises(MemoryTooSmall, match="a single row needs too much memory"),
     ):
         run_stage("backbone_text", study, {})
+
+
+def test_what_does_not_fit_is_not_made_by_another_method(
+    study: Study, done: dict[str, xr.Dataset]
+) -> None:
+    """Nor stored as if it could not be told: there is room elsewhere."""
+    with room_for((study.backbone,), 0, on_a_gpu), pytest.raises(MemoryTooSmall):
+        run_stage(
+            "attribution_text", study, {name: done[name] for name in NEEDS["attribution_text"]}
+        )
+
+
+def test_how_many_rows_fit_is_learnt_once(study: Study) -> None:
+    """What did not fit is not tried again by the next call."""
+    models = (study.backbone,)
+    with batches_of(models) as seen, room_for(models, 2, on_a_gpu):
+        run_stage("backbone_text", study, {})
+        n_first = len(seen)
+        run_stage("backbone_text", study, {})
+    assert max(seen[:n_first]) > 2
+    assert max(seen[n_first:]) <= 2
 
 
 def test_what_is_no_lack_of_memory_is_not_tried_again(study: Study) -> None:

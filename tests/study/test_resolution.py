@@ -1,5 +1,7 @@
 """Where, when and in which form entities are read, on models in which that is known."""
 
+import copy
+
 import micro_surgery as surgery
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from twohop.micro.benchmark import benchmark
 from twohop.micro.folders import micro_folder
 from twohop.micro.layout import LATE_BLOCK, RECALL_BLOCKS
 from twohop.protocol import Protocol
+from twohop.stages.recall import same_decoder
 from twohop.stages.resolution.onset import median, onsets
 from twohop.stages.resolution.probes import (
     NULLS,
@@ -22,6 +25,7 @@ from twohop.stages.resolution.probes import (
     nearest_form,
 )
 from twohop.stages.resolution.resolution import KINDS, drifted, names_of, resolution
+from twohop.stages.resolution.states import settled
 
 N, LAYERS, WIDTH, PROMPTS = 40, 6, 24, 4
 END = RECALL_BLOCKS[-1]
@@ -70,6 +74,35 @@ def test_centring_is_taking_the_middle_off_and_the_names_mean_on(names: Names) -
     for kind, probe in (("transfer_centred", probes.own), ("transfer_null_centred", probes.null)):
         expected = probe.predict(moved - middle + probe.mean) == torch.arange(N)
         assert torch.equal(hits[kind], expected)
+
+
+def test_states_that_say_nothing_are_read_alike_whatever_they_are(names: Names) -> None:
+    """Ahead of the picture all states are one state: no rounding decides who is read there."""
+    named, labels, _ = names
+    probes = fit_on_names(named, labels, n_classes=N, ridge=1e-2, seed=0)
+    read = []
+    for seed in range(5):
+        drawn = torch.Generator().manual_seed(seed)
+        states = torch.randn(LAYERS, 1, WIDTH, generator=drawn).expand(-1, N, -1)
+        middle = states.double().mean(1, keepdim=True)
+        hits = probes.hits(states, torch.arange(N), middle=middle)
+        read.append(torch.stack([hits[kind] for kind in hits if kind.endswith("centred")]))
+    assert all(torch.equal(of_seed, read[0]) for of_seed in read)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_last_bits_are_no_state_of_their_own(dtype: torch.dtype) -> None:
+    """Rounding goes, where it is all that tells any rows apart; where it is not, nothing does."""
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(3, 1, WIDTH, generator=generator).to(dtype)
+    steps = torch.randint(-2, 3, (3, N, WIDTH), generator=generator)
+    states = (one.float() * (1 + steps * torch.finfo(dtype).eps)).to(dtype)
+    states[1, 7, 3] += 0.5
+    states[2] = torch.randn(N, WIDTH, generator=generator).to(dtype)
+    assert not torch.equal(states[0], states[0, :1].expand(N, -1))
+    left = settled(states)
+    assert torch.equal(left[0], states[0, :1].expand(N, -1))
+    assert torch.equal(left[1:], states[1:])
 
 
 def test_another_basis_is_not_read_centred_or_not(names: Names) -> None:
@@ -147,6 +180,15 @@ def test_a_form_is_told_where_and_only_where_the_entity_is_read(late: xr.Dataset
     told = told[told >= 0]
     assert len(told) > 15
     assert np.median(told) <= END, "in the form that recall reads, not in that which it writes"
+
+
+def test_the_same_numbers_in_another_format_are_another_decoder(llm: iv.Model) -> None:
+    """What they answer differs; promoted to one format, the numbers are equal."""
+    narrow = iv.load(micro_folder("micro-backbone"), dtype=torch.bfloat16)
+    wide = iv.load(copy.deepcopy(narrow.module).float(), tokenizer=narrow.tokenizer)
+    assert same_decoder(narrow, narrow)
+    assert not same_decoder(narrow, wide)
+    assert not same_decoder(llm, wide)
 
 
 def test_a_bit_equal_decoder_has_not_drifted(late: xr.Dataset) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from interventions import Patch, Site, read
+from twohop.ask.memory import MemoryTooSmall
 from twohop.ask.on_server import no_tick
 from twohop.ask.places import Place, places
 from twohop.ask.questions import Questions
@@ -82,6 +83,28 @@ def test_what_is_ahead_of_every_candidate_is_shared(study: Study) -> None:
     # Where places reach to the very beginning of the question, only the worked examples are.
     every = [*candidates, Place("question", 20, 8)]
     assert shared_text(questions, [0], every) == template.prefix
+
+
+def test_gradients_that_do_not_fit_are_not_replaced_by_patching(study: Study) -> None:
+    """Which would give other numbers: patching fits here, and no gradient does."""
+    questions = Questions(study, study.benchmark.items[:1])
+    shown = questions.shown([0], marked=True)
+    at = shown.at("last")
+    [own] = read(study.vlm, shown, [Site("mlp_out", [0, 1], at)])
+    cells, tokens = [[Patch("mlp_out", [0, 1], at, 2 * own)]], torch.tensor([5])
+
+    def no_room(*_: object) -> None:
+        if torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    blocks = study.vlm.module.get_submodule(study.vlm.anatomy.blocks)
+    hook = next(blocks.children()).register_forward_pre_hook(no_room)
+    try:
+        assert np.isfinite(patched(study.vlm, shown, cells, tokens)).all()
+        with pytest.raises(MemoryTooSmall):
+            scores_of_cells(study.vlm, shown, cells, tokens, tick=no_tick)
+    finally:
+        hook.remove()
 
 
 def test_attribution_is_the_slope_of_exact_patching(study: Study) -> None:

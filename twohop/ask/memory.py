@@ -7,13 +7,15 @@ import gc
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import inf
+from weakref import WeakKeyDictionary
 
 import torch
 
 from interventions import Model, Prompt, Site
 from interventions import read as read_at_once
-from interventions.errors import InterventionsError
+from interventions.errors import BudgetTooSmall, InterventionsError
 
 LOG = logging.getLogger(__name__)
 ON_A_CPU = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory")
@@ -24,11 +26,33 @@ class MemoryTooSmall(InterventionsError):
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that there was no memory left, on a GPU or on a CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError | MemoryTooSmall):
+    """Whether an error says that there was no memory left, or that there would not be enough."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | MemoryTooSmall | BudgetTooSmall):
         return True
     # On a CPU, torch tells it from other errors by the message only.
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in ON_A_CPU)
+
+
+@dataclass
+class Limit:
+    """What memory has room for, as far as it has run out.
+
+    Attributes
+    ----------
+    tokens : float
+        Of rows that run together; infinite until memory runs out.
+    """
+
+    tokens: float = inf
+
+
+LIMITS: WeakKeyDictionary[Model, dict[str, Limit]] = WeakKeyDictionary()
+"""Of every model, by what it was asked to do: backward passes have room for fewer rows."""
+
+
+def limit_of(model: Model, task: str) -> Limit:
+    """What has been learnt of a task, so that the next call need not learn it again."""
+    return LIMITS.setdefault(model, {}).setdefault(task, Limit())
 
 
 class Batches:
@@ -40,6 +64,10 @@ class Batches:
         Row numbers.
     size : int
         Of a batch, at first.
+    limit : Limit, optional
+        What was learnt before, and is added to here.
+    width : int
+        Tokens of a row.
 
     Examples
     --------
@@ -54,9 +82,13 @@ class Batches:
     [4]
     """
 
-    def __init__(self, rows: torch.Tensor, size: int) -> None:
+    def __init__(
+        self, rows: torch.Tensor, size: int, *, limit: Limit | None = None, width: int = 1
+    ) -> None:
         self.left = rows
-        self.size = size
+        self.limit = limit or Limit()
+        self.width = width
+        self.size = int(max(1, min(size, self.limit.tokens // width)))
         self._failed = False
 
     def __iter__(self) -> Iterator[torch.Tensor]:
@@ -93,6 +125,7 @@ class Batches:
             self.left = torch.cat([batch, self.left])
             # A single row may have been run as several: forced choices are tried side by side.
             self.size = (len(batch) + 1) // 2 if len(batch) > 1 else self.size // 2
+            self.limit.tokens = self.size * self.width
             self._failed = True
             LOG.warning("memory ran out on %d rows; going on with %d", len(batch), self.size)
 
@@ -107,20 +140,26 @@ def remedy(error: BaseException) -> str:
 
 
 def read(model: Model, prompt: Prompt, sites: Sequence[Site]) -> list[torch.Tensor]:
-    """Read sites as :func:`interventions.read` does, in several passes if memory runs out."""
+    """Read sites as :func:`interventions.read` does, in several passes if memory runs out.
+
+    What was read waits on the CPU, whatever the model is on: a device has room for what is running.
+    """
     parts: list[list[torch.Tensor]] = []
-    batches = Batches(torch.arange(len(prompt)), len(prompt))
+    batches = Batches(
+        torch.arange(len(prompt)), len(prompt), limit=limit_of(model, "read"), width=prompt.length
+    )
     for rows in batches:
         with batches.attempt(rows):
             if len(rows) == len(prompt):
-                return read_at_once(model, prompt, sites)
+                return [value.cpu() for value in read_at_once(model, prompt, sites)]
             part_sites = [
                 site
                 if site.positions is None
                 else replace(site, positions=site.positions.rows(rows))
                 for site in sites
             ]
-            parts.append(read_at_once(model, prompt.select(rows), part_sites))
+            values = read_at_once(model, prompt.select(rows), part_sites)
+            parts.append([value.cpu() for value in values])
     return [
         torch.cat(of_site, dim=0 if isinstance(site.layers, int) else 1)
         for site, *of_site in zip(sites, *parts, strict=True)

@@ -164,7 +164,7 @@ def mean_of_known(
         first, mlps = read(
             model, part, [Site("resid_pre", blocks[0], at), Site("mlp_out", blocks, at)]
         )
-        values = torch.cat([first[None], mlps]).double().cpu()
+        values = torch.cat([first[None], mlps]).cpu().double()
         total = total + values.sum(1, keepdim=True)
         of_wanted = of_wanted + torch.einsum("wr,lrd->lwd", own[:, rows].double(), values)
     others = len(codes) - own.sum(1)

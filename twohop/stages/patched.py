@@ -10,7 +10,7 @@ from interventions import Model, Patch, Positions, Prompt, replay, run
 from interventions.prompt.positions import ragged
 from interventions.running.greedy import greedy
 from interventions.sweeping.metrics import Target
-from twohop.ask.memory import Batches
+from twohop.ask.memory import Batches, limit_of
 from twohop.ask.on_server import Tick
 from twohop.ask.study import Decoding
 
@@ -56,7 +56,12 @@ def run_cells(
     patched = [i for i, cell in enumerate(cells) if cell]
     bare = [i for i, cell in enumerate(cells) if not cell]
     most = max(1, len(patched))  # cells at a time; fewer where memory runs out, and then fewer rows
-    batches = Batches(prompt.lengths.argsort(stable=True), GROUP_ROWS)
+    batches = Batches(
+        prompt.lengths.argsort(stable=True),
+        GROUP_ROWS,
+        limit=limit_of(model, "clean runs"),
+        width=prompt.length,
+    )
     for rows in batches:
         trimmed, left = prompt.select(rows).trimmed()
         at = positions.rows(rows).shifted(left, trimmed.length)
@@ -65,14 +70,19 @@ def run_cells(
             n_cells = len(logits)
             numbers = measure(logits.flatten(0, 1), rows.repeat(n_cells))
             tick(n_cells * len(rows))
-            return numbers.double().cpu().unflatten(0, (n_cells, len(rows)))
+            return numbers.cpu().double().unflatten(0, (n_cells, len(rows)))
 
         with batches.attempt(rows):
             if bare:
                 clean = run(model, trimmed, logits=at).logits
                 assert clean is not None
                 table[np.array(bare)[:, None], rows.numpy()] = measured(clean[None]).numpy()
-            parts = Batches(torch.tensor(patched, dtype=torch.long), most)
+            parts = Batches(
+                torch.tensor(patched, dtype=torch.long),
+                most,
+                limit=limit_of(model, "cells"),
+                width=len(rows) * trimmed.length,
+            )
             for part in parts:
                 with parts.attempt(part):
                     here = [
@@ -142,7 +152,12 @@ def weighed_answers(
     """
     n = len(prompt)
     answered = [[("", float("nan"))] * len(cells) for _ in range(n)]
-    batches = Batches(runs.flatten().nonzero().flatten(), ANSWER_ROWS)
+    batches = Batches(
+        runs.flatten().nonzero().flatten(),
+        ANSWER_ROWS,
+        limit=limit_of(model, "patched answers"),
+        width=prompt.length,
+    )
     for batch in batches:
         rows, cell_of = batch % n, batch // n
         with batches.attempt(batch):

@@ -128,9 +128,14 @@ def same_decoder(vlm: Model, backbone: Model) -> bool:
         mine, other = part.state_dict(), twin.state_dict()
         if mine.keys() != other.keys():
             return False
-        if any(not torch.equal(mine[key], other[key]) for key in mine):
+        if not all(bit_equal(mine[key], other[key]) for key in mine):
             return False
     return True
+
+
+def bit_equal(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Whether two tensors are of one number format and hold the same, wherever they lie."""
+    return ours.dtype == theirs.dtype and torch.equal(ours, theirs.to(ours.device))
 
 
 def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:

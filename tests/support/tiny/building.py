@@ -65,7 +65,7 @@ def build_model(
 ) -> PreTrainedModel:
     """Build the model of a (shrunken) config with weights drawn from ``seed``."""
     auto = AutoModelForImageTextToText if sees_of(config) else AutoModelForCausalLM
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # drawn on the CPU
         model = auto.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
     randomise(model, seed)
     return model.eval()

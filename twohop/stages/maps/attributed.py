@@ -12,7 +12,7 @@ from interventions import Model, attribute
 from interventions.attribution.estimates import METHODS as METHOD_NAMES
 from interventions.attribution.estimates import Method
 from interventions.errors import InterventionsError
-from twohop.ask.memory import Batches
+from twohop.ask.memory import Batches, limit_of, ran_out
 from twohop.ask.study import Study
 from twohop.stages.maps.agreement import MEASURES, agreement, in_windows
 from twohop.stages.maps.contrasts import MAP_ROLES, Swap, swaps
@@ -78,6 +78,8 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
                 study.progress.tick(max(0, seen - told))  # a method before it may have come as far
                 told = max(seen, told)
         except InterventionsError as error:
+            if ran_out(error):  # says nothing of the method: the stage is to be run elsewhere
+                raise
             refused = str(error)
         else:
             used, refused = method, ""
@@ -159,7 +161,8 @@ def scores(
     n = len(swap.rows)
     score = np.full((len(MAP_COMPONENTS), model.n_layers, len(MAP_ROLES), n), np.nan)
     span = np.full(n, np.nan)
-    batches = Batches(torch.arange(n), ROWS)
+    limit = limit_of(model, f"attribution by {method}")
+    batches = Batches(torch.arange(n), ROWS, limit=limit, width=swap.clean.length)
     for rows in batches:
         with batches.attempt(rows):
             attribution = attribute(

@@ -24,7 +24,7 @@ from interventions.errors import InterventionsError
 from interventions.prompt.columns import Columns
 from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.metrics import target
-from twohop.ask.memory import Batches
+from twohop.ask.memory import Batches, limit_of, ran_out
 from twohop.ask.on_server import Task, Tick, no_tick
 from twohop.ask.places import Place
 from twohop.ask.questions import Questions, Rows
@@ -140,6 +140,8 @@ def scores_of_cells(
         try:
             score = estimated(model, prompt, cells, tokens, where)
         except InterventionsError as error:  # such as a gradient that is not a number
+            if ran_out(error):  # another method might fit, and give other numbers
+                raise
             LOG.warning("no attribution: %s", error)
     by = "patching" if score is None else "attribution"
     score = patched(model, prompt, cells, tokens) if score is None else score
@@ -159,16 +161,20 @@ def estimated(
     [first] = cells[0]
     assert isinstance(first.layers, list)
     score = np.zeros((len(prompt), len(cells)))
-    batches = Batches(torch.arange(len(prompt)), ROWS)
+    limit = limit_of(model, "gradients of spans")
+    batches = Batches(torch.arange(len(prompt)), ROWS, limit=limit, width=prompt.length)
     for rows in batches:
         with batches.attempt(rows):
             passed = backward(
                 model, whole.rows(rows.tolist()), [("mlp_out", block) for block in first.layers]
             )
-            value, slope = (torch.stack(part).double() for part in (passed.values, passed.slopes))
+            value, slope = (
+                torch.stack([of_block.cpu() for of_block in part]).double()
+                for part in (passed.values, passed.slopes)
+            )
             written = torch.stack([patch.of_rows(rows).value for [patch] in cells], dim=2)
-            change = (written.to(value) - value) * slope.to(value.device)
-            score[rows.numpy()] = change.sum((0, 3)).cpu().numpy()
+            change = (written.to(value) - value) * slope
+            score[rows.numpy()] = change.sum((0, 3)).numpy()
     return score
 
 

@@ -50,9 +50,11 @@ class NameProbes:
         """
         right = {}
         for way, probe in ((TRANSFERS, self.own), (NULLS.values(), self.null)):
-            raw = probe.scores(states)
-            # As scores are linear in the state, this is the state less its middle plus the mean.
-            centred = raw - probe.scores(middle) + probe.scores(probe.mean)
+            # The state less its middle plus the mean. Where a picture says nothing yet, all states
+            # are their middle: then scores are the offset to the last bit, not by their rounding.
+            centred = probe.scores(states.double() - middle + probe.mean)
+            # As scores are linear in the state.
+            raw = centred + (probe.scores(middle) - probe.scores(probe.mean))
             for kind, scores in zip(way, (raw, centred), strict=True):
                 right[kind] = scores.argmax(-1) == labels
         return right
