@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from nnsight.modeling.transformers import TransformersModel
 
+from interventions.architectures.adapters import add_adapters, named_adapters
 from interventions.architectures.anatomy import find_anatomy
 from interventions.architectures.blocks import OTHERWISE
 from interventions.architectures.blueprints import default_device, sees
 from interventions.architectures.families import tested
 from interventions.architectures.opening import place_of, reading
 from interventions.architectures.quantisation import settings_in
+from interventions.architectures.quantised_loading import quantisation_config
 from interventions.architectures.quantised_opening import check_opens
 from interventions.architectures.unwrapping import unwrapped
 from interventions.architectures.verification import check_components
@@ -32,6 +34,8 @@ def load(
     device: str | torch.device | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     attn_implementation: str | None = None,
+    quantization: Any | None = None,
+    adapter: str | Path | Mapping[str, str | Path] | None = None,
     revision: str | None = None,
     remote: bool | str = False,
     trust_remote_code: bool = False,
@@ -57,6 +61,14 @@ def load(
         ``"auto"`` spreads the layers over the devices there are (accelerate).
     attn_implementation : str, optional
         ``"eager"``, ``"sdpa"`` or others of transformers.
+    quantization : {"nf4", "int8", "fp8"} or config, optional
+        Pack the weights of a whole checkpoint while they are read, by a format's name or a config
+        of transformers. All numbers are then those of the packed model: the head is left whole,
+        vision tower and projector are packed too.
+    adapter : str, Path, or dict of str to them, optional
+        Folder or repo id of a PEFT adapter (LoRA and its like), or several by name. The first of
+        them acts; :meth:`Model.adapter <interventions.model.model.Model.adapter>` lets another
+        act, or none.
     revision : str, optional
         Branch, tag or commit on the hub.
     remote : bool or str
@@ -94,7 +106,16 @@ def load(
     from interventions.architectures.processors import open_processor
 
     given = Preprocessors(processor, tokenizer)
+    adapters = named_adapters(adapter)
     if isinstance(source, torch.nn.Module):
+        _check_ready(
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            quantization=quantization,
+            adapter=adapter,
+        )
         if remote:
             raise LoadError("a ready module runs here. For remote=, give the repo id instead.")
         return _wrap(source, given, name=_name_of(source), revision=revision)
@@ -102,7 +123,15 @@ def load(
         raise LoadError("device and device_map were both given. Give one of them.")
     place = place_of(source)
     if remote:
-        _check_remote(place, remote, device=device, device_map=device_map, dtype=dtype)
+        _check_remote(
+            place,
+            remote,
+            device=device,
+            device_map=device_map,
+            dtype=dtype,
+            quantization=quantization,
+            adapter=adapter,
+        )
     name = Path(place).name if Path(place).is_dir() else place
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     opened = reading(place, doing="loaded", weights=not remote, revision=revision)
@@ -114,12 +143,19 @@ def load(
                     "read; a server cannot run it. Leave remote= out, or convert it "
                     "(iv.load(...).module.save_pretrained) and serve that from a repo."
                 )
+            if quantization is not None:
+                raise LoadError(
+                    f"{place!r} is in LLaVA's original layout, which is converted while it is "
+                    "read, and cannot be quantised at once. Save it first "
+                    "(iv.load(...).module.save_pretrained), and load that with quantization=."
+                )
             module, own = load_original_llava(
                 place,
                 tokenizer=tokenizer if processor is None else processor.tokenizer,
                 revision=revision,
                 **_placement(device, device_map, dtype, attn_implementation),
             )
+            add_adapters(module, adapters, name)
             return _wrap(
                 module, Preprocessors(processor or own, None), name=name, revision=revision
             )
@@ -139,6 +175,14 @@ def load(
                 attn_implementation=attn_implementation,
             )
         placement = _placement(device, device_map, dtype, attn_implementation)
+        if quantization is not None:
+            placement["quantization_config"] = quantisation_config(
+                quantization,
+                config,
+                place,
+                dtype=placement["dtype"],
+                device_map=placement["device_map"],
+            )
         check_opens(config, place, device_map=placement["device_map"])
         auto = AutoModelForImageTextToText if visual else AutoModelForCausalLM
         loaded: Any = auto.from_pretrained(
@@ -157,7 +201,18 @@ def load(
     _check_all_used(module, place, report.get("unexpected_keys") or ())
     if settings_in(config):
         _check_unpacks(module, place)
+    with _without_bars(place):
+        add_adapters(module, adapters, name)
     return _wrap(module, given, name=name, revision=revision)
+
+
+def _check_ready(**settings: Any) -> None:
+    """Refuse what a ready module is not changed to."""
+    if given := [key for key, value in settings.items() if value is not None]:
+        raise LoadError(
+            f"{' and '.join(given)} cannot be chosen for a ready module: it is used as it is. "
+            "Make the module so, or give its repo id or folder."
+        )
 
 
 def _check_all_used(module: torch.nn.Module, place: str, unexpected: Iterable[str]) -> None:
