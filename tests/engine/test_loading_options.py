@@ -60,7 +60,7 @@ def at_last(whole: torch.Tensor, name: str) -> torch.Tensor:
 @pytest.mark.parametrize("how", ["nf4", "int8"])
 def test_quantised_as_transformers_does(folders: Path, name: str, how: str) -> None:
     model = iv.load(folders / name, quantization=how, device="cpu")
-    said = {
+    said: dict[str, dict[str, Any]] = {
         "nf4": {
             "load_in_4bit": True,
             "bnb_4bit_quant_type": "nf4",
@@ -158,12 +158,13 @@ def test_adapters_that_do_not_fit_are_refused(folders: Path, tmp_path: Path) -> 
 
 def test_a_ready_module_is_used_as_it_is() -> None:
     module, tokenizer = tiny.build("llama")
-    for given in (
+    several: tuple[dict[str, Any], ...] = (
         {"dtype": torch.bfloat16},
         {"device": "cpu"},
         {"attn_implementation": "eager"},
         {"quantization": "nf4"},
         {"adapter": "someone/some-lora"},
-    ):
+    )
+    for given in several:
         with pytest.raises(LoadError, match=f"{next(iter(given))} cannot be chosen for a ready"):
             iv.load(module, tokenizer=tokenizer, **given)
