@@ -198,6 +198,10 @@ def test_gaps_of_strata() -> None:
     unknown = gaps_by_stratum(gates(16, popularity=False))
     assert unknown["popularity"] == {}
     assert (quartile(np.ones(8), np.arange(8)) == "").all()
+    unknown = quartile(np.array([0, 0, 0, 0, 0, 0, 0, 2, 3, 4]), np.arange(10)).tolist()
+    assert unknown == ["below the middle"] * 7 + ["best known"] * 3, (
+        "the seven that nobody knows are at the bottom, however many they are"
+    )
 
 
 def test_strata_stand_side_by_side() -> None:

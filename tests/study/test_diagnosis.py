@@ -221,6 +221,50 @@ def test_without_evidence_of_a_null_nothing_is_late() -> None:
     assert found["evidence_state"].sel(test="back_patching").item() == "open"
 
 
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_what_is_read_in_time_at_another_place_is_not_late(share: float) -> None:
+    """Where it is told all are late; at the end of the question some are there from the first."""
+    for seed in range(3):
+        world = drawn(World(late=1.0), seed)
+        there = slice(0, int(share * World().n))
+        world["resolution"]["probe"].loc[{"kind": "transfer", "role": "last"}][:, there] = True
+        found = diagnosis(**world, seed=seed, protocol=FAST)
+        names = world["resolution"]["entity"].values
+        late = found["entity"].values[(found["verdict"] == "late").values]
+        assert not {*late} & {*names[there]}
+        assert (len({*late}) > 80) == (share < 1), "of the others most have a lost item"
+        verdicts = found["verdict"].values[np.isin(found["entity"].values, names[there])]
+        assert "not_tested" in verdicts
+
+
+@pytest.mark.parametrize(("role", "layers"), [("last", slice(0, 31)), ("image", slice(27, 31))])
+def test_what_is_read_at_another_place_or_in_passing_is_not_never_in_the_circuit(
+    role: str, layers: slice
+) -> None:
+    """At one place at all layers, or at fewer of the last ones than an onset takes."""
+    world = drawn(World(late=0.0, own=0.01, null=0.01), 0)
+    assert main_class(Counter(_lost(diagnosis(**world, seed=0, protocol=FAST)))) == (
+        "never_in_circuit"
+    )
+    world["resolution"]["probe"].loc[{"kind": "transfer", "role": role}][layers] = True
+    verdicts = _lost(diagnosis(**world, seed=0, protocol=FAST))
+    assert "never_in_circuit" not in verdicts
+    assert "late" not in verdicts
+    assert Counter(verdicts).most_common(1)[0][0] == "not_tested"
+
+
+def _lost(found: xr.Dataset) -> list[str]:
+    return [verdict for verdict in found["verdict"].values.tolist() if verdict in CLASSES]
+
+
+def test_where_every_item_is_set_aside_no_share_is_measured() -> None:
+    world = drawn(World(n=20), 0)
+    world["gates"]["surface"][:] = True
+    found = diagnosis(**world, seed=0, protocol=FAST)
+    assert np.isnan(found["share"]).all()
+    assert np.isnan(found["share_low"]).all()
+
+
 def test_a_deadline_that_is_not_known_decides_nothing() -> None:
     world = drawn(World(), 0)
     unknown = world["timetable"].copy(deep=True)
@@ -292,6 +336,21 @@ def test_choices_that_are_luck_are_no_echo() -> None:
         ).values
         through += sum(excess.low > 0 for excess in echo(gates, lost).by_relation.values())
     assert through <= 5
+
+
+def test_items_that_are_set_aside_are_no_evidence_of_an_echo() -> None:
+    """Only surface items are right in the forced choice: of the others, none is masked."""
+    world = drawn(World(), 0)
+    gates = world["gates"]
+    surface = np.arange(gates.sizes["item"]) % 2 == 0
+    gates["surface"][:] = surface
+    gates["outcome"][:] = "echo"
+    gates["choice_right"][:] = surface
+    gates["choice"][:] = np.where(surface, gates["accepted"].values, "nothing")
+    luckless = np.flatnonzero(~surface)[::40]  # a few right by luck
+    gates["choice_right"][:, luckless] = True
+    found = diagnosis(**world, seed=0, protocol=FAST)
+    assert "echo_or_format" not in found["verdict"].values[~surface].tolist()
 
 
 def test_states_of_entities_of_which_too_few_were_drawn() -> None:

@@ -223,7 +223,7 @@ def test_back_patching_gives_back_from_behind_the_delay_and_from_nowhere_else(
     delayed: Callable[[int], Found], block: int
 ) -> None:
     recovery = delayed(block).stages["recovery"]
-    own, null = (recovery[name].mean("tried").values for name in ("own", "null"))
+    own, null = (recovery[name].mean("searched").values for name in ("own", "null"))
     formed, in_time = recovery["later"].values > block, recovery["earlier"].values <= RECALL[0]
     assert own[formed & in_time].max() > 0.85
     assert own[~formed].max(initial=0) < 0.25

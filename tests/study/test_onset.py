@@ -1,10 +1,12 @@
 """Onsets, and a median only where there is one."""
 
 import numpy as np
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twohop.stages.resolution.onset import median, onsets
+from twohop.stages.timing import Timing, median_delay
 
 END, LAYERS = 5, 33
 
@@ -55,6 +57,34 @@ def test_really_late_is_late() -> None:
 
 def test_of_few_entities_there_is_none() -> None:
     assert "too few" in median(np.zeros(5)).reason
+
+
+def test_who_is_earlier_than_any_deadline_is_read_and_not_late() -> None:
+    some_late = median(np.array([-np.inf] * 10 + [3.0] * 3))
+    assert not some_late.value.measured
+    assert "10 of 13 entities come earlier than any deadline" in some_late.reason
+    most_late = median(np.array([-np.inf] * 3 + [3.0] * 30))
+    assert (most_late.value.value, most_late.value.low) == (3, 3)
+
+
+def test_a_deadline_whose_interval_has_no_end_is_still_one() -> None:
+    """Read ten blocks behind a deadline that was reached: late, however far its interval goes."""
+    timetable = xr.Dataset(
+        {
+            "deadline": ("form", [10.0, 10.0]),
+            "deadline_low": ("form", [8.0, 8.0]),
+            "deadline_high": ("form", [np.inf, np.inf]),
+            "deadline_state": ("form", ["reached", "reached"]),
+        },
+        coords={"form": [0, 23]},
+        attrs={"n_layers": 24},
+    )
+    read = Timing(np.full(20, "between", dtype=object), np.full(20, 20), np.full(20, 1))
+    assert median_delay(read, timetable).value.value == 10
+    behind = timetable.assign(
+        deadline=("form", [np.nan, np.nan]), deadline_state=("form", ["not reached"] * 2)
+    )
+    assert "earlier than any deadline" in median_delay(read, behind).reason
 
 
 @settings(max_examples=50, deadline=None)

@@ -53,7 +53,10 @@ def gates_of(entities: list[str], right: np.ndarray) -> xr.Dataset:
     said = np.stack([np.ones(len(names)), np.ones(len(names)), right.ravel()]).astype(bool)
     relations = ["capital"] * len(entities) + ["language"] * len(entities)
     return xr.Dataset(
-        {"right": (("gate", "item"), said)},
+        {
+            "right": (("gate", "item"), said),
+            "surface": ("item", np.zeros(len(names), dtype=bool)),
+        },
         coords={
             "gate": ["recognised", "backbone_text", "vlm_image"],
             "item": [f"{a}/{b}" for a, b in zip(names, relations, strict=True)],
@@ -114,6 +117,17 @@ def test_a_model_that_is_late_is_predicted_and_so_is_one_that_is_not() -> None:
     assert said["not_measured"] == ""
     assert found["predictor"].values.tolist() == [*PREDICTORS]
     assert said["auc"] == found["auc"].sel(predictor="timetable")
+
+
+def test_items_that_are_set_aside_are_not_predicted() -> None:
+    gates = gates_of(NAMES, np.tile(np.arange(60) % 2, (2, 1)))
+    gates["surface"][:7] = True
+    found = predicted(
+        gates, resolution_of(NAMES, np.zeros(60, int), np.zeros(60, int)), steps(),
+        seed=0, protocol=FEW,
+    )  # fmt: skip
+    assert found.sizes["item"] == 113
+    assert set(gates["item"].values[:7]).isdisjoint(found["item"].values)
 
 
 def test_losses_that_have_nothing_to_do_with_it_are_not_predicted() -> None:

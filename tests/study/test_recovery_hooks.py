@@ -16,6 +16,7 @@ from twohop.ask.questions import Questions
 from twohop.ask.study import text_prompt
 from twohop.items.items import Item, Template
 from twohop.protocol import Protocol
+from twohop.report.summary import of_searched_null
 from twohop.running.pair_run import Settings
 from twohop.running.study import study_of
 from twohop.stages.recovery.arms import ALL_ARMS, ARMS, FOLLOW
@@ -272,12 +273,9 @@ def test_back_patching_in_its_grid_and_at_the_chosen_cell(plain: Plain) -> None:
         return plain.said(prompt, [("resid_pre", earlier, _put(tokens, state[0, tokens]))])
 
     for row in rows_of(plain):
-        part = int(plain.asked.half[row])
-        for arm, variable, null in (
-            ("back_patching", "chosen_cell", False),
-            ("back_patching_null", "chosen_cell_null", True),
-        ):
-            expect(plain, arm, row, said(row, int(result[variable][part]), null=null))
+        cell = int(result["chosen_cell"][int(plain.asked.half[row])])
+        for arm, null in (("back_patching", False), ("back_patching_null", True)):
+            expect(plain, arm, row, said(row, cell, null=null))
     searched = result["searched"].values.tolist()
     tried = result["tried"].values.tolist()
     for column in (0, 4):
@@ -295,6 +293,17 @@ def test_the_grid_is_searched_on_as_many_of_each_half(plain: Plain) -> None:
     assert half_of_searched(plain).tolist().count(0) == 3
     entities = result["tried_entity"].sel(tried=result["searched"].values).values
     assert entities.tolist() == result["searched_entity"].values.tolist()
+
+
+def test_a_null_that_is_searched_too_is_of_the_cell_at_which_others_do_best(plain: Plain) -> None:
+    result, half = plain.result, half_of_searched(plain)
+    expected = [
+        float(result["null"][int(result["chosen_cell_null"][part]), column])
+        for column, part in enumerate(half)
+    ]
+    there = result["has_null"].sel(tried=result["searched"].values).values
+    expected = np.where(there, expected, np.nan)
+    np.testing.assert_array_equal(of_searched_null(result), expected)
 
 
 def half_of_searched(plain: Plain) -> np.ndarray:

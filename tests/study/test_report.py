@@ -33,6 +33,7 @@ from twohop.report.style import spread
 from twohop.report.summary import summarise
 from twohop.report.table import at
 from twohop.report.tables import all_tables
+from twohop.report.timetable import timetable_figure
 from twohop.stages.recovery.arms import WITHOUT_IMAGE_TOKENS
 from twohop.statistics import as_json
 
@@ -228,7 +229,7 @@ def test_run_without_lost_items(tree: xr.DataTree, tmp_path: Path) -> None:
     recovery = (
         tree["recovery"]
         .to_dataset()
-        .isel(lost=slice(0), tried=slice(0), kept=slice(0), follow_arm=slice(0))
+        .isel(lost=slice(0), tried=slice(0), searched=slice(0), kept=slice(0), follow_arm=slice(0))
         .assign_attrs(n_lost=0)
     )
     diagnosis = tree["diagnosis"].to_dataset().copy(deep=True)
@@ -241,7 +242,11 @@ def test_run_in_which_nothing_is_recognised(tree: xr.DataTree, tmp_path: Path) -
     gates = tree["recall"].to_dataset().copy(deep=True)
     gates["right"][:] = False
     gates["choice_right"][:] = False
-    recovery = tree["recovery"].to_dataset().isel(lost=slice(0), tried=slice(0), kept=slice(0))
+    recovery = (
+        tree["recovery"]
+        .to_dataset()
+        .isel(lost=slice(0), tried=slice(0), searched=slice(0), kept=slice(0))
+    )
     recovery.attrs.update(n_lost=0, n_kept=0)
     windows = tree["windows"].to_dataset().isel(item=slice(0))
     windows.attrs.update(enrichment_end=-1, readout_end=-1)
@@ -258,6 +263,75 @@ def test_run_that_needs_no_block(tree: xr.DataTree, tmp_path: Path) -> None:
     windows = tree["windows"].to_dataset().copy()
     windows.attrs.update(enrichment_end=-1, enrichment_end_low=-1, enrichment_end_high=-1)
     assert "no block needed" in text_of(changed(tree, windows=windows), tmp_path)
+
+
+def test_windows_that_no_item_shows_are_not_measured(tree: xr.DataTree, tmp_path: Path) -> None:
+    """Each item is the only one of its relation that is known: nothing to replace an MLP by."""
+    windows = tree["windows"].to_dataset().copy(deep=True)
+    for name in ("enrichment", "alone", "sufficiency", "half_point", "half_low", "half_high"):
+        windows[name] = windows[name].astype(float) * np.nan
+    n, reason = windows.sizes["item"], "no other entity is known"
+    windows.attrs.update(
+        enrichment_end=-1,
+        enrichment_end_low=np.nan,
+        enrichment_end_high=np.nan,
+        left_out=n,
+        left_out_reason=reason,
+    )
+    lonely = changed(tree, windows=windows)
+    found = summarise(lonely, pair="micro", seed=0)["windows"]
+    assert not found["enrichment_end"].measured
+    assert found["enrichment_end"].n == found["necessity_half"].n == 0
+    assert found["readout_end"].n == n
+    text = text_of(lonely, tmp_path)
+    assert "no block needed" not in text
+    assert f"On {n} of {n} items no enrichment window was measured: {reason}" in text
+    assert "in the first block alone" in text
+
+
+def test_the_timetable_shown_is_the_one_that_is_used(tree: xr.DataTree) -> None:
+    def title(same: int) -> str:
+        own = tree["timetable_vlm"].to_dataset().assign_attrs(same_as_backbone=same)
+        figure = timetable_figure(changed(tree, timetable_vlm=own))
+        return figure.axes[0].get_title(loc="left")
+
+    assert "of the backbone" in title(1)
+    assert "of the VLM's own text" in title(0)
+
+
+def test_the_verdict_says_which_way_a_forecast_goes_and_of_how_many_items(summary: dict) -> None:
+    def area(value: float) -> dict[str, float | int]:
+        return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 60}
+
+    def told(value: float, *, same: bool) -> str:
+        windows = {**summary["windows_vlm"], "same_as_backbone": same}
+        prediction = {**summary["prediction"], "auc": area(value)}
+        return verdict_sentence({**summary, "prediction": prediction, "windows_vlm": windows})
+
+    assert "The backbone's recall timetable, fitted to no answer from an image, tells lost" in told(
+        0.9, same=True
+    )
+    assert "Its own text's recall timetable" in told(0.9, same=False)
+    assert "has it the wrong way round: it tells lost items" in told(0.2, same=True)
+    assert "AUC" not in told(0.5, same=True)
+
+    shares = dict.fromkeys(("early", "between", "late", "never", "unknown"), area(0.0))
+    came = {**summary["lateness"], **shares, "late": area(0.6), "unknown": area(0.4)}
+    said = verdict_sentence({**summary, "lateness": came})
+    assert "and never in 0 % [-10, 10] of 60; it cannot be told of 40 % [30, 50] read in a" in (
+        said.replace("−", "-")
+    )
+
+    part = {"value": 0.5, "low": 0.4, "high": 0.6}
+    shown = {"first": "a", "second": "b", "p": 0, "p_holm": 0, "smallest": 0.1, "shown": True}
+    contrasts = {
+        "transplant": {**shown, "difference": {**part, "n": 40}},
+        "place": {**shown, "difference": {**part, "n": 55}},
+        "span": {**shown, "difference": {**part, "n": 90}, "shown": False},
+    }
+    assert "On 40 to 55 lost items it is shown" in verdict_sentence(
+        {**summary, "contrasts": contrasts}
+    )
 
 
 def test_what_attribution_is_worth_is_said(

@@ -22,7 +22,7 @@ from twohop.stages.ablation import Grid, mean_of_known
 from twohop.stages.patched import answered_cells
 from twohop.stages.recall import text_gate
 from twohop.stages.resolution.states import at_names
-from twohop.stages.window_ends import ends_of, half_point, last_below
+from twohop.stages.window_ends import ends_of, half_point, last_below, readout_end
 from twohop.stages.windows import in_circuit, windows, windows_vlm
 
 OUTSIDE = [block for block in range(8) if block not in RECALL_BLOCKS]
@@ -75,6 +75,7 @@ def test_necessity_sufficiency_and_each_block_alone_say_where_recall_is(
     ends = measured.attrs
     assert ends["enrichment_end_low"] <= ends["enrichment_end"] <= ends["enrichment_end_high"]
     assert ends["enrichment_end"] in RECALL_BLOCKS
+    assert ends["readout_end_low"] <= ends["readout_end"] <= ends["readout_end_high"]
 
 
 def test_cells_are_what_they_are_by_hand(
@@ -269,6 +270,22 @@ def test_half_point_intervals_cover() -> None:
 def test_the_last_below_is_the_last_of_all() -> None:
     curves = np.array([[0.1, 0.5, 0.2, 1.0], [1.0, 1.0, 1.0, 1.0]])
     assert last_below(curves, np.array([0.4, 0.9])).tolist() == [2, -1]
+
+
+def test_where_the_readout_ends_is_told_with_an_interval() -> None:
+    """Of each entity the answer follows up to a block of its own: 20 of 40 to block 6, one to 9."""
+    last = np.array([2] * 19 + [6] * 20 + [9])
+    follows = (np.arange(12)[:, None] <= last).astype(float)
+    follows[1::2] = np.nan  # so many blocks were not looked at
+    entities = [str(i) for i in range(40)]
+    found = readout_end(follows, entities, seed=0)
+    assert found.tolist() == [6, 6, 6]
+    low, high = readout_end(follows, entities, seed=0, protocol=Protocol(readout_follows=0.025))[1:]
+    assert (low, high) == (6, 8), "one entity in forty: in some resamples it is not"
+    assert readout_end(follows * 0, entities, seed=0).tolist() == [-1, -1, -1]
+    nothing = readout_end(follows * np.nan, entities, seed=0)
+    assert nothing[0] == -1
+    assert np.isnan(nothing[1:]).all()
 
 
 def test_nobody_is_swapped_in_for_nobody(study: Study) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from twohop.ask.sampling import in_turns
+
 
 def halves(codes: Sequence[str], *, seed: int) -> np.ndarray:
     """Which half each row is in, 0 or 1, [row]; the rows of one entity are in the same.
@@ -68,8 +70,5 @@ def rows_of_both(half: np.ndarray, limit: int, *, seed: int) -> np.ndarray:
     [0, 2, 3]
     """
     shuffled = np.random.default_rng(seed).permutation(len(half))
-    turn = np.zeros(len(half), dtype=int)
-    for part in (0, 1):
-        of_part = shuffled[half[shuffled] == part]
-        turn[of_part] = np.arange(len(of_part))
-    return np.sort(np.lexsort((half, turn))[:limit])
+    groups = [shuffled[half[shuffled] == part].tolist() for part in (0, 1)]
+    return np.array(in_turns(groups, limit), dtype=int)

@@ -34,6 +34,7 @@ def cautions(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
         *_about_cut_answers(summary),
         *_about_default(tree, protocol),
         *_about_probes(tree, summary, protocol),
+        *_about_windows(tree),
         *_about_verdicts(summary),
         *_about_unexplained(tree, protocol),
         *_about_recovery(summary, protocol),
@@ -152,6 +153,21 @@ def _about_probes(tree: xr.DataTree, summary: Mapping[str, Any], protocol: Proto
             "sentences has to be asked to be brief."
         )
     return sentences
+
+
+def _about_windows(tree: xr.DataTree) -> list[str]:
+    """Items on which no window could be measured; if on none could, what is patched is a guess."""
+    windows = tree["windows"].to_dataset()
+    n, left_out = windows.sizes["item"], int(windows.attrs["left_out"])
+    if not left_out:
+        return []
+    sentence = (
+        f"On {left_out} of {n} items no enrichment window was measured: "
+        f"{windows.attrs['left_out_reason']}."
+    )
+    if left_out == n:
+        sentence += " What transplants write, they write in the first block alone."
+    return [sentence]
 
 
 def _about_verdicts(summary: Mapping[str, Any]) -> list[str]:

@@ -166,7 +166,7 @@ def alt_texts(summary: Mapping[str, Any]) -> dict[str, str]:
         "windows": "Curves over blocks of the backbone: answers that survive ablation from a block "
         "up, "
         f"and answers that follow a swap after it. Last blocks of the windows: {end} and {out}.",
-        "timetable": "Heat map of the backbone: share of answers recalled if the entity, in the "
+        "timetable": "Heat map of the text run: share of answers recalled if the entity, in the "
         "form it has after so many blocks, comes only after so many; and the deadline of each "
         "form. Over it, when the VLM's entities can be read, and in which form. The numbers are in "
         "the table When the entity comes.",

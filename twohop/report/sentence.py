@@ -12,6 +12,10 @@ from twohop.statistics import NOT_MEASURED, Estimate, estimates
 LOST = ("echo_or_format", "late", "never_in_circuit", "in_time", "unexplained", "not_tested")
 NOT_RIGHT = ("knowledge_missing", "not_recognised", *LOST)
 """Verdicts on items that are not right, in the order in which they are named."""
+UNCLEAR = {
+    "between": "read at about the deadline",
+    "unknown": "read in a form of which no deadline is known",
+}
 BY_CHANCE = 0.5
 """The AUC of a forecast that knows nothing."""
 
@@ -61,14 +65,20 @@ def _when(summary: Mapping[str, Any]) -> str:
     said = (
         f"Entities are readable in time in {_per_cent(came['early'])}, only too late in "
         f"{_per_cent(came['late'])}, and never in {_per_cent(came['never'])} of "
-        f"{came['late'].n}."
+        f"{came['late'].n}"
     )
+    unclear = [
+        f"{_per_cent(share)} {what}"
+        for state, what in UNCLEAR.items()
+        if (share := came.get(state, NOT_MEASURED)).value > 0
+    ]
+    said += f"; it cannot be told of {' and '.join(unclear)}." if unclear else "."
     area = summary["prediction"].get("auc", NOT_MEASURED)
-    if area.measured and (area.low > BY_CHANCE or area.high < BY_CHANCE):
-        said += (
-            " The backbone's recall timetable, fitted to no answer of the VLM, tells lost items "
-            f"from the others with an AUC of {written(area, 'correlation')}."
-        )
+    if area.low > BY_CHANCE or area.high < BY_CHANCE:
+        whose = "The backbone's" if summary["windows_vlm"]["same_as_backbone"] else "Its own text's"
+        said += f" {whose} recall timetable, fitted to no answer from an image, "
+        said += "tells" if area.low > BY_CHANCE else "has it the wrong way round: it tells"
+        said += f" lost items from the others with an AUC of {written(area, 'correlation')}."
     return said
 
 
@@ -79,7 +89,8 @@ def _given_back(summary: Mapping[str, Any]) -> str:
         for name, each in summary["contrasts"].items()
         if each["shown"] and (apart := each["difference"].scaled(100)).value > 0
     ]
-    n = max((each["difference"].n for each in summary["contrasts"].values()), default=0)
+    told = [each["difference"].n for each in summary["contrasts"].values() if each["shown"]]
+    n = f"{min(told)} to {max(told)}" if len({*told}) > 1 else f"{max(told, default=0)}"
     parts = [f"On {n} lost items it is shown that {'; that '.join(shown)}."] if shown else []
     refuted = [
         f"{says(name)} ({written(apart, 'points')} points)"

@@ -53,8 +53,9 @@ def gaps_by_stratum(gates: xr.Dataset) -> dict[str, dict[str, Estimate]]:
 def quartile(popularity: np.ndarray, entity: np.ndarray) -> np.ndarray:
     """Which of :data:`QUARTILES` of the entities each item's is in, [item]; empty if not known.
 
-    Entities as popular as the first of a quarter are in that quarter. All are empty where fewer
-    entities are known than there are quarters, or all are as popular.
+    By the share of entities that are less popular, half of those as popular counted with them, so
+    that many at the bottom are never called well known. All are empty where fewer entities are
+    known than there are quarters, or all are as popular.
 
     Examples
     --------
@@ -66,7 +67,8 @@ def quartile(popularity: np.ndarray, entity: np.ndarray) -> np.ndarray:
     known = known[np.isfinite(known)]
     if len(known) < len(QUARTILES) or known.min() == known.max():
         return np.full(len(entity), "", dtype=object)
-    parts = np.arange(1, len(QUARTILES)) / len(QUARTILES)
-    place = np.digitize(popularity, np.quantile(known, parts))
+    ordered = np.sort(known)
+    below, up_to = (np.searchsorted(ordered, popularity, side=side) for side in ("left", "right"))
+    place = (below + up_to) * len(QUARTILES) // (2 * len(known))
     names = np.array([*QUARTILES, ""], dtype=object)
     return names[np.where(np.isfinite(popularity), place, len(QUARTILES))]

@@ -212,22 +212,26 @@ def answers_cut(gates: xr.Dataset) -> dict[str, dict[str, int]]:
 
 def of_windows(windows: xr.Dataset) -> dict[str, Any]:
     """Numbers of a model's recall windows, in blocks."""
-    n = int(windows.sizes["item"])
 
-    def last(name: str, ends: tuple[str, str]) -> Estimate:
-        block = float(windows.attrs[name])
-        low, high = (float(windows.attrs.get(f"{name}{end}", block)) for end in ends)
-        return Estimate(block, low, high, n) if n else NOT_MEASURED
+    def items_of(variable: str) -> int:
+        measured = windows[variable].transpose("item", ...).notnull().values
+        return int(measured.any(1).sum())
 
+    def last(name: str, variable: str) -> Estimate:
+        low, high = (float(windows.attrs.get(f"{name}{end}", np.nan)) for end in ("_low", "_high"))
+        n = items_of(variable)  # it may be that there was no other entity to any of the items
+        return Estimate(float(windows.attrs[name]), low, high, n) if n else NOT_MEASURED
+
+    n = items_of("enrichment")
     half = windows[["half_point", "half_low", "half_high"]]
     return {
-        "enrichment_end": last("enrichment_end", ("_low", "_high")),
+        "enrichment_end": last("enrichment_end", "enrichment"),
         **{
             f"{curve}_half": Estimate(*(float(half[name].sel(curve=curve)) for name in half), n=n)
             for curve in ("necessity", "sufficiency")
         },
         "enrichment_half": int(windows.attrs["enrichment_half"]),
-        "readout_end": last("readout_end", ("_low", "_high")),
+        "readout_end": last("readout_end", "readout"),
         "same_as_backbone": bool(windows.attrs["same_as_backbone"]),
     }
 
@@ -295,11 +299,22 @@ def recovered(recovery: xr.Dataset) -> dict[str, Estimate]:
     if own.shape[1]:
         for name, values in (
             ("back_patching_grid_mean", own.mean(0)),
-            ("back_patching_oracle", own.any(0)),
-            ("back_patching_null_oracle", null.any(0)),
+            ("back_patching_oracle", own.any(0).astype(float)),
+            ("back_patching_null_oracle", null.any(0).astype(float)),
+            ("back_patching_null_searched", of_searched_null(recovery)),
         ):
-            by_arm[name] = mean(np.asarray(values), searched)
+            there = ~np.isnan(values)
+            by_arm[name] = mean(values[there], searched[there])
     return by_arm
+
+
+def of_searched_null(recovery: xr.Dataset) -> np.ndarray:
+    """Another picture's states in the cell at which such do best on the other half, [searched]."""
+    items = recovery["searched"].values
+    cell = recovery["chosen_cell_null"].values[recovery["half"].sel(tried=items).values]
+    right = recovery["null"].values[cell, np.arange(len(items))].astype(float)
+    there = recovery["has_null"].sel(tried=items).values.astype(bool)
+    return np.where(there & (cell >= 0), right, np.nan)
 
 
 def accuracy_by_relation(gates: xr.Dataset) -> dict[str, Any]:

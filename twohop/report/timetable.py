@@ -30,17 +30,20 @@ from twohop.statistics import Estimate
 MOST_WRITTEN = 10  # rows of a table whose numbers are written into it
 LARGEST = 210.0  # points squared: the dot of the most items
 PALE = LinearSegmentedColormap.from_list("pale", ["#ffffff", "#9ec9e6"])
-NO_ITEM = "the backbone gives no fact\nby its canonical answer"
+NO_ITEM = "no fact is given in text\nby its canonical answer"
 
 
 def timetable_figure(tree: xr.DataTree) -> Figure:
     """By when the entity must be there in each form, and when and how it is there in the VLM."""
-    data = tree["timetable"].to_dataset()
+    # That by which entities are held to be late: the VLM's own.
+    stage = "timetable_vlm" if "timetable_vlm" in tree.children else "timetable"
+    data = tree[stage].to_dataset()
+    whose = "backbone" if data.attrs.get("same_as_backbone", 1) else "VLM's own text"
     with look():
         figure = sheet(4.7)
         axes = figure.subplots()
         axes.set_title(
-            "The backbone's recall timetable: its own state of the name, written late", loc="left"
+            f"Recall timetable of the {whose}: its own state of the name, written late", loc="left"
         )
         if not data.sizes["item"]:
             nothing(axes, NO_ITEM)

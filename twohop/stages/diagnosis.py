@@ -14,7 +14,13 @@ import xarray as xr
 from twohop.protocol import DEFAULT, Protocol
 from twohop.stages.echo import echo
 from twohop.stages.evidence import EVIDENCE, Measured, State, measured, resampled
-from twohop.stages.timing import NULLS, Timing, read_anywhere, timing
+from twohop.stages.timing import (
+    NULLS,
+    Timing,
+    elsewhere,
+    read_anywhere,
+    timing,
+)
 from twohop.statistics import Estimate, interval, mean
 
 VERDICTS = (
@@ -40,27 +46,32 @@ class Case:
         When its entity comes, see :data:`twohop.stages.timing.STATES`.
     decodable : ndarray of bool [item]
         The plain probe reads its entity somewhere.
+    elsewhere : ndarray of bool [item]
+        It is neither late nor never, see :func:`twohop.stages.timing.elsewhere`.
     regained : ndarray [item]
         1 if the transplant into all its places gives the answer back, 0 if not, NaN if not tried.
     """
 
     state: np.ndarray
     decodable: np.ndarray
+    elsewhere: np.ndarray
     regained: np.ndarray
 
 
 def judged(case: Case, evidence: Mapping[str, State]) -> np.ndarray:
     """The verdict on each lost item, given what was shown of the pair, [item].
 
-    - ``late``: its entity is read, but only after the deadline of its form; the transplant gives
-      its answer back; and of the pair it was shown that probes read entities so late more often
-      than by luck, that they read the VLM's own text, and that back-patching beats its null.
+    - ``late``: its entity is read, but only after the deadline of its form, and is not shown to be
+      read before at another place; the transplant gives its answer back; and of the pair it was
+      shown that probes read entities so late more often than by luck, that they read the VLM's own
+      text, and that back-patching beats its null.
     - ``in_time``: its entity is read before the deadline, and its answer is lost all the same; of
       the pair it was shown that probes read entities in time more often than by luck, and the
       VLM's own text.
-    - ``never_in_circuit``: its entity is decodable, and no probe reads it in the backbone's form;
-      the transplant gives its answer back; and of the pair it was shown that entities are
-      decodable, that the probes read the VLM's own text, and that back-patching does *not* help.
+    - ``never_in_circuit``: its entity is decodable, and no probe reads it in the backbone's form,
+      nor is it shown to be read in passing, or at another place; the transplant gives its answer
+      back; and of the pair it was shown that entities are decodable, that the probes read the
+      VLM's own text, and that back-patching does *not* help.
     - ``unexplained``: all of these tests could tell, and none of the three is the case.
     - ``not_tested``: one of them could not.
     """
@@ -74,15 +85,16 @@ def judged(case: Case, evidence: Mapping[str, State]) -> np.ndarray:
     if evidence["late"] == "shown":
         late = state == "late"
         if patched == "shown":
-            verdict[late & (back == 1)] = "late"
+            verdict[late & (back == 1) & ~case.elsewhere] = "late"
         verdict[late & ((back == 0) | (patched == "absent"))] = "unexplained"
     never = state == "never"
-    hidden = never & case.decodable & (decodable == "shown")
+    hidden = never & case.decodable & (decodable == "shown") & ~case.elsewhere
     if patched == "absent":
         verdict[hidden & (back == 1)] = "never_in_circuit"
     verdict[never & ((back == 0) | (patched == "shown"))] = "unexplained"
     if decodable != "open":
-        verdict[never & ~hidden & (back == 1) & (patched == "absent")] = "unexplained"
+        nowhere = never & ~hidden & ~case.elsewhere
+        verdict[nowhere & (back == 1) & (patched == "absent")] = "unexplained"
     return verdict
 
 
@@ -134,8 +146,9 @@ def diagnosis(
     null = timing(resolution, timetable, kinds=NULLS, protocol=protocol)
     tests = measured(resolution, recovery, read, null, protocol=protocol)
     evidence = {name: test.judged(protocol=protocol) for name, test in tests.items()}
-    case = _case(gates, resolution, recovery, read, protocol=protocol)
-    masked = echo(gates, lost)
+    case = _case(gates, resolution, recovery, timetable, read, protocol=protocol)
+    counted = ~gates["surface"].values.astype(bool)
+    masked = echo(gates, lost & counted)
 
     early = np.select(
         [right["vlm_image"], ~right["backbone_text"], ~right["recognised"]],
@@ -147,7 +160,6 @@ def diagnosis(
         return np.where(lost, judged(case, states), early)
 
     weight = np.where(masked.masked, masked.weight, 1.0)
-    counted = ~gates["surface"].values.astype(bool)
     entity = gates["entity"].values.astype(str)
 
     def shares_of(states: Mapping[str, State]) -> np.ndarray:
@@ -197,6 +209,7 @@ def _case(
     gates: xr.Dataset,
     resolution: xr.Dataset,
     recovery: xr.Dataset,
+    timetable: xr.Dataset,
     read: Timing,
     *,
     protocol: Protocol,
@@ -205,9 +218,10 @@ def _case(
     rows = {name: i for i, name in enumerate(resolution["entity"].values.astype(str))}
     where = np.array([rows[name] for name in gates["entity"].values.astype(str)], dtype=int)
     plain = read_anywhere(resolution, "plain", protocol=protocol)
+    there = elsewhere(resolution, timetable, read, protocol=protocol)
     tried = dict(zip(recovery["lost"].values, recovery["whole"].values, strict=True))
     regained = [float(tried.get(item, np.nan)) for item in gates["item"].values]
-    return Case(read.state[where], plain[where], np.array(regained))
+    return Case(read.state[where], plain[where], there[where], np.array(regained))
 
 
 def _share(kind: str, verdict: np.ndarray, otherwise: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -227,10 +241,12 @@ def _resamples(
 
     ``shares_of(states)`` gives how much of each item is of each kind, [kind, item].
     """
+    if not len(entities):  # every item is set aside
+        return np.full((len(VERDICTS), 1), np.nan)
     codes, index = np.unique(entities, return_inverse=True)
     generator = np.random.default_rng(seed)
     times = generator.multinomial(
-        len(codes), np.full(len(codes), 1 / max(len(codes), 1)), size=protocol.gate_resamples
+        len(codes), np.full(len(codes), 1 / len(codes)), size=protocol.gate_resamples
     )
     of_states: dict[tuple[State, ...], np.ndarray] = {}
     shares = []

@@ -108,7 +108,8 @@ def predicted(
     Returns
     -------
     Dataset
-        Of the items that the VLM names and the backbone knows: ``expected`` (item): probability of
+        Of the items that the VLM names and the backbone knows, without the surface ones, whose
+        answer can be had from the name's spelling: ``expected`` (item): probability of
         an answer, the neutral run's where the entity is never read; ``right`` (item): whether the
         VLM answers from the image; ``read``, ``onset``, ``block`` and ``form`` (item): see
         :class:`Arrivals`; ``predicted_lost`` (item): expected below the protocol's
@@ -127,6 +128,7 @@ def predicted(
         empty if there are.
     """
     known = gates["right"].sel(gate=["recognised", "backbone_text"]).values.all(0)
+    known &= ~gates["surface"].values.astype(bool)
     # Without a timetable nothing is expected of any item.
     chosen = gates.isel(item=known & bool(timetable.sizes["item"]))
     names = chosen["entity"].values.astype(str)

@@ -13,6 +13,7 @@ import xarray as xr
 
 from twohop.protocol import DEFAULT, Protocol
 from twohop.stages.resolution.onset import Median, layers_running, median, onsets
+from twohop.statistics import difference
 
 READS = ("transfer", "transfer_centred")
 """Probes that read an entity in the backbone's form."""
@@ -60,16 +61,23 @@ def deadline_ends(timetable: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     Forms between those that were measured have a deadline between theirs. Infinite where a form
     serves at all blocks; NaN where it is not known.
     """
-    known = timetable["form"].values
+    low, high = (timetable[f"deadline_{end}"].values.astype(float) for end in ("low", "high"))
+    return of_every_form(timetable, low), of_every_form(timetable, high)
+
+
+def deadline_itself(timetable: xr.Dataset) -> np.ndarray:
+    """Each form's deadline, as :func:`deadline_ends` has its ends, [form]."""
+    behind = timetable["deadline_state"].values == "not reached"
+    return of_every_form(timetable, np.where(behind, np.inf, timetable["deadline"].values))
+
+
+def of_every_form(timetable: xr.Dataset, values: np.ndarray) -> np.ndarray:
+    """Blocks of the measured forms, as straight lines have them of every form, [form]."""
     every = np.arange(int(timetable.attrs["n_layers"]) + 1)
-    ends = []
-    for name in ("deadline_low", "deadline_high"):
-        values = timetable[name].values.astype(float)
-        last = float(every[-1] + 1)  # what is not reached comes after all that is
-        at_most = np.where(np.isinf(values), last, values)
-        between = np.interp(every, known, at_most)
-        ends.append(np.where(between >= last, np.inf, between))
-    return ends[0], ends[1]
+    last = float(every[-1] + 1)  # what is not reached comes after all that is
+    at_most = np.where(np.isinf(values), last, values)
+    between = np.interp(every, timetable["form"].values, at_most)
+    return np.where(between >= last, np.inf, between)
 
 
 def at_places(resolution: xr.Dataset, variable: str) -> xr.DataArray:
@@ -122,24 +130,73 @@ def timing(
         form of its own; it is held to the one that entities usually have there.
     protocol : Protocol
     """
-    hits = at_places(resolution, "probe").sel(kind=list(kinds))
-    running = layers_running(hits.sizes["layer"], protocol=protocol)
-    first = onsets(hits.transpose("kind", "layer", "entity").values, running=running)
-    forms = at_places(resolution, "form").transpose("layer", "entity").values
+    probe, form = (at_places(resolution, name) for name in ("probe", "form"))
+    hits = probe.sel(kind=list(kinds))
+    return _timed(hits, form, blocks_done(resolution), timetable, protocol=protocol)
+
+
+def elsewhere(
+    resolution: xr.Dataset, timetable: xr.Dataset, read: Timing, *, protocol: Protocol
+) -> np.ndarray:
+    """Whether an entity that comes late, or never, is read all the same, [entity].
+
+    Where it is late: before the end of its deadline at a place at which it is not told. Where it is
+    never read: at any place, if only in passing, at fewer layers running than an onset takes. Of so
+    many places and layers some are read by luck, so that this counts for those that are late, or
+    for those that are never read, if among them it is shown to be more than on shuffled labels.
+    """
+    own, null = (
+        _read_somewhere(resolution, timetable, kinds, protocol) for kinds in (READS, NULLS)
+    )
+    names, there = resolution["entity"].values, np.zeros(len(read.state), dtype=bool)
+    for state in own:
+        of_it = read.state == state
+        first, second = own[state][of_it], null[state][of_it]
+        there[of_it] = first & (difference(first, second, names[of_it]).low > 0)
+    return there
+
+
+def _read_somewhere(
+    resolution: xr.Dataset, timetable: xr.Dataset, kinds: tuple[str, ...], protocol: Protocol
+) -> dict[str, np.ndarray]:
+    """Whether probes read an entity where it is not late, or not never, by these, [entity]."""
+    hits, done = resolution["probe"].sel(kind=list(kinds)), blocks_done(resolution)
+    in_time: np.ndarray = np.zeros(resolution.sizes["entity"], dtype=bool)
+    for place in range(resolution.sizes["role"]):
+        form = resolution["form"].isel(role=place)
+        at = _timed(hits.isel(role=place), form, done, timetable, protocol=protocol)
+        in_time |= np.isin(at.state, ("early", "between"))
+    every = hits.transpose("kind", "role", "layer", "entity").values
+    passing = onsets(every, running=protocol.onset_layers) >= 0
+    return {"late": in_time, "never": np.any(passing, axis=(0, 1))}
+
+
+def _timed(
+    probe: xr.DataArray,
+    form: xr.DataArray,
+    blocks: np.ndarray,
+    timetable: xr.Dataset,
+    *,
+    protocol: Protocol,
+) -> Timing:
+    """When the entities come, of hits and forms at one place of each; ``blocks`` [layer] done."""
+    hits = probe.transpose("kind", "layer", "entity").values
+    first = onsets(hits, running=layers_running(hits.shape[1], protocol=protocol))
+    forms = form.transpose("layer", "entity").values
     forms = np.where(forms >= 0, forms, usual_forms(forms)[:, None])
     at = np.maximum(first, 0)
-    form = np.take_along_axis(forms, at, axis=0)
-    done = blocks_done(resolution)[at]
-    low, high = (ends[np.maximum(form, 0)] for ends in deadline_ends(timetable))
-    known = (first >= 0) & (form >= 0) & ~np.isnan(low) & ~np.isnan(high)
+    own = np.take_along_axis(forms, at, axis=0)
+    done = blocks[at]
+    low, high = (ends[np.maximum(own, 0)] for ends in deadline_ends(timetable))
+    known = (first >= 0) & (own >= 0) & ~np.isnan(low) & ~np.isnan(high)
     early, late = known & (done <= low), known & (done > high)
     # Of several probes the first of these decides; of those alike, the one that reads it first.
     turn = np.select([early, known & ~late, late, first >= 0], [0, 1, 2, 3], 4)
     best = (turn * (int(done.max(initial=0)) + 2) + done).argmin(0)
-    picked = best, np.arange(hits.sizes["entity"])
+    picked = best, np.arange(hits.shape[2])
     state = np.array(STATES, dtype=object)[[0, 1, 2, 4, 3]][turn[picked]]
     gone = state == "never"
-    return Timing(state, np.where(gone, -1, done[picked]), np.where(gone, -1, form[picked]))
+    return Timing(state, np.where(gone, -1, done[picked]), np.where(gone, -1, own[picked]))
 
 
 def median_delay(read: Timing, timetable: xr.Dataset) -> Median:
@@ -148,7 +205,6 @@ def median_delay(read: Timing, timetable: xr.Dataset) -> Median:
     Positive is too late. An entity that is never read, or in a form of which no deadline is known,
     is later than any; one in a form that serves at all blocks is earlier.
     """
-    low, high = deadline_ends(timetable)
-    deadline = (low + high)[np.maximum(read.form, 0)] / 2
+    deadline = deadline_itself(timetable)[np.maximum(read.form, 0)]
     known = read.read & (read.form >= 0) & ~np.isnan(deadline)
     return median(np.where(known, read.blocks - np.where(known, deadline, 0), np.inf))

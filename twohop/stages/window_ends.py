@@ -99,3 +99,35 @@ def ends_of(
         np.array([last(curve), *interval(last(drawn).astype(float))], dtype=float),
         np.array([half_point(curve, at), *interval(half_point(drawn, at))], dtype=float),
     )
+
+
+def readout_end(
+    follows: np.ndarray, entities: Labels, *, seed: int, protocol: Protocol = DEFAULT
+) -> np.ndarray:
+    """Last block whose swap answers follow, with its percentile interval: [value, low, high].
+
+    At the protocol's ``readout_follows`` of the most that follow at any block; -1: at none. The
+    ends are NaN where nothing was measured.
+
+    Parameters
+    ----------
+    follows : ndarray [block, item]
+        NaN where it was not measured.
+    entities : sequence of str [item]
+    seed : int
+    protocol : Protocol
+    """
+    items, blocks = ~np.isnan(follows).all(0), ~np.isnan(follows).all(1)
+    if not items.any():
+        return np.array([-1.0, np.nan, np.nan])
+    values, at = follows[np.ix_(blocks, items)], np.flatnonzero(blocks)
+    labels = np.asarray(entities, dtype=str)[items]
+    sums, counts = cluster_sums(values.T, labels, seed=seed, protocol=protocol)
+
+    def last(curves: np.ndarray) -> np.ndarray:
+        level = np.maximum(protocol.readout_follows * curves.max(-1), 1e-12)
+        above = curves >= level[..., None] - 1e-12
+        index = above.shape[-1] - 1 - above[..., ::-1].argmax(-1)
+        return np.where((curves > 1e-12).any(-1), at[index], -1).astype(float)
+
+    return np.array([last(values.mean(1)), *interval(last(sums / counts[:, None]))], dtype=float)

@@ -14,13 +14,14 @@ import xarray as xr
 from interventions import Model
 from twohop.ask.on_server import Task
 from twohop.ask.questions import Questions, Rows, by_relation, side_by_side
+from twohop.ask.sampling import in_turns
 from twohop.ask.study import Study, item_coords
 from twohop.items.items import Item
 from twohop.scoring import normalise
 from twohop.stages.ablation import Grid, relation_windows
 from twohop.stages.recall import same_decoder
 from twohop.stages.resolution.states import at_names
-from twohop.stages.window_ends import ends_of, last_below
+from twohop.stages.window_ends import ends_of, last_below, readout_end
 from twohop.statistics import difference
 
 NO_OTHER = "the model knows the answer about no other entity of its relation, so there is no mean"
@@ -33,12 +34,7 @@ def known_items(items: Sequence[Item], right: np.ndarray, *, seed: int, limit: i
         [rows[i] for i in generator.permutation(len(rows)) if right[rows[i]]]
         for _, rows in by_relation(items)
     ]
-    picked: list[int] = []
-    while len(picked) < limit and any(groups):
-        for group in groups:
-            if group and len(picked) < limit:
-                picked.append(group.pop(0))
-    return [items[i] for i in sorted(picked)]
+    return [items[i] for i in in_turns(groups, limit)]
 
 
 def in_circuit(gate: xr.Dataset) -> np.ndarray:
@@ -76,10 +72,11 @@ def windows(study: Study, known: np.ndarray) -> xr.Dataset:
         ``half_point``, ``half_low``, ``half_high`` (curve): blocks up to which half of what all
         give is reached, by necessity and by sufficiency, :func:`half_point`, with intervals of
         resampled entities. ``alone_drop``, ``alone_low``, ``alone_high`` (block): share of the
-        items lost by it, paired, with the closed form's interval. Attributes
-        ``enrichment_end``, with ``enrichment_end_low`` and ``_high``, and ``readout_end``: the last
-        block of each window (-1: none); ``enrichment_half``: the last block of the first blocks
-        that together give half of what all MLPs give (the protocol's ``transplant_share``).
+        items lost by it, paired, with the closed form's interval. Attributes ``enrichment_end`` and
+        ``readout_end``, each with ``_low`` and ``_high``: the last block of each window (-1: none;
+        ends that are NaN: it was measured on no item); ``enrichment_half``: the last block of the
+        first blocks that together give half of what all MLPs give (the protocol's
+        ``transplant_share``).
     """
     benchmark, protocol = study.benchmark, study.protocol
     items = known_items(benchmark.items, known, seed=study.seed, limit=protocol.window_items)
@@ -152,6 +149,7 @@ def windows_of(study: Study, model: Model, items: Sequence[Item], known: np.ndar
         ends_of(answered, names, seed=study.seed, protocol=protocol)
         for answered in (survives, suffices)
     )
+    readout = readout_end(follows, names, seed=study.seed, protocol=protocol)
     half = np.stack([necessity.half, sufficiency.half], axis=1)
     left_out = int((~measured).sum())
     return xr.Dataset(
@@ -179,7 +177,9 @@ def windows_of(study: Study, model: Model, items: Sequence[Item], known: np.ndar
             "enrichment_half": int(
                 last_below(curve, curve[0] + protocol.transplant_share * (curve[-1] - curve[0]))
             ),
-            "readout_end": _readout_end(follows, protocol.readout_follows),
+            "readout_end": int(readout[0]),
+            "readout_end_low": readout[1],
+            "readout_end_high": readout[2],
             "left_out": left_out,
             "left_out_reason": NO_OTHER if left_out else "",
             "same_as_backbone": int(model is study.backbone),
@@ -200,13 +200,3 @@ def _drops(clean: np.ndarray, alone: np.ndarray, entities: Sequence[str]) -> np.
             lost = difference(clean[there], answered[there], np.asarray(entities)[there])
             numbers[:, block] = lost.value, lost.low, lost.high
     return numbers
-
-
-def _readout_end(follows: np.ndarray, share: float) -> int:
-    """Last block whose swap answers follow, at this share of the most; -1: none."""
-    swapped, blocks = ~np.isnan(follows).all(0), np.flatnonzero(~np.isnan(follows).all(1))
-    if not swapped.any():
-        return -1
-    curve = follows[np.ix_(blocks, np.flatnonzero(swapped))].mean(1)
-    above = np.nonzero(curve >= max(share * curve.max(), 1e-12))[0]
-    return int(blocks[above.max()]) if above.size else -1

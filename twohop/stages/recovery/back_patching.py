@@ -3,8 +3,10 @@
 Every cell of a grid, a pair of layers at a group of tokens, is tried by whether the canonical
 answer is what greedy decoding would give, on lost items, where there are many on as many of each
 half of the entities. The cell that is best on one half is used on all items of the other, where
-answers are free, and the other way round. The null is searched and used the same way, with the
-states of another entity's picture.
+answers are free, and the other way round: what is scored has no say in the choice, so the number is
+not the greatest of many. The null writes the states of another entity's picture in the same cell:
+all that differs is whose they are. A null that is searched as own states are, for the cell at which
+other states do best, is in the grid.
 """
 
 from collections.abc import Callable, Sequence
@@ -108,9 +110,10 @@ class BackPatched:
         ``own`` and ``null`` (cell, searched): the canonical answer's tokens are all the likeliest;
         ``searched``: the ids of these lost items; ``searched_entity`` (searched); ``later``,
         ``earlier`` and ``back_place`` (cell); ``has_null`` (tried); ``chosen_cell`` and
-        ``chosen_cell_null`` (part): what the items of each half were given, -1 for none.
+        ``chosen_cell_null`` (part): the cell at which own states, and others', are best on the
+        other half, -1 for none.
     arms : dict of str to Outcomes
-        Free answers at the cell chosen on the other half: ``back_patching`` and its null.
+        Free answers at the cell that is best on the other half: ``back_patching`` and its null.
     """
 
     grid: xr.Dataset
@@ -155,21 +158,19 @@ def back_patching(questions: Questions, half: np.ndarray, n_lost: int) -> BackPa
     )
     has_null, of_searched = questions.has_rival, half[searched]
     there = has_null[searched]
-    best = chosen_elsewhere(own, of_searched), chosen_elsewhere(null[:, there], of_searched[there])
+    best = chosen_elsewhere(own, of_searched)
+    best_null = chosen_elsewhere(null[:, there], of_searched[there])
 
     def used(rows: Rows) -> Task:
         parts = [torch.tensor(half[rows] == part) for part in (0, 1)]
-        chosen = [
-            [(cells[cell], part) for cell, part in zip(which, parts, strict=True) if cell >= 0]
-            for which in best
-        ]
+        chosen = [(cells[cell], part) for cell, part in zip(best, parts, strict=True) if cell >= 0]
         return *sides(rows), chosen, study.decoding
 
     said = questions.map(said_back, used, model=study.vlm, passes=2)
     arms = {}
-    for source, (arm, which) in enumerate(zip(ARMS_OF_IT, best, strict=True)):
+    untried = best[half] < 0
+    for source, arm in enumerate(ARMS_OF_IT):
         outcome = Outcomes.of(questions.score([texts[source] for texts in said]))
-        untried = which[half] < 0
         arms[arm] = outcome.without(untried | (~has_null if source else False))
     grid = xr.Dataset(
         {
@@ -184,8 +185,8 @@ def back_patching(questions: Questions, half: np.ndarray, n_lost: int) -> BackPa
             "later": ("cell", [later for later, _, _ in cells]),
             "earlier": ("cell", [earlier for _, earlier, _ in cells]),
             "back_place": ("cell", text_array([[*groups][group] for *_, group in cells])),
-            "chosen_cell": ("part", best[0]),
-            "chosen_cell_null": ("part", best[1]),
+            "chosen_cell": ("part", best),
+            "chosen_cell_null": ("part", best_null),
         }
     )
     return BackPatched(grid, arms)
@@ -259,7 +260,7 @@ def said_back(
     model: Model,
     shown: Side,
     theirs: Side,
-    chosen: Sequence[Sequence[tuple[Cell, torch.Tensor]]],
+    chosen: Sequence[tuple[Cell, torch.Tensor]],
     decoding: Decoding,
     *,
     tick: Tick,
@@ -271,15 +272,15 @@ def said_back(
     model : Model
     shown, theirs : (Prompt, list of Positions)
         About the same pictures, and about others of their size.
-    chosen : sequence of sequence of ((int, int, int), Tensor of bool [row])
-        For each source, cells and the rows that they are for.
+    chosen : sequence of ((int, int, int), Tensor of bool [row])
+        Cells, and the rows that they are for.
     decoding : Decoding
     tick : callable
     """
     prompt, groups = shown
     by_source = []
-    for side, of_source in zip((shown, theirs), chosen, strict=True):
-        later = sorted({cell[0] for cell, _ in of_source})
+    later = sorted({cell[0] for cell, _ in chosen})
+    for side in (shown, theirs):
         values = states(model, side, later) if later else []
         patches = [
             Patch(
@@ -288,7 +289,7 @@ def said_back(
                 groups[group].only(rows),
                 values[group][later.index(read_at)],
             )
-            for (read_at, into, group), rows in of_source
+            for (read_at, into, group), rows in chosen
         ]
         by_source.append(
             [text for [text] in free_answers(model, prompt, [patches], decoding, tick=tick)]

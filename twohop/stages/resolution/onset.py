@@ -82,7 +82,7 @@ def median(numbers: np.ndarray) -> Median:
     Parameters
     ----------
     numbers : ndarray [entity]
-        Infinite for none.
+        Infinite for none, which is later than any; minus infinity for earlier than any.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def median(numbers: np.ndarray) -> Median:
     # Loaded where it is used: importing the package is to stay light.
     from scipy.stats import binom
 
-    n, read = len(numbers), int(np.isfinite(numbers).sum())
+    n, read = len(numbers), int((numbers < np.inf).sum())
     nothing = Estimate(np.nan, np.nan, np.nan, n)
     if n < LEAST_ENTITIES:
         return Median(nothing, f"{n} entities are too few for an interval of a median")
@@ -106,10 +106,16 @@ def median(numbers: np.ndarray) -> Median:
     ordered = np.sort(numbers)
     rank = int(binom.ppf(TAIL, n, 1 / 2))  # so many at most are below, in 25 of 1,000 samples
     low, high = ordered[rank - 1], ordered[n - rank]
-    if np.isinf(high):
+    if np.isposinf(high):
         return Median(
             nothing,
             f"{read} of {n} entities are read: the interval of the median reaches those that are "
             "not",
+        )
+    if np.isneginf(low):
+        return Median(
+            nothing,
+            f"{int(np.isneginf(ordered).sum())} of {n} entities come earlier than any deadline: "
+            "the interval of the median reaches those",
         )
     return Median(Estimate(float(np.median(ordered)), float(low), float(high), n))
