@@ -95,7 +95,7 @@ def test_adapters_act_one_at_a_time_or_not_at_all(folders: Path, name: str) -> N
     places = {adapter: folders / f"{name}-{adapter}" for adapter in ("first", "second")}
     model = iv.load(folders / name, adapter=places)
     plain = iv.load(folders / name)
-    expected = {None: ours(plain, name)}
+    expected: dict[str | None, torch.Tensor] = {None: ours(plain, name)}
     for adapter, place in places.items():
         wrapped = module_of(folders / name)
         wrapped.load_adapter(str(place))
