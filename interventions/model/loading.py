@@ -12,7 +12,7 @@ from nnsight.modeling.transformers import TransformersModel
 from interventions.architectures.adapters import add_adapters, named_adapters
 from interventions.architectures.anatomy import find_anatomy
 from interventions.architectures.blocks import OTHERWISE
-from interventions.architectures.blueprints import default_device, sees
+from interventions.architectures.blueprints import sees
 from interventions.architectures.families import tested
 from interventions.architectures.opening import place_of, reading
 from interventions.architectures.quantisation import settings_in
@@ -23,6 +23,7 @@ from interventions.architectures.verification import check_components
 from interventions.architectures.wrapped import Runner
 from interventions.errors import LoadError
 from interventions.model.model import Model
+from interventions.model.placement import placement
 
 
 def load(
@@ -119,8 +120,6 @@ def load(
         if remote:
             raise LoadError("a ready module runs here. For remote=, give the repo id instead.")
         return _wrap(source, given, name=_name_of(source), revision=revision)
-    if device is not None and device_map is not None:
-        raise LoadError("device and device_map were both given. Give one of them.")
     place = place_of(source)
     if remote:
         _check_remote(
@@ -132,6 +131,7 @@ def load(
             quantization=quantization,
             adapter=adapter,
         )
+    placed = {} if remote else placement(device, device_map, dtype, attn_implementation)
     name = Path(place).name if Path(place).is_dir() else place
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     opened = reading(place, doing="loaded", weights=not remote, revision=revision)
@@ -153,7 +153,7 @@ def load(
                 place,
                 tokenizer=tokenizer if processor is None else processor.tokenizer,
                 revision=revision,
-                **_placement(device, device_map, dtype, attn_implementation),
+                **placed,
             )
             add_adapters(module, adapters, name)
             return _wrap(
@@ -174,21 +174,20 @@ def load(
                 revision=revision,
                 attn_implementation=attn_implementation,
             )
-        placement = _placement(device, device_map, dtype, attn_implementation)
         if quantization is not None:
-            placement["quantization_config"] = quantisation_config(
+            placed["quantization_config"] = quantisation_config(
                 quantization,
                 config,
                 place,
-                dtype=placement["dtype"],
-                device_map=placement["device_map"],
+                dtype=placed["dtype"],
+                device_map=placed["device_map"],
             )
-        check_opens(config, place, device_map=placement["device_map"])
+        check_opens(config, place, device_map=placed["device_map"])
         auto = AutoModelForImageTextToText if visual else AutoModelForCausalLM
         loaded: Any = auto.from_pretrained(
             place,
             output_loading_info=True,
-            **placement,
+            **placed,
             **common,
         )
         module, report = loaded
@@ -314,22 +313,6 @@ class Preprocessors:
         if tokens.pad_token_id is None and tokens.eos_token is not None:
             tokens.pad_token = tokens.eos_token
         return tokens
-
-
-def _placement(
-    device: str | torch.device | None,
-    device_map: str | Mapping[str, Any] | None,
-    dtype: torch.dtype | str | None,
-    attn_implementation: str | None,
-) -> dict[str, Any]:
-    """Where the weights go and what they are there, as transformers wants to be told."""
-    if device is None and device_map is None:
-        device = default_device()
-    where = device_map if device_map is not None else device
-    if dtype is None:
-        on_cpu = str(where) == "cpu" or not torch.cuda.is_available()
-        dtype = torch.float32 if on_cpu else "auto"
-    return {"device_map": where, "dtype": dtype, "attn_implementation": attn_implementation}
 
 
 @contextmanager

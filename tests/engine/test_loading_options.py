@@ -168,3 +168,24 @@ def test_a_ready_module_is_used_as_it_is() -> None:
     for given in several:
         with pytest.raises(LoadError, match=f"{next(iter(given))} cannot be chosen for a ready"):
             iv.load(module, tokenizer=tokenizer, **given)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"dtype": "float31"}, r"dtype='float31' is no number format .*mean 'float32'"),
+        ({"dtype": "int8"}, r"dtype='int8' is no number format .* quantization="),
+        ({"dtype": torch.int32}, r"dtype=torch.int32 is no number format .*Expected float32"),
+        ({"device": "gpu"}, r"device='gpu' is not here\. Expected one of cpu"),
+        ({"device": "cuda:99"}, r"device='cuda:99' is not here\. Expected one of cpu"),
+        ({"device": "meta"}, r"device='meta' is not here"),
+        ({"device_map": "autp"}, r"device_map='autp' is neither .*Did you mean 'auto'"),
+        ({"attn_implementation": "eagre"}, r"'eagre' is not known\. Did you mean 'eager'"),
+    ],
+)
+def test_places_and_formats_that_are_not_here_are_said_before_anything_is_read(
+    asked: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(LoadError, match=said) as caught:
+        iv.load("someone/no-such-model", **asked)
+    assert "\n" not in str(caught.value)
