@@ -4,52 +4,21 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twohop.protocol import PRESETS, Protocol, documented
-from twohop.stages.table import TABLE
+from twohop.running.options import (
+    RUNS,
+    add_study,
+    asked_loading,
+    asked_protocol,
+    names,
+    natural,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from twohop.allowed import Allowed, Documented
     from twohop.pairs import Pair
-
-RUNS = "runs"
-
-
-def natural(text: str) -> int:
-    """A whole number that is not negative, from the command line."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative; expected 0 or more")
-    return number
-
-
-def counted(allowed: "Allowed") -> "Callable[[str], int]":
-    """How a number of the protocol is read from the command line."""
-
-    def read(text: str) -> int:
-        try:
-            return allowed.read(int(text))
-        except (TypeError, ValueError):
-            raise argparse.ArgumentTypeError(f"got {text!r}; expected {allowed.expected}") from None
-
-    return read
-
-
-def sizes_of(entry: "Documented") -> str:
-    """A sample size in both presets, or in both alike."""
-    if entry.quick == entry.default:
-        return str(entry.default)
-    return f"full: {entry.default}, quick: {entry.quick}"
-
-
-def names(text: str) -> list[str]:
-    """Names with commas between, from the command line."""
-    return [name for name in text.split(",") if name]
+    from twohop.protocol import Protocol
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,75 +28,7 @@ def parser() -> argparse.ArgumentParser:
         description="Measure how vision-language models recall facts about what they see.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    study = commands.add_parser(
-        "study",
-        help="run the two-hop study on one or more pairs",
-        epilog="stages:\n"
-        + "\n".join(f"  {stage.name:<18} {stage.says}" for stage in TABLE.values()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    study.add_argument("pair", nargs="*", metavar="PAIR", help="see: twohop pairs")
-    study.add_argument("--vlm", metavar="MODEL", help="your own pair: a VLM's repo id or folder,")
-    study.add_argument("--backbone", metavar="MODEL", help="and that of its language model")
-    study.add_argument("--data", metavar="FILE", help="items to ask about; see: twohop data")
-    study.add_argument("--map", metavar="MAP", help="where the fields of an item are in FILE")
-    study.add_argument("--format", choices=("chat", "qa", "completion"), help="of the prompts")
-    study.add_argument(
-        "--alter-views",
-        action="store_true",
-        help="altered copies stand in where FILE has too few pictures of an entity",
-    )
-    study.add_argument("--out", type=Path, default=Path(RUNS), help="folder of runs (%(default)s)")
-    study.add_argument("--limit", type=int, metavar="N", help="use N entities only")
-    study.add_argument(
-        "--stage",
-        type=names,
-        action="extend",
-        metavar="NAME[,NAME]",
-        help="run these stages only, and what they need; they are listed below",
-    )
-    study.add_argument(
-        "--force",
-        nargs="*",
-        action="extend",
-        metavar="STAGE",
-        help="compute these stages again (default: those of --stage, else all) and give up what "
-        "was derived from them. Comes after the pairs; leave it out to go on after an interrupt",
-    )
-    study.add_argument(
-        "--seed", type=natural, default=0, help="of every random choice (%(default)s)"
-    )
-    sizes = study.add_argument_group(
-        "sample sizes",
-        "Part of the protocol, and of a run's settings: a folder of results takes no others. Its "
-        "other numbers are set from Python, see twohop.protocol.",
-    )
-    sizes.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default="full",
-        help="sizes that belong together: full can decide; quick is a first look, and says what it "
-        "cannot decide (%(default)s). Those named beside it replace its own",
-    )
-    for entry in documented():
-        if entry.flag:
-            sizes.add_argument(
-                entry.flag,
-                type=counted(entry.allowed),
-                dest=entry.name,
-                metavar="N",
-                help=f"{entry.says} ({sizes_of(entry)})",
-            )
-    study.add_argument(
-        "--remote",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="URL",
-        help="run on NDIF, or on the NDIF server at URL; models go by their repo ids, and a "
-        "built-in pair's by twohop/PAIR. Comes after the pairs",
-    )
+    add_study(commands)
 
     compare = commands.add_parser("compare", help="put finished runs side by side")
     compare.add_argument(
@@ -218,11 +119,16 @@ def run_studies(options: argparse.Namespace) -> int:
     share_heads_on_a_cpu()
     again = options.force is not None and (names(",".join(options.force)) or True)
     selection = Selection.of(options.stage, again)
-    protocol = asked_protocol(options)
+    protocol, loading = asked_protocol(options), asked_loading(options)
+    loading.check(remote=options.remote)
     pairs = asked_pairs(options, protocol)
     console = Console()
     settings = Settings(
-        limit=options.limit, seed=options.seed, remote=options.remote, protocol=protocol
+        limit=options.limit,
+        seed=options.seed,
+        remote=options.remote,
+        protocol=protocol,
+        loading=loading,
     )
     apart = worth_sharing(pairs) and not options.remote
     run = run_side_by_side if apart else run_in_turn
@@ -244,17 +150,7 @@ def run_studies(options: argparse.Namespace) -> int:
     return 0
 
 
-def asked_protocol(options: argparse.Namespace) -> Protocol:
-    """The preset, and the sizes that were named beside it."""
-    given = {
-        entry.name: size
-        for entry in documented()
-        if entry.flag and (size := getattr(options, entry.name)) is not None
-    }
-    return replace(Protocol.preset(options.preset), **given)
-
-
-def asked_pairs(options: argparse.Namespace, protocol: Protocol) -> "list[Pair]":
+def asked_pairs(options: argparse.Namespace, protocol: "Protocol") -> "list[Pair]":
     """The pairs that ``twohop study`` is to run, with the items of ``--data`` if there is one."""
     from rich.console import Console
 

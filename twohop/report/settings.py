@@ -15,6 +15,8 @@ from twohop.stages.provenance import protocol_of, settings_of
 
 MODEL_FACTS = ("revision", "dtype", "device", "attention")
 HIDDEN = ("provenance",)
+LOADING = {"dtype": "--dtype", "attention": "--attn", "quantization": "--quantization"}
+"""Settings of how models are loaded, and their options on the command line."""
 
 
 def provenances(tree: xr.DataTree) -> dict[str, dict[str, Any]]:
@@ -149,7 +151,25 @@ def command(tree: xr.DataTree, summary: Mapping[str, Any]) -> str:
     parts = ["twohop", "study", *parts, "--seed", str(run.get("seed", 0))]
     if run.get("limit") is not None:
         parts += ["--limit", str(run["limit"])]
-    return " ".join([*parts, *options(protocol_of(tree))])
+    return " ".join([*parts, *_loading_options(tree), *options(protocol_of(tree))])
+
+
+def _loading_options(tree: xr.DataTree) -> list[str]:
+    """Options that load models as the run's were, where that is not the usual way."""
+    run = settings_of(tree)
+    parts = [part for key, flag in LOADING.items() if key in run for part in (flag, str(run[key]))]
+    if "dtype" not in run and _in_float32_on_a_gpu(tree):
+        parts += ["--dtype", "float32"]
+    return parts
+
+
+def _in_float32_on_a_gpu(tree: xr.DataTree) -> bool:
+    records = [read_provenance(node).get("vlm", {}) for node in tree.children.values()]
+    return any(
+        record.get("dtype") == "torch.float32"
+        and str(record.get("device", "cpu")).split(":")[0] in ("cuda", "mps", "xpu")
+        for record in records
+    )
 
 
 def command_note(tree: xr.DataTree, summary: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, overload
 from interventions import load
 from twohop.ask.study import Study, longest_answer
 from twohop.pairs import Pair, find_pair
+from twohop.running.loading import Role
 from twohop.running.pair_run import Models, Settings, open_run
 from twohop.running.reporter import Reporter
 from twohop.stages.table import Selection
@@ -20,10 +21,12 @@ def study_of(key: str | Pair, settings: Settings | None = None) -> Study:
     See :func:`twohop.stages.run.run_stages`.
     """
     pair, settings = find_pair(key) if isinstance(key, str) else key, settings or Settings()
+    settings.loading.check(remote=settings.remote)
     benchmark = pair.benchmark().limited(settings.limit)
+    roles: tuple[Role, ...] = ("vlm", "backbone")
+    places = pair.places(remote=settings.remote)
     vlm, backbone = (
-        load(place, remote=settings.remote)
-        for place in pair.places(remote=settings.remote).values()
+        load(places[role], remote=settings.remote, **settings.loading.of(role)) for role in roles
     )
     return Study(
         vlm=vlm,
@@ -142,8 +145,10 @@ def run_in_turn(
                 reporter.reused(stage)
             else:
                 needed = run.needed(stage)
-                with reporter.stage(stage) as progress:
-                    result = run.compute(stage, needed, models=models, progress=progress)
+                with reporter.stage(stage) as progress, run.left_if_empty():
+                    result = run.compute(
+                        stage, needed, models=models, progress=progress, again=left
+                    )
                 gone = run.keep(stage, result, again=left)
             reporter.gave_up([other for other in gone if other not in to_run], stage)
             computed.add(where)
