@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twohop.running.options import (
     RUNS,
@@ -17,8 +17,13 @@ from twohop.running.options import (
 )
 
 if TYPE_CHECKING:
+    from twohop.items.validation import Checked
     from twohop.pairs import Pair
     from twohop.protocol import Protocol
+
+
+FLAGS = "flags"
+"""What a pair without items of its own is asked."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "data",
         metavar="FILE",
         help="JSON Lines, CSV, TSV or Parquet; a folder of PopVQA or of `datasets`; "
-        "hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT",
+        "hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT; or flags, flags-iso",
     )
     check.add_argument(
         "--map", metavar="MAP", help="field=column pairs with commas between, or a TOML file"
@@ -130,12 +135,13 @@ def run_studies(options: argparse.Namespace) -> int:
         protocol=protocol,
         loading=loading,
     )
-    apart = worth_sharing(pairs) and not options.remote
-    run = run_side_by_side if apart else run_in_turn
+    asked = {"out": options.out, "settings": settings, "selection": selection}
+    if worth_sharing(pairs) and not options.remote:
+        run = run_side_by_side(pairs, **asked)
+    else:
+        run = run_in_turn(pairs, **asked, even_if_few=options.even_if_few)
     summaries, folders = [], []
-    for pair, summary in zip(
-        pairs, run(pairs, out=options.out, settings=settings, selection=selection), strict=True
-    ):
+    for pair, summary in zip(pairs, run, strict=True):
         if summary is not None:
             print_summary(summary, console)
             summaries.append(summary)
@@ -151,45 +157,63 @@ def run_studies(options: argparse.Namespace) -> int:
 
 
 def asked_pairs(options: argparse.Namespace, protocol: "Protocol") -> "list[Pair]":
-    """The pairs that ``twohop study`` is to run, with the items of ``--data`` if there is one."""
+    """The pairs that ``twohop study`` is to run, each with what it is asked.
+
+    That is ``--data`` if it is given; else a built-in pair's own items, and flags for any other.
+    """
     from rich.console import Console
 
     from interventions.errors import InterventionsError
-    from twohop.items.datamap import read_map
-    from twohop.items.validation import check
-    from twohop.pairs import find_pair, own_pair, with_data
+    from twohop.pairs import PAIRS, find_pair, own_pair, what_it_takes, with_data
+    from twohop.published import PUBLISHED
     from twohop.report.data import print_data
 
     if (options.vlm is None) != (options.backbone is None):
         raise InterventionsError("--vlm and --backbone are one pair. Give both, or neither.")
     if not options.pair and options.vlm is None:
         raise InterventionsError("no pair was given. See: twohop pairs; or --vlm and --backbone.")
-    has_data = options.data is not None
-    for_data = {
-        "--map": options.map,
-        "--format": options.format,
-        "--alter-views": options.alter_views,
-    }
-    if not has_data and (idle := [name for name, value in for_data.items() if value]):
-        raise InterventionsError(f"{idle[0]} is for the items of a file: give --data FILE.")
-    pairs = [find_pair(key, has_data=has_data) for key in dict.fromkeys(options.pair)]
+    console = Console(stderr=True)
+    pairs = [find_pair(key, has_data=True) for key in dict.fromkeys(options.pair)]
+    for key in options.pair:
+        if key in PUBLISHED and not options.remote:
+            console.print(what_it_takes(PUBLISHED[key]), highlight=False, soft_wrap=True)
     if options.vlm is not None:
         pairs.append(own_pair(options.vlm, options.backbone))
-    if not has_data:
+    own_items = [options.data is None and PAIRS.get(pair.key) is pair for pair in pairs]
+    for_items = {**for_files(options), "--format": options.format}
+    if all(own_items) and (idle := [option for option, value in for_items.items() if value]):
+        raise InterventionsError(f"{idle[0]} is for the items of a file: give --data FILE.")
+    with console.status(f"checking {options.data or FLAGS}"):
+        checked = None if all(own_items) else asked_items(options)
+    if checked is None:
         return pairs
-    with Console(stderr=True).status(f"checking {options.data}"):
-        checked = check(options.data, read_map(options.map))
-    print_data(checked.report, Console(stderr=True))
+    print_data(checked.report, console)
+    given = {"format": options.format, "alter_views": options.alter_views, "protocol": protocol}
     return [
-        with_data(
-            pair,
-            checked,
-            format=options.format,
-            alter_views=options.alter_views,
-            protocol=protocol,
-        )
-        for pair in pairs
+        pair if own else with_data(pair, checked, **given)
+        for pair, own in zip(pairs, own_items, strict=True)
     ]
+
+
+def for_files(options: argparse.Namespace) -> dict[str, Any]:
+    """Options that say how a file is read."""
+    return {"--map": options.map, "--alter-views": getattr(options, "alter_views", False)}
+
+
+def asked_items(options: argparse.Namespace) -> "Checked":
+    """The items of ``--data``: of a file, or flags."""
+    from interventions.errors import InterventionsError
+    from twohop.flags.items import DRAWINGS
+    from twohop.items.datamap import read_map
+    from twohop.items.validation import check
+    from twohop.pairs import flags_checked
+
+    name = options.data or FLAGS
+    if name not in DRAWINGS:
+        return check(name, read_map(options.map))
+    if idle := [option for option, value in for_files(options).items() if value]:
+        raise InterventionsError(f"{idle[0]} is for the items of a file: give --data FILE.")
+    return flags_checked(name)
 
 
 def check_data(options: argparse.Namespace) -> int:
@@ -201,12 +225,10 @@ def check_data(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from twohop.items.datamap import read_map
-    from twohop.items.validation import check
     from twohop.report.data import print_data
 
     with Console(stderr=True).status(f"checking {options.data}"):
-        report = check(options.data, read_map(options.map)).report
+        report = asked_items(options).report
     if options.json:
         sys.stdout.write(json.dumps(report.as_dict(), indent=2) + "\n")
     else:

@@ -61,13 +61,23 @@ def add_study(commands: Any) -> None:
     study.add_argument("pair", nargs="*", metavar="PAIR", help="see: twohop pairs")
     study.add_argument("--vlm", metavar="MODEL", help="your own pair: a VLM's repo id or folder,")
     study.add_argument("--backbone", metavar="MODEL", help="and that of its language model")
-    study.add_argument("--data", metavar="FILE", help="items to ask about; see: twohop data")
+    study.add_argument(
+        "--data",
+        metavar="FILE",
+        help="items to ask about, see: twohop data; or flags, flags-iso (the default of pairs that "
+        "have none: flags and facts of 190 countries, in one of two drawings)",
+    )
     study.add_argument("--map", metavar="MAP", help="where the fields of an item are in FILE")
     study.add_argument("--format", choices=("chat", "qa", "completion"), help="of the prompts")
     study.add_argument(
         "--alter-views",
         action="store_true",
         help="altered copies stand in where FILE has too few pictures of an entity",
+    )
+    study.add_argument(
+        "--even-if-few",
+        action="store_true",
+        help="go on where hardly any item is both recognised and known in text",
     )
     study.add_argument("--out", type=Path, default=Path(RUNS), help="folder of runs (%(default)s)")
     study.add_argument("--limit", type=int, metavar="N", help="use N entities only")

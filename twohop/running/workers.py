@@ -22,6 +22,7 @@ import torch
 from interventions.progress import quiet_libraries
 from twohop.ask.on_server import Progress
 from twohop.pairs import PAIRS, Pair
+from twohop.running.known import Known
 from twohop.running.pair_run import Models, PairRun, Settings, open_run
 from twohop.running.reporter import Reporter, expect_more
 from twohop.stages.table import BACKBONE_STAGES, NEEDS, TABLE, Selection
@@ -168,6 +169,8 @@ def run_tasks(
                 bars.remove_task(worker.bar)
                 name = label(tasks[worker.task][0], stage)
                 reporter.finished(name, time.monotonic() - worker.started)
+                if stage == "recall":
+                    reporter.say(Known.of(message).said())
                 missing.remove(worker.task)
                 worker.task = None
 
