@@ -164,7 +164,7 @@ def asked_pairs(options: argparse.Namespace, protocol: "Protocol") -> "list[Pair
     from rich.console import Console
 
     from interventions.errors import InterventionsError
-    from twohop.pairs import PAIRS, find_pair, own_pair, what_it_takes, with_data
+    from twohop.pairs import DRAWINGS, PAIRS, find_pair, own_pair, what_it_takes, with_data
     from twohop.published import PUBLISHED
     from twohop.report.data import print_data
 
@@ -187,7 +187,13 @@ def asked_pairs(options: argparse.Namespace, protocol: "Protocol") -> "list[Pair
         checked = None if all(own_items) else asked_items(options)
     if checked is None:
         return pairs
-    print_data(checked.report, console)
+    if (options.data or FLAGS) in DRAWINGS:
+        counts = f"{checked.report.items} items, {checked.report.entities} countries"
+        console.print(
+            f"asked about flags: {counts}; see: twohop data check {FLAGS}", highlight=False
+        )
+    else:
+        print_data(checked.report, console)
     given = {"format": options.format, "alter_views": options.alter_views, "protocol": protocol}
     return [
         pair if own else with_data(pair, checked, **given)
@@ -203,10 +209,9 @@ def for_files(options: argparse.Namespace) -> dict[str, Any]:
 def asked_items(options: argparse.Namespace) -> "Checked":
     """The items of ``--data``: of a file, or flags."""
     from interventions.errors import InterventionsError
-    from twohop.flags.items import DRAWINGS
     from twohop.items.datamap import read_map
     from twohop.items.validation import check
-    from twohop.pairs import flags_checked
+    from twohop.pairs import DRAWINGS, flags_checked
 
     name = options.data or FLAGS
     if name not in DRAWINGS:

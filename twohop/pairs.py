@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interventions.errors import InterventionsError, did_you_mean
+from twohop.flags.items import DRAWINGS, MAP, table
 from twohop.items.formats import CHAT, COMPLETION, QA, Kind, PromptFormat, writer_for
 from twohop.items.items import Benchmark
 from twohop.items.validation import Checked, check
@@ -278,9 +279,15 @@ def with_flags(
 
 @cache
 def flags_checked(name: str) -> Checked:
-    """The flags, checked as a file of items is; read once."""
-    from twohop.flags.items import MAP, table
+    """The flags, checked as a file of items is; read once.
 
+    Raises
+    ------
+    InterventionsError
+        If no table of flags has this name.
+    """
+    if name not in DRAWINGS:
+        raise InterventionsError(f"no flags {name!r}. {did_you_mean(name, DRAWINGS)}")
     return check(table(name), MAP)
 
 

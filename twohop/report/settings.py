@@ -7,7 +7,7 @@ from typing import Any
 import xarray as xr
 
 from interventions.results import read_provenance
-from twohop.pairs import PAIRS
+from twohop.pairs import DRAWINGS, PAIRS
 from twohop.protocol import Protocol, documented
 from twohop.published import PUBLISHED
 from twohop.report.protocol_options import only_from_python, options
@@ -144,14 +144,24 @@ def command(tree: xr.DataTree, summary: Mapping[str, Any]) -> str:
     if pair in PAIRS or not run:
         parts = [pair]
     elif (key := registered.get(run["vlm"])) and pair.startswith(key):
-        parts = [key, "--data", "FILE"]
+        parts = [key, *_data(run)]
     else:
         vlm, backbone = (shlex.quote(run[role]) for role in ("vlm", "backbone"))
-        parts = ["--vlm", vlm, "--backbone", backbone, "--data", "FILE"]
+        parts = ["--vlm", vlm, "--backbone", backbone, *_data(run)]
     parts = ["twohop", "study", *parts, "--seed", str(run.get("seed", 0))]
     if run.get("limit") is not None:
         parts += ["--limit", str(run["limit"])]
     return " ".join([*parts, *_loading_options(tree), *options(protocol_of(tree))])
+
+
+def _data(run: Mapping[str, Any]) -> list[str]:
+    """Which items: a table that comes with the package by its name."""
+    name = _items_of(run)
+    return ["--data", name if name in DRAWINGS else "FILE"]
+
+
+def _items_of(run: Mapping[str, Any]) -> str:
+    return str(run["benchmark"]).rsplit(" ", 1)[0]
 
 
 def _loading_options(tree: xr.DataTree) -> list[str]:
@@ -176,7 +186,7 @@ def command_note(tree: xr.DataTree, summary: Mapping[str, Any]) -> str:
     """What the command leaves to the reader; empty if nothing."""
     notes = []
     if command(tree, summary).partition("--data FILE")[1]:
-        name = str(settings_of(tree)["benchmark"]).rsplit(" ", 1)[0]
+        name = _items_of(settings_of(tree))
         notes.append(
             f"FILE is the table of items called {name}. Give the same --map, --format and "
             "--alter-views, if there were any."
