@@ -24,6 +24,12 @@ from twohop.stages.table import STAGES
 COUNTRIES = 190
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> twins.Folders:
+    """A published pair's twins."""
+    return twins.make("llava-1.5-7b", tmp_path_factory.mktemp("models"))
+
+
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_the_flags_are_usable_items(name: str) -> None:
     checked = flags_checked(name)
@@ -49,8 +55,7 @@ def test_questions_about_a_flag_name_no_country() -> None:
         assert not any(re.search(rf"\b{re.escape(name)}\b", wording.image) for name in names)
 
 
-def test_a_chat_is_asked_to_be_brief_and_a_plain_model_in_a_frame(tmp_path: Path) -> None:
-    folders = twins.make("llava-1.5-7b", tmp_path)
+def test_a_chat_is_asked_to_be_brief_and_a_plain_model_in_a_frame(folders: twins.Folders) -> None:
     pair = with_flags(own_pair(folders.vlm, folders.backbone))
     benchmark = pair.benchmark()
     assert (pair.key, benchmark.chat) == ("llava-1.5-7b-flags", True)
@@ -64,18 +69,17 @@ def test_a_chat_is_asked_to_be_brief_and_a_plain_model_in_a_frame(tmp_path: Path
 
 
 def test_a_pair_without_items_is_asked_about_flags_from_one_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folders: twins.Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folders = twins.make("llava-1.5-7b", tmp_path / "models")
     asked = ["study", "--vlm", str(folders.vlm), "--backbone", str(folders.backbone)]
-    asked += ["--limit", "2", "--preset", "quick", "--out", str(tmp_path / "runs")]
+    asked += ["--limit", "2", "--preset", "quick", "--out", str(tmp_path)]
     # A random model knows nothing: that is said before anything that takes long.
     assert main(asked) == 2
     said = capsys.readouterr().err
     assert f"asked about flags: 569 items, {COUNTRIES} countries" in said
     assert "6 items: 0 recognised, 0 known in text, 0 both; of these 0 kept and 0 lost" in said
     assert "0 of 6 items are both recognised (0) and known in text (0)" in said
-    run = tmp_path / "runs" / "llava-1.5-7b-flags"
+    run = tmp_path / "llava-1.5-7b-flags"
     assert {*read_tree(run).children} == {"backbone_text", "recall"}
     assert main(asked) == 2  # not a second time either
     assert "backbone_text            reused" in capsys.readouterr().err
