@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from twohop.pairs import PAIRS, flags_checked, own_pair, with_flags
 from twohop.protocol import Protocol
 from twohop.running.known import LEAST, Known
 from twohop.running.study import Settings, run_in_turn
-from twohop.stages.table import STAGES
+from twohop.stages.table import STAGES, Selection
 
 COUNTRIES = 190
 
@@ -123,11 +125,20 @@ def test_few_are_enough_where_few_are_asked(both: int, items: int) -> None:
 
 
 def test_a_study_that_may_stop_goes_on_where_enough_is_known(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    studied: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = Settings(limit=2, protocol=Protocol.preset("quick"))
-    pairs = [PAIRS["micro-naming"]]
-    [summary] = run_in_turn(pairs, out=tmp_path, settings=settings, even_if_few=False)
+    shutil.copytree(studied("micro-naming"), tmp_path, dirs_exist_ok=True)
+    [summary] = run_in_turn(
+        [PAIRS["micro-naming"]],
+        out=tmp_path,
+        settings=Settings(protocol=Protocol.preset("quick")),
+        selection=Selection.of(None, force=["diagnosis"]),
+        even_if_few=False,
+    )
     assert summary is not None
     said = capsys.readouterr().err
-    assert said.index(" both; of these ") < said.index("windows")
+    assert said.index(" both; of these ") < said.index("windows") < said.index("done in")
+
+
+def test_what_is_recognised_and_known_comes_first() -> None:
+    assert STAGES[:2] == ("backbone_text", "recall")
