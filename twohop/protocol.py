@@ -18,6 +18,8 @@ needs a gradient."""
 Preset = Literal["quick", "full"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 """Names of the sample sizes that belong together."""
+LEAST_RESAMPLES = 40
+"""With fewer, not one is beyond each end of an interval of 95 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,20 +91,20 @@ class Protocol:
     )
     resamples: int = _set(
         2000,
-        whole("resamples"),
+        whole("resamples", least=LEAST_RESAMPLES),
         "resamples of the entities behind an interval of layers or correlations",
         flag="--resamples",
     )
     agreement_resamples: int = _set(
         500,
-        whole("resamples"),
+        whole("resamples", least=LEAST_RESAMPLES),
         "resamples, of those, behind the intervals of the agreement of maps, where a rank "
         "correlation of each takes time",
         flag="--agreement-resamples",
     )
     gate_resamples: int = _set(
         500,
-        whole("resamples"),
+        whole("resamples", least=LEAST_RESAMPLES),
         "resamples of the entities on which the whole diagnosis is made again, its tests included",
         flag="--gate-resamples",
     )

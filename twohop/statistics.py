@@ -151,7 +151,7 @@ class Shares:
     residuals: np.ndarray
 
 
-def shares(totals: np.ndarray, sizes: np.ndarray) -> Shares:
+def shares(totals: np.ndarray, sizes: np.ndarray, *, tail: float = TAIL) -> Shares:
     """Shares with the intervals of Korn and Graubard.
 
     Parameters
@@ -160,6 +160,8 @@ def shares(totals: np.ndarray, sizes: np.ndarray) -> Shares:
         Sums of the values, from 0 to 1 each, of an entity's items.
     sizes : ndarray [entity]
         How many items these are.
+    tail : float
+        Of the interval, on each side; smaller where several are looked at together.
     """
     # Loaded where it is used: importing the package is to stay light.
     from scipy.special import betaincinv, stdtrit
@@ -176,11 +178,11 @@ def shares(totals: np.ndarray, sizes: np.ndarray) -> Shares:
     # Where all are alike, nothing is seen of how alike one entity's items are.
     worth = np.where(varies, n / np.maximum(seen, least), entities)
     if entities > 1:  # the design effect is itself an estimate, from as many entities
-        worth = worth * (stdtrit(n - 1, TAIL) / stdtrit(entities - 1, TAIL)) ** 2
+        worth = worth * (stdtrit(n - 1, tail) / stdtrit(entities - 1, tail)) ** 2
     won, lost = value * worth, (1 - value) * worth
     few = np.finfo(float).tiny
-    low = np.where(won > 0, betaincinv(np.maximum(won, few), lost + 1, TAIL), 0.0)
-    high = np.where(lost > 0, betaincinv(won + 1, np.maximum(lost, few), 1 - TAIL), 1.0)
+    low = np.where(won > 0, betaincinv(np.maximum(won, few), lost + 1, tail), 0.0)
+    high = np.where(lost > 0, betaincinv(won + 1, np.maximum(lost, few), 1 - tail), 1.0)
     return Shares(value, np.minimum(low, value), np.maximum(high, value), residuals)
 
 

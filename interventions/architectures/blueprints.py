@@ -85,42 +85,15 @@ def _transformers(place: str, revision: str | None) -> tuple[Any, Opened]:
 
 def _original_llava(place: str, revision: str | None) -> tuple[Any, Opened]:
     """The config of a checkpoint in LLaVA's original layout, as transformers' LLaVA has it."""
-    from transformers import AutoConfig, AutoTokenizer, LlavaConfig
+    from interventions.architectures.llava_layout import Original
 
-    from interventions.architectures.llava_layout import LAYOUTS, _config_of, _image_token
-
-    original = _config_of(place, revision)
-    if (kind := original.get("mm_projector_type", "linear")) != "mlp2x_gelu":
-        raise LoadError(
-            f"{place}: its projector is {kind!r}; transformers' LLaVA has only 'mlp2x_gelu', two "
-            "linear layers with a GELU between them."
-        )
-    tower = original["mm_vision_tower"]
-    inside = Path(place) / tower
-    vision = AutoConfig.from_pretrained(str(inside) if inside.is_dir() else tower)
-    text = AutoConfig.for_model(
-        LAYOUTS[original["model_type"]],
-        **{k: v for k, v in original.items() if not k.startswith("mm_") and k != "model_type"},
-    )
-    opened: Opened
-    image_token_id: int | None = None
+    original = Original.at(place, revision=revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+        tokenizer, image_token = original.tokens(place, revision=revision)
     except Exception as error:  # as above
-        opened = None, f"its tokenizer cannot be opened: {error}"
-    else:
-        token, _ = _image_token(tokenizer)  # load() makes the processor around it
-        image_token_id = tokenizer.convert_tokens_to_ids(token)
-        opened = SimpleNamespace(tokenizer=tokenizer, image_token=token), None
-    config: Any = LlavaConfig(
-        vision_config=getattr(vision, "vision_config", vision),
-        text_config=text,
-        projector_hidden_act="gelu",
-        tie_word_embeddings=bool(original.get("tie_word_embeddings", False)),
-    )
-    if image_token_id is not None:
-        config.image_token_id = image_token_id
-    return config, opened
+        return original.config, (None, f"its tokenizer cannot be opened: {error}")
+    # load() makes the processor around it
+    return original.config, (SimpleNamespace(tokenizer=tokenizer, image_token=image_token), None)
 
 
 def sees(config: Any) -> bool:

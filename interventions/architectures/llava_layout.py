@@ -6,6 +6,7 @@ in a repo of its own, named by ``mm_vision_tower``.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,87 @@ def _config_of(place: str, revision: str | None) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+@dataclass(frozen=True)
+class Original:
+    """A checkpoint in LLaVA's original layout as transformers' LLaVA has it, without weights.
+
+    Attributes
+    ----------
+    config : LlavaConfig
+        Its image token is that of the processor, once :meth:`processor` has been asked for.
+    tower : str
+        Folder or repo id of its vision tower.
+    """
+
+    config: LlavaConfig
+    tower: str
+
+    @classmethod
+    def at(cls, place: str, *, revision: str | None = None) -> "Original":
+        """Read a folder or repo.
+
+        Raises
+        ------
+        LoadError
+            If projector or tower are of a kind that transformers' LLaVA does not have.
+        """
+        original = _config_of(place, revision)
+        if (kind := original.get("mm_projector_type", "linear")) != "mlp2x_gelu":
+            raise LoadError(
+                f"{place}: its projector is {kind!r}; transformers' LLaVA has only 'mlp2x_gelu', "
+                "two linear layers with a GELU between them."
+            )
+        tower = original["mm_vision_tower"]
+        tower = str(Path(place) / tower) if (Path(place) / tower).is_dir() else tower
+        seeing: Any = AutoConfig.from_pretrained(tower)
+        seeing = getattr(seeing, "vision_config", seeing)
+        if seeing.model_type != "clip_vision_model":
+            raise LoadError(
+                f"{place}: its vision tower {tower!r} is of type {seeing.model_type!r}; only CLIP "
+                "towers are read from LLaVA's original layout. Use a checkpoint in transformers' "
+                "own."
+            )
+        text = AutoConfig.for_model(
+            LAYOUTS[original["model_type"]],
+            **{k: v for k, v in original.items() if not k.startswith("mm_") and k != "model_type"},
+        )
+        patches = original.get("mm_vision_select_feature", "patch") == "patch"
+        config = LlavaConfig(
+            vision_config=seeing,
+            text_config=text,
+            vision_feature_layer=original.get("mm_vision_select_layer", -2),
+            vision_feature_select_strategy="default" if patches else "full",
+            projector_hidden_act="gelu",
+            tie_word_embeddings=bool(original.get("tie_word_embeddings", False)),
+        )
+        return cls(config, tower)
+
+    def tokens(
+        self, place: str, *, tokenizer: Any | None = None, revision: str | None = None
+    ) -> tuple[Any, str]:
+        """The tokenizer, and its token for an image, which the config is told."""
+        text = self.config.text_config
+        opened = tokenizer or AutoTokenizer.from_pretrained(place, config=text, revision=revision)
+        image_token = _image_token(opened)
+        self.config.image_token_id = opened.convert_tokens_to_ids(image_token)
+        return opened, image_token
+
+    def processor(
+        self, place: str, *, tokenizer: Any | None = None, revision: str | None = None
+    ) -> LlavaProcessor:
+        """The processor that transformers' LLaVA would have."""
+        opened, image_token = self.tokens(place, tokenizer=tokenizer, revision=revision)
+        return LlavaProcessor(
+            image_processor=CLIPImageProcessorPil.from_pretrained(self.tower),
+            tokenizer=opened,
+            patch_size=self.config.vision_config.patch_size,
+            vision_feature_select_strategy=self.config.vision_feature_select_strategy,
+            num_additional_image_tokens=1,
+            image_token=image_token,
+            chat_template=getattr(opened, "chat_template", None),
+        )
+
+
 def load_original_llava(
     place: str, *, tokenizer: Any | None = None, revision: str | None = None, **placement: Any
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -77,42 +159,14 @@ def load_original_llava(
     if not folder.is_dir():
         wanted = ["*.json", "*.safetensors", "tokenizer*", "*.model"]
         folder = Path(snapshot_download(place, revision=revision, allow_patterns=wanted))
-    original = _config_of(str(folder), None)
-    if (kind := original.get("mm_projector_type", "linear")) != "mlp2x_gelu":
-        raise LoadError(
-            f"{place}: its projector is {kind!r}; transformers' LLaVA has only 'mlp2x_gelu', two "
-            "linear layers with a GELU between them."
-        )
-    tower = original["mm_vision_tower"]
-    tower = str(folder / tower) if (folder / tower).is_dir() else tower
-    text = AutoConfig.for_model(
-        LAYOUTS[original["model_type"]],
-        **{k: v for k, v in original.items() if not k.startswith("mm_") and k != "model_type"},
-    )
-    tokens: Any = tokenizer or AutoTokenizer.from_pretrained(folder, config=text)
-    image_token, added = _image_token(tokens)
-    strategy = "default" if original.get("mm_vision_select_feature", "patch") == "patch" else "full"
-    seeing: Any = AutoConfig.from_pretrained(tower)
-    seeing = getattr(seeing, "vision_config", seeing)
-    if seeing.model_type != "clip_vision_model":
-        raise LoadError(
-            f"{place}: its vision tower {tower!r} is of type {seeing.model_type!r}; only CLIP "
-            "towers are read from LLaVA's original layout. Use a checkpoint in transformers' own."
-        )
-    config = LlavaConfig(
-        vision_config=seeing,
-        text_config=text,
-        image_token_index=tokens.convert_tokens_to_ids(image_token),
-        vision_feature_layer=original.get("mm_vision_select_layer", -2),
-        vision_feature_select_strategy=strategy,
-        projector_hidden_act="gelu",
-        tie_word_embeddings=bool(original.get("tie_word_embeddings", False)),
-    )
+    original = Original.at(str(folder))
+    processor = original.processor(str(folder), tokenizer=tokenizer)
     state = {name: value for path in _weights(folder) for name, value in load_file(path).items()}
     renamed = {_renamed(name): value for name, value in state.items()}
     if not any(name.startswith(TOWER) for name in state):
-        vision = _whole(place, CLIPVisionModel, tower, dtype=torch.float32)
+        vision = _whole(place, CLIPVisionModel, original.tower, dtype=torch.float32)
         renamed |= {f"model.vision_tower.{k}": v for k, v in vision.state_dict().items()}
+    config = original.config
     model = _whole(
         place,
         LlavaForConditionalGeneration,
@@ -121,16 +175,8 @@ def load_original_llava(
         state_dict=renamed,
         **placement,
     )
-    if added and len(tokens) > text.vocab_size:
-        _grow(model, len(tokens))
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil.from_pretrained(tower),
-        tokenizer=tokens,
-        patch_size=seeing.patch_size,
-        vision_feature_select_strategy=strategy,
-        num_additional_image_tokens=1,
-        image_token=image_token,
-    )
+    if (size := config.image_token_id + 1) > config.text_config.vocab_size:
+        _grow(model, size)
     return model, processor
 
 
@@ -170,16 +216,16 @@ def _weights(folder: Path) -> list[Path]:
     return paths
 
 
-def _image_token(tokenizer: Any) -> tuple[str, bool]:
-    """The token that stands for an image, and whether it had to be added."""
+def _image_token(tokenizer: Any) -> str:
+    """The token that stands for an image; it is added where there is none."""
     known = tokenizer.get_vocab()
     if IMAGE in known:
-        return IMAGE, False
+        return IMAGE
     reserved = sorted(token for token in known if token.startswith(RESERVED))
     if reserved:
-        return reserved[0], False
+        return reserved[0]
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
-    return IMAGE, True
+    return IMAGE
 
 
 def _renamed(name: str) -> str:

@@ -27,9 +27,9 @@ STAYS = __package__ or "interventions.remote"
 """What sends requests is not sent."""
 
 # Runs on the server, with SOURCES, the bz2 of a JSON object {module: [text, is a package,
-# libraries it imports]}. It may not refer to anything of ours. Modules are kept between requests;
-# their lines, for tracebacks and for nnsight, which reads the source of traces, are given each
-# time, as servers forget them.
+# libraries it imports]}. It may not refer to anything of ours. Modules are kept between requests,
+# so that what was sent before is not unpacked again; their lines, for tracebacks and for nnsight,
+# which reads the source of traces, are given each time, as servers forget them.
 INSTALL = '''
 import bz2, importlib.abc, importlib.machinery, json, linecache, sys, types
 
@@ -50,7 +50,7 @@ class Absent(types.ModuleType):
 class Shipped(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     name = "modules shipped by interventions"
     def __init__(self):
-        self.sources = {}
+        self.sources, self.unpacked = {}, set()
     def find_spec(self, name, path=None, target=None):
         if name in self.sources:
             package = self.sources[name][1]
@@ -76,9 +76,12 @@ class Shipped(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 del sys.modules[one]
     def file(self, name):
         return name.replace(".", "/") + ("/__init__.py" if self.sources[name][1] else ".py")
-    def take(self, sources):
+    def take(self, packed):
+        known = packed in self.unpacked
+        sources = {} if known else json.loads(bz2.decompress(packed))
         if any(self.sources.get(name, new) != new for name, new in sources.items()):
-            self.sources = {}
+            self.sources, self.unpacked = {}, set()
+        self.unpacked.add(packed)
         if not self.sources:
             ours = {name.split(".")[0] for name in sources}
             for one in [one for one in sys.modules if one.split(".")[0] in ours]:
@@ -92,7 +95,7 @@ shipped = next((x for x in sys.meta_path if getattr(x, "name", "") == Shipped.na
 if shipped is None:
     shipped = Shipped()
     sys.meta_path.insert(0, shipped)
-shipped.take(json.loads(bz2.decompress(SOURCES)))
+shipped.take(SOURCES)
 '''
 
 # What stands for a package's own __init__: its public names, found when they are asked for, so

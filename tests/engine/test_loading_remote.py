@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 from hub import serve
-from test_llava_layout import write
+from original_llava import write
 
 import interventions as iv
 from interventions.errors import LoadError

@@ -13,9 +13,11 @@ import tiny
 import xarray as xr
 from families import model_of
 from floors import FLOOR32
+from original_llava import write_model
 from PIL import Image
 from test_data import Row, drawn, jsonl, rows  # noqa: F401
 
+import interventions as iv
 from interventions.errors import PromptError
 from interventions.results import read_tree
 from twohop.ask.study import Study, image_prompt, pictured, text_array, text_prompt
@@ -269,6 +271,37 @@ def test_a_study_of_a_file_is_that_of_the_same_items_built_in(
     assert about["vlm"] == str(vlm.resolve())
     page = (out / f"{vlm.name}-world" / "report.html").read_text()
     assert "Items from world: 72 of 72 rows are used" in page
+
+
+def test_a_checkpoint_in_llavas_original_layout_is_studied_as_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LLaVA-MORE's: its processor is made around the tokenizer, to ask as to load."""
+    stock = iv.load(micro_folder("micro-naming"))
+    config = stock.module.config
+    write_model(
+        tmp_path / "more",
+        stock.module,
+        stock.processor.image_processor,
+        stock.tokenizer,
+        mm_vision_select_layer=config.vision_feature_layer,
+    )
+    data = exported(tmp_path, micro.benchmark())
+    run = ["--backbone", str(micro_folder("micro-backbone")), "--data", str(data), "--limit", "6"]
+    run += ["--stage", "recall", "--preset", "quick"]
+    maps = {"told": ["--map", str(tmp_path / "map.toml")], "chosen": []}
+    for how, options in maps.items():
+        gates = []
+        for vlm in (micro_folder("micro-naming"), tmp_path / "more"):
+            out = tmp_path / how / vlm.name
+            assert main(["study", "--vlm", str(vlm), *run, *options, "--out", str(out)]) == 0
+            capsys.readouterr()
+            folder = next(path for path in out.iterdir() if path.name.startswith(vlm.name))
+            gates.append(read_tree(folder)["recall"].to_dataset())
+        stored, converted = gates
+        xr.testing.assert_equal(stored, converted)
+        if how == "told":
+            assert converted["right"].sel(gate="recognised").values.any()
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:

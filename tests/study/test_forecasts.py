@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from twohop.protocol import Protocol
+from twohop.protocol import LEAST_RESAMPLES, Protocol
 from twohop.stages.forecasts import Forecast, area, areas, binned, calibration, gain, permuted
 
 FEW = Protocol(resamples=200)
@@ -53,11 +53,11 @@ def test_what_says_nothing_is_not_measured(right: np.ndarray, per_entity: int, w
     assert not any(number.measured for number in numbers)
 
 
-def test_a_single_resample_is_no_crash() -> None:
+def test_the_fewest_resamples_are_no_crash() -> None:
     right = np.arange(8) == 0
     for seed in range(8):
         said = forecast(np.arange(8) / 8, right)
-        least = Protocol(resamples=1)
+        least = Protocol(resamples=LEAST_RESAMPLES)
         found = area(said, seed=seed, protocol=least)
         assert found.low <= found.value <= found.high
         calibration(said, seed=seed, protocol=least)

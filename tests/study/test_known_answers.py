@@ -49,7 +49,7 @@ FORGOTTEN = KNOWN[:2]
 BY_LUCK = len(TEMPLATES)
 """Items of an entity. Where all pictures look the same to it, the transfer probe says one entity of
 them all, and so reads that one rightly too early."""
-FAST = replace(Protocol.preset("quick"), window_blocks=32, timetable_layers=16, gate_resamples=20)
+FAST = replace(Protocol.preset("quick"), window_blocks=32, timetable_layers=16, gate_resamples=40)
 """A first look, but for the windows and the timetable, in which every block counts."""
 
 

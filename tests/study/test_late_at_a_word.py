@@ -47,7 +47,7 @@ def found() -> dict[str, xr.Dataset]:
     )
     asked = replace(whole, templates=behind, naming=naming)
     # Four tokens from the end of the question: a first look writes at two of them.
-    protocol = replace(Protocol.preset("quick"), back_tokens=4, gate_resamples=20)
+    protocol = replace(Protocol.preset("quick"), back_tokens=4, gate_resamples=40)
     return run_stages(["diagnosis"], Study(vlm, llm, asked, protocol=protocol))
 
 

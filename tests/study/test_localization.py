@@ -200,7 +200,7 @@ def test_maps_of_two_models_swap_an_item_with_the_same_one(
 
 
 def test_groups_of_items_are_measured_apart(aligned: Study, taught: np.ndarray) -> None:
-    few = replace(aligned, protocol=Protocol(map_items=3, agreement_resamples=20))
+    few = replace(aligned, protocol=Protocol(map_items=3, agreement_resamples=40))
     groups = {
         "right": taught & (np.arange(len(taught)) % 2 == 0),
         "lost": taught & (np.arange(len(taught)) % 2 == 1),

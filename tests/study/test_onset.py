@@ -5,8 +5,9 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twohop.protocol import Protocol
 from twohop.stages.resolution.onset import median, onsets
-from twohop.stages.timing import Timing, median_delay
+from twohop.stages.timing import READS, Timing, median_delay, timing
 
 END, LAYERS = 5, 33
 
@@ -85,6 +86,28 @@ def test_a_deadline_whose_interval_has_no_end_is_still_one() -> None:
         deadline=("form", [np.nan, np.nan]), deadline_state=("form", ["not reached"] * 2)
     )
     assert "earlier than any deadline" in median_delay(read, behind).reason
+
+
+def test_what_is_read_only_behind_the_last_block_is_late_whatever_its_deadline() -> None:
+    """Nothing is left there that could read it, even in a form that serves at all blocks."""
+    hits = np.zeros((5, 2), bool)
+    hits[4, 0] = hits[3:, 1] = True
+    resolution = xr.Dataset(
+        {
+            "probe": (("kind", "role", "layer", "entity"), np.stack([hits, hits])[:, None]),
+            "form": (("role", "layer", "entity"), np.full((1, 5, 2), 3)),
+            "chosen_role": ("entity", ["last", "last"]),
+        },
+        coords={"kind": [*READS], "role": ["last"], "layer": range(5), "entity": ["a", "b"]},
+        attrs={"vlm_blocks": [0, 1, 2, 3]},
+    )
+    timetable = xr.Dataset(
+        {f"deadline_{end}": ("form", [np.inf] * 5) for end in ("low", "high")},
+        coords={"form": range(5)},
+        attrs={"n_layers": 4},
+    )
+    protocol = Protocol(onset_layers=1, onset_share=0.0)
+    assert timing(resolution, timetable, protocol=protocol).state.tolist() == ["late", "early"]
 
 
 @settings(max_examples=50, deadline=None)

@@ -22,7 +22,7 @@ from twohop.allowed import Documented
 from twohop.ask.on_server import Progress
 from twohop.cli import main, parser
 from twohop.errors import ProtocolError
-from twohop.protocol import DEFAULT, METHODS, Protocol, documented
+from twohop.protocol import DEFAULT, LEAST_RESAMPLES, METHODS, Protocol, documented
 from twohop.report.protocol_options import options
 from twohop.running.study import Settings, run_study, study_of
 from twohop.stages.run import run_stage, run_stages
@@ -128,7 +128,7 @@ SMALL: dict[str, Any] = {
     **{"lost_items": 3, "kept_items": 2, "random_seeds": 3},
     **{"back_items": 2, "back_parts": 1, "back_tokens": 1, "span_places": 1},
     **{"window_items": 4, "map_items": 2, "map_windows": 3, "lens_entities": 2, "resamples": 50},
-    **{"agreement_resamples": 20, "image_places": 2, "question_places": 3, "top_cells": 4},
+    **{"agreement_resamples": 40, "image_places": 2, "question_places": 3, "top_cells": 4},
     **{"later_layers": (0.5,), "earlier_layers": (0.0,), "fit_views": (3,), "test_view": 2},
     **{"attribution_methods": ("relp",), "answer_folds": 3, "spare_tokens": 0},
 }
@@ -177,6 +177,7 @@ def test_every_stage_reads_the_studys_protocol(small: dict[str, xr.Dataset]) -> 
 
 def test_the_least_of_everything_is_a_study_too(tmp_path: Path) -> None:
     least: dict[str, Any] = {one.name: 1 for one in SIZES}
+    least |= {one.name: LEAST_RESAMPLES for one in SIZES if one.unit == "resamples"}
     least |= {"map_windows": 1, "image_places": 1, "question_places": 1, "fit_views": (1,)}
     protocol = Protocol(**least)
     found = run_study("micro-late", out=tmp_path, settings=Settings(limit=3, protocol=protocol))
@@ -186,7 +187,7 @@ def test_the_least_of_everything_is_a_study_too(tmp_path: Path) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 40))
+@given(st.integers(LEAST_RESAMPLES, 80))
 def test_intervals_take_as_many_resamples(resamples: int) -> None:
     values = np.random.default_rng(0).integers(0, 2, 20).astype(float)
     protocol = Protocol(resamples=resamples)

@@ -16,11 +16,11 @@ from twohop.ask.questions import Questions
 from twohop.ask.study import text_prompt
 from twohop.items.items import Item, Template
 from twohop.protocol import Protocol
-from twohop.report.summary import of_searched_null
+from twohop.report.summary import at_chosen, recovered
 from twohop.running.pair_run import Settings
 from twohop.running.study import study_of
 from twohop.stages.recovery.arms import ALL_ARMS, ARMS, FOLLOW
-from twohop.stages.recovery.back_patching import groups_of
+from twohop.stages.recovery.back_patching import ARMS_OF_IT, SOURCES, groups_of
 from twohop.stages.recovery.elsewhere import place_arms, span_arms
 from twohop.stages.recovery.recovery import asked_of, recovery
 from twohop.stages.recovery.transplants import other_question
@@ -263,28 +263,35 @@ def test_back_patching_in_its_grid_and_at_the_chosen_cell(plain: Plain) -> None:
     groups, study, result = groups_of(plain.study), plain.study, plain.result
     assert {*result["back_place"].values} == {*groups}
 
-    def said(row: int, cell: int, *, null: bool) -> str:
+    def said(row: int, cell: int, source: str) -> str:
         prompt = plain.prompt(row)
-        theirs = plain.questions.others.items[row] if null else plain.questions.items[row]
         later, earlier = (int(result[name][cell]) for name in ("later", "earlier"))
         tokens = groups[str(result["back_place"].values[cell])](prompt).index[0].tolist()
-        other = plain.prompt(row, about=theirs)
-        [state] = raw_run(study.vlm, dict(other.inputs), reads=[("resid_pre", later)])[1]
-        return plain.said(prompt, [("resid_pre", earlier, _put(tokens, state[0, tokens]))])
+
+        def states(shown: Prompt) -> tuple[torch.Tensor, ...]:
+            reads = [("resid_pre", layer) for layer in (later, earlier)]
+            return tuple(raw_run(study.vlm, dict(shown.inputs), reads=reads)[1])
+
+        after, before = states(prompt)
+        value = after
+        if source != "own":
+            theirs = plain.questions.others.items[row]
+            their_after, their_before = states(plain.prompt(row, about=theirs))
+            value = their_after if source == "null" else before + (their_after - their_before)
+        return plain.said(prompt, [("resid_pre", earlier, _put(tokens, value[0, tokens]))])
 
     for row in rows_of(plain):
         cell = int(result["chosen_cell"][int(plain.asked.half[row])])
-        for arm, null in (("back_patching", False), ("back_patching_null", True)):
-            expect(plain, arm, row, said(row, cell, null=null))
+        for arm, source in zip(ARMS_OF_IT, SOURCES, strict=True):
+            expect(plain, arm, row, said(row, cell, source))
     searched = result["searched"].values.tolist()
     tried = result["tried"].values.tolist()
     for column in (0, 4):
         row = tried.index(searched[column])
         answer = plain.questions.items[row].answers[0]
         for cell in range(0, result.sizes["cell"], 7):
-            for name in ("own", "null"):
-                text = said(row, cell, null=name == "null")
-                assert bool(result[name][cell, column]) == (text == answer)
+            for name in SOURCES:
+                assert bool(result[name][cell, column]) == (said(row, cell, name) == answer)
 
 
 def test_the_grid_is_searched_on_as_many_of_each_half(plain: Plain) -> None:
@@ -301,9 +308,14 @@ def test_a_null_that_is_searched_too_is_of_the_cell_at_which_others_do_best(plai
         float(result["null"][int(result["chosen_cell_null"][part]), column])
         for column, part in enumerate(half)
     ]
-    there = result["has_null"].sel(tried=result["searched"].values).values
-    expected = np.where(there, expected, np.nan)
-    np.testing.assert_array_equal(of_searched_null(result), expected)
+    np.testing.assert_array_equal(at_chosen(result, "null", "chosen_cell_null"), expected)
+    assert result["has_null"].values.all()
+    assert recovered(result)["back_patching_null_searched"].value == np.mean(expected)
+    own = [
+        float(result["own"][int(result["chosen_cell"][part]), column])
+        for column, part in enumerate(half)
+    ]
+    assert recovered(result)["back_patching_canonical"].value == np.mean(own)
 
 
 def half_of_searched(plain: Plain) -> np.ndarray:
@@ -388,9 +400,9 @@ def test_every_choice_is_made_on_the_other_half(plain: Plain) -> None:
         gain = result["place_gain"].values[:, elsewhere].mean(1)
         assert int(result["chosen_place_index"][part]) == gain.argmax()
         searched = half_of_searched(plain) != part
-        for name, chosen in (("own", "chosen_cell"), ("null", "chosen_cell_null")):
-            share = result[name].values[:, searched].mean(1)
-            assert int(result[chosen][part]) == share.argmax()
+        own, null, change = (result[name].values[:, searched].mean(1) for name in SOURCES)
+        assert int(result["chosen_cell"][part]) == (own - np.maximum(null, change)).argmax()
+        assert int(result["chosen_cell_null"][part]) == null.argmax()
 
 
 def test_what_is_scored_has_no_say_in_the_choice(plain: Plain) -> None:

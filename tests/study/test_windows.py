@@ -218,10 +218,30 @@ def test_an_answer_that_begins_with_the_canonical_one_is_in_the_circuit(study: S
     said = {"Paris": True, "Paris, France": True, "paris.": True, "Parisian food": False,
             "It is Paris": False, "": False}  # fmt: skip
     gate = xr.Dataset(
-        {"text": (("gate", "item"), [[*said]])},
+        {
+            "text": (("gate", "item"), [[*said]]),
+            "surface": ("item", np.zeros(len(said), bool)),
+        },
         coords={"gate": ["backbone_text"], "answer": ("item", ["Paris"] * len(said))},
     )
     assert in_circuit(gate).tolist() == [*said.values()]
+    assert not in_circuit(gate.assign(surface=("item", np.ones(len(said), bool)))).any()
+
+
+def test_an_answer_that_begins_as_the_name_does_is_on_the_surface(
+    study: Study, known: np.ndarray
+) -> None:
+    """What the backbone answers with the first word of the name is not measured as recall."""
+    before = text_gate(study, study.backbone, gate="backbone_text")["surface"].values
+    row = int(np.flatnonzero(known & ~before)[0])
+    items = list(study.benchmark.items)
+    given = items[row].answers[0]
+    alike = replace(items[row].entity, name=f"{given} {items[row].entity.name}")
+    items[row] = replace(items[row], entity=alike)
+    renamed = replace(study, benchmark=replace(study.benchmark, items=items))
+    gate = text_gate(renamed, study.backbone, gate="backbone_text")
+    assert np.flatnonzero(gate["surface"].values != before).tolist() == [row]
+    assert [items[i].id for i in np.flatnonzero(before)] == ["que/capital"], "Quenlo City"
 
 
 def test_half_points_are_where_half_of_the_range_is_reached() -> None:

@@ -239,9 +239,12 @@ def processor_of(place: str | Path) -> Any:
     """Open a VLM's processor, without its weights."""
     from transformers import AutoConfig
 
+    from interventions.architectures.llava_layout import Original, is_original_llava
     from interventions.architectures.processors import open_processor
 
     try:
+        if is_original_llava(str(place)):
+            return Original.at(str(place)).processor(str(place))
         return open_processor(str(place), AutoConfig.from_pretrained(str(place)))
     except (OSError, ValueError, KeyError) as error:
         raise LoadError(

@@ -11,12 +11,18 @@ from twohop.ask.roles import NO_IMAGE_TOKENS
 from twohop.protocol import Protocol
 from twohop.report import wording
 from twohop.report.estimates import estimate, short, whole, written
-from twohop.stages.evidence import EVIDENCE
+from twohop.report.splits import Splits
+from twohop.stages.diagnosis import read_at
+from twohop.stages.evidence import EVIDENCE, MOST, of_all
 from twohop.stages.maps.agreement import ATTRIBUTION_STAGES, doubtful
 from twohop.stages.maps.exact import MAP_COMPONENTS
 from twohop.stages.provenance import protocol_of
 from twohop.stages.recovery.arms import KNOWN, arm_label
+from twohop.stages.timing import blocks_done_at, timing
 from twohop.statistics import estimates
+
+STEADY = 0.9
+"""Share of the ways to halve the entities in which a thing must be seen to be called steady."""
 
 
 def cautions(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
@@ -38,6 +44,7 @@ def cautions(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
         *_about_verdicts(summary),
         *_about_unexplained(tree, protocol),
         *_about_recovery(summary, protocol),
+        *_about_back_patching(tree, summary, protocol),
         *_about_attribution(tree, summary, protocol),
         *_about_versions(tree),
     ]
@@ -235,6 +242,32 @@ def _about_recovery(summary: Mapping[str, Any], protocol: Protocol) -> list[str]
     n = summary["n_lost"]
     if 0 < n < protocol.caution_lost:
         sentences.append(f"Only {n} items were lost. Every share of them is rough.")
+    return sentences
+
+
+def _about_back_patching(
+    tree: xr.DataTree, summary: Mapping[str, Any], protocol: Protocol
+) -> list[str]:
+    """Whether other halves of the entities show the same, and what was there where it reads."""
+    sentences, tests = [], ("back_patching", "back_patching_change")
+    state = of_all(summary["evidence"][test]["state"] for test in tests)
+    splits = summary["back_patching_splits"]
+    if splits is not None and Splits(**splits).share(state) < STEADY:
+        sentences.append(
+            "Whether back-patching gives back more than both of its nulls depends on the halves of "
+            f"the entities that cells were chosen on: of {splits['n']} ways to halve them it is "
+            f"shown in {splits['shown']:.0%}, and shown not to in {splits['absent']:.0%}."
+        )
+    resolution, recovery = tree["resolution"].to_dataset(), tree["recovery"].to_dataset()
+    read = timing(resolution, tree["timetable_vlm"].to_dataset(), protocol=protocol)
+    late, layers = read.blocks[read.state == "late"], read_at(recovery)
+    for layer, done in zip(layers, blocks_done_at(resolution, layers), strict=True):
+        if layer >= 0 and len(late) and (formed := (late <= done).mean()) < MOST:
+            sentences.append(
+                f"In one half of the entities back-patching takes its states from layer {layer}, "
+                f"where {formed:.0%} of those that come late are read already. Of the others none "
+                "is called late."
+            )
     return sentences
 
 

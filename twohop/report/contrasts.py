@@ -38,7 +38,8 @@ class PairedContrast:
     p_holm : float
         The same, corrected for the contrasts made together.
     smallest : float
-        The smallest difference that so many items show with a power of 80 %.
+        The smallest difference that so many items show with a power of 80 %, the correction
+        included.
     """
 
     name: str
@@ -111,16 +112,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def smallest_shown(estimate: Estimate) -> float:
+def smallest_shown(estimate: Estimate, *, together: int = 1) -> float:
     """Smallest difference that the items behind an interval show with a power of 80 %.
 
-    From the interval's half-width: a true difference this large puts the whole interval on one
-    side of 0 in 80 of 100 samples, where intervals are about as wide there as here.
+    From the interval's half-width: a true difference this large is told from 0 in 80 of 100
+    samples, where intervals are about as wide there as here, if it is the first of so many
+    contrasts that Holm's correction looks at.
     """
     from scipy.special import ndtri
 
     half = (estimate.high - estimate.low) / 2
-    return float(half * (ndtri(1 - LEVEL / 2) + ndtri(POWER)) / ndtri(1 - LEVEL / 2))
+    corrected = ndtri(1 - LEVEL / (2 * together))
+    return float(half * (corrected + ndtri(POWER)) / ndtri(1 - LEVEL / 2))
 
 
 def contrast(
@@ -164,4 +167,8 @@ def contrast(
 def family(contrasts: Sequence[PairedContrast]) -> list[PairedContrast]:
     """Contrasts that are made together, with their p-values corrected for that."""
     corrected = holm([each.p for each in contrasts])
-    return [replace(each, p_holm=p) for each, p in zip(contrasts, corrected, strict=True)]
+    together = max(sum(not np.isnan(each.p) for each in contrasts), 1)
+    return [
+        replace(each, p_holm=p, smallest=smallest_shown(each.difference, together=together))
+        for each, p in zip(contrasts, corrected, strict=True)
+    ]

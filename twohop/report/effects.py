@@ -73,7 +73,14 @@ CLAIMS = (
         "back_patching",
         "back_patching",
         "back_patching_null",
-        "back-patching gives back more than its null",
+        "back-patching gives back more than another picture's states in the same cell",
+    ),
+    Claim(
+        "back_patching_change",
+        "back_patching",
+        "back_patching_null_change",
+        "it gives back more than another picture's change on the own earlier state, so that what "
+        "the own later state holds is what helps",
     ),
     Claim(
         "same_question",

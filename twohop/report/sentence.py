@@ -5,6 +5,7 @@ from typing import Any
 
 from twohop.report.effects import says
 from twohop.report.estimates import written
+from twohop.report.summary import whole_arm
 from twohop.report.wording import VERDICTS
 from twohop.stages.recovery.arms import KNOWN
 from twohop.statistics import NOT_MEASURED, Estimate, estimates
@@ -83,7 +84,7 @@ def _when(summary: Mapping[str, Any]) -> str:
 
 
 def _given_back(summary: Mapping[str, Any]) -> str:
-    """What the contrasts show, and what the transplant that does most does net of its harm."""
+    """What the contrasts show, and what the whole transplant does net of its harm."""
     shown = [
         f"{says(name)} ({written(apart, 'points')} points)"
         for name, each in summary["contrasts"].items()
@@ -99,17 +100,13 @@ def _given_back(summary: Mapping[str, Any]) -> str:
     ]
     if refuted:
         parts.append(f"The contrary is shown of this: {'; '.join(refuted)}.")
-    arms = {
-        arm: effect["closed"]
-        for arm, effect in summary["net"].items()
-        if effect["closed"].measured and arm in KNOWN and KNOWN[arm].group == "transplant"
-    }
-    if arms:
-        arm = max(arms, key=lambda name: arms[name].value)
+    arm = whole_arm(summary)
+    closed = summary["net"][arm]["closed"] if arm in summary["net"] else NOT_MEASURED
+    if closed.measured:
         parts.append(
-            f"The transplant that does most ({KNOWN[arm].label}) gives back "
+            f"The whole transplant ({KNOWN[arm].label}) gives back "
             f"{_per_cent(summary['recovered'][arm])} of them; net of what it spoils it closes "
-            f"{_per_cent(arms[arm])} of the gap."
+            f"{_per_cent(closed)} of the gap."
         )
     return " ".join(parts)
 

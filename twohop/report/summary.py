@@ -12,6 +12,7 @@ from twohop.ask.study import SEPARATOR
 from twohop.protocol import Protocol
 from twohop.published.architecture import Class, architecture_of
 from twohop.report.effects import contrasts, contrasts_as_numbers, nets, of_arms
+from twohop.report.splits import other_splits
 from twohop.report.strata import gaps_by_stratum
 from twohop.scoring import OUTCOMES
 from twohop.stages.maps.agreement import agreement_of_run, refusals
@@ -167,6 +168,7 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         "evidence": evidence_of(verdicts),
         "net": {arm: vars(effect) for arm, effect in nets(recovery).items()},
         "contrasts": contrasts_as_numbers(contrasts(recovery, seed=seed, protocol=protocol)),
+        "back_patching_splits": of_splits(recovery, seed=seed, protocol=protocol),
         "n_lost": int(recovery.attrs["n_lost"]),
         "n_kept": int(recovery.attrs["n_kept"]),
         "prediction": prediction_of(tree),
@@ -182,6 +184,12 @@ def summarise(tree: xr.DataTree, *, pair: str, seed: int) -> dict[str, Any]:
         "gap_points_by": gaps_by_stratum(gates),
         **numbers,
     }
+
+
+def of_splits(recovery: xr.Dataset, *, seed: int, protocol: Protocol) -> dict[str, Any] | None:
+    """How often other halves of the entities show of back-patching what these do."""
+    splits = other_splits(recovery, seed=seed, protocol=protocol)
+    return None if splits is None else vars(splits)
 
 
 def forced_by_rule(gates: xr.Dataset, counted: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
@@ -292,29 +300,33 @@ def evidence_of(verdicts: xr.Dataset) -> dict[str, dict[str, Any]]:
 
 
 def recovered(recovery: xr.Dataset) -> dict[str, Estimate]:
-    """Share of the lost items that each arm gives back, and of back-patching over its grid."""
+    """Share of the lost items that each arm gives back, and of back-patching in its grid."""
     by_arm = of_arms(recovery, "recovered", "tried")
     own, null = recovery["own"].values, recovery["null"].values
     searched = recovery["searched_entity"].values
+    has_null = recovery["has_null"].sel(tried=recovery["searched"].values).values.astype(bool)
     if own.shape[1]:
         for name, values in (
+            ("back_patching_canonical", at_chosen(recovery, "own", "chosen_cell")),
             ("back_patching_grid_mean", own.mean(0)),
             ("back_patching_oracle", own.any(0).astype(float)),
-            ("back_patching_null_oracle", null.any(0).astype(float)),
-            ("back_patching_null_searched", of_searched_null(recovery)),
+            ("back_patching_null_oracle", np.where(has_null, null.any(0), np.nan)),
+            (
+                "back_patching_null_searched",
+                np.where(has_null, at_chosen(recovery, "null", "chosen_cell_null"), np.nan),
+            ),
         ):
             there = ~np.isnan(values)
             by_arm[name] = mean(values[there], searched[there])
     return by_arm
 
 
-def of_searched_null(recovery: xr.Dataset) -> np.ndarray:
-    """Another picture's states in the cell at which such do best on the other half, [searched]."""
+def at_chosen(recovery: xr.Dataset, source: str, chosen: str) -> np.ndarray:
+    """The grid of a source in the cell that was chosen on the other half, [searched]."""
     items = recovery["searched"].values
-    cell = recovery["chosen_cell_null"].values[recovery["half"].sel(tried=items).values]
-    right = recovery["null"].values[cell, np.arange(len(items))].astype(float)
-    there = recovery["has_null"].sel(tried=items).values.astype(bool)
-    return np.where(there & (cell >= 0), right, np.nan)
+    cell = recovery[chosen].values[recovery["half"].sel(tried=items).values]
+    right = recovery[source].values[cell, np.arange(len(items))].astype(float)
+    return np.where(cell >= 0, right, np.nan)
 
 
 def accuracy_by_relation(gates: xr.Dataset) -> dict[str, Any]:

@@ -262,7 +262,8 @@ def contrasts_table(summary: Summary) -> Table:
         ("first − second", "points [95 %]", "p, Holm", "would show", "shown", "n"),
         tuple(rows),
         "p: signs of whole entities flipped, corrected by Holm for all of these. “Would show”: the "
-        "smallest difference, in points, that so many items show with a power of 80 %."
+        "smallest difference, in points, that so many items show with a power of 80 %, if it is "
+        "the first that the correction looks at."
         + ("" if rows else " Not measured: no item was lost."),
     )
 

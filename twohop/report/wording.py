@@ -43,7 +43,7 @@ VERDICTS = {
     "late": (
         "late",
         "the entity can be read, but only after the deadline of the form it then has; the "
-        "transplant gives the answer back, and back-patching beats its null",
+        "transplant gives the answer back, and back-patching gives back more than both its nulls",
     ),
     "never_in_circuit": (
         "never in the circuit",

@@ -13,10 +13,11 @@ import xarray as xr
 
 from twohop.protocol import DEFAULT, Protocol
 from twohop.stages.echo import echo
-from twohop.stages.evidence import EVIDENCE, Measured, State, measured, resampled
+from twohop.stages.evidence import EVIDENCE, Measured, State, measured, of_all, resampled
 from twohop.stages.timing import (
     NULLS,
     Timing,
+    blocks_done_at,
     elsewhere,
     read_anywhere,
     timing,
@@ -35,6 +36,9 @@ VERDICTS = (
     "not_tested",
 )
 
+_ECHO = "echo: "
+"""What the names of the echo's tests begin with, one to a relation."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -50,33 +54,38 @@ class Case:
         It is neither late nor never, see :func:`twohop.stages.timing.elsewhere`.
     regained : ndarray [item]
         1 if the transplant into all its places gives the answer back, 0 if not, NaN if not tried.
+    formed : ndarray of bool [item]
+        Where back-patching takes the states of its half from, its entity is read already.
     """
 
     state: np.ndarray
     decodable: np.ndarray
     elsewhere: np.ndarray
     regained: np.ndarray
+    formed: np.ndarray
 
 
 def judged(case: Case, evidence: Mapping[str, State]) -> np.ndarray:
     """The verdict on each lost item, given what was shown of the pair, [item].
 
     - ``late``: its entity is read, but only after the deadline of its form, and is not shown to be
-      read before at another place; the transplant gives its answer back; and of the pair it was
-      shown that probes read entities so late more often than by luck, that they read the VLM's own
-      text, and that back-patching beats its null.
+      read before at another place, and is read where back-patching takes its states from; the
+      transplant gives its answer back; and of the pair it was shown that probes read entities so
+      late more often than by luck, that they read the VLM's own text, and that back-patching gives
+      back more than both of its nulls.
     - ``in_time``: its entity is read before the deadline, and its answer is lost all the same; of
       the pair it was shown that probes read entities in time more often than by luck, and the
       VLM's own text.
     - ``never_in_circuit``: its entity is decodable, and no probe reads it in the backbone's form,
       nor is it shown to be read in passing, or at another place; the transplant gives its answer
       back; and of the pair it was shown that entities are decodable, that the probes read the
-      VLM's own text, and that back-patching does *not* help.
+      VLM's own text, and that back-patching does *not* give back more than either null.
     - ``unexplained``: all of these tests could tell, and none of the three is the case.
     - ``not_tested``: one of them could not.
     """
     state, back = case.state, case.regained
-    patched, decodable = evidence["back_patching"], evidence["decodable"]
+    patched = of_all(evidence[test] for test in ("back_patching", "back_patching_change"))
+    decodable = evidence["decodable"]
     verdict = np.full(len(state), "not_tested", dtype=object)
     if evidence["own_text"] != "shown":
         return verdict
@@ -85,7 +94,7 @@ def judged(case: Case, evidence: Mapping[str, State]) -> np.ndarray:
     if evidence["late"] == "shown":
         late = state == "late"
         if patched == "shown":
-            verdict[late & (back == 1) & ~case.elsewhere] = "late"
+            verdict[late & (back == 1) & ~case.elsewhere & case.formed] = "late"
         verdict[late & ((back == 0) | (patched == "absent"))] = "unexplained"
     never = state == "never"
     hidden = never & case.decodable & (decodable == "shown") & ~case.elsewhere
@@ -144,11 +153,11 @@ def diagnosis(
     lost = right["backbone_text"] & right["recognised"] & ~right["vlm_image"]
     read = timing(resolution, timetable, protocol=protocol)
     null = timing(resolution, timetable, kinds=NULLS, protocol=protocol)
-    tests = measured(resolution, recovery, read, null, protocol=protocol)
+    tests = measured(resolution, recovery, read, null, seed=seed, protocol=protocol)
     evidence = {name: test.judged(protocol=protocol) for name, test in tests.items()}
     case = _case(gates, resolution, recovery, timetable, read, protocol=protocol)
     counted = ~gates["surface"].values.astype(bool)
-    masked = echo(gates, lost & counted)
+    echoed = echo(gates, lost & counted)
 
     early = np.select(
         [right["vlm_image"], ~right["backbone_text"], ~right["recognised"]],
@@ -156,21 +165,26 @@ def diagnosis(
         "",
     ).astype(object)
 
-    def verdicts(states: Mapping[str, State]) -> np.ndarray:
-        return np.where(lost, judged(case, states), early)
+    of_relation = {_ECHO + name: test for name, test in echoed.tests.items()}
 
-    weight = np.where(masked.masked, masked.weight, 1.0)
-    entity = gates["entity"].values.astype(str)
+    def verdicts(states: Mapping[str, State]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The verdict on each item, the one if it is luck, and the weight of the first, [item]."""
+        other = np.where(lost, judged(case, states), early)
+        shown = [name for name in echoed.tests if states[_ECHO + name] == "shown"]
+        masked = echoed.masked(shown)
+        return np.where(masked, "echo_or_format", other), other, np.where(masked, echoed.weight, 1)
 
     def shares_of(states: Mapping[str, State]) -> np.ndarray:
-        other = verdicts(states)
-        first = np.where(masked.masked, "echo_or_format", other)
+        first, other, weight = verdicts(states)
         return np.array([_share(kind, first, other, weight)[counted] for kind in VERDICTS])
 
     states: dict[str, State] = {name: test.state for name, test in evidence.items()}
-    otherwise = verdicts(states)
-    verdict = np.where(masked.masked, "echo_or_format", otherwise)
-    drawn = _resamples(tests, shares_of, entity[counted], seed=seed, protocol=protocol)
+    states |= {name: test.judged(protocol=protocol).state for name, test in of_relation.items()}
+    verdict, otherwise, weight = verdicts(states)
+    entity = gates["entity"].values.astype(str)
+    drawn = _resamples(
+        tests | of_relation, shares_of, entity[counted], seed=seed, protocol=protocol
+    )
     table = [
         _wider(mean(of_items, entity[counted]), resamples)
         for of_items, resamples in zip(shares_of(states), drawn, strict=True)
@@ -221,7 +235,20 @@ def _case(
     there = elsewhere(resolution, timetable, read, protocol=protocol)
     tried = dict(zip(recovery["lost"].values, recovery["whole"].values, strict=True))
     regained = [float(tried.get(item, np.nan)) for item in gates["item"].values]
-    return Case(read.state[where], plain[where], there[where], np.array(regained))
+    # Of what was tried on no item of an entity, nothing was chosen.
+    names, halves = recovery["tried_entity"].values.tolist(), recovery["half"].values.tolist()
+    half_of = dict(zip(names, halves, strict=True))
+    layers = read_at(recovery)
+    done = np.where(layers < 0, -1, blocks_done_at(resolution, layers))
+    reached = [done[half_of[name]] if name in half_of else -1 for name in gates["entity"].values]
+    formed = np.array(reached) >= read.blocks[where]
+    return Case(read.state[where], plain[where], there[where], np.array(regained), formed)
+
+
+def read_at(recovery: xr.Dataset) -> np.ndarray:
+    """The layer that back-patching takes the states of each half from; -1 for none, [half]."""
+    cells = recovery["chosen_cell"].values
+    return np.array([recovery["later"].values[cell] if cell >= 0 else -1 for cell in cells])
 
 
 def _share(kind: str, verdict: np.ndarray, otherwise: np.ndarray, weight: np.ndarray) -> np.ndarray:

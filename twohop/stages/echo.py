@@ -4,6 +4,7 @@ A forced choice among few candidates is often right by chance. How often is told
 item another item's choice: the choices are the same, and what they say of the item is gone.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,8 @@ import xarray as xr
 
 from twohop.ask.study import SEPARATOR
 from twohop.scoring import normalise
-from twohop.statistics import Estimate, difference
+from twohop.stages.evidence import Measured
+from twohop.statistics import TAIL
 
 ANSWERS = ("same_type", "right")
 """Outcomes that are answers of the relation: whatever else is wrong there, it is not the format."""
@@ -23,21 +25,29 @@ class Echo:
 
     Attributes
     ----------
-    masked : ndarray of bool [item]
-        Those of relations in which there are more of them than luck gives.
+    right : ndarray of bool [item]
+        These items.
     weight : ndarray [item]
-        The share of each relation's that is not luck; 0 elsewhere.
-    by_relation : dict of str to Estimate
-        Right choices minus those of permuted ones, as a share of the items that gave no answer.
+        The share of its relation's that is not luck; 0 elsewhere.
+    relation : ndarray of str [item]
+    tests : dict of str to Measured
+        By relation: right choices beside those of permuted ones, of the items that gave no answer.
+        Only where it is shown that there are more of them than luck gives, items were masked by
+        their format. The relations are tested together, each at its part of the level (Bonferroni).
     """
 
-    masked: np.ndarray
+    right: np.ndarray
     weight: np.ndarray
-    by_relation: dict[str, Estimate]
+    relation: np.ndarray
+    tests: dict[str, Measured]
+
+    def masked(self, shown: Collection[str]) -> np.ndarray:
+        """Those that their format masked, if so much was shown of these relations, [item]."""
+        return self.right & np.isin(self.relation, [*shown])
 
 
 def echo(gates: xr.Dataset, lost: np.ndarray) -> Echo:
-    """Find the items that were masked by their format.
+    """Find the items that may have been masked by their format.
 
     Parameters
     ----------
@@ -51,21 +61,18 @@ def echo(gates: xr.Dataset, lost: np.ndarray) -> Echo:
     said = gates["outcome"].sel(gate="vlm_image").values
     relation, entity = gates["relation"].values, gates["entity"].values
     silent = lost & ~np.isin(said, ANSWERS)
-    masked, weight = np.zeros(len(lost), bool), np.zeros(len(lost))
-    by_relation: dict[str, Estimate] = {}
-    for name in dict.fromkeys(relation[silent]):
+    weight = np.zeros(len(lost))
+    tests: dict[str, Measured] = {}
+    names = [*dict.fromkeys(relation[silent].tolist())]
+    for name in names:
         rows = np.nonzero(silent & (relation == name))[0]
         luck = of_others(choice[rows], gates["accepted"].values[rows])
-        excess = difference(right[rows].astype(float), luck, entity[rows])
-        by_relation[str(name)] = excess
-        if not excess.low > 0:
-            continue
-        masked[rows] = right[rows]
+        tests[name] = Measured.of(right[rows], luck, entity[rows], tail=TAIL / len(names))
         # Of those that do not know it as many are right as of the permuted choices.
-        chance = luck.mean()
-        weight[rows] = right[rows] * (right[rows].mean() - chance) / (1 - chance)
-        weight[rows] /= right[rows].mean()
-    return Echo(masked, weight, by_relation)
+        chance, share = luck.mean(), right[rows].mean()
+        if share > chance:
+            weight[rows] = right[rows] * (share - chance) / (1 - chance) / share
+    return Echo(silent & right, weight, relation, tests)
 
 
 def of_others(choices: np.ndarray, accepted: np.ndarray) -> np.ndarray:

@@ -66,7 +66,8 @@ def text_gate(study: Study, model: Model, *, gate: str) -> xr.Dataset:
         tokens before it ended); and the forced choice under each rule
         (:data:`interventions.running.forced_choice.RULES`), ``forced_choice`` and
         ``forced_right``, of which ``choice`` is the first. ``forced_choice`` is empty where a rule
-        gives none.
+        gives none. ``surface`` (item): in this model's tokens the answer begins as the entity's
+        name does, so that spelling alone may give it.
     """
     items = study.benchmark.items
     questions, prior = Questions(study, items), unnamed(study, model)
@@ -75,7 +76,8 @@ def text_gate(study: Study, model: Model, *, gate: str) -> xr.Dataset:
         lambda rows: questions.named(model, rows),
         prior=[prior[item.relation] for item in items],
     )
-    return gate_dataset(items, scored, gate=gate)
+    asked = gate_dataset(items, scored, gate=gate)
+    return asked.assign(surface=("item", _surface(questions, model)))
 
 
 def unnamed(study: Study, model: Model) -> dict[str, list[float]]:
@@ -177,8 +179,14 @@ def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:
         gate_dataset(questions.items, shown, gate="vlm_image"),
         gate_dataset(questions.items, blank, gate="vlm_blank"),
     ]
-    joined = xr.concat(gates, dim="gate", coords="minimal", compat="override", join="exact")
-    joined["surface"] = ("item", _surface(questions))
+    joined = xr.concat(
+        [gate.drop_vars("surface", errors="ignore") for gate in gates],
+        dim="gate",
+        coords="minimal",
+        compat="override",
+        join="exact",
+    )
+    joined["surface"] = ("item", _surface(questions, vlm))
     popularity = [item.entity.popularity for item in benchmark.items]
     if any(known is not None for known in popularity):
         joined = joined.assign_coords(popularity=("item", np.array(popularity, dtype=float)))
@@ -191,15 +199,15 @@ def recall(study: Study, backbone_text: xr.Dataset) -> xr.Dataset:
     return joined
 
 
-def _surface(questions: Questions) -> np.ndarray:
+def _surface(questions: Questions, model: Model) -> np.ndarray:
     """Whether each item's answer begins with the token that its entity's name does, [item]."""
-    vlm, items = questions.study.vlm, questions.items
+    items = questions.items
     begins_alike = np.zeros(len(items), dtype=bool)
     for rows in questions.parts():
-        asked = questions.named(vlm, rows[:1])  # ends as all of them do
+        asked = questions.named(model, rows[:1])  # ends as all of them do
         for row in rows:
             texts = (items[row].entity.name, *items[row].answers)
-            name, *answers_begin = first_tokens(vlm, asked, texts)
+            name, *answers_begin = first_tokens(model, asked, texts)
             begins_alike[row] = name in answers_begin
     return begins_alike
 

@@ -50,7 +50,11 @@ class Timing:
 
 def blocks_done(resolution: xr.Dataset) -> np.ndarray:
     """How many of the backbone's blocks are done at each of the VLM's layers, [layer]."""
-    layers = resolution["layer"].values
+    return blocks_done_at(resolution, resolution["layer"].values)
+
+
+def blocks_done_at(resolution: xr.Dataset, layers: np.ndarray) -> np.ndarray:
+    """The same at some of the VLM's layers, [layer]."""
     blocks = np.atleast_1d(resolution.attrs["vlm_blocks"])
     return (blocks[None] < layers[:, None]).sum(1)
 
@@ -187,7 +191,8 @@ def _timed(
     at = np.maximum(first, 0)
     own = np.take_along_axis(forms, at, axis=0)
     done = blocks[at]
-    low, high = (ends[np.maximum(own, 0)] for ends in deadline_ends(timetable))
+    last = int(timetable.attrs["n_layers"]) - 1  # behind it, no block is left to read anything
+    low, high = (np.minimum(ends[np.maximum(own, 0)], last) for ends in deadline_ends(timetable))
     known = (first >= 0) & (own >= 0) & ~np.isnan(low) & ~np.isnan(high)
     early, late = known & (done <= low), known & (done > high)
     # Of several probes the first of these decides; of those alike, the one that reads it first.

@@ -14,7 +14,7 @@ import xarray as xr
 from interventions import Model
 from twohop.ask.on_server import Task
 from twohop.ask.questions import Questions, Rows, by_relation, side_by_side
-from twohop.ask.sampling import in_turns
+from twohop.ask.sampling import in_proportion, in_turns
 from twohop.ask.study import Study, item_coords
 from twohop.items.items import Item
 from twohop.scoring import normalise
@@ -29,23 +29,40 @@ NO_OTHER = "the model knows the answer about no other entity of its relation, so
 
 def known_items(items: Sequence[Item], right: np.ndarray, *, seed: int, limit: int) -> list[Item]:
     """At most ``limit`` of the items answered right, as many of each relation if possible."""
+    return [items[i] for i in in_turns(_shuffled(items, right, seed), limit)]
+
+
+def representative_items(
+    items: Sequence[Item], chosen: np.ndarray, *, seed: int, limit: int
+) -> list[Item]:
+    """At most ``limit`` of the chosen items, of each relation in proportion to what is chosen.
+
+    A share of these is one of all that are chosen.
+    """
+    groups = _shuffled(items, chosen, seed)
+    return [items[i] for i in in_proportion(groups, limit, seed=seed)]
+
+
+def _shuffled(items: Sequence[Item], chosen: np.ndarray, seed: int) -> list[list[int]]:
+    """Rows of the chosen items of each relation, in random order."""
     generator = np.random.default_rng(seed)
-    groups = [
-        [rows[i] for i in generator.permutation(len(rows)) if right[rows[i]]]
+    return [
+        [rows[i] for i in generator.permutation(len(rows)) if chosen[rows[i]]]
         for _, rows in by_relation(items)
     ]
-    return [items[i] for i in in_turns(groups, limit)]
 
 
 def in_circuit(gate: xr.Dataset) -> np.ndarray:
     """The items on which windows and maps may be measured, [item].
 
     There the answer is checked token by token, so the free answer at this gate must begin with the
-    canonical one, which the model gives by itself.
+    canonical one, which the model gives by itself. Those whose answer begins as the entity's name
+    does are none: spelling alone may give it.
     """
     pairs = zip(gate["text"].values[0], gate["answer"].values, strict=True)
     words = [(normalise(said), normalise(answer)) for said, answer in pairs]
-    return np.array([said[: len(answer)] == answer for said, answer in words], dtype=bool)
+    given = np.array([said[: len(answer)] == answer for said, answer in words], dtype=bool)
+    return given & ~gate["surface"].values.astype(bool)
 
 
 def windows(study: Study, known: np.ndarray) -> xr.Dataset:

@@ -212,6 +212,21 @@ ALL_ARMS = (
         panel=(7, "back-patching null:\nanother picture"),
     ),
     Arm(
+        "back_patching_null_change",
+        "back_patching",
+        "same, another picture's change (null)",
+        "the same in the same cell, with the own earlier state and what another picture's state "
+        "changes by from that layer to the later one",
+        control=True,
+    ),
+    Arm(
+        "back_patching_canonical",
+        "back_patching",
+        "by the canonical answer",
+        "back-patching at the chosen cell, by the canonical answer, on the items of the grid",
+        derived=True,
+    ),
+    Arm(
         "back_patching_grid_mean",
         "back_patching",
         "mean over all cells",

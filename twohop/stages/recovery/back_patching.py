@@ -2,14 +2,15 @@
 
 Every cell of a grid, a pair of layers at a group of tokens, is tried by whether the canonical
 answer is what greedy decoding would give, on lost items, where there are many on as many of each
-half of the entities. The cell that is best on one half is used on all items of the other, where
-answers are free, and the other way round: what is scored has no say in the choice, so the number is
-not the greatest of many. The null writes the states of another entity's picture in the same cell:
-all that differs is whose they are. A null that is searched as own states are, for the cell at which
-other states do best, is in the grid.
+half of the entities. Two nulls are tried in the same cells. *Another picture's states* rule out
+that any state there would do. They also take away what the own picture has at the earlier layer, so
+they do not tell whether the *later* state is what helps: *another picture's change* does, which is
+added to the own earlier state. The cell that gives most above both on one half is used on all items
+of the other, where answers are free, and the other way round: what is scored has no say in the
+choice, so the number is not the greatest of many.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -38,7 +39,10 @@ Cell = tuple[int, int, int]
 """The layer read, the layer written, and the group of tokens."""
 Side = tuple[Prompt, list[Positions]]
 """A prompt and its groups of tokens."""
-ARMS_OF_IT = ("back_patching", "back_patching_null")
+SOURCES = ("own", "null", "change")
+"""What is written: the own later state, another's, and another's change on the own earlier one."""
+ARMS_OF_IT = ("back_patching", "back_patching_null", "back_patching_null_change")
+"""The arms, in that order."""
 
 
 def layer_pairs(n_layers: int, *, protocol: Protocol = DEFAULT) -> list[tuple[int, int]]:
@@ -107,13 +111,14 @@ class BackPatched:
     Attributes
     ----------
     grid : Dataset
-        ``own`` and ``null`` (cell, searched): the canonical answer's tokens are all the likeliest;
-        ``searched``: the ids of these lost items; ``searched_entity`` (searched); ``later``,
-        ``earlier`` and ``back_place`` (cell); ``has_null`` (tried); ``chosen_cell`` and
-        ``chosen_cell_null`` (part): the cell at which own states, and others', are best on the
-        other half, -1 for none.
+        ``own``, ``null`` and ``change`` (cell, searched), see :data:`SOURCES`: the canonical
+        answer's tokens are all the likeliest; ``searched``: the ids of these lost items;
+        ``searched_entity`` (searched); ``later``, ``earlier`` and ``back_place`` (cell);
+        ``has_null`` (tried); ``chosen_cell`` and ``chosen_cell_null`` (part): the cell at which own
+        states give most above both nulls on the other half, and that at which others' states give
+        most, -1 for none.
     arms : dict of str to Outcomes
-        Free answers at the cell that is best on the other half: ``back_patching`` and its null.
+        Free answers at the chosen cell, by :data:`ARMS_OF_IT`.
     """
 
     grid: xr.Dataset
@@ -151,22 +156,23 @@ def back_patching(questions: Questions, half: np.ndarray, n_lost: int) -> BackPa
         return *sides(rows), [questions.items[i].answers[0] for i in rows], cells
 
     on_grid = replace(questions, items=[questions.items[i] for i in searched])
-    of_items = on_grid.map(answered_back, in_grid, model=study.vlm, passes=2 * len(cells))
-    own, null = (
-        side_by_side([tables[source] for tables in of_items], (len(cells),), dtype=bool)
-        for source in (0, 1)
-    )
+    n_sources = len(SOURCES)
+    of_items = on_grid.map(answered_back, in_grid, model=study.vlm, passes=n_sources * len(cells))
+    tables = {
+        name: side_by_side([tables[source] for tables in of_items], (len(cells),), dtype=bool)
+        for source, name in enumerate(SOURCES)
+    }
     has_null, of_searched = questions.has_rival, half[searched]
     there = has_null[searched]
-    best = chosen_elsewhere(own, of_searched)
-    best_null = chosen_elsewhere(null[:, there], of_searched[there])
+    best = best_cells(tables, of_searched, there)
+    best_null = chosen_elsewhere(tables["null"][:, there], of_searched[there])
 
     def used(rows: Rows) -> Task:
         parts = [torch.tensor(half[rows] == part) for part in (0, 1)]
         chosen = [(cells[cell], part) for cell, part in zip(best, parts, strict=True) if cell >= 0]
         return *sides(rows), chosen, study.decoding
 
-    said = questions.map(said_back, used, model=study.vlm, passes=2)
+    said = questions.map(said_back, used, model=study.vlm, passes=n_sources)
     arms = {}
     untried = best[half] < 0
     for source, arm in enumerate(ARMS_OF_IT):
@@ -174,8 +180,7 @@ def back_patching(questions: Questions, half: np.ndarray, n_lost: int) -> BackPa
         arms[arm] = outcome.without(untried | (~has_null if source else False))
     grid = xr.Dataset(
         {
-            "own": (("cell", "searched"), own),
-            "null": (("cell", "searched"), null),
+            **{name: (("cell", "searched"), table) for name, table in tables.items()},
             "searched": [questions.items[i].id for i in searched],
             "searched_entity": (
                 "searched",
@@ -192,15 +197,55 @@ def back_patching(questions: Questions, half: np.ndarray, n_lost: int) -> BackPa
     return BackPatched(grid, arms)
 
 
-def states(model: Model, side: Side, later: Sequence[int]) -> list[torch.Tensor]:
-    """What enters each of the layers at each group of tokens, [layer, row, token, d_model]."""
-    prompt, groups = side
-    values = read(
-        model,
-        prompt,
-        [Site("resid_pre", [*later], replace(at.filled(), single=False)) for at in groups],
-    )
-    return values
+def best_cells(
+    tables: Mapping[str, np.ndarray], half: np.ndarray, has_null: np.ndarray
+) -> np.ndarray:
+    """For each half, the cell that gives most above both nulls on the other, [half].
+
+    Parameters
+    ----------
+    tables : mapping of str to ndarray of bool [cell, item]
+        By :data:`SOURCES`.
+    half : ndarray of int [item]
+    has_null : ndarray of bool [item]
+        Without a null an item has no say, unless none has one: then own states alone have it.
+    """
+    counted = has_null if has_null.any() else np.ones_like(has_null)
+    own, *nulls = (tables[name].astype(float) for name in SOURCES)
+    scores = np.stack([own * counted, *(null * has_null for null in nulls)], axis=-1)
+
+    def above(means: np.ndarray) -> int:
+        return int((means[:, 0] - means[:, 1:].max(-1)).argmax())
+
+    return chosen_elsewhere(scores, half, best=above)
+
+
+Written = Callable[[int, int, int], torch.Tensor]
+"""``written(later, earlier, group)``: what a source writes in a cell, [row, token, d_model]."""
+
+
+def sources(model: Model, shown: Side, theirs: Side, layers: Sequence[int]) -> list[Written]:
+    """What each of :data:`SOURCES` writes, of states that enter these layers."""
+    order = sorted({*layers})
+    of_side = []
+    for prompt, groups in (shown, theirs):
+        sites = [Site("resid_pre", order, replace(at.filled(), single=False)) for at in groups]
+        of_side.append(read(model, prompt, sites) if order else [])
+    own, other = of_side
+    place = {layer: i for i, layer in enumerate(order)}
+
+    def its_own(later: int, earlier: int, group: int) -> torch.Tensor:
+        return own[group][place[later]]
+
+    def another(later: int, earlier: int, group: int) -> torch.Tensor:
+        return other[group][place[later]]
+
+    def changed(later: int, earlier: int, group: int) -> torch.Tensor:
+        before, after = (other[group][place[layer]].float() for layer in (earlier, later))
+        start = own[group][place[earlier]]
+        return (start.float() + (after - before)).to(start.dtype)
+
+    return [its_own, another, changed]
 
 
 def answered_back(
@@ -214,7 +259,7 @@ def answered_back(
 ) -> list[np.ndarray]:
     """Whether greedy decoding would give exactly these answers, [row] of [source, cell].
 
-    With the states of the same picture, then of another one.
+    By :data:`SOURCES`.
 
     Parameters
     ----------
@@ -230,7 +275,6 @@ def answered_back(
     asked = own.scored(prompt)
     # The answers are behind, so what is ahead stays where it is.
     written = [at.shifted(0, asked.length) for at in groups]
-    later = sorted({cell[0] for cell in cells})
     # Of an image with few tokens, several groups are the same.
     alike = [next(i for i, at in enumerate(groups) if same(at, group)) for group in groups]
     different = [i for i, (*_, group) in enumerate(cells) if alike[group] == group]
@@ -239,10 +283,10 @@ def answered_back(
         for read_at, into, group in cells
     ]
     tables = []
-    for side in (shown, theirs):
-        values = states(model, side, later)
+    layers = [layer for read_at, into, _ in cells for layer in (read_at, into)]
+    for value in sources(model, shown, theirs, layers):
         patches = [
-            [Patch("resid_pre", into, written[group], values[group][later.index(read_at)])]
+            [Patch("resid_pre", into, written[group], value(read_at, into, group))]
             for read_at, into, group in (cells[i] for i in different)
         ]
         table = answered_cells(model, asked, own, patches, tick=tick)
@@ -265,7 +309,7 @@ def said_back(
     *,
     tick: Tick,
 ) -> list[list[str]]:
-    """Free answers with the states of the same picture, then of another one, [row][source].
+    """Free answers, [row][source], by :data:`SOURCES`.
 
     Parameters
     ----------
@@ -279,16 +323,10 @@ def said_back(
     """
     prompt, groups = shown
     by_source = []
-    later = sorted({cell[0] for cell, _ in chosen})
-    for side in (shown, theirs):
-        values = states(model, side, later) if later else []
+    layers = [layer for (read_at, into, _), _ in chosen for layer in (read_at, into)]
+    for value in sources(model, shown, theirs, layers):
         patches = [
-            Patch(
-                "resid_pre",
-                into,
-                groups[group].only(rows),
-                values[group][later.index(read_at)],
-            )
+            Patch("resid_pre", into, groups[group].only(rows), value(read_at, into, group))
             for (read_at, into, group), rows in chosen
         ]
         by_source.append(

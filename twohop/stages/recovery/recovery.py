@@ -31,7 +31,7 @@ from twohop.stages.recovery.transplants import (
     whole_arms,
     whole_transplant,
 )
-from twohop.stages.windows import known_items
+from twohop.stages.windows import representative_items
 
 SPAN_VALUES = {
     "span_mlp": "own",
@@ -41,6 +41,7 @@ SPAN_VALUES = {
 }
 """What each arm at the span writes, of :class:`twohop.stages.recovery.transplants.Sources`."""
 NO_OTHER_QUESTION = "no relation of the benchmark asks for another fact"
+NO_OTHER_ENTITY = "only one entity is tried, so there is no mean over the others"
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def asked_of(study: Study, gates: xr.Dataset) -> Asked:
     right = {gate: gates["right"].sel(gate=gate).values for gate in gates["gate"].values}
     able = right["recognised"] & right["backbone_text"] & ~gates["surface"].values
     gone, there = able & ~right["vlm_image"], able & right["vlm_image"]
-    tried = known_items(items, gone, seed=study.seed, limit=protocol.lost_items)
-    kept = known_items(items, there, seed=study.seed, limit=protocol.kept_items)
+    tried = representative_items(items, gone, seed=study.seed, limit=protocol.lost_items)
+    kept = representative_items(items, there, seed=study.seed, limit=protocol.kept_items)
     codes = [[item.entity.code for item in part] for part in (tried, kept)]
     # The halves of what is chosen on are as large as can be; who was not tried is in either.
     half_of = {
@@ -157,12 +158,14 @@ def recovery(study: Study, gates: xr.Dataset, *, last_block: int, last_mlp: int)
         arms |= said
         if told.no_other_question.all():
             refused["whole_other_question"] = NO_OTHER_QUESTION
+        if told.no_mean:
+            refused |= dict.fromkeys(("mean_entity", "span_mean_entity"), NO_OTHER_ENTITY)
     place, span = Chosen.of_nothing(study), Chosen.of_nothing(study, ends=True)
     if told is not None and n:
         at_place, place = place_arms(questions, told.resid["own"], half, n)
         written = {arm: told.mlp[source] for arm, source in SPAN_VALUES.items()}
         at_span, span = span_arms(questions, written, half, n)
-        arms |= at_place | at_span
+        arms |= at_place | {arm: came for arm, came in at_span.items() if arm not in refused}
     back = back_patching(questions, half, n)
     arms |= back.arms
     for arm in FOLLOW:

@@ -137,11 +137,14 @@ class Sources:
         MLP outputs, of blocks 0 to ``last_mlp``: the first four.
     no_other_question : ndarray of bool [item]
         Whether there is no question about another fact; its values are then ``own``.
+    no_mean : bool
+        Whether there is no other entity, so that its mean is zero.
     """
 
     resid: dict[str, torch.Tensor]
     mlp: dict[str, torch.Tensor]
     no_other_question: np.ndarray
+    no_mean: bool
 
 
 def sources(questions: Questions, *, last_block: int, last_mlp: int) -> Sources:
@@ -178,6 +181,7 @@ def sources(questions: Questions, *, last_block: int, last_mlp: int) -> Sources:
         },
         controls(own_mlp, wrong_mlp, questions.items, seed=study.seed),
         np.array([other[item.relation] is None for item in questions.items], dtype=bool),
+        len({item.entity.code for item in questions.items}) < 2,
     )
 
 
@@ -235,6 +239,8 @@ def whole_arms(questions: Questions, read: Sources) -> dict[str, Outcomes]:
     outcomes["whole_other_question"] = outcomes["whole_other_question"].without(
         read.no_other_question
     )
+    if read.no_mean:
+        del outcomes["mean_entity"]
     return {own_arm(questions.study.vlm, arm): outcome for arm, outcome in outcomes.items()}
 
 
