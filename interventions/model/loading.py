@@ -1,7 +1,7 @@
 """From a repo id, a folder or a ready module to a :class:`~interventions.model.model.Model`."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from interventions.architectures.anatomy import find_anatomy
 from interventions.architectures.blocks import OTHERWISE
 from interventions.architectures.blueprints import sees
 from interventions.architectures.families import tested
-from interventions.architectures.opening import place_of, reading
+from interventions.architectures.opening import place_of, reading, without_bars
 from interventions.architectures.quantisation import settings_in
 from interventions.architectures.quantised_loading import quantisation_config
 from interventions.architectures.quantised_opening import check_opens
@@ -135,7 +135,7 @@ def load(
     name = Path(place).name if Path(place).is_dir() else place
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     opened = reading(place, doing="loaded", weights=not remote, revision=revision)
-    with opened, _without_bars(place):
+    with opened, without_bars(place):
         if is_original_llava(place, revision=revision):
             if remote:
                 raise LoadError(
@@ -200,7 +200,7 @@ def load(
     _check_all_used(module, place, report.get("unexpected_keys") or ())
     if settings_in(config):
         _check_unpacks(module, place)
-    with _without_bars(place):
+    with without_bars(place):
         add_adapters(module, adapters, name)
     return _wrap(module, given, name=name, revision=revision)
 
@@ -313,21 +313,6 @@ class Preprocessors:
         if tokens.pad_token_id is None and tokens.eos_token is not None:
             tokens.pad_token = tokens.eos_token
         return tokens
-
-
-@contextmanager
-def _without_bars(place: str) -> Iterator[None]:
-    """Show no progress of a local folder, which opens in a blink."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    if Path(place).is_dir():
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _name_of(module: torch.nn.Module) -> str:
