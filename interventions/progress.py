@@ -1,5 +1,6 @@
 """What is seen while something runs: a bar, once it takes long, and no notices of libraries."""
 
+import logging
 import time
 from importlib.util import find_spec
 from typing import Any
@@ -49,8 +50,10 @@ class LateBar:
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' own bars and notices out of the way of ours."""
-    from transformers.utils import logging
+    """Keep the bars and notices of transformers and bitsandbytes out of the way of ours."""
+    from transformers.utils import logging as notices
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    notices.disable_progress_bar()
+    notices.set_verbosity_error()
+    # It says at every layer of every pass that it computes in float16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

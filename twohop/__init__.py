@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twohop.ask.study import Study
-    from twohop.pairs import PAIRS, Pair, find_pair, own_pair, with_data
+    from twohop.pairs import PAIRS, Pair, find_pair, own_pair, with_data, with_flags
     from twohop.protocol import Protocol
     from twohop.report.compare import read_summary
     from twohop.running.pair_run import Settings, read_run
@@ -31,6 +31,7 @@ __all__ = [
     "run_study",
     "study_of",
     "with_data",
+    "with_flags",
 ]
 
 # Models and Datasets take seconds to import: each name brings its module when it is first used.
@@ -49,6 +50,7 @@ LATER = {
     "run_study": "running.study",
     "study_of": "running.study",
     "with_data": "pairs",
+    "with_flags": "pairs",
 }
 
 

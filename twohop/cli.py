@@ -4,52 +4,26 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from twohop.protocol import PRESETS, Protocol, documented
-from twohop.stages.table import TABLE
+from twohop.running.options import (
+    RUNS,
+    add_study,
+    asked_loading,
+    asked_protocol,
+    names,
+    natural,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from twohop.allowed import Allowed, Documented
+    from twohop.items.validation import Checked
     from twohop.pairs import Pair
-
-RUNS = "runs"
-
-
-def natural(text: str) -> int:
-    """A whole number that is not negative, from the command line."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative; expected 0 or more")
-    return number
+    from twohop.protocol import Protocol
 
 
-def counted(allowed: "Allowed") -> "Callable[[str], int]":
-    """How a number of the protocol is read from the command line."""
-
-    def read(text: str) -> int:
-        try:
-            return allowed.read(int(text))
-        except (TypeError, ValueError):
-            raise argparse.ArgumentTypeError(f"got {text!r}; expected {allowed.expected}") from None
-
-    return read
-
-
-def sizes_of(entry: "Documented") -> str:
-    """A sample size in both presets, or in both alike."""
-    if entry.quick == entry.default:
-        return str(entry.default)
-    return f"full: {entry.default}, quick: {entry.quick}"
-
-
-def names(text: str) -> list[str]:
-    """Names with commas between, from the command line."""
-    return [name for name in text.split(",") if name]
+FLAGS = "flags"
+"""What a pair without items of its own is asked."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,75 +33,7 @@ def parser() -> argparse.ArgumentParser:
         description="Measure how vision-language models recall facts about what they see.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    study = commands.add_parser(
-        "study",
-        help="run the two-hop study on one or more pairs",
-        epilog="stages:\n"
-        + "\n".join(f"  {stage.name:<18} {stage.says}" for stage in TABLE.values()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    study.add_argument("pair", nargs="*", metavar="PAIR", help="see: twohop pairs")
-    study.add_argument("--vlm", metavar="MODEL", help="your own pair: a VLM's repo id or folder,")
-    study.add_argument("--backbone", metavar="MODEL", help="and that of its language model")
-    study.add_argument("--data", metavar="FILE", help="items to ask about; see: twohop data")
-    study.add_argument("--map", metavar="MAP", help="where the fields of an item are in FILE")
-    study.add_argument("--format", choices=("chat", "qa", "completion"), help="of the prompts")
-    study.add_argument(
-        "--alter-views",
-        action="store_true",
-        help="altered copies stand in where FILE has too few pictures of an entity",
-    )
-    study.add_argument("--out", type=Path, default=Path(RUNS), help="folder of runs (%(default)s)")
-    study.add_argument("--limit", type=int, metavar="N", help="use N entities only")
-    study.add_argument(
-        "--stage",
-        type=names,
-        action="extend",
-        metavar="NAME[,NAME]",
-        help="run these stages only, and what they need; they are listed below",
-    )
-    study.add_argument(
-        "--force",
-        nargs="*",
-        action="extend",
-        metavar="STAGE",
-        help="compute these stages again (default: those of --stage, else all) and give up what "
-        "was derived from them. Comes after the pairs; leave it out to go on after an interrupt",
-    )
-    study.add_argument(
-        "--seed", type=natural, default=0, help="of every random choice (%(default)s)"
-    )
-    sizes = study.add_argument_group(
-        "sample sizes",
-        "Part of the protocol, and of a run's settings: a folder of results takes no others. Its "
-        "other numbers are set from Python, see twohop.protocol.",
-    )
-    sizes.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default="full",
-        help="sizes that belong together: full can decide; quick is a first look, and says what it "
-        "cannot decide (%(default)s). Those named beside it replace its own",
-    )
-    for entry in documented():
-        if entry.flag:
-            sizes.add_argument(
-                entry.flag,
-                type=counted(entry.allowed),
-                dest=entry.name,
-                metavar="N",
-                help=f"{entry.says} ({sizes_of(entry)})",
-            )
-    study.add_argument(
-        "--remote",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="URL",
-        help="run on NDIF, or on the NDIF server at URL; models go by their repo ids, and a "
-        "built-in pair's by twohop/PAIR. Comes after the pairs",
-    )
+    add_study(commands)
 
     compare = commands.add_parser("compare", help="put finished runs side by side")
     compare.add_argument(
@@ -162,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "data",
         metavar="FILE",
         help="JSON Lines, CSV, TSV or Parquet; a folder of PopVQA or of `datasets`; "
-        "hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT",
+        "hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT; or flags, flags-iso",
     )
     check.add_argument(
         "--map", metavar="MAP", help="field=column pairs with commas between, or a TOML file"
@@ -218,18 +124,24 @@ def run_studies(options: argparse.Namespace) -> int:
     share_heads_on_a_cpu()
     again = options.force is not None and (names(",".join(options.force)) or True)
     selection = Selection.of(options.stage, again)
-    protocol = asked_protocol(options)
+    protocol, loading = asked_protocol(options), asked_loading(options)
+    loading.check(remote=options.remote)
     pairs = asked_pairs(options, protocol)
     console = Console()
     settings = Settings(
-        limit=options.limit, seed=options.seed, remote=options.remote, protocol=protocol
+        limit=options.limit,
+        seed=options.seed,
+        remote=options.remote,
+        protocol=protocol,
+        loading=loading,
     )
-    apart = worth_sharing(pairs) and not options.remote
-    run = run_side_by_side if apart else run_in_turn
+    asked = {"out": options.out, "settings": settings, "selection": selection}
+    if worth_sharing(pairs) and not options.remote:
+        run = run_side_by_side(pairs, **asked)
+    else:
+        run = run_in_turn(pairs, **asked, even_if_few=options.even_if_few)
     summaries, folders = [], []
-    for pair, summary in zip(
-        pairs, run(pairs, out=options.out, settings=settings, selection=selection), strict=True
-    ):
+    for pair, summary in zip(pairs, run, strict=True):
         if summary is not None:
             print_summary(summary, console)
             summaries.append(summary)
@@ -244,56 +156,69 @@ def run_studies(options: argparse.Namespace) -> int:
     return 0
 
 
-def asked_protocol(options: argparse.Namespace) -> Protocol:
-    """The preset, and the sizes that were named beside it."""
-    given = {
-        entry.name: size
-        for entry in documented()
-        if entry.flag and (size := getattr(options, entry.name)) is not None
-    }
-    return replace(Protocol.preset(options.preset), **given)
+def asked_pairs(options: argparse.Namespace, protocol: "Protocol") -> "list[Pair]":
+    """The pairs that ``twohop study`` is to run, each with what it is asked.
 
-
-def asked_pairs(options: argparse.Namespace, protocol: Protocol) -> "list[Pair]":
-    """The pairs that ``twohop study`` is to run, with the items of ``--data`` if there is one."""
+    That is ``--data`` if it is given; else a built-in pair's own items, and flags for any other.
+    """
     from rich.console import Console
 
     from interventions.errors import InterventionsError
-    from twohop.items.datamap import read_map
-    from twohop.items.validation import check
-    from twohop.pairs import find_pair, own_pair, with_data
+    from twohop.pairs import DRAWINGS, PAIRS, find_pair, own_pair, what_it_takes, with_data
+    from twohop.published import PUBLISHED
     from twohop.report.data import print_data
 
     if (options.vlm is None) != (options.backbone is None):
         raise InterventionsError("--vlm and --backbone are one pair. Give both, or neither.")
     if not options.pair and options.vlm is None:
         raise InterventionsError("no pair was given. See: twohop pairs; or --vlm and --backbone.")
-    has_data = options.data is not None
-    for_data = {
-        "--map": options.map,
-        "--format": options.format,
-        "--alter-views": options.alter_views,
-    }
-    if not has_data and (idle := [name for name, value in for_data.items() if value]):
-        raise InterventionsError(f"{idle[0]} is for the items of a file: give --data FILE.")
-    pairs = [find_pair(key, has_data=has_data) for key in dict.fromkeys(options.pair)]
+    console = Console(stderr=True)
+    pairs = [find_pair(key, has_data=True) for key in dict.fromkeys(options.pair)]
+    for key in options.pair:
+        if key in PUBLISHED and not options.remote:
+            console.print(what_it_takes(PUBLISHED[key]), highlight=False, soft_wrap=True)
     if options.vlm is not None:
         pairs.append(own_pair(options.vlm, options.backbone))
-    if not has_data:
+    own_items = [options.data is None and PAIRS.get(pair.key) is pair for pair in pairs]
+    for_items = {**for_files(options), "--format": options.format}
+    if all(own_items) and (idle := [option for option, value in for_items.items() if value]):
+        raise InterventionsError(f"{idle[0]} is for the items of a file: give --data FILE.")
+    with console.status(f"checking {options.data or FLAGS}"):
+        checked = None if all(own_items) else asked_items(options)
+    if checked is None:
         return pairs
-    with Console(stderr=True).status(f"checking {options.data}"):
-        checked = check(options.data, read_map(options.map))
-    print_data(checked.report, Console(stderr=True))
-    return [
-        with_data(
-            pair,
-            checked,
-            format=options.format,
-            alter_views=options.alter_views,
-            protocol=protocol,
+    if (options.data or FLAGS) in DRAWINGS:
+        counts = f"{checked.report.items} items, {checked.report.entities} countries"
+        console.print(
+            f"asked about flags: {counts}; see: twohop data check {FLAGS}", highlight=False
         )
-        for pair in pairs
+    else:
+        print_data(checked.report, console)
+    given = {"format": options.format, "alter_views": options.alter_views, "protocol": protocol}
+    return [
+        pair if own else with_data(pair, checked, **given)
+        for pair, own in zip(pairs, own_items, strict=True)
     ]
+
+
+def for_files(options: argparse.Namespace) -> dict[str, Any]:
+    """Options that say how a file is read."""
+    return {"--map": options.map, "--alter-views": getattr(options, "alter_views", False)}
+
+
+def asked_items(options: argparse.Namespace) -> "Checked":
+    """The items of ``--data``: of a file, or flags."""
+    from interventions.errors import InterventionsError
+    from twohop.items.datamap import read_map
+    from twohop.items.validation import check
+    from twohop.pairs import DRAWINGS, flags_checked
+
+    name = options.data or FLAGS
+    if name not in DRAWINGS:
+        return check(name, read_map(options.map))
+    if idle := [option for option, value in for_files(options).items() if value]:
+        raise InterventionsError(f"{idle[0]} is for the items of a file: give --data FILE.")
+    return flags_checked(name)
 
 
 def check_data(options: argparse.Namespace) -> int:
@@ -305,12 +230,10 @@ def check_data(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from twohop.items.datamap import read_map
-    from twohop.items.validation import check
     from twohop.report.data import print_data
 
     with Console(stderr=True).status(f"checking {options.data}"):
-        report = check(options.data, read_map(options.map)).report
+        report = asked_items(options).report
     if options.json:
         sys.stdout.write(json.dumps(report.as_dict(), indent=2) + "\n")
     else:

@@ -3,13 +3,15 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interventions.errors import InterventionsError, did_you_mean
+from twohop.flags.items import DRAWINGS, MAP, table
 from twohop.items.formats import CHAT, COMPLETION, QA, Kind, PromptFormat, writer_for
 from twohop.items.items import Benchmark
-from twohop.items.validation import Checked
+from twohop.items.validation import Checked, check
 from twohop.protocol import DEFAULT, Protocol
 from twohop.published import PUBLISHED, PublishedPair
 
@@ -137,19 +139,21 @@ def find_pair(key: str, *, has_data: bool = False) -> Pair:
     ----------
     key : str
     has_data : bool
-        Whether it will be given items (:func:`with_data`): the published pairs have none.
+        Whether it will be given items (:func:`with_data`): the published pairs have none of their
+        own, and are asked about flags else (:func:`with_flags`).
 
     Raises
     ------
     InterventionsError
-        If there is none: the nearest key is named. If it is a published one that cannot be run as
-        it is asked for, without items or unconverted: what running it takes is said.
+        If there is none: the nearest key is named. If it is a published one that has to be
+        converted first.
     """
     if key in PUBLISHED:
         published = PUBLISHED[key]
-        if not has_data or published.layout == "mistral":
-            raise InterventionsError(_why_not_yet(published))
-        return replace(own_pair(published.vlm, published.backbone), key=key, format=CHAT)
+        if published.layout == "mistral":
+            raise InterventionsError(_unconverted(published))
+        pair = replace(own_pair(published.vlm, published.backbone), key=key, format=CHAT)
+        return pair if has_data else with_flags(pair)
     if key not in PAIRS:
         raise InterventionsError(f"no pair {key!r}. {did_you_mean(key, (*PAIRS, *PUBLISHED))}")
     return PAIRS[key]
@@ -158,7 +162,7 @@ def find_pair(key: str, *, has_data: bool = False) -> Pair:
 def own_pair(vlm: str | Path, backbone: str | Path) -> Pair:
     """Return the pair of any VLM and its backbone, each a repo id or a folder.
 
-    It has no items of its own, see :func:`with_data`.
+    It has no items of its own, see :func:`with_data` and :func:`with_flags`.
 
     Examples
     --------
@@ -167,7 +171,10 @@ def own_pair(vlm: str | Path, backbone: str | Path) -> Pair:
     """
 
     def needs_data() -> Benchmark:
-        raise InterventionsError(f"{vlm} on {backbone}: give the items to ask about, --data FILE.")
+        raise InterventionsError(
+            f"{vlm} on {backbone}: no items were given. Ask about those of a file, "
+            "with_data(pair, check(FILE)), or about flags, with_flags(pair)."
+        )
 
     seen, read = _place(vlm), _place(backbone)
     return Pair(
@@ -243,20 +250,63 @@ def with_data(
     return replace(pair, key=key, benchmark=benchmark, format=chosen)
 
 
-def _why_not_yet(pair: PublishedPair) -> str:
+def with_flags(
+    pair: Pair,
+    name: str = "flags",
+    *,
+    format: Kind | None = None,
+    protocol: Protocol = DEFAULT,
+) -> Pair:
+    """Return the pair, asked about the flags that come with the package.
+
+    Parameters
+    ----------
+    pair : Pair
+    name : str
+        A key of :data:`twohop.flags.items.DRAWINGS`: ``"flags"``, or ``"flags-iso"`` for the same
+        in other drawings.
+    format, protocol
+        As in :func:`with_data`.
+
+    Examples
+    --------
+    >>> pair = with_flags(own_pair("llava-hf/llava-1.5-7b-hf", "lmsys/vicuna-7b-v1.5"))
+    >>> pair.key
+    'llava-1.5-7b-hf-flags'
+    """
+    return with_data(pair, flags_checked(name), format=format, protocol=protocol)
+
+
+@cache
+def flags_checked(name: str) -> Checked:
+    """The flags, checked as a file of items is; read once.
+
+    Raises
+    ------
+    InterventionsError
+        If no table of flags has this name.
+    """
+    if name not in DRAWINGS:
+        raise InterventionsError(f"no flags {name!r}. {did_you_mean(name, DRAWINGS)}")
+    return check(table(name), MAP)
+
+
+def what_it_takes(pair: PublishedPair) -> str:
+    """What is downloaded to run a published pair, and where it could run."""
     models = f"{pair.vlm} ({pair.vlm_bytes / 1e9:.1f} GB at bfloat16)"
     if pair.same_weights:
         models += ", which is its own backbone,"
     else:
         models += f" and {pair.backbone} ({pair.backbone_bytes / 1e9:.1f} GB)"
-    needs = "has no items of its own: give some, --data FILE."
-    if pair.layout == "mistral":
-        needs = (
-            "the VLM is stored in Mistral's own format: convert it first, then give its folder, "
-            "--vlm FOLDER --backbone MODEL --data FILE."
-        )
     return (
-        f"the pair {pair.key!r} is registered, but {needs} It takes {models} from the Hugging Face "
-        f"hub, and GPUs here that hold them. Where it could run: twohop pairs. What runs now: "
-        f"{', '.join(PAIRS)}."
+        f"{pair.key} takes {models} from the Hugging Face hub, and GPUs here that hold them. Where "
+        "it could run: twohop pairs."
+    )
+
+
+def _unconverted(pair: PublishedPair) -> str:
+    return (
+        f"the pair {pair.key!r} is registered, but the VLM is stored in Mistral's own format: "
+        "convert it first, then give its folder, --vlm FOLDER --backbone MODEL. "
+        f"{what_it_takes(pair)} What runs as it is: {', '.join(PAIRS)}."
     )

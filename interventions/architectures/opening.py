@@ -100,3 +100,18 @@ def _repo_explained(place: str, revision: str | None) -> str | None:
     except Exception:  # no network, no such repo: the first error says so
         return None
     return explained(names, adapter=said)
+
+
+@contextmanager
+def without_bars(place: str) -> Iterator[None]:
+    """Show no progress of a local folder, which opens in a blink."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    if Path(place).is_dir():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()

@@ -64,7 +64,7 @@ def check_opens(config: Any, place: str, *, device_map: Any) -> None:
         # Copies: a quantiser that finds no GPU writes into the settings that it will unpack.
         quantiser = AutoHfQuantizer.from_config(copy.deepcopy(settings), pre_quantized=True)
         quantiser.validate_environment(
-            device_map=_as_dict(device_map), dtype=None, weights_only=True
+            device_map=as_device_map(device_map), dtype=None, weights_only=True
         )
     except Exception as error:  # each format raises what it likes
         needs = PACKAGES.get(method)
@@ -75,7 +75,8 @@ def check_opens(config: Any, place: str, *, device_map: Any) -> None:
         ) from error
 
 
-def _as_dict(device_map: Any) -> Any:
+def as_device_map(device_map: Any) -> Any:
+    """Return a device as the map that puts everything there; a map as it is."""
     if isinstance(device_map, dict) or str(device_map) in ("auto", "balanced", "sequential"):
         return device_map
     return {"": device_map}

@@ -58,7 +58,7 @@ def _inside_peft(module: nn.Module, name: str) -> nn.Module | None:
     from peft.tuners.tuners_utils import BaseTuner
 
     if isinstance(module, PeftModel):
-        _check_adapters(module, name)
+        check_adapters(module, name)
         base: Any = module.get_base_model()
     elif isinstance(module, PeftMixedModel):
         base = module.base_model.model
@@ -81,7 +81,14 @@ def _inside_peft(module: nn.Module, name: str) -> nn.Module | None:
     return base
 
 
-def _check_adapters(module: Any, name: str) -> None:
+def check_adapters(module: Any, name: str) -> None:
+    """Refuse adapters that act outside of a model's modules.
+
+    Raises
+    ------
+    LoadError
+        With which, and what is supported.
+    """
     for adapter, config in module.peft_config.items():
         kind = getattr(config.peft_type, "value", config.peft_type)
         if getattr(config, "is_prompt_learning", False):

@@ -55,7 +55,7 @@ def adapters_of(module: nn.Module) -> tuple[Adapter, ...]:
     configs: dict[str, Any] = getattr(module, "peft_config", None) or {}
     if not configs:
         return ()
-    holders: list[Any] = [part for part in module.modules() if _holds_adapters(part)]
+    holders: list[Any] = adapter_layers(module)
     adapters = []
     for name, config in configs.items():
         having = [part for part in holders if name in part._get_available_adapters()]
@@ -79,6 +79,10 @@ def adapters_of(module: nn.Module) -> tuple[Adapter, ...]:
     return tuple(adapters)
 
 
-def _holds_adapters(part: nn.Module) -> bool:
-    """Whether it is one of PEFT's layers (a transformers model has some of their methods too)."""
-    return hasattr(type(part), "_get_available_adapters") and hasattr(type(part), "merged_adapters")
+def adapter_layers(module: nn.Module) -> list[nn.Module]:
+    """PEFT's own layers in a model; the model itself has some of their methods too."""
+    return [
+        part
+        for part in module.modules()
+        if hasattr(type(part), "_get_available_adapters") and hasattr(type(part), "merged_adapters")
+    ]

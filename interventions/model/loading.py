@@ -1,7 +1,7 @@
 """From a repo id, a folder or a ready module to a :class:`~interventions.model.model.Model`."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,21 @@ from typing import Any
 import torch
 from nnsight.modeling.transformers import TransformersModel
 
+from interventions.architectures.adapters import add_adapters, named_adapters
 from interventions.architectures.anatomy import find_anatomy
 from interventions.architectures.blocks import OTHERWISE
-from interventions.architectures.blueprints import default_device, sees
+from interventions.architectures.blueprints import sees
 from interventions.architectures.families import tested
-from interventions.architectures.opening import place_of, reading
+from interventions.architectures.opening import place_of, reading, without_bars
 from interventions.architectures.quantisation import settings_in
+from interventions.architectures.quantised_loading import quantisation_config
 from interventions.architectures.quantised_opening import check_opens
 from interventions.architectures.unwrapping import unwrapped
 from interventions.architectures.verification import check_components
 from interventions.architectures.wrapped import Runner
 from interventions.errors import LoadError
 from interventions.model.model import Model
+from interventions.model.placement import placement
 
 
 def load(
@@ -32,6 +35,8 @@ def load(
     device: str | torch.device | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     attn_implementation: str | None = None,
+    quantization: Any | None = None,
+    adapter: str | Path | Mapping[str, str | Path] | None = None,
     revision: str | None = None,
     remote: bool | str = False,
     trust_remote_code: bool = False,
@@ -57,6 +62,14 @@ def load(
         ``"auto"`` spreads the layers over the devices there are (accelerate).
     attn_implementation : str, optional
         ``"eager"``, ``"sdpa"`` or others of transformers.
+    quantization : {"nf4", "int8", "fp8"} or config, optional
+        Pack the weights of a whole checkpoint while they are read, by a format's name or a config
+        of transformers. All numbers are then those of the packed model: the head is left whole,
+        vision tower and projector are packed too.
+    adapter : str, Path, or dict of str to them, optional
+        Folder or repo id of a PEFT adapter (LoRA and its like), or several by name. The first of
+        them acts; :meth:`Model.adapter <interventions.model.model.Model.adapter>` lets another
+        act, or none.
     revision : str, optional
         Branch, tag or commit on the hub.
     remote : bool or str
@@ -94,19 +107,35 @@ def load(
     from interventions.architectures.processors import open_processor
 
     given = Preprocessors(processor, tokenizer)
+    adapters = named_adapters(adapter)
     if isinstance(source, torch.nn.Module):
+        _check_ready(
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            quantization=quantization,
+            adapter=adapter,
+        )
         if remote:
             raise LoadError("a ready module runs here. For remote=, give the repo id instead.")
         return _wrap(source, given, name=_name_of(source), revision=revision)
-    if device is not None and device_map is not None:
-        raise LoadError("device and device_map were both given. Give one of them.")
     place = place_of(source)
     if remote:
-        _check_remote(place, remote, device=device, device_map=device_map, dtype=dtype)
+        _check_remote(
+            place,
+            remote,
+            device=device,
+            device_map=device_map,
+            dtype=dtype,
+            quantization=quantization,
+            adapter=adapter,
+        )
+    placed = {} if remote else placement(device, device_map, dtype, attn_implementation)
     name = Path(place).name if Path(place).is_dir() else place
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     opened = reading(place, doing="loaded", weights=not remote, revision=revision)
-    with opened, _without_bars(place):
+    with opened, without_bars(place):
         if is_original_llava(place, revision=revision):
             if remote:
                 raise LoadError(
@@ -114,12 +143,19 @@ def load(
                     "read; a server cannot run it. Leave remote= out, or convert it "
                     "(iv.load(...).module.save_pretrained) and serve that from a repo."
                 )
+            if quantization is not None:
+                raise LoadError(
+                    f"{place!r} is in LLaVA's original layout, which is converted while it is "
+                    "read, and cannot be quantised at once. Save it first "
+                    "(iv.load(...).module.save_pretrained), and load that with quantization=."
+                )
             module, own = load_original_llava(
                 place,
                 tokenizer=tokenizer if processor is None else processor.tokenizer,
                 revision=revision,
-                **_placement(device, device_map, dtype, attn_implementation),
+                **placed,
             )
+            add_adapters(module, adapters, name)
             return _wrap(
                 module, Preprocessors(processor or own, None), name=name, revision=revision
             )
@@ -138,13 +174,20 @@ def load(
                 revision=revision,
                 attn_implementation=attn_implementation,
             )
-        placement = _placement(device, device_map, dtype, attn_implementation)
-        check_opens(config, place, device_map=placement["device_map"])
+        if quantization is not None:
+            placed["quantization_config"] = quantisation_config(
+                quantization,
+                config,
+                place,
+                dtype=placed["dtype"],
+                device_map=placed["device_map"],
+            )
+        check_opens(config, place, device_map=placed["device_map"])
         auto = AutoModelForImageTextToText if visual else AutoModelForCausalLM
         loaded: Any = auto.from_pretrained(
             place,
             output_loading_info=True,
-            **placement,
+            **placed,
             **common,
         )
         module, report = loaded
@@ -157,7 +200,18 @@ def load(
     _check_all_used(module, place, report.get("unexpected_keys") or ())
     if settings_in(config):
         _check_unpacks(module, place)
+    with without_bars(place):
+        add_adapters(module, adapters, name)
     return _wrap(module, given, name=name, revision=revision)
+
+
+def _check_ready(**settings: Any) -> None:
+    """Refuse what a ready module is not changed to."""
+    if given := [key for key, value in settings.items() if value is not None]:
+        raise LoadError(
+            f"{' and '.join(given)} cannot be chosen for a ready module: it is used as it is. "
+            "Make the module so, or give its repo id or folder."
+        )
 
 
 def _check_all_used(module: torch.nn.Module, place: str, unexpected: Iterable[str]) -> None:
@@ -259,38 +313,6 @@ class Preprocessors:
         if tokens.pad_token_id is None and tokens.eos_token is not None:
             tokens.pad_token = tokens.eos_token
         return tokens
-
-
-def _placement(
-    device: str | torch.device | None,
-    device_map: str | Mapping[str, Any] | None,
-    dtype: torch.dtype | str | None,
-    attn_implementation: str | None,
-) -> dict[str, Any]:
-    """Where the weights go and what they are there, as transformers wants to be told."""
-    if device is None and device_map is None:
-        device = default_device()
-    where = device_map if device_map is not None else device
-    if dtype is None:
-        places = [*where.values()] if isinstance(where, Mapping) else [where]
-        on_cpu = {*map(str, places)} == {"cpu"} or not torch.cuda.is_available()
-        dtype = torch.float32 if on_cpu else "auto"
-    return {"device_map": where, "dtype": dtype, "attn_implementation": attn_implementation}
-
-
-@contextmanager
-def _without_bars(place: str) -> Iterator[None]:
-    """Show no progress of a local folder, which opens in a blink."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    if Path(place).is_dir():
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _name_of(module: torch.nn.Module) -> str:

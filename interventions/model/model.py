@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from nnsight.modeling.transformers import TransformersModel
 
+from interventions.architectures.adapters import switch_adapter
 from interventions.architectures.faults import check_unbroken
 from interventions.architectures.wrapped import (
     Runner,
@@ -14,7 +15,7 @@ from interventions.architectures.wrapped import (
     normed_and_projected,
     where_the_model_is,
 )
-from interventions.errors import PatchError, PromptError, RemoteError
+from interventions.errors import LoadError, PatchError, PromptError, RemoteError
 from interventions.given import MOST_TOKENS, of_kind, whole
 from interventions.given_arrays import check_range, tensor_of
 from interventions.model.cache_names import (
@@ -92,6 +93,25 @@ class Model(Wrapped):
     def fingerprint(self) -> dict[str, Any]:
         """What the model is now, by content; see :mod:`interventions.model.fingerprints`."""
         return fingerprint(self)
+
+    def adapter(self, name: str | None) -> None:
+        """Let one of the model's adapters act alone, or, with None, none of them.
+
+        Adapters are loaded with the model (``iv.load(..., adapter=)``) or by PEFT.
+
+        Raises
+        ------
+        LoadError
+            If it has no such adapter, one is merged into its weights, or it runs on a server.
+
+        Examples
+        --------
+        >>> model = iv.load("llava-hf/llava-1.5-7b-hf", adapter="someone/llava-birds-lora")
+        >>> model.adapter(None)  # as before it was tuned
+        """
+        if self.remote is not False:
+            raise LoadError(f"{self.name} runs on a server, which holds it as it was told to.")
+        switch_adapter(self.module, name, self.name)
 
     def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [..., vocab] of hidden states [..., d_model]: final norm, head, cap and scale."""

@@ -361,7 +361,8 @@ def test_all_rows_are_named_when_asked(
     [
         ([], "no pair was given"),
         (["--vlm", "x"], "Give both, or neither"),
-        (["--vlm", "x", "--backbone", "y"], "give the items to ask about, --data FILE"),
+        (["--vlm", "x", "--backbone", "y", "--map", "a=b"], "--map is for the items of a file"),
+        (["micro-naming", "--data", "flags", "--map", "a=b"], "--map is for the items of a file"),
         (["micro-naming", "--map", "a=b"], "--map is for the items of a file"),
         (["micro-naming", "--alter-views"], "--alter-views is for the items of a file"),
         (["micro-naming", "--data", "nowhere.jsonl"], "there is no file nowhere.jsonl"),

@@ -521,18 +521,21 @@ def test_settings_are_shown_with_the_command(tree: xr.DataTree, summary: dict) -
     [
         ("vlm-items", "/m/my vlm", "--vlm '/m/my vlm' --backbone /m/llm --data FILE"),
         ("llava-1.5-7b-items", "llava-hf/llava-1.5-7b-hf", "llava-1.5-7b --data FILE"),
+        ("llava-1.5-7b-flags", "llava-hf/llava-1.5-7b-hf", "llava-1.5-7b --data flags"),
     ],
 )
 def test_the_command_of_a_pair_with_items_of_a_file(
     pair: str, vlm: str, expected: str, tree: xr.DataTree
 ) -> None:
     settings = {"pair": pair, "vlm": vlm, "backbone": "/m/llm", "seed": 3}
+    items = pair.rpartition("-")[2]
     stage = tree["recall"].to_dataset()
-    stage.attrs["provenance"] = {"settings": {**settings, "benchmark": "items 0123", "limit": 9}}
+    stage.attrs["provenance"] = {"settings": {**settings, "benchmark": f"{items} 0123", "limit": 9}}
     run = xr.DataTree.from_dict({"recall": stage})
     summary = {"pair": pair}
     assert command(run, summary) == f"twohop study {expected} --seed 3 --limit 9"
-    assert "the table of items called items." in command_note(run, summary)
+    of_a_file = "the table of items called items." in command_note(run, summary)
+    assert of_a_file == (items == "items")
 
 
 def test_numbers_are_written_plainly() -> None:

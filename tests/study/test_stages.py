@@ -46,7 +46,7 @@ class Heard(Reporter):
 
 
 def test_what_a_stage_needs_and_what_is_derived_from_it() -> None:
-    assert with_needs(["recovery"]) == ["backbone_text", "windows", "recall", "recovery"]
+    assert with_needs(["recovery"]) == ["backbone_text", "recall", "windows", "recovery"]
     assert derived("resolution") == ["prediction", "diagnosis"]
     assert derived("backbone_text") == [one for one in STAGES[1:] if one != "resolution"]
     assert all(need in STAGES[: STAGES.index(stage)] for stage in STAGES for need in NEEDS[stage])

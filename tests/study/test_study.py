@@ -194,7 +194,7 @@ def test_a_worker_that_dies_ends_in_a_message() -> None:
 
 def test_a_workers_error_is_the_studys() -> None:
     worker = start_worker()
-    worker.pipe.send(("micro-nothing", Path(), Settings(), "recall", {}))
+    worker.pipe.send(("micro-nothing", Path(), Settings(), "recall", {}, set()))
     with pytest.raises(KeyError, match="micro-nothing"):
         received(worker)
     worker.process.kill()

@@ -117,5 +117,4 @@ def test_a_published_pair_is_found_with_items_and_its_chat() -> None:
         assert (found.key, found.vlm(), found.backbone()) == (key, pair.vlm, pair.backbone)
         assert found.format is not None
         assert found.format.kind == "chat"
-        with pytest.raises(InterventionsError, match="has no items of its own"):
-            find_pair(key)
+        assert find_pair(key).key == f"{key}-flags"

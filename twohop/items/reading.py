@@ -22,7 +22,7 @@ def open_table(source: Any) -> Table:
 
     Parameters
     ----------
-    source : str, Path, data set or iterable of dicts
+    source : str, Path, data set, Table or iterable of dicts
         A file by its ending; a folder that `datasets` saved, or that holds PopVQA's two tables;
         ``hf:NAME``, ``hf:NAME:SPLIT`` or ``hf:NAME:CONFIG:SPLIT`` for a data set of the Hugging
         Face hub or a folder, see :func:`twohop.items.hugging_face.from_hub`; a data set of
@@ -38,6 +38,8 @@ def open_table(source: Any) -> Table:
     >>> open_table([{"entity": "France", "answers": "Paris"}]).columns
     ('entity', 'answers')
     """
+    if isinstance(source, Table):
+        return source
     if isinstance(source, str) and source.startswith(hugging_face.HUB):
         return hugging_face.from_hub(source)
     if isinstance(source, str | Path):

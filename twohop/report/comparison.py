@@ -13,8 +13,10 @@ from twohop.report.table import Summary, at
 from twohop.stages.recovery.arms import WITHOUT_IMAGE_TOKENS
 from twohop.statistics import Estimate, estimates
 
-SAME = ("benchmark", "limit", "seed", "twohop")
-TELLING = ("limit", "seed", "benchmark", "twohop")
+LOADED = ("dtype", "attention", "quantization")
+"""How models were loaded, where it was not the usual way."""
+SAME = ("benchmark", "limit", "seed", "twohop", *LOADED)
+TELLING = ("limit", "seed", "benchmark", "twohop", *LOADED)
 PROTOCOL = "protocol."
 
 
@@ -101,6 +103,8 @@ def _value(settings: Mapping[str, Any], key: str) -> Any:
 
 def _said(settings: Mapping[str, Any], key: str) -> str:
     value = _value(settings, key)
+    if value is None and key in LOADED:
+        return "as usual"
     if value is None:
         return "all" if key == "limit" and key in settings else "not recorded"
     return str(value)

@@ -7,7 +7,7 @@ from typing import Any
 import xarray as xr
 
 from interventions.results import read_provenance
-from twohop.pairs import PAIRS
+from twohop.pairs import DRAWINGS, PAIRS
 from twohop.protocol import Protocol, documented
 from twohop.published import PUBLISHED
 from twohop.report.protocol_options import only_from_python, options
@@ -15,6 +15,8 @@ from twohop.stages.provenance import protocol_of, settings_of
 
 MODEL_FACTS = ("revision", "dtype", "device", "attention")
 HIDDEN = ("provenance",)
+LOADING = {"dtype": "--dtype", "attention": "--attn", "quantization": "--quantization"}
+"""Settings of how models are loaded, and their options on the command line."""
 
 
 def provenances(tree: xr.DataTree) -> dict[str, dict[str, Any]]:
@@ -142,21 +144,49 @@ def command(tree: xr.DataTree, summary: Mapping[str, Any]) -> str:
     if pair in PAIRS or not run:
         parts = [pair]
     elif (key := registered.get(run["vlm"])) and pair.startswith(key):
-        parts = [key, "--data", "FILE"]
+        parts = [key, *_data(run)]
     else:
         vlm, backbone = (shlex.quote(run[role]) for role in ("vlm", "backbone"))
-        parts = ["--vlm", vlm, "--backbone", backbone, "--data", "FILE"]
+        parts = ["--vlm", vlm, "--backbone", backbone, *_data(run)]
     parts = ["twohop", "study", *parts, "--seed", str(run.get("seed", 0))]
     if run.get("limit") is not None:
         parts += ["--limit", str(run["limit"])]
-    return " ".join([*parts, *options(protocol_of(tree))])
+    return " ".join([*parts, *_loading_options(tree), *options(protocol_of(tree))])
+
+
+def _data(run: Mapping[str, Any]) -> list[str]:
+    """Which items: a table that comes with the package by its name."""
+    name = _items_of(run)
+    return ["--data", name if name in DRAWINGS else "FILE"]
+
+
+def _items_of(run: Mapping[str, Any]) -> str:
+    return str(run["benchmark"]).rsplit(" ", 1)[0]
+
+
+def _loading_options(tree: xr.DataTree) -> list[str]:
+    """Options that load models as the run's were, where that is not the usual way."""
+    run = settings_of(tree)
+    parts = [part for key, flag in LOADING.items() if key in run for part in (flag, str(run[key]))]
+    if "dtype" not in run and _in_float32_on_a_gpu(tree):
+        parts += ["--dtype", "float32"]
+    return parts
+
+
+def _in_float32_on_a_gpu(tree: xr.DataTree) -> bool:
+    records = [read_provenance(node).get("vlm", {}) for node in tree.children.values()]
+    return any(
+        record.get("dtype") == "torch.float32"
+        and str(record.get("device", "cpu")).split(":")[0] in ("cuda", "mps", "xpu")
+        for record in records
+    )
 
 
 def command_note(tree: xr.DataTree, summary: Mapping[str, Any]) -> str:
     """What the command leaves to the reader; empty if nothing."""
     notes = []
     if command(tree, summary).partition("--data FILE")[1]:
-        name = str(settings_of(tree)["benchmark"]).rsplit(" ", 1)[0]
+        name = _items_of(settings_of(tree))
         notes.append(
             f"FILE is the table of items called {name}. Give the same --map, --format and "
             "--alter-views, if there were any."

@@ -3,7 +3,8 @@
 import errno
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 
 import xarray as xr
 
-from interventions import Model, load
-from interventions.errors import InterventionsError, ResultsError
+from interventions import Model
+from interventions.errors import InterventionsError, LoadError, ResultsError
 from interventions.results import STORE, Store, read_provenance, read_tree, write_atomically
 from twohop.ask.memory import MemoryTooSmall, ran_out, remedy
 from twohop.ask.on_server import SILENT, Progress
@@ -24,9 +25,10 @@ from twohop.protocol import DEFAULT, Protocol
 from twohop.report.sentence import verdict_sentence
 from twohop.report.summary import summarise
 from twohop.running.checkpoints import Digests
+from twohop.running.loading import Loading, Models, Role
 from twohop.running.reporter import Reporter
 from twohop.running.soundness import check_sound
-from twohop.stages.provenance import check_same_models
+from twohop.stages.provenance import check_same_formats, check_same_models
 from twohop.stages.run import measured
 from twohop.stages.table import BACKBONE_STAGES, NEEDS, STAGES, derived
 from twohop.statistics import as_json
@@ -49,6 +51,8 @@ class Settings:
         Run on NDIF, or on the NDIF server at a URL; see :meth:`twohop.pairs.Pair.places`.
     protocol : Protocol
         Every number that decides what is measured, such as how many lost items are tried.
+    loading : Loading
+        How the models are loaded: :class:`twohop.running.loading.Loading`.
 
     Examples
     --------
@@ -60,52 +64,7 @@ class Settings:
     seed: int = 0
     remote: bool | str = False
     protocol: Protocol = DEFAULT
-
-
-class Models:
-    """Models that are loaded when a stage first needs them, and kept for the next pair.
-
-    Attributes
-    ----------
-    results : dict
-        What they gave that the next pair will ask for again.
-    sound : set of Model
-        Those that were seen to compute numbers.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[Any, ...], Model] = {}
-        self.results: dict[Any, Any] = {}
-        self.sound: set[Model] = set()
-
-    def get(
-        self,
-        folder: Path | str,
-        *,
-        remote: bool | str = False,
-        checkpoint: Mapping[str, str] | None = None,
-    ) -> Model:
-        """Return the model of a folder or repo, or the one that a server calls so.
-
-        Parameters
-        ----------
-        folder : Path or str
-        remote : bool or str
-        checkpoint : mapping, optional
-            What is there, by :class:`twohop.running.checkpoints.Digests`: of a repo, its commit is
-            loaded, and a folder whose files are others than before is loaded again.
-        """
-        content = dict(checkpoint or {})
-        asked = (folder, remote, *sorted(content.items()))
-        if asked not in self._kept:
-            self._kept[asked] = load(folder, remote=remote, revision=content.get("commit"))
-        return self._kept[asked]
-
-    def drop(self, folder: Path | str) -> None:
-        """Forget a model, wherever it runs."""
-        gone = {model for asked, model in self._kept.items() if asked[0] == folder}
-        self._kept = {asked: model for asked, model in self._kept.items() if asked[0] != folder}
-        self.sound -= gone
+    loading: Loading = field(default_factory=Loading)
 
 
 @dataclass(frozen=True)
@@ -175,17 +134,35 @@ class PairRun:
             protocol=self.settings.protocol,
         )
 
-    def _model(self, role: str, models: Models) -> Model:
+    def _model(self, role: Role, models: Models) -> Model:
+        # A VLM that is its own backbone is loaded once, where the VLM goes.
+        same = self.folders["vlm"] == self.folders["backbone"]
         return models.get(
             self.folders[role],
             remote=self.settings.remote,
             checkpoint=self.checkpoints.get(role),
+            loading=self.settings.loading.of("vlm" if same else role),
         )
 
     def compute(
-        self, stage: str, done: dict[str, xr.Dataset], *, models: Models, progress: Progress
+        self,
+        stage: str,
+        done: dict[str, xr.Dataset],
+        *,
+        models: Models,
+        progress: Progress,
+        again: Collection[str] = (),
     ) -> xr.Dataset:
         """Run a stage, given those it needs; the result carries its provenance.
+
+        Parameters
+        ----------
+        stage : str
+        done : dict
+        models : Models
+        progress : Progress
+        again : collection of str
+            Stages that are to be computed again and will not stay.
 
         Raises
         ------
@@ -193,9 +170,14 @@ class PairRun:
             If memory runs out.
         BrokenModel
             If a model computes NaN.
+        ResultsError
+            If models are in another number format than those of stages that stay.
         """
         try:
             study = self.study(stage, models=models, progress=progress)
+            if not self.settings.remote:
+                formats = {"vlm": str(study.vlm.dtype), "backbone": str(study.backbone.dtype)}
+                check_same_formats(stage, formats, self._beside(stage, again))
             self.check(study, models)
             return measured(stage, study, done, settings=self.store(stage).settings)
         except Exception as error:
@@ -235,14 +217,32 @@ class PairRun:
         ResultsError
             With what differs.
         """
+        check_same_models(stage, read_provenance(result), self._beside(stage, again))
+
+    def _beside(self, stage: str, again: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Provenance of the stages that a stage's result will lie beside."""
         gone = {stage, *derived(stage), *again}
-        for store in (self.own, self.common) if stage in BACKBONE_STAGES else (self.own,):
-            beside = {
-                other: provenance
-                for other, provenance in store.provenances().items()
-                if other not in gone
-            }
-            check_same_models(stage, read_provenance(result), beside)
+        stores = (self.own, self.common) if stage in BACKBONE_STAGES else (self.own,)
+        return {
+            other: provenance
+            for store in stores
+            for other, provenance in store.provenances().items()
+            if other not in gone
+        }
+
+    @contextmanager
+    def left_if_empty(self) -> Iterator[None]:
+        """Where models cannot be loaded, leave no folder that is bound to how they were asked for.
+
+        Unless something is stored in it.
+        """
+        try:
+            yield
+        except LoadError:
+            for store in (self.own, self.common):
+                if not store.stages():
+                    store.leave()
+            raise
 
     def keep(
         self,
@@ -348,9 +348,12 @@ def open_run(pair: Pair, *, out: Path, settings: Settings) -> PairRun:
     ------
     ResultsError
         If it holds a run with other settings.
+    LoadError
+        If the models cannot be loaded as it is asked for.
     InterventionsError
         If the items are not fit for a study: ids that occur twice, or one entity only.
     """
+    settings.loading.check(remote=settings.remote)
     benchmark = pair.benchmark().limited(settings.limit)
     check_items(benchmark.items)
     if len(benchmark.entities) < LEAST_ENTITIES:
@@ -379,6 +382,7 @@ def open_run(pair: Pair, *, out: Path, settings: Settings) -> PairRun:
         "seed": settings.seed,
         "protocol": settings.protocol.as_settings(),
         **({"remote": True} if settings.remote else {}),
+        **settings.loading.as_settings(),
     }
     own = Store(out / pair.key, {"pair": pair.key, **vlm, **shared})
     digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:12]

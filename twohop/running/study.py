@@ -7,9 +7,11 @@ from typing import Any, overload
 from interventions import load
 from twohop.ask.study import Study, longest_answer
 from twohop.pairs import Pair, find_pair
+from twohop.running.known import Known
+from twohop.running.loading import Role
 from twohop.running.pair_run import Models, Settings, open_run
 from twohop.running.reporter import Reporter
-from twohop.stages.table import Selection
+from twohop.stages.table import STAGES, Selection
 
 
 def study_of(key: str | Pair, settings: Settings | None = None) -> Study:
@@ -20,10 +22,12 @@ def study_of(key: str | Pair, settings: Settings | None = None) -> Study:
     See :func:`twohop.stages.run.run_stages`.
     """
     pair, settings = find_pair(key) if isinstance(key, str) else key, settings or Settings()
+    settings.loading.check(remote=settings.remote)
     benchmark = pair.benchmark().limited(settings.limit)
+    roles: tuple[Role, ...] = ("vlm", "backbone")
+    places = pair.places(remote=settings.remote)
     vlm, backbone = (
-        load(place, remote=settings.remote)
-        for place in pair.places(remote=settings.remote).values()
+        load(places[role], remote=settings.remote, **settings.loading.of(role)) for role in roles
     )
     return Study(
         vlm=vlm,
@@ -118,11 +122,18 @@ def run_in_turn(
     selection: Selection | None = None,
     models: Models | None = None,
     reporter: Reporter | None = None,
+    even_if_few: bool = True,
 ) -> Iterator[dict[str, Any] | None]:
     """Run the study of several pairs, one after the other; give each one's summary.
 
     The parameters are those of :func:`run_study`. A stage that is forced and the backbone's alone
-    is computed once for all pairs on it.
+    is computed once for all pairs on it. Unless ``even_if_few``, a whole study stops behind the
+    stage ``recall`` where too few items are recognised and known (:mod:`twohop.running.known`).
+
+    Raises
+    ------
+    InterventionsError
+        If it stops.
     """
     models, reporter = models or Models(), reporter or Reporter()
     selection = selection or Selection()
@@ -133,19 +144,26 @@ def run_in_turn(
         to_run = selection.to_run(run.stored())
         for stage in selection.wanted():
             where = (run.store(stage).folder, stage)
+            left = [other for other in to_run if STAGES.index(other) >= STAGES.index(stage)]
             if stage not in to_run:
                 reporter.reused(stage)
-                continue
-            left = to_run[to_run.index(stage) :]
-            if where in computed:
-                gone = run.keep(stage, run.common.get(stage), computed=False, again=left)
-                reporter.reused(stage)
             else:
-                needed = run.needed(stage)
-                with reporter.stage(stage) as progress:
-                    result = run.compute(stage, needed, models=models, progress=progress)
-                gone = run.keep(stage, result, again=left)
-            reporter.gave_up([other for other in gone if other not in to_run], stage)
-            computed.add(where)
+                if where in computed:
+                    gone = run.keep(stage, run.common.get(stage), computed=False, again=left)
+                    reporter.reused(stage)
+                else:
+                    needed = run.needed(stage)
+                    with reporter.stage(stage) as progress, run.left_if_empty():
+                        result = run.compute(
+                            stage, needed, models=models, progress=progress, again=left
+                        )
+                    gone = run.keep(stage, result, again=left)
+                reporter.gave_up([other for other in gone if other not in to_run], stage)
+                computed.add(where)
+            if stage == "recall" and left:
+                known = Known.of(run.own.get(stage))
+                reporter.say(known.said())
+                if not even_if_few and selection.stages == STAGES:
+                    known.check(pair.key)
         models.drop(run.folders["vlm"])
         yield run.finish(reporter)

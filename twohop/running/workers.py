@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from interventions.progress import quiet_libraries
 from twohop.ask.on_server import Progress
 from twohop.pairs import PAIRS, Pair
+from twohop.running.known import Known
 from twohop.running.pair_run import Models, PairRun, Settings, open_run
 from twohop.running.reporter import Reporter, expect_more
 from twohop.stages.table import BACKBONE_STAGES, NEEDS, TABLE, Selection
@@ -107,7 +109,10 @@ def run_side_by_side(
     if tasks:
         workers = [start_worker() for _ in range(WORKERS)]
         try:
-            run_tasks(tasks, workers, reporter)
+            with ExitStack() as stack:
+                for run in runs:
+                    stack.enter_context(run.left_if_empty())
+                run_tasks(tasks, workers, reporter)
         finally:
             for worker in workers:
                 worker.process.kill()
@@ -141,7 +146,9 @@ def run_tasks(
                 worker.task, worker.started = task, time.monotonic()
                 worker.stages.add(stage)
                 needed = run.needed(stage)
-                worker.pipe.send((run.pair.key, run.own.folder.parent, run.settings, stage, needed))
+                again = {other for _, other in missing}
+                out = run.own.folder.parent
+                worker.pipe.send((run.pair.key, out, run.settings, stage, needed, again))
             for pipe in wait([worker.pipe for worker in workers if worker.task is not None]):
                 worker = next(worker for worker in workers if worker.pipe is pipe)
                 message = received(worker)
@@ -162,6 +169,8 @@ def run_tasks(
                 bars.remove_task(worker.bar)
                 name = label(tasks[worker.task][0], stage)
                 reporter.finished(name, time.monotonic() - worker.started)
+                if stage == "recall":
+                    reporter.say(Known.of(message).said())
                 missing.remove(worker.task)
                 worker.task = None
 
@@ -206,13 +215,14 @@ def work(pipe: Connection, threads: int) -> None:
     runs: dict[Any, PairRun] = {}
     progress = Progress(lambda rows: pipe.send(Expected(rows)), pipe.send)
     while True:
-        key, out, settings, stage, done = pipe.recv()
+        key, out, settings, stage, done, again = pipe.recv()
         try:
             asked = (key, out, settings)
             if asked not in runs:
                 runs[asked] = open_run(PAIRS[key], out=out, settings=settings)
             run = runs[asked]
-            pipe.send(run.compute(stage, done, models=models, progress=progress))
+            result = run.compute(stage, done, models=models, progress=progress, again=again)
+            pipe.send(result)
         except Exception as error:
             pipe.send(error)
 

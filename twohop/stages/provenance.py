@@ -69,6 +69,36 @@ def check_same_models(
             )
 
 
+def check_same_formats(
+    stage: str, formats: Mapping[str, str], others: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Refuse models in another number format than those of stages their results would lie beside.
+
+    Parameters
+    ----------
+    stage : str
+    formats : mapping of str to str
+        Number format by role.
+    others : mapping of str to mapping
+        Provenance of the stages that are there.
+
+    Raises
+    ------
+    ResultsError
+        With the formats, and the option that makes them alike.
+    """
+    for other, its in others.items():
+        roles = ("backbone",) if {stage, other} & {*BACKBONE_STAGES} else ("vlm", "backbone")
+        for role in roles:
+            stored = str(its.get(role, {}).get("dtype", formats[role]))
+            if stored != formats[role]:
+                raise ResultsError(
+                    f"{stage} would be computed in {formats[role]} ({role}), and the stored "
+                    f"{other} is in {stored}. Give --dtype {stored.removeprefix('torch.')} to go "
+                    "on, another --out, or compute all stages again: --force."
+                )
+
+
 def check_same_study(
     stage: str, study: Mapping[str, Any], done: Mapping[str, Mapping[str, Any]]
 ) -> None:

@@ -161,6 +161,13 @@ TABLE: dict[str, Stage] = {
             turn=0,
         ),
         Stage(
+            "recall",
+            "what the VLM names and answers, from pictures and in text",
+            _recall,
+            ("backbone_text",),
+            turn=1,
+        ),
+        Stage(
             "windows",
             "where the backbone recalls, and until when it reads",
             _windows,
@@ -191,13 +198,6 @@ TABLE: dict[str, Stage] = {
             ("map_text",),
             of_backbone=True,
             turn=7,
-        ),
-        Stage(
-            "recall",
-            "what the VLM names and answers, from pictures and in text",
-            _recall,
-            ("backbone_text",),
-            turn=1,
         ),
         Stage(
             "windows_vlm",
@@ -256,7 +256,7 @@ TABLE: dict[str, Stage] = {
         ),
     )
 }
-"""Every stage, in the order in which they run."""
+"""Every stage, in the order in which they run: what is recognised and known before all else."""
 
 STAGES: tuple[str, ...] = tuple(TABLE)
 """Names of the stages, in order."""

@@ -1,0 +1,173 @@
+"""The two models of a study: how they are loaded, and those that are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from interventions import Model, load
+from interventions.architectures.quantised_loading import FORMATS
+from interventions.errors import LoadError, did_you_mean
+from interventions.model.placement import (
+    checked_attention,
+    checked_device,
+    checked_dtype,
+    checked_map,
+)
+
+Role = Literal["vlm", "backbone"]
+USUAL = {"dtype": "float32", "attention": "sdpa"}
+"""What models are by default where they can be: no setting of its own."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What :func:`interventions.load` is told of both models.
+
+    Attributes
+    ----------
+    dtype : str, optional
+        Such as ``"bfloat16"``. Default: float32 on a CPU, what the checkpoint says elsewhere.
+    device : tuple of str
+        One for both models, or the VLM's and the backbone's. Default: the first GPU, else the CPU.
+    device_map : str, optional
+        ``"auto"`` spreads the blocks of each model over the GPUs.
+    attention : str, optional
+        ``"sdpa"``, ``"eager"`` or others of transformers.
+    quantization : {"nf4", "int8", "fp8"}, optional
+        Pack the weights of both while they are read.
+
+    Examples
+    --------
+    >>> Loading(device=("cuda:0", "cuda:1")).of("backbone")
+    {'device': 'cuda:1'}
+    """
+
+    dtype: str | None = None
+    device: tuple[str, ...] = ()
+    device_map: str | None = None
+    attention: str | None = None
+    quantization: str | None = None
+
+    def of(self, role: Role) -> dict[str, Any]:
+        """Arguments of :func:`interventions.load` for one of the models."""
+        given = {
+            "dtype": self.dtype,
+            "device": self._device_of(role),
+            "device_map": self.device_map,
+            "attn_implementation": self.attention,
+            "quantization": self.quantization,
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+    def _device_of(self, role: Role) -> str | None:
+        if not self.device:
+            return None
+        return self.device[0] if role == "vlm" else self.device[-1]
+
+    def check(self, *, remote: bool | str = False) -> None:
+        """Refuse what cannot be here, before anything is read or written.
+
+        Raises
+        ------
+        LoadError
+            With what was got, and what is expected.
+        """
+        if remote and (given := self.of("vlm")):
+            raise LoadError(
+                f"{' and '.join(given)} cannot be chosen with --remote: the server holds the "
+                "models as it was told to. Leave it out."
+            )
+        if self.device and self.device_map is not None:
+            raise LoadError("device and device_map were both given. Give one of them.")
+        if len(self.device) > len(("vlm", "backbone")):
+            raise LoadError(
+                f"device={','.join(self.device)}: {len(self.device)} were given. Expected one for "
+                "both models, or two: the VLM's and the backbone's."
+            )
+        if self.dtype is not None:
+            checked_dtype(self.dtype)
+        for device in self.device:
+            checked_device(device)
+        if self.device_map is not None:
+            checked_map(self.device_map)
+        checked_attention(self.attention)
+        if self.quantization is not None and self.quantization not in FORMATS:
+            raise LoadError(
+                f"quantization={self.quantization!r} is not known. "
+                f"{did_you_mean(self.quantization, FORMATS)}"
+            )
+
+    def as_settings(self) -> dict[str, str]:
+        """What results depend on, for a run's settings: not where the models are.
+
+        What is usual is left out, so that a run that was begun on a CPU can go on on a GPU in
+        float32; results in another format than the stored ones are refused when models are there.
+
+        Examples
+        --------
+        >>> Loading("bfloat16", device=("cpu",)).as_settings()
+        {'dtype': 'bfloat16'}
+        >>> Loading("float32").as_settings()
+        {}
+        """
+        given = {
+            "dtype": self.dtype
+            and str(getattr(torch, self.dtype, self.dtype)).removeprefix("torch."),
+            "attention": self.attention,
+            "quantization": self.quantization,
+        }
+        return {key: value for key, value in given.items() if value not in (None, USUAL.get(key))}
+
+
+class Models:
+    """Models that are loaded when a stage first needs them, and kept for the next pair.
+
+    Attributes
+    ----------
+    results : dict
+        What they gave that the next pair will ask for again.
+    sound : set of Model
+        Those that were seen to compute numbers.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Any, ...], Model] = {}
+        self.results: dict[Any, Any] = {}
+        self.sound: set[Model] = set()
+
+    def get(
+        self,
+        folder: Path | str,
+        *,
+        remote: bool | str = False,
+        checkpoint: Mapping[str, str] | None = None,
+        loading: Mapping[str, Any] | None = None,
+    ) -> Model:
+        """Return the model of a folder or repo, or the one that a server calls so.
+
+        Parameters
+        ----------
+        folder : Path or str
+        remote : bool or str
+        checkpoint : mapping, optional
+            What is there, by :class:`twohop.running.checkpoints.Digests`: of a repo, its commit is
+            loaded, and a folder whose files are others than before is loaded again.
+        loading : mapping, optional
+            Other arguments of :func:`interventions.load`.
+        """
+        content, others = dict(checkpoint or {}), dict(loading or {})
+        asked = (folder, remote, *sorted(content.items()), *sorted(others.items()))
+        if asked not in self._kept:
+            self._kept[asked] = load(
+                folder, remote=remote, revision=content.get("commit"), **others
+            )
+        return self._kept[asked]
+
+    def drop(self, folder: Path | str) -> None:
+        """Forget a model, wherever it runs."""
+        gone = {model for asked, model in self._kept.items() if asked[0] == folder}
+        self._kept = {asked: model for asked, model in self._kept.items() if asked[0] != folder}
+        self.sound -= gone
