@@ -118,7 +118,7 @@ def run_studies(options: argparse.Namespace) -> int:
     from twohop.report.console import print_comparison, print_summary
     from twohop.running.study import Settings, run_in_turn
     from twohop.running.workers import run_side_by_side, worth_sharing
-    from twohop.stages.table import Selection
+    from twohop.stages.table import STAGES, Selection
 
     quiet_libraries()
     share_heads_on_a_cpu()
@@ -153,7 +153,8 @@ def run_studies(options: argparse.Namespace) -> int:
     for summary, folder in zip(summaries, folders, strict=True):
         console.print(f"\n{summary['verdict']}", soft_wrap=True)
         console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
-    return 0
+    stopped = selection.stages == STAGES and len(summaries) < len(pairs)
+    return 2 if stopped else 0
 
 
 def asked_pairs(options: argparse.Namespace, protocol: "Protocol") -> "list[Pair]":

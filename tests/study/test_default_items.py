@@ -102,7 +102,7 @@ def gates(recognised: int, known: int, kept: int, items: int = 100) -> xr.Datase
 def test_what_is_counted() -> None:
     known = Known.of(gates(60, 40, 15))
     assert known == Known(items=100, recognised=60, known=40, both=40, kept=15)
-    known.check("a")
+    assert known.too_few("a") is None
 
 
 @pytest.mark.parametrize(
@@ -115,13 +115,12 @@ def test_what_is_counted() -> None:
 )
 def test_too_few_stop_with_advice(recognised: int, known: int, items: int, advice: str) -> None:
     counted = Known.of(gates(recognised, known, 0, items))
-    with pytest.raises(InterventionsError, match=f"{items} items are both.*{advice}"):
-        counted.check("a")
+    assert re.search(f"{items} items are both.*{advice}", str(counted.too_few("a")))
 
 
 @pytest.mark.parametrize(("both", "items"), [(LEAST, 1000), (2, 8), (1, 7), (0, 3)])
 def test_few_are_enough_where_few_are_asked(both: int, items: int) -> None:
-    Known.of(gates(both, both, 0, items)).check("a")
+    assert Known.of(gates(both, both, 0, items)).too_few("a") is None
 
 
 def test_a_study_that_may_stop_goes_on_where_enough_is_known(
@@ -138,6 +137,32 @@ def test_a_study_that_may_stop_goes_on_where_enough_is_known(
     assert summary is not None
     said = capsys.readouterr().err
     assert said.index(" both; of these ") < said.index("windows") < said.index("done in")
+
+
+def test_where_one_of_several_pairs_stops_the_others_are_run(
+    studied: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for key in ("micro-naming", "micro-late"):
+        shutil.copytree(studied(key), tmp_path, dirs_exist_ok=True)
+    first = Known.of(read_tree(tmp_path / "micro-naming")["recall"].to_dataset())
+    too_few = Known.too_few
+
+    def spoiled(self: Known, pair: str) -> InterventionsError | None:
+        return too_few(Known(self.items, 0, self.known, 0, 0) if self == first else self, pair)
+
+    monkeypatch.setattr(Known, "too_few", spoiled)
+    asked = {"out": tmp_path, "settings": Settings(protocol=Protocol.preset("quick"))}
+    asked["selection"] = Selection.of(None, force=["diagnosis"])
+    pairs = [PAIRS["micro-naming"], PAIRS["micro-late"]]
+    stopped, whole = run_in_turn(pairs, **asked, even_if_few=False)
+    assert stopped is None
+    assert whole is not None
+    assert "stopped: micro-naming: 0 of " in re.sub(r"\s+", " ", capsys.readouterr().err)
+    with pytest.raises(InterventionsError, match="--even-if-few"):
+        [*run_in_turn(pairs[:1], **asked, even_if_few=False)]
 
 
 def test_what_is_recognised_and_known_comes_first() -> None:

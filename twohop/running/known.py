@@ -59,16 +59,10 @@ class Known:
             f"{self.both} both; of these {self.kept} kept and {self.both - self.kept} lost"
         )
 
-    def check(self, pair: str) -> None:
-        """Refuse to go on if there are too few to be worth it.
-
-        Raises
-        ------
-        InterventionsError
-            With what to do.
-        """
+    def too_few(self, pair: str) -> InterventionsError | None:
+        """Why it is not worth going on, and what to do; None if it is."""
         if self.both >= min(LEAST, self.items // SHARE):
-            return
+            return None
         unseen = self.recognised < self.known
         cause = (
             "The VLM hardly names what it sees: look at what it says (the stage recall is stored), "
@@ -77,7 +71,7 @@ class Known:
             else "The backbone hardly knows the facts: ask otherwise (--format), or about items "
             "that it knows, --data FILE."
         )
-        raise InterventionsError(
+        return InterventionsError(
             f"{pair}: {self.both} of {self.items} items are both recognised ({self.recognised}) "
             f"and known in text ({self.known}), and nothing can be decided about so few. {cause} "
             "--even-if-few goes on all the same; what was done is stored."

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from rich.markup import escape
+
 from interventions import load
 from twohop.ask.study import Study, longest_answer
 from twohop.pairs import Pair, find_pair
@@ -128,12 +130,13 @@ def run_in_turn(
 
     The parameters are those of :func:`run_study`. A stage that is forced and the backbone's alone
     is computed once for all pairs on it. Unless ``even_if_few``, a whole study stops behind the
-    stage ``recall`` where too few items are recognised and known (:mod:`twohop.running.known`).
+    stage ``recall`` where too few items are recognised and known (:mod:`twohop.running.known`);
+    of several pairs it goes on with the next, and the summary is None.
 
     Raises
     ------
     InterventionsError
-        If it stops.
+        If the only pair's stops.
     """
     models, reporter = models or Models(), reporter or Reporter()
     selection = selection or Selection()
@@ -141,7 +144,7 @@ def run_in_turn(
     for pair in pairs:
         run = open_run(pair, out=out, settings=settings or Settings())
         reporter.say(f"[bold]{pair.key}[/bold]: {len(run.benchmark.items)} items")
-        to_run = selection.to_run(run.stored())
+        to_run, few = selection.to_run(run.stored()), None
         for stage in selection.wanted():
             where = (run.store(stage).folder, stage)
             left = [other for other in to_run if STAGES.index(other) >= STAGES.index(stage)]
@@ -164,6 +167,14 @@ def run_in_turn(
                 known = Known.of(run.own.get(stage))
                 reporter.say(known.said())
                 if not even_if_few and selection.stages == STAGES:
-                    known.check(pair.key)
+                    few = known.too_few(pair.key)
+            if few is not None:
+                break
         models.drop(run.folders["vlm"])
-        yield run.finish(reporter)
+        if few is None:
+            yield run.finish(reporter)
+        elif len(pairs) == 1:
+            raise few
+        else:
+            reporter.say(f"  [red]stopped[/red]: {escape(str(few))}")
+            yield None
