@@ -153,7 +153,7 @@ def find_pair(key: str, *, has_data: bool = False) -> Pair:
         if published.layout == "mistral":
             raise InterventionsError(_unconverted(published))
         pair = replace(own_pair(published.vlm, published.backbone), key=key, format=CHAT)
-        return pair if has_data else with_flags(pair)
+        return pair if has_data else with_flags(pair, protocol=DEFAULT)
     if key not in PAIRS:
         raise InterventionsError(f"no pair {key!r}. {did_you_mean(key, (*PAIRS, *PUBLISHED))}")
     return PAIRS[key]

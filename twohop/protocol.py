@@ -299,6 +299,12 @@ class Protocol:
     caution_mean_entity: float = _set(
         0.1, share(), "lower end of what the mean over entities gives back to be pointed out"
     )
+    caution_splits: float = _set(
+        0.9,
+        share(),
+        "share of other ways to halve the entities that show of back-patching what these do, below "
+        "which it is pointed out",
+    )
     caution_lost: int = _set(20, whole("items"), "lost items below which shares are called rough")
 
     def __post_init__(self) -> None:

@@ -103,11 +103,6 @@ class Model(Wrapped):
         ------
         LoadError
             If it has no such adapter, one is merged into its weights, or it runs on a server.
-
-        Examples
-        --------
-        >>> model = iv.load("llava-hf/llava-1.5-7b-hf", adapter="someone/llava-birds-lora")
-        >>> model.adapter(None)  # as before it was tuned
         """
         if self.remote is not False:
             raise LoadError(f"{self.name} runs on a server, which holds it as it was told to.")

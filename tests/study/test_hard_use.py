@@ -290,9 +290,7 @@ def test_a_full_disk_keeps_what_is_stored(tmp_path: Path, models: Models) -> Non
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "results.nc").stat().st_size, limits[1]))
     try:
-        with pytest.raises(
-            ResultsError, match=r"timetable cannot be stored: File too large.* kept"
-        ):
+        with pytest.raises(ResultsError, match=r"recall cannot be stored: File too large.* kept"):
             run_study("micro-naming", out=tmp_path, settings=settings, models=models)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

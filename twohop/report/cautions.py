@@ -21,9 +21,6 @@ from twohop.stages.recovery.arms import KNOWN, arm_label
 from twohop.stages.timing import blocks_done_at, timing
 from twohop.statistics import estimates
 
-STEADY = 0.9
-"""Share of the ways to halve the entities in which a thing must be seen to be called steady."""
-
 
 def cautions(tree: xr.DataTree, summary: Mapping[str, Any]) -> list[str]:
     """Return sentences that a reader should know before believing the verdict.
@@ -252,7 +249,7 @@ def _about_back_patching(
     sentences, tests = [], ("back_patching", "back_patching_change")
     state = of_all(summary["evidence"][test]["state"] for test in tests)
     splits = summary["back_patching_splits"]
-    if splits is not None and Splits(**splits).share(state) < STEADY:
+    if splits is not None and Splits(**splits).share(state) < protocol.caution_splits:
         sentences.append(
             "Whether back-patching gives back more than both of its nulls depends on the halves of "
             f"the entities that cells were chosen on: of {splits['n']} ways to halve them it is "
