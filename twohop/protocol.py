@@ -299,6 +299,11 @@ class Protocol:
     caution_mean_entity: float = _set(
         0.1, share(), "lower end of what the mean over entities gives back to be pointed out"
     )
+    other_splits: int = _set(
+        200,
+        whole("ways"),
+        "other ways to halve the entities in which the cells of back-patching are chosen again",
+    )
     caution_splits: float = _set(
         0.9,
         share(),

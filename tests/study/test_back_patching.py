@@ -11,7 +11,8 @@ import pytest
 import xarray as xr
 
 from twohop.ask.halves import halves, rows_of_both
-from twohop.report.splits import SPLITS, other_splits
+from twohop.protocol import DEFAULT
+from twohop.report.splits import other_splits
 from twohop.stages.evidence import Measured, of_all
 from twohop.stages.recovery.back_patching import SOURCES, best_cells
 
@@ -111,7 +112,7 @@ def test_other_halves_of_the_entities(helps: bool) -> None:
     )
     splits = other_splits(recovery, seed=0)
     assert splits is not None
-    assert splits.n == SPLITS
+    assert splits.n == DEFAULT.other_splits
     assert (splits.shown > 0.99) == helps
     assert splits.shown + splits.absent + splits.share("open") == pytest.approx(1)
     nothing = recovery.assign(has_null=("tried", np.zeros(len(items), bool)))

@@ -15,8 +15,6 @@ from twohop.protocol import DEFAULT, Protocol
 from twohop.stages.evidence import Measured, State, of_all
 from twohop.stages.recovery.back_patching import SOURCES, best_cells
 
-SPLITS = 200
-
 
 @dataclass(frozen=True)
 class Splits:
@@ -58,7 +56,8 @@ def other_splits(recovery: xr.Dataset, *, seed: int, protocol: Protocol = DEFAUL
     tables = {name: recovery[name].values[:, there].astype(float) for name in SOURCES}
     entities = recovery["searched_entity"].values[there].astype(str)
     every, counts = np.ones(len(entities), dtype=bool), Counter[State]()
-    for split in range(SPLITS):
+    n = protocol.other_splits
+    for split in range(n):
         half = halves(entities.tolist(), seed=seed + split)
         cells = best_cells(tables, half, every)[half]
         tried = cells >= 0
@@ -69,4 +68,4 @@ def other_splits(recovery: xr.Dataset, *, seed: int, protocol: Protocol = DEFAUL
                 for null in nulls
             )
         ] += 1
-    return Splits(SPLITS, counts["shown"] / SPLITS, counts["absent"] / SPLITS)
+    return Splits(n, counts["shown"] / n, counts["absent"] / n)
