@@ -19,7 +19,7 @@ from twohop.flags.items import DRAWINGS, MAP
 from twohop.items.datamap import BRIEF
 from twohop.pairs import PAIRS, flags_checked, own_pair, with_flags
 from twohop.protocol import Protocol
-from twohop.running.known import LEAST, Known
+from twohop.running.known import LEAST_KNOWN, Known
 from twohop.running.study import Settings, run_in_turn
 from twohop.stages.table import STAGES, Selection
 
@@ -108,8 +108,8 @@ def test_what_is_counted() -> None:
 @pytest.mark.parametrize(
     ("recognised", "known", "items", "advice"),
     [
-        (LEAST - 1, 90, 100, "The VLM hardly names what it sees"),
-        (90, LEAST - 1, 100, "The backbone hardly knows the facts"),
+        (LEAST_KNOWN - 1, 90, 100, "The VLM hardly names what it sees"),
+        (90, LEAST_KNOWN - 1, 100, "The backbone hardly knows the facts"),
         (0, 8, 8, "--even-if-few goes on all the same"),
     ],
 )
@@ -118,7 +118,7 @@ def test_too_few_stop_with_advice(recognised: int, known: int, items: int, advic
     assert re.search(f"{items} items are both.*{advice}", str(counted.too_few("a")))
 
 
-@pytest.mark.parametrize(("both", "items"), [(LEAST, 1000), (2, 8), (1, 7), (0, 3)])
+@pytest.mark.parametrize(("both", "items"), [(LEAST_KNOWN, 1000), (2, 8), (1, 7), (0, 3)])
 def test_few_are_enough_where_few_are_asked(both: int, items: int) -> None:
     assert Known.of(gates(both, both, 0, items)).too_few("a") is None
 

@@ -212,6 +212,8 @@ NOT_OF_THE_PROTOCOL = {
     ),
     "how wide a table of relations is": ("MOST_RELATIONS",),
     "what is no study, or no picture": ("LEAST_ENTITIES", "LEAST_SIDE", "LONGEST_TO_SHORTEST"),
+    "of how few items a run is not worth its hours": ("LEAST_KNOWN", "OF_FEW"),
+    "which differences are rounding": ("LAST_BITS",),
     "what a check of data points out and shows": ("ALIKE", "SHOWN"),
     "names, and a number that is none": ("ARMS", "KINDS", "NEVER", "NOT_MEASURED"),
     "how many names are read, and signs flipped": ("READ_ROWS", "FLIPS"),

@@ -6,9 +6,9 @@ import xarray as xr
 
 from interventions.errors import InterventionsError
 
-LEAST = 12
+LEAST_KNOWN = 12
 """Items that must be both recognised and known for a run to be worth its hours."""
-SHARE = 4
+OF_FEW = 4
 """Of few items, a quarter is enough: who asks about few wants to look."""
 
 
@@ -61,7 +61,7 @@ class Known:
 
     def too_few(self, pair: str) -> InterventionsError | None:
         """Why it is not worth going on, and what to do; None if it is."""
-        if self.both >= min(LEAST, self.items // SHARE):
+        if self.both >= min(LEAST_KNOWN, self.items // OF_FEW):
             return None
         unseen = self.recognised < self.known
         cause = (
