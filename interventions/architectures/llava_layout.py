@@ -57,7 +57,7 @@ class Original:
         Folder or repo id of its vision tower.
     """
 
-    config: LlavaConfig
+    config: Any
     tower: str
 
     @classmethod

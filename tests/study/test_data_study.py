@@ -278,11 +278,12 @@ def test_a_checkpoint_in_llavas_original_layout_is_studied_as_any(
 ) -> None:
     """LLaVA-MORE's: its processor is made around the tokenizer, to ask as to load."""
     stock = iv.load(micro_folder("micro-naming"))
+    processor: Any = stock.processor
     config = stock.module.config
     write_model(
         tmp_path / "more",
         stock.module,
-        stock.processor.image_processor,
+        processor.image_processor,
         stock.tokenizer,
         mm_vision_select_layer=config.vision_feature_layer,
     )

@@ -162,7 +162,7 @@ def test_where_one_of_several_pairs_stops_the_others_are_run(
     assert whole is not None
     assert "stopped: micro-naming: 0 of " in re.sub(r"\s+", " ", capsys.readouterr().err)
     with pytest.raises(InterventionsError, match="--even-if-few"):
-        [*run_in_turn(pairs[:1], **asked, even_if_few=False)]
+        list(run_in_turn(pairs[:1], **asked, even_if_few=False))
 
 
 def test_what_is_recognised_and_known_comes_first() -> None:

@@ -1,6 +1,7 @@
 """Samples of items: of what a share of them is one."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,5 +82,6 @@ def test_the_smallest_difference_has_the_correction_in_it() -> None:
 
 @pytest.mark.parametrize("name", ["resamples", "gate_resamples", "agreement_resamples"])
 def test_an_interval_takes_resamples_beyond_its_ends(name: str) -> None:
+    few: dict[str, Any] = {name: LEAST_RESAMPLES - 1}
     with pytest.raises(ProtocolError, match=f"{LEAST_RESAMPLES} or more"):
-        Protocol(**{name: LEAST_RESAMPLES - 1})
+        Protocol(**few)

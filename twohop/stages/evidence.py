@@ -32,7 +32,7 @@ EVIDENCE = {
 
 def of_all(states: Iterable[State]) -> State:
     """What tests show that have to show the same; ``open`` where they do not."""
-    different = {*states}
+    different: set[State] = {*states}
     return different.pop() if len(different) == 1 else "open"
 
 
@@ -149,7 +149,7 @@ def measured(
     text: np.ndarray = np.zeros(len(entities), dtype=bool)
     if own.size:
         half = halves(entities.tolist(), seed=seed)
-        best = chosen_elsewhere(own.any(0), half)[half]
+        best = chosen_elsewhere(np.asarray(own.any(0)), half)[half]
         text = own[:, best, np.arange(len(entities))].any(0) & (best >= 0)
     has_null = recovery["has_null"].values.astype(bool)
 
