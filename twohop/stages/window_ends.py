@@ -83,13 +83,9 @@ def ends_of(
     seed : int
     protocol : Protocol
     """
-    items, edges = ~np.isnan(answered).all(0), ~np.isnan(answered).all(1)
-    if not items.any():
+    if np.isnan(answered).all():
         return Ends(np.array([-1.0, np.nan, np.nan]), np.full(3, np.nan))
-    values, at = answered[np.ix_(edges, items)], np.flatnonzero(edges)
-    labels = np.asarray(entities, dtype=str)[items]
-    sums, counts = cluster_sums(values.T, labels, seed=seed, protocol=protocol)
-    curve, drawn = values.mean(1), sums / counts[:, None]
+    curve, drawn, at = _resampled(answered, entities, seed=seed, protocol=protocol)
 
     def last(curves: np.ndarray) -> np.ndarray:
         index = last_below(curves, protocol.window_keeps * curves[..., -1])
@@ -117,12 +113,9 @@ def readout_end(
     seed : int
     protocol : Protocol
     """
-    items, blocks = ~np.isnan(follows).all(0), ~np.isnan(follows).all(1)
-    if not items.any():
+    if np.isnan(follows).all():
         return np.array([-1.0, np.nan, np.nan])
-    values, at = follows[np.ix_(blocks, items)], np.flatnonzero(blocks)
-    labels = np.asarray(entities, dtype=str)[items]
-    sums, counts = cluster_sums(values.T, labels, seed=seed, protocol=protocol)
+    curve, drawn, at = _resampled(follows, entities, seed=seed, protocol=protocol)
 
     def last(curves: np.ndarray) -> np.ndarray:
         level = np.maximum(protocol.readout_follows * curves.max(-1), 1e-12)
@@ -130,4 +123,18 @@ def readout_end(
         index = above.shape[-1] - 1 - above[..., ::-1].argmax(-1)
         return np.where((curves > 1e-12).any(-1), at[index], -1).astype(float)
 
-    return np.array([last(values.mean(1)), *interval(last(sums / counts[:, None]))], dtype=float)
+    return np.array([last(curve), *interval(last(drawn))], dtype=float)
+
+
+def _resampled(
+    values: np.ndarray, entities: Labels, *, seed: int, protocol: Protocol
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over items of values [place, item], its resamples [resample, place], and the places.
+
+    Of items and places at which something was measured (not NaN).
+    """
+    items, places = ~np.isnan(values).all(0), ~np.isnan(values).all(1)
+    there = values[np.ix_(places, items)]
+    labels = np.asarray(entities, dtype=str)[items]
+    sums, counts = cluster_sums(there.T, labels, seed=seed, protocol=protocol)
+    return there.mean(1), sums / counts[:, None], np.flatnonzero(places)
