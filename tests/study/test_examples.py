@@ -54,7 +54,9 @@ def test_first_patch(folder: Path) -> None:
         assert "VLM, from the flag:      ['Paris']" not in found
         assert "VLM, after the patch:    [' Paris" in found
         assert "Japan   ['Tokyo']" in found
-        assert "noise   ['Paris']" not in found
+        drawn = re.search(r"noise   (\d+) of 20 draws say Paris", found)
+        assert drawn is not None
+        assert int(drawn[1]) < 5
 
 
 def test_patch_your_own(folder: Path) -> None:
