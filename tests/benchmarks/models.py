@@ -99,7 +99,11 @@ def make(shape: Shape) -> Bench:
     backbone.model.load_state_dict(module.model.language_model.state_dict())
     backbone.lm_head.load_state_dict(module.lm_head.state_dict())
     vlm = iv.load(module, processor=processor)
-    llm = iv.load(backbone, tokenizer=processor.tokenizer)
+    return of_models(shape, vlm, iv.load(backbone, tokenizer=processor.tokenizer))
+
+
+def of_models(shape: Shape, vlm: iv.Model, llm: iv.Model) -> Bench:
+    """Ask models that are there already."""
     shown, aside = (
         vlm.prompt(f"{vlm.image_token} {_words(shape.text)}", images=tiny.picture((40, 40), seed=i))
         for i in range(2)

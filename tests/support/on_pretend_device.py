@@ -18,18 +18,14 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pretend_device
 import torch
 import xarray as xr
-
-CLOSE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 1e-2}
-"""Differences that are rounding, as a share of the largest value."""
 
 
 def say(*what: Any) -> None:
@@ -37,53 +33,10 @@ def say(*what: Any) -> None:
     sys.stdout.flush()
 
 
-def difference(ours: Any, theirs: Any, close: float) -> str:
-    """What differs beyond rounding; empty if nothing does."""
-    if isinstance(theirs, xr.Dataset):
-        if {*ours.variables} != {*theirs.variables}:
-            return f"variables {set(ours.variables) ^ set(theirs.variables)}"
-        parts = [(name, ours[name].values, theirs[name].values) for name in theirs.variables]
-        texts = ((name, difference(mine, other, close)) for name, mine, other in parts)
-        return next((f"{name}: {text}" for name, text in texts if text), "")
-    if isinstance(theirs, torch.Tensor):
-        return difference(ours.cpu().float().numpy(), theirs.float().numpy(), close)
-    if isinstance(theirs, np.ndarray) and theirs.dtype.kind == "f":
-        if ours.shape != theirs.shape:
-            return f"shapes {ours.shape} and {theirs.shape}"
-        scale = max(1.0, float(np.abs(theirs[np.isfinite(theirs)]).max(initial=0.0)))
-        if not np.allclose(ours / scale, theirs / scale, rtol=0, atol=close, equal_nan=True):
-            return f"numbers differ by {float(np.nanmax(np.abs(ours - theirs))):.3g} of {scale:.3g}"
-        return ""
-    if isinstance(theirs, np.ndarray):
-        return "" if (ours == theirs).all() else f"{ours.tolist()} is not {theirs.tolist()}"
-    if isinstance(theirs, float):
-        return difference(np.array(ours), np.array(theirs), close)
-    if isinstance(theirs, list):
-        if len(ours) != len(theirs):
-            return f"{len(ours)} and {len(theirs)} results"
-        found = (difference(*both, close) for both in zip(ours, theirs, strict=True))
-        return next((text for text in found if text), "")
-    return "" if ours == theirs else f"{ours!r} is not {theirs!r}"
-
-
-def compared(ours: Callable[[], Any], theirs: Callable[[], Any], close: float) -> str:
-    """What differs, or which error there was on the device alone."""
-    try:
-        expected = theirs()
-    except Exception as error:
-        return f"on the CPU too: {type(error).__name__}: {error}"[:600]
-    try:
-        return difference(ours(), expected, close)
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if "interventions" in frame.filename]
-        where = f"{own[-1].filename}:{own[-1].lineno}" if own else ""
-        return f"{where} {type(error).__name__}: {error}"[:600]
-
-
 def run_calls(case_name: str) -> Iterator[tuple[str, str, float]]:
     """Every call of :mod:`device_calls` on the device and on the CPU."""
     from device_calls import CALLS
+    from device_comparison import all_compared
     from families import PATHS, case_of
     from spreading import model_on
 
@@ -102,10 +55,7 @@ def run_calls(case_name: str) -> Iterator[tuple[str, str, float]]:
     devices = {str(weight.device) for weight in model.module.parameters()}
     expected = {"fake:0"} if where == "one" else {"fake:0", "fake:1"}
     yield "stays where it is", "" if devices == expected else f"it is on {devices}", 0.0
-    for label in labels:
-        begun, call = time.perf_counter(), CALLS[label]
-        text = compared(partial(call, model, case), partial(call, case.model, case), CLOSE[dtype])
-        yield label, text, round(time.perf_counter() - begun, 2)
+    yield from all_compared(model, case, labels)
     torch.get_device_module("fake:0").refuse_float64(False)
 
 
@@ -115,6 +65,8 @@ def run_stages_there(asked: str) -> Iterator[tuple[str, str, float]]:
     ``asked``: PAIR@VLM/BACKBONE:SHARES:STAGES, such as ``micro-aligned@0/1:0.5,0.1:recall``. Each
     stage is given what the stages before it gave on the CPU.
     """
+    from device_comparison import compared, difference
+
     import interventions as iv
     from twohop.ask.memory import ran_out
     from twohop.pairs import find_pair

@@ -25,7 +25,7 @@ from twohop.items.validation import Checked, check
 from twohop.published import PUBLISHED
 
 PLACES = ("Bern", "Oslo", "Lima", "Kiel")
-SIZES = ((40, 30), (24, 60), (33, 33), (40, 30))
+SIZES = ((40, 30), (24, 60), (33, 33))  # of the pictures, in turn
 ASKED = {"capital": "What is the capital of {}?", "flag": "What is on the flag of {}?"}
 VIEWS = 4
 UNKNOWN = "The town of many words that no model would say"  # longer than what they say
@@ -61,10 +61,11 @@ def opened(repo: str) -> iv.Model:
     return iv.load(module, tokenizer=processor)
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """Two questions about each of four entities, one question left out; pictures of three sizes."""
+def rows_of(folder: Path, places: Sequence[str] = PLACES) -> list[dict[str, Any]]:
+    """Two questions about each entity, one question left out; pictures of three sizes."""
     rows = []
-    for e, (name, size) in enumerate(zip(PLACES, SIZES, strict=True)):
+    for e, name in enumerate(places):
+        size = SIZES[e % len(SIZES)]
         images = [f"{name}-{view}.png" for view in range(VIEWS)]
         for view, image in enumerate(images):
             tiny.picture(size, seed=10 * e + view).save(folder / image)
@@ -116,15 +117,11 @@ def asked(
     return found
 
 
-def make(key: str, folder: Path, *, brief: bool = True) -> Folders:
-    """Write a published pair's twins and their items to a folder; ``brief``: as a study asks."""
-    pair = PUBLISHED[key]
-    folder.mkdir(parents=True, exist_ok=True)
-    vlm = opened(pair.vlm)
-    backbone = vlm if pair.same_weights else opened(pair.backbone)
-    rows = rows_of(folder)
-    data = written(folder / "items.jsonl", rows)
-    heard = asked(vlm, backbone, check(data), brief=brief)
+def answered(
+    vlm: iv.Model, backbone: iv.Model, rows: list[dict[str, Any]], data: Path, *, brief: bool = True
+) -> None:
+    """Make what the models say the rows' answers, and let the models end their answers there."""
+    heard = asked(vlm, backbone, check(written(data, rows)), brief=brief)
     sequences = [ids for several in heard.values() for ids in several]
     ends = endings(sequences) | vlm.end_ids | backbone.end_ids
     for i, row in enumerate(rows):
@@ -135,13 +132,23 @@ def make(key: str, folder: Path, *, brief: bool = True) -> Folders:
             row["answers"].append(image)
         if name:
             row["aliases"].append(name)
-    places = {}
-    for role, model, repo in (("vlm", vlm, pair.vlm), ("backbone", backbone, pair.backbone)):
-        config = model.module.generation_config
-        config.eos_token_id = sorted({*model.end_ids, *ends})
-        module, processor = module_of(repo)
-        places[role] = tiny.save_model(module, processor, folder / role / key)
+    for model in (vlm, backbone):
+        model.module.generation_config.eos_token_id = sorted({*model.end_ids, *ends})
     written(data, rows)
+
+
+def make(key: str, folder: Path, *, brief: bool = True) -> Folders:
+    """Write a published pair's twins and their items to a folder; ``brief``: as a study asks."""
+    pair = PUBLISHED[key]
+    folder.mkdir(parents=True, exist_ok=True)
+    vlm = opened(pair.vlm)
+    backbone = vlm if pair.same_weights else opened(pair.backbone)
+    data = folder / "items.jsonl"
+    answered(vlm, backbone, rows_of(folder), data, brief=brief)
+    places = {
+        role: tiny.save_model(*module_of(repo), folder / role / key)
+        for role, repo in (("vlm", pair.vlm), ("backbone", pair.backbone))
+    }
     if pair.same_weights:
         places["backbone"] = places["vlm"]
     return Folders(data=data, **places)

@@ -1,0 +1,1 @@
+"""What only hardware shows: models at their true size, and a GPU."""
