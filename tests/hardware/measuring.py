@@ -25,11 +25,19 @@ class Taken:
         held so far, files it has mapped included.
     told : dict
         What else is to be said about it; JSON types.
+    wrong : list of str
+        What should not have come out.
     """
 
     seconds: float = 0.0
     peak: int = 0
     told: dict[str, Any] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+
+    def expect(self, what: str, holds: bool) -> None:
+        """Note what does not hold."""
+        if not holds:
+            self.wrong.append(what)
 
 
 @contextmanager
@@ -57,6 +65,7 @@ def table(title: str, rows: dict[str, Taken]) -> str:
     lines = [f"| {title} | s | peak GiB | |", "|---|---|---|---|"]
     for name, row in rows.items():
         told = ", ".join(f"{key} {_said(value)}" for key, value in row.told.items())
+        told = "; ".join([*filter(None, [told]), *(f"WRONG: not {text}" for text in row.wrong)])
         lines.append(f"| {name} | {row.seconds:.1f} | {row.peak / GIB:.2f} | {told} |")
     return "\n".join(lines)
 

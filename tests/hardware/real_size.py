@@ -70,7 +70,7 @@ def loaded_with_upper_half_on_disk(folder: Path, small: bool) -> Taken:
     with taken() as took:
         model = iv.load(folder, dtype="bfloat16", device_map=places)
         logits = iv.run(model, model.prompt(TEXT)).logits
-        took.told["finite"] = bool(torch.isfinite(logits).all())
+        took.expect("finite", bool(torch.isfinite(logits).all()))
     return took
 
 
@@ -84,7 +84,7 @@ def one_trace_at_full_depth(folder: Path, small: bool) -> Taken:
             logits = model.logits[prompt.at("last")].save()
         took.told["tokens"] = prompt.length
         took.told["blocks"] = len(states)
-        took.told["finite"] = bool(torch.isfinite(states).all() and torch.isfinite(logits).all())
+        took.expect("finite", bool(torch.isfinite(states).all() and torch.isfinite(logits).all()))
     return took
 
 

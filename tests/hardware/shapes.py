@@ -13,6 +13,7 @@ import twins
 from published_configs import published_config
 from safetensors.torch import save_file
 from tiny.building import build_model
+from tiny.weights import scaled
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import interventions as iv
@@ -24,8 +25,8 @@ from twohop.pairs import flags_checked
 from twohop.protocol import Protocol
 
 REPO = "llava-hf/llava-1.5-7b-hf"
-SPREAD = 0.02  # of random weights
 SHARD = 2**32  # bytes, at most
+HEAD = "lm_head.weight"
 LARGE = 1024  # d_model of what is drawn on its device
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -50,10 +51,10 @@ def _without_values(config: Any, dtype: torch.dtype) -> Any:
         return auto.from_config(config, dtype=dtype)
 
 
-def _drawn(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Norms keep their size, and the rest is small."""
-    values = torch.ones(like.shape, dtype=like.dtype, device=generator.device)
-    return values if like.ndim == 1 else values.normal_(0, SPREAD, generator=generator)
+def _drawn(module: Any, key: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    owner, _, name = key.rpartition(".")
+    noise = torch.empty(like.shape, dtype=like.dtype, device=generator.device)
+    return scaled(noise.normal_(generator=generator), module.get_submodule(owner), name)
 
 
 def write_checkpoint(config: Any, folder: Path, dtype: torch.dtype, *, device: str = "cpu") -> int:
@@ -71,9 +72,12 @@ def write_checkpoint(config: Any, folder: Path, dtype: torch.dtype, *, device: s
     generator = torch.Generator(device).manual_seed(0)
     shards = list(_shards(module.state_dict()))
     index: dict[str, str] = {}
+    processor = tiny.tiny_processor(config)
     for i, shard in enumerate(shards, 1):
         name = f"model-{i:05}-of-{len(shards):05}.safetensors"
-        drawn = {key: _drawn(tensor, generator) for key, tensor in shard.items()}
+        drawn = {key: _drawn(module, key, tensor, generator) for key, tensor in shard.items()}
+        if HEAD in drawn:
+            twins.say_words(drawn[HEAD], processor.tokenizer)
         save_file(drawn, folder / name, metadata={"format": "pt"})
         index |= dict.fromkeys(shard, name)
     size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
@@ -81,7 +85,7 @@ def write_checkpoint(config: Any, folder: Path, dtype: torch.dtype, *, device: s
     (folder / "model.safetensors.index.json").write_text(json.dumps(told))
     config.architectures, config.dtype = [type(module).__name__], str(dtype).split(".")[-1]
     config.save_pretrained(folder)
-    tiny.tiny_processor(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
     return size
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny
+import torch
 from published_configs import published_config
 
 import interventions as iv
@@ -45,13 +46,16 @@ class Folders:
 def module_of(repo: str) -> tuple[Any, Any]:
     config = tiny.shrink(published_config(repo))
     module, processor = tiny.build_model(config), tiny.tiny_processor(config)
-    tokenizer = getattr(processor, "tokenizer", processor)
     head: Any = module.get_output_embeddings()
-    weight = head.weight.data
-    for token in range(len(weight)):  # a logit of 0 is never the largest: it says words
-        if not re.fullmatch(" ?[A-Za-z]+", tokenizer.decode([token])):
-            weight[token] = 0
+    say_words(head.weight.data, getattr(processor, "tokenizer", processor))
     return module, processor
+
+
+def say_words(head: torch.Tensor, tokenizer: Any) -> None:
+    """Take every other token out of a head [token, d_model]: a logit of 0 is never the largest."""
+    for token in range(len(head)):
+        if not re.fullmatch(" ?[A-Za-z]+", tokenizer.decode([token])):
+            head[token] = 0
 
 
 def opened(repo: str) -> iv.Model:

@@ -24,10 +24,11 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
     for path, parameter in module.named_parameters():
         owner, name = owners[path.rpartition(".")[0]], path.rpartition(".")[2]
         noise = torch.randn(parameter.shape, generator=generator)
-        parameter.copy_(_scaled(noise, owner, name))
+        parameter.copy_(scaled(noise, owner, name))
 
 
-def _scaled(noise: torch.Tensor, owner: Any, name: str) -> torch.Tensor:
+def scaled(noise: torch.Tensor, owner: Any, name: str) -> torch.Tensor:
+    """Give a parameter of a module its size."""
     kind = type(owner).__name__
     if "Norm" in kind and name == "weight":
         centre = 0.0 if kind.startswith(("Gemma", "PaliGemma")) else 1.0
@@ -39,8 +40,7 @@ def _scaled(noise: torch.Tensor, owner: Any, name: str) -> torch.Tensor:
     if noise.ndim < 2:
         return (BIAS if "bias" in name else TABLE) * noise
     if isinstance(owner, torch.nn.Embedding):
-        scaled = "Scaled" in kind
-        return noise * (noise.shape[-1] ** -0.5 if scaled else TABLE)
+        return noise * (noise.shape[-1] ** -0.5 if "Scaled" in kind else TABLE)
     if isinstance(owner, torch.nn.Linear) or kind.startswith("Conv"):
         fan_in = noise[0].numel()
     else:
