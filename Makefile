@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEWEST := .venv-newest
 
-.PHONY: help study test check test-newest test-ndif devices golden docs docs-serve bench lint style setup train figures clean
+.PHONY: help study test check test-newest test-ndif devices gpu real-size golden docs docs-serve bench lint style setup train figures clean
 
 help:
 	@echo "make study    a first look at the three embedded pairs; reports in runs/"
@@ -14,6 +14,8 @@ help:
 	@echo "make test-newest  the engine's tests with the newest of every library, in $(NEWEST)"
 	@echo "make test-ndif  a real NDIF server on loopback, and the operations on it"
 	@echo "make devices  every family and stage on a pretended GPU, on two, and with little memory"
+	@echo "make gpu      what a GPU gives and takes, in 12 minutes: runs/gpu/gpu.md"
+	@echo "make real-size  LLaVA-1.5-7B's true shape on a CPU: 14 GB of disk, 15 of memory"
 	@echo "make setup    only the environment, in $(VENV)"
 	@echo "make train    retrain the embedded pairs from scratch (about 45 minutes)"
 	@echo "make golden BEFORE=COMMIT  whether studies and operations give the numbers they gave"
@@ -74,6 +76,13 @@ test-ndif: $(READY)
 # What runs on no GPU here: memory of the CPU under another name, which refuses what CUDA refuses.
 devices: $(READY)
 	@ALL_DEVICES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/study/test_devices.py
+
+# Random weights at 7B shapes. Without a GPU it says so; the tests run it small, on the pretended one.
+gpu: $(READY)
+	@PYTHONPATH=tests:tests/support $(BIN)/python -m hardware.gpu
+
+real-size: $(READY)
+	@PYTHONPATH=tests:tests/support $(BIN)/python -m hardware.real_size
 
 # The code of a commit and the code that is here run the same; what they gave is compared.
 GOLDEN = $(CURDIR)/runs/golden

@@ -17,12 +17,14 @@ import torch
 import interventions as iv
 from hardware.measuring import Taken, table, taken
 from hardware.shapes import (
-    asked_about_one_flag,
+    knowing_study,
     llava_config,
     pair_in_memory,
     shown,
     write_checkpoint,
 )
+from twohop.protocol import Protocol
+from twohop.running.known import Known
 from twohop.stages.run import run_stages
 
 BLOCKS = 4  # of those of the true width that is computed with in float32
@@ -120,12 +122,14 @@ def sweep(folder: Path, small: bool) -> Taken:
 
 
 @step
-def one_item_of_the_study(folder: Path, small: bool) -> Taken:
+def three_items_asked(folder: Path, small: bool) -> Taken:
+    """The study's first stages, with what the models happen to say as the right answers."""
     vlm, backbone = _narrow(small)
-    study = asked_about_one_flag(vlm, backbone)
+    study = knowing_study(vlm, backbone, folder, 2, Protocol.preset("quick"))
     with taken() as took:
-        results = run_stages(["recall"], study)
-        took.told["answered"] = results["recall"].sizes["item"]
+        known = Known.of(run_stages(["recall"], study)["recall"])
+        took.told |= asdict(known)
+        took.expect("all known", known.known == known.items)
     return took
 
 

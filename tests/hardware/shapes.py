@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import interventions as iv
 from twohop.ask.study import Study, longest_answer
-from twohop.items.benchmark import data_benchmark
-from twohop.items.formats import CHAT, Writer, chat_template_of
 from twohop.items.validation import check
-from twohop.pairs import flags_checked
 from twohop.protocol import Protocol
 
 REPO = "llava-hf/llava-1.5-7b-hf"
@@ -111,6 +107,7 @@ def pair_in_memory(
                 config, dtype=dtype, attn_implementation=attn
             ).eval()
     processor = tiny.tiny_processor(config)
+    twins.say_words(module.lm_head.weight.data, processor.tokenizer)
     vlm = iv.load(module, processor=processor)
     return vlm, backbone_of(vlm, shared=True)
 
@@ -136,14 +133,6 @@ def shown(model: iv.Model, question: str = "the capital of the country is") -> i
     return model.prompt(f"{model.image_token} {question}", images=tiny.picture((40, 40)))
 
 
-def asked_about_one_flag(vlm: iv.Model, backbone: iv.Model) -> Study:
-    """One item, asked as a pair without items of its own is asked."""
-    writer = Writer(CHAT, chat_template_of(vlm.processor, name="LLaVA-1.5-7B's shape"))
-    benchmark = data_benchmark(flags_checked("flags"), writer).limited(2)
-    one = replace(benchmark, items=benchmark.items[:1])
-    return Study(vlm=vlm, backbone=backbone, benchmark=one)
-
-
 def knowing_study(
     vlm: iv.Model, backbone: iv.Model, folder: Path, entities: int, protocol: Protocol
 ) -> Study:
@@ -153,8 +142,7 @@ def knowing_study(
     twins.answered(vlm, backbone, twins.rows_of(folder, names), data)
     vlm = iv.load(vlm.module, processor=vlm.processor)  # where answers end is read anew
     backbone = iv.load(backbone.module, tokenizer=backbone.tokenizer)
-    writer = Writer(CHAT, chat_template_of(vlm.processor, name="LLaVA-1.5-7B's shape"))
-    benchmark = data_benchmark(check(data), writer)
+    benchmark = twins.in_a_chat(vlm, check(data))
     length = longest_answer(backbone, benchmark, protocol=protocol)
     return Study(
         vlm=vlm,

@@ -22,6 +22,7 @@ from interventions.running.greedy import greedy
 from twohop.ask.study import Study, image_prompt, text_prompt
 from twohop.items.benchmark import data_benchmark
 from twohop.items.formats import CHAT, Writer, chat_template_of
+from twohop.items.items import Benchmark
 from twohop.items.validation import Checked, check
 from twohop.published import PUBLISHED
 
@@ -104,13 +105,17 @@ def words(model: iv.Model, ids: Sequence[int], ends: set[int]) -> str:
     return " ".join(re.findall("[A-Za-z0-9]+", text.split("\n")[0]))
 
 
+def in_a_chat(vlm: iv.Model, checked: Checked, *, brief: bool = True) -> Benchmark:
+    """The items as a study asks a model with a chat template; ``brief``: to be brief."""
+    chat = replace(CHAT, brief=checked.map.brief_in("chat") if brief else None)
+    return data_benchmark(checked, Writer(chat, chat_template_of(vlm.processor, name="twin")))
+
+
 def asked(
     vlm: iv.Model, backbone: iv.Model, checked: Checked, *, brief: bool
 ) -> dict[str, list[list[int]]]:
     """What each model says, by who is asked of what: to names, to pictures, and as names."""
-    chat = replace(CHAT, brief=checked.map.brief_in("chat") if brief else None)
-    writer = Writer(chat, chat_template_of(vlm.processor, name="twin"))
-    benchmark = data_benchmark(checked, writer)
+    benchmark = in_a_chat(vlm, checked, brief=brief)
     study = Study(vlm=vlm, backbone=backbone, benchmark=benchmark)
     found: dict[str, list[list[int]]] = {"text": [], "image": [], "name": []}
     for item in benchmark.items:
