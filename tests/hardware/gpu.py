@@ -133,14 +133,13 @@ def loading(day: Day) -> None:
 @part
 def one_pass(day: Day) -> None:
     """A picture and a question."""
-    import interventions as iv
-    from hardware.shapes import shown
+    from hardware.shapes import logits_of, shown
 
     vlm, _ = day.models
     prompt = shown(vlm)
-    iv.run(vlm, prompt)
+    logits_of(vlm, prompt)
     with day.row("one forward pass") as took:
-        logits = iv.run(vlm, prompt).logits
+        logits = logits_of(vlm, prompt)
         took.told["tokens"] = prompt.length
         took.expect("finite", bool(torch.isfinite(logits).all()))
 
@@ -149,7 +148,7 @@ def one_pass(day: Day) -> None:
 def two_models_on_one_card(day: Day) -> None:
     """A transplant between two models that share no weight."""
     import interventions as iv
-    from hardware.shapes import backbone_of, shown
+    from hardware.shapes import backbone_of, logits_of, shown
 
     vlm, shared = day.models
     prompt, told = shown(vlm), shared.prompt("the capital of the country is")
@@ -159,7 +158,7 @@ def two_models_on_one_card(day: Day) -> None:
         [values] = iv.read(own, told, [site])
         [same] = iv.read(shared, told, [site])
         patch = iv.Patch("resid_post", slice(0, 2), prompt.at("image"), values)
-        logits = iv.run(vlm, prompt, patches=[patch]).logits
+        logits = logits_of(vlm, prompt, [patch])
         took.expect("values as from shared weights", torch.equal(values, same))
         took.expect("finite", bool(torch.isfinite(logits).all()))
 
@@ -176,8 +175,7 @@ def attention_kernels(day: Day) -> None:
 @part
 def eager_against_sdpa(day: Day) -> None:
     """The same weights by either attention."""
-    import interventions as iv
-    from hardware.shapes import llava_config, pair_in_memory, shown
+    from hardware.shapes import llava_config, logits_of, pair_in_memory, shown
 
     sdpa, eager = (
         pair_in_memory(
@@ -190,9 +188,9 @@ def eager_against_sdpa(day: Day) -> None:
     )
     eager.module.load_state_dict(sdpa.module.state_dict())
     with day.row("sdpa"):
-        first = iv.run(sdpa, shown(sdpa)).logits.float()
+        first = logits_of(sdpa, shown(sdpa)).float()
     with day.row("eager") as took:
-        second = iv.run(eager, shown(eager)).logits.float()
+        second = logits_of(eager, shown(eager)).float()
         share = float((first - second).abs().max() / first.abs().max())
         took.told["differs by, of the largest logit"] = share
         took.expect(f"within {NOISE} of the largest logit", share < NOISE)

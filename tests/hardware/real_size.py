@@ -19,6 +19,7 @@ from hardware.measuring import Taken, table, taken
 from hardware.shapes import (
     knowing_study,
     llava_config,
+    logits_of,
     pair_in_memory,
     shown,
     write_checkpoint,
@@ -71,7 +72,7 @@ def loaded_with_upper_half_on_disk(folder: Path, small: bool) -> Taken:
     )
     with taken() as took:
         model = iv.load(folder, dtype="bfloat16", device_map=places)
-        logits = iv.run(model, model.prompt(TEXT)).logits
+        logits = logits_of(model, model.prompt(TEXT))
         took.expect("finite", bool(torch.isfinite(logits).all()))
     return took
 
@@ -101,9 +102,9 @@ def transplant(folder: Path, small: bool) -> Taken:
     layers = slice(0, 2)
     with taken() as took:
         [values] = iv.read(backbone, told, [iv.Site("resid_post", layers, told.at("last"))])
-        before = iv.run(vlm, prompt).logits
+        before = logits_of(vlm, prompt)
         patch = iv.Patch("resid_post", layers, prompt.at("image"), values)
-        after = iv.run(vlm, prompt, patches=[patch]).logits
+        after = logits_of(vlm, prompt, [patch])
         took.told["logits moved by"] = float((after - before).abs().max())
     return took
 

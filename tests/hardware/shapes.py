@@ -1,7 +1,7 @@
 """LLaVA-1.5-7B with random weights, at its true size or with fewer blocks, and what it is asked."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,8 @@ def pair_in_memory(
 ) -> tuple[iv.Model, iv.Model]:
     """A VLM and the backbone that it was built on: a module of its own over the same weights."""
     if device == "cpu" or config.text_config.hidden_size < LARGE:
-        module = build_model(config, dtype=dtype, attn_implementation=attn).to(device)
+        module: Any = build_model(config, dtype=dtype, attn_implementation=attn)
+        module.to(device)
     else:  # drawn where they are used: 7B are too many to be moved
         with torch.device(device):
             module = AutoModelForImageTextToText.from_config(
@@ -125,7 +126,14 @@ def backbone_of(vlm: iv.Model, *, shared: bool) -> iv.Model:
             backbone = AutoModelForCausalLM.from_config(config, dtype=vlm.dtype)
     backbone.model.load_state_dict(inner.state_dict(), assign=shared)
     backbone.lm_head.load_state_dict(module.lm_head.state_dict(), assign=shared)
-    return iv.load(backbone.eval(), tokenizer=vlm.processor.tokenizer)
+    return iv.load(backbone.eval(), tokenizer=vlm.tokenizer)
+
+
+def logits_of(model: iv.Model, prompt: iv.Prompt, patches: Sequence[iv.Patch] = ()) -> torch.Tensor:
+    """Of the last token, [row, 1, vocab]."""
+    logits = iv.run(model, prompt, patches=patches).logits
+    assert logits is not None
+    return logits
 
 
 def shown(model: iv.Model, question: str = "the capital of the country is") -> iv.Prompt:

@@ -40,8 +40,9 @@ def serve(repos: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
 
         def do_GET(self) -> None:
             path = unquote(urlparse(self.path).path).strip("/")
-            api = path.startswith("api/models/")
-            org, name, *rest = path.removeprefix("api/models/").split("/")
+            api = path.startswith("api/")
+            path = path.removeprefix("api/").removeprefix("models/").removeprefix("datasets/")
+            org, name, *rest = path.split("/")
             folder = repos.get(f"{org}/{name}")
             if folder is None:
                 return self._missing("Repo")

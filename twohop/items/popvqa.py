@@ -78,6 +78,16 @@ def table(folder: Path) -> Table:
     return Table("popvqa", rows, columns, folder, typed=False)
 
 
+def entities(folder: Path) -> dict[str, str]:
+    """The type of every entity that has a picture, by its id; "" where none is said."""
+    rows, _ = _read(folder / ENTITIES)
+    return {
+        row.values["s_uri"]: str(row.values.get("type") or "")
+        for row in reversed(rows)
+        if _first(row.values, IMAGES)
+    }
+
+
 def _first(values: dict[str, Any], columns: tuple[str, ...]) -> Any:
     return next((values[name] for name in columns if values.get(name)), None)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from interventions.errors import did_you_mean
-from twohop.items import arrow, hugging_face, popvqa
+from twohop.items import arrow, hugging_face, popvqa, popvqa_hub
 from twohop.items.rows import DataError, Table, numbered, table_of
 from twohop.items.text_files import csv_rows, json_rows
 
@@ -42,6 +42,8 @@ def open_table(source: Any) -> Table:
         return source
     if isinstance(source, str) and source.startswith(hugging_face.HUB):
         return hugging_face.from_hub(source)
+    if popvqa_hub.is_asked(source):
+        return popvqa_hub.sampled(source)
     if isinstance(source, str | Path):
         return _from_path(Path(source))
     if hugging_face.is_dataset(source):

@@ -65,7 +65,8 @@ def add_study(commands: Any) -> None:
         "--data",
         metavar="FILE",
         help="items to ask about, see: twohop data; or flags, flags-iso (the default of pairs that "
-        "have none: flags and facts of 190 countries, in one of two drawings)",
+        "have none: flags and facts of 190 countries, in one of two drawings); or popvqa, popvqa:N "
+        "(that data set of the hub, N entities of it)",
     )
     study.add_argument("--map", metavar="MAP", help="where the fields of an item are in FILE")
     study.add_argument("--format", choices=("chat", "qa", "completion"), help="of the prompts")
