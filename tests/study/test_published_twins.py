@@ -53,7 +53,7 @@ def test_the_anatomy_at_true_size(pair: PublishedPair) -> None:
     assert vlm.is_vlm
     assert not backbone.is_vlm
     assert (vlm.image_token_id is None) == bool(crossing)
-    assert vlm.three_axis_positions == ("qwen2.5" in pair.key)
+    assert vlm.three_axis_positions == pair.key.startswith(("qwen2.5", "qwen3"))
     assert vlm.blocks == PATHS[vlm.model_type].blocks
 
     others = [layer for layer in range(vlm.n_layers) if layer not in crossing]

@@ -97,6 +97,31 @@ QWEN_72B = QWEN_7B | {
     "num_attention_heads": 64,
     "num_key_value_heads": 8,
 }
+QWEN3_8B = {
+    "model_type": "qwen3",
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "intermediate_size": 12_288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40_960,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": rope(1_000_000.0),
+}
+SMOLLM2_1_7B = {
+    "model_type": "llama",
+    "vocab_size": 49_152,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "rope_parameters": rope(130_000.0),
+}
 # Five blocks with a window, then one without.
 GEMMA_12B = {
     "model_type": "gemma3_text",
@@ -163,6 +188,25 @@ PIXTRAL_1B = PIXTRAL_400M | {
     "hidden_size": 1408,
     "intermediate_size": 6144,
     "num_hidden_layers": 40,
+}
+INTERN_VIT_300M = {
+    "model_type": "internvl_vision",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "attention_bias": True,
+    "image_size": [448, 448],
+    "patch_size": [14, 14],
+}
+QWEN3_VIT = {
+    "model_type": "qwen3_vl_vision",
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "patch_size": 16,
+    "deepstack_visual_indexes": [8, 16, 24],
 }
 QWEN_VIT = {"model_type": "qwen2_5_vl_vision", "hidden_size": 1280, "tokens_per_second": 2}
 MLLAMA_VIT = {"model_type": "mllama_vision_model", "image_size": 560}

@@ -30,6 +30,8 @@ ASKED = {"capital": "What is the capital of {}?", "flag": "What is on the flag o
 VIEWS = 4
 UNKNOWN = "The town of many words that no model would say"  # longer than what they say
 LONGEST = 8  # tokens of what they say
+REPEATING = {"HuggingFaceTB/SmolLM2-1.7B-Instruct"}
+"""Models whose head is their embedding, and whose twin so says one word for ever."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Folders:
 @cache
 def module_of(repo: str) -> tuple[Any, Any]:
     config = tiny.shrink(published_config(repo))
+    if repo in REPEATING:
+        config.tie_word_embeddings = False
     module, processor = tiny.build_model(config), tiny.tiny_processor(config)
     tokenizer = getattr(processor, "tokenizer", processor)
     head: Any = module.get_output_embeddings()

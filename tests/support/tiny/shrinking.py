@@ -15,6 +15,7 @@ D_MODEL, HEADS, D_MLP, WINDOW = 48, 4, 64, 8
 BLOCKS = 4
 MLLAMA_BLOCKS, MLLAMA_CROSS = 6, [1, 4]  # as many others as a language model has
 
+SMOLLM_SIZES = (49_152, 49_280)  # of SmolLM2's vocabulary, and of SmolVLM's
 TEXT_STYLES = {
     "qwen2": "qwen",
     "qwen3": "qwen",
@@ -34,11 +35,11 @@ def style_of(config: Any) -> str:
     if style := getattr(config, "tiny_style", None):
         return style
     text = config.get_text_config(decoder=True)
-    if config.model_type == "smolvlm":
-        return "smollm"
     if text.model_type == "mistral":
         return "tekken" if text.vocab_size > 32_100 else "llama2"  # from version 3 on
     if text.model_type == "llama":
+        if text.vocab_size in SMOLLM_SIZES:
+            return "smollm"
         return "llama3" if text.vocab_size > 100_000 else "llama2"
     return TEXT_STYLES[text.model_type]
 
