@@ -118,6 +118,7 @@ def _idefics3_patches(module: Any, tensors: Tensors) -> int:
 
 
 _QWEN = Family("<|vision_start|>{image_token}<|vision_end|>", count=_grid_patches)
+_GLM = Family("<|begin_of_image|>{image_token}<|end_of_image|>", count=_grid_patches)
 _IDEFICS = Family(per_row=True, count=_idefics3_patches)
 
 FAMILIES: dict[str, Family] = {
@@ -133,6 +134,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": _QWEN,
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN,
+    "glm4v": _GLM,
+    "glm46v": _GLM,
     "internvl": Family(count=_internvl_patches),
     "idefics3": _IDEFICS,
     "smolvlm": _IDEFICS,
@@ -141,7 +144,7 @@ FAMILIES: dict[str, Family] = {
 }
 """The VLM families of the conformance suite, by ``config.model_type``."""
 
-TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "glm4", "gemma2", "gemma3_text")
 """The language-model families of the conformance suite."""
 
 

@@ -37,6 +37,7 @@ GROUPS = (
     Group(
         ("mistral",), "Mistral 7B, Nemo", windowed=True, note="the window is in version 0.1 only"
     ),
+    Group(("glm4",), "GLM-4 9B 0414", behind_norm=True),
     Group(("gemma2", "gemma3_text"), "Gemma 2, Gemma 3 1B", windowed=True, behind_norm=True),
     Group(
         ("llava", "vipllava", "llava_next", "llava_onevision", "mistral3"),
@@ -51,6 +52,7 @@ GROUPS = (
         three_axis=True,
         note="features are also added behind the first blocks",
     ),
+    Group(("glm4v", "glm46v"), "GLM-4.1V 9B, GLM-4.6V-Flash", three_axis=True, behind_norm=True),
     Group(("gemma3",), "Gemma 3 12B, 27B", windowed=True, behind_norm=True),
     Group(("paligemma",), "PaliGemma 3B"),
     Group(

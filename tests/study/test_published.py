@@ -58,12 +58,14 @@ NEWER = {
         "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
         "HuggingFaceTB/SmolLM2-1.7B-Instruct",
     ),
+    "glm-4.1v-9b": ("zai-org/GLM-4.1V-9B-Thinking", "zai-org/GLM-4-9B-0414"),
 }
 """Families that came after the paper."""
 DEPTH_AND_WIDTH = {
     "qwen3-vl-8b": (36, 4096),
     "internvl3.5-8b": (36, 4096),
     "smolvlm2-2.2b": (24, 2048),
+    "glm-4.1v-9b": (40, 4096),
     "llava-1.5-13b": (40, 5120),
     "llava-onevision-7b": (28, 3584),
     "pixtral-12b": (40, 5120),
@@ -79,7 +81,7 @@ TIED = {*SAME_WEIGHTS, "smolvlm2-2.2b"}
 """Pairs whose backbone's head is its embedding."""
 MORE_ROWS = {"smolvlm2-2.2b": 128}
 """Rows that a VLM's embedding has more than its backbone's, where they are more than 64."""
-ROTATED_OTHERWISE = ("pixtral", "qwen2.5-vl", "qwen3-vl")
+ROTATED_OTHERWISE = ("pixtral", "qwen2.5-vl", "qwen3-vl", "glm-4.1v")
 every_pair = pytest.mark.parametrize("pair", PUBLISHED.values(), ids=PUBLISHED)
 
 
@@ -183,7 +185,7 @@ def test_a_vlm_and_its_backbone_read_positions_alike(pair: PublishedPair) -> Non
     vlm: Any = vlm_config(pair).get_text_config(decoder=True)
     backbone: Any = backbone_config(pair)
     same = vlm.rope_parameters == backbone.rope_parameters
-    # Pixtral's decoders were trained with a larger base; Qwen-VL's rotate by three axes.
+    # Pixtral's decoders were trained with a larger base; others rotate by three axes.
     assert same == (not pair.key.startswith(ROTATED_OTHERWISE))
     assert vlm.rms_norm_eps == backbone.rms_norm_eps
     assert vlm.num_key_value_heads == backbone.num_key_value_heads

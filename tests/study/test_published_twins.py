@@ -20,6 +20,10 @@ from twohop.published import PUBLISHED, PublishedPair
 every_pair = pytest.mark.parametrize("pair", PUBLISHED.values(), ids=PUBLISHED)
 WITH_IMAGES_IN_TRAINING = [key for key, pair in PUBLISHED.items() if pair.architecture != "llava"]
 ROPE = "rope_parameters"
+NORMED = ("gemma", "glm")
+"""How keys begin of pairs whose sublayers are followed by a norm,"""
+IN_A_PLANE = ("qwen", "glm")
+"""and of those whose image tokens have positions of three axes."""
 # The cross-attention blocks of Mllama, written down by hand.
 CROSSING = {
     "llama-3.2-vision-11b": [3, 8, 13, 18, 23, 28, 33, 38],
@@ -49,11 +53,11 @@ def test_the_anatomy_at_true_size(pair: PublishedPair) -> None:
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         assert anatomy.head_dim == head_dim
         assert all(block.projection for block in anatomy.parts)
-        assert {block.behind_norm for block in anatomy.parts} == {"gemma" in pair.key}
+        assert {block.behind_norm for block in anatomy.parts} == {pair.key.startswith(NORMED)}
     assert vlm.is_vlm
     assert not backbone.is_vlm
     assert (vlm.image_token_id is None) == bool(crossing)
-    assert vlm.three_axis_positions == pair.key.startswith(("qwen2.5", "qwen3"))
+    assert vlm.three_axis_positions == pair.key.startswith(IN_A_PLANE)
     assert vlm.blocks == PATHS[vlm.model_type].blocks
 
     others = [layer for layer in range(vlm.n_layers) if layer not in crossing]

@@ -34,6 +34,7 @@ from interventions.architectures.faults import check_unbroken
 from twohop.published import PUBLISHED, PublishedPair
 
 SAID = "The capital of this country, of Köln or 日本, is\n\n what?"
+WITHOUT_BEGIN = ("paligemma", "internvl", "smolvlm", "qwen", "glm", "llava_onevision")
 SIZES = ((24, 16), (16, 20), (30, 12))
 
 
@@ -116,9 +117,7 @@ def test_tokens_know_their_characters(name):
     assert covered == set(range(len(SAID)))
     assert tokens.decode(encoded["input_ids"], skip_special_tokens=True) == SAID
     begins = encoded["input_ids"][0] == tokens.bos_token_id
-    assert begins == (name not in ("paligemma", "internvl", "smolvlm") and "qw" not in name) or (
-        name == "llava_onevision"
-    )
+    assert begins == (not name.startswith(WITHOUT_BEGIN))
 
 
 @pytest.mark.parametrize("name", VLMS)

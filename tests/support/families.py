@@ -30,6 +30,7 @@ class Paths:
     blocks: str = "model.language_model.layers"
     mlp: str = "mlp"
     behind_norm: bool = False
+    norms: tuple[str, str] = ("post_attention_layernorm", "post_feedforward_layernorm")
     cross_blocks: tuple[int, ...] = ()
     added_between: tuple[int, ...] = ()  # blocks behind which something else is added
     two_way: bool = False  # image tokens see each other in both directions
@@ -37,11 +38,14 @@ class Paths:
     image_first: bool = False  # its processor wants images in front of the text
 
 
+GLM_NORMS = ("post_self_attn_layernorm", "post_mlp_layernorm")
 PATHS: dict[str, Paths] = {
     **dict.fromkeys(tiny.TEXT, Paths("model.layers")),
     **dict.fromkeys(tiny.VLMS, Paths()),
     "gemma2": Paths("model.layers", behind_norm=True, no_sdpa=True),
     "gemma3_text": Paths("model.layers", behind_norm=True),
+    "glm4": Paths("model.layers", behind_norm=True, norms=GLM_NORMS),
+    **dict.fromkeys(("glm4v", "glm46v"), Paths(behind_norm=True, norms=GLM_NORMS)),
     "gemma3": Paths(behind_norm=True, two_way=True),
     "paligemma": Paths(two_way=True, image_first=True),
     "qwen3_vl": Paths(added_between=(0, 1, 2)),
@@ -81,8 +85,8 @@ def part(name: str, module: Any, component: str, layer: int) -> Any:
     attention = "cross_attn" if layer in paths.cross_blocks else "self_attn"
     where = {
         "head_out": f"{attention}.o_proj",
-        "attn_out": "post_attention_layernorm" if paths.behind_norm else attention,
-        "mlp_out": "post_feedforward_layernorm" if paths.behind_norm else paths.mlp,
+        "attn_out": paths.norms[0] if paths.behind_norm else attention,
+        "mlp_out": paths.norms[1] if paths.behind_norm else paths.mlp,
     }.get(component, "")
     return block.get_submodule(where)
 

@@ -11,6 +11,8 @@ from published_parts import (
     CLIP_L_336,
     GEMMA_12B,
     GEMMA_27B,
+    GLM_9B,
+    GLM_VIT,
     INTERN_VIT_300M,
     LLAMA_3_8B,
     LLAMA_31_8B,
@@ -139,6 +141,16 @@ MODELS: dict[str, Facts] = {
         },
         QWEN3_VIT | {"out_hidden_size": 4096},
     ),
+    "zai-org/GLM-4.1V-9B-Thinking": _vlm(
+        "glm4v",
+        GLM_9B
+        | {
+            "model_type": "glm4v_text",
+            "max_position_embeddings": 65_536,
+            "rope_parameters": rope(10_000.0, partial_rotary_factor=0.5, mrope_section=[8, 12, 12]),
+        },
+        GLM_VIT,
+    ),
     "lmsys/vicuna-7b-v1.5": VICUNA_7B,
     "lmsys/vicuna-13b-v1.5": VICUNA_13B,
     "mistralai/Mistral-7B-Instruct-v0.2": MISTRAL_7B,
@@ -149,6 +161,7 @@ MODELS: dict[str, Facts] = {
     "Qwen/Qwen2.5-7B-Instruct": QWEN_7B,
     "Qwen/Qwen2.5-72B-Instruct": QWEN_72B,
     "Qwen/Qwen3-8B": QWEN3_8B,
+    "zai-org/GLM-4-9B-0414": GLM_9B,
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": SMOLLM2_1_7B,
     "mistralai/Mistral-Nemo-Instruct-2407": MISTRAL_NEMO,
     "mistralai/Mistral-Large-Instruct-2411": MISTRAL_LARGE,

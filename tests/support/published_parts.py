@@ -110,6 +110,18 @@ QWEN3_8B = {
     "rms_norm_eps": 1e-6,
     "rope_parameters": rope(1_000_000.0),
 }
+GLM_9B = {
+    "model_type": "glm4",
+    "vocab_size": 151_552,
+    "hidden_size": 4096,
+    "intermediate_size": 13_696,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32_768,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": rope(10_000.0, partial_rotary_factor=0.5),
+}
 SMOLLM2_1_7B = {
     "model_type": "llama",
     "vocab_size": 49_152,
@@ -198,6 +210,16 @@ INTERN_VIT_300M = {
     "attention_bias": True,
     "image_size": [448, 448],
     "patch_size": [14, 14],
+}
+GLM_VIT = {
+    "model_type": "glm4v_vision",
+    "depth": 24,
+    "hidden_size": 1536,
+    "intermediate_size": 13_696,
+    "out_hidden_size": 4096,
+    "num_heads": 12,
+    "image_size": 336,
+    "patch_size": 14,
 }
 QWEN3_VIT = {
     "model_type": "qwen3_vl_vision",

@@ -75,6 +75,9 @@ PARAMETERS: dict[str, Count] = {
     "Qwen/Qwen3-8B": Count(8_190_735_360),
     "OpenGVLab/InternVL3_5-8B-HF": Count(8_528_318_464),
     "HuggingFaceTB/SmolVLM2-2.2B-Instruct": Count(2_246_784_880),
+    # That of GLM-4.6V-Flash, which has the same shapes; and what GGUF files of the 9B state.
+    "zai-org/GLM-4.1V-9B-Thinking": Count(10_292_777_472),
+    "zai-org/GLM-4-9B-0414": Count(9_400_279_040),
     # Safetensors metadata; the head is the embedding and is not stored twice.
     "google/gemma-3-12b-it": Count(12_187_325_040),
     "google/gemma-3-27b-it": Count(27_432_406_640),
@@ -239,6 +242,9 @@ PUBLISHED: dict[str, PublishedPair] = {
             "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
             "HuggingFaceTB/SmolLM2-1.7B-Instruct",
             "llava",
+        ),
+        PublishedPair(
+            "glm-4.1v-9b", "zai-org/GLM-4.1V-9B-Thinking", "zai-org/GLM-4-9B-0414", "native"
         ),
     )
 }

@@ -7,6 +7,9 @@ from transformers import (
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
+    Glm4Config,
+    Glm4vConfig,
+    Glm46VConfig,
     Idefics3Config,
     InternVLConfig,
     Llama4Config,
@@ -62,6 +65,14 @@ NEMO: dict[str, Any] = {
     "head_dim": 128,
     "sliding_window": None,
 }
+GLM4V: dict[str, Any] = {
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10_000.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [8, 12, 12],
+    }
+}
 GEMMA3: dict[str, Any] = {
     "hidden_size": 3840,
     "intermediate_size": 15_360,
@@ -88,6 +99,7 @@ TRUE: dict[str, Callable[[], Any]] = {
     "qwen3": lambda: Qwen3Config(
         hidden_size=2560, num_key_value_heads=8, num_hidden_layers=36, tie_word_embeddings=True
     ),
+    "glm4": lambda: Glm4Config(rms_norm_eps=1e-5),
     "gemma2": lambda: Gemma2Config(),
     "gemma3_text": lambda: Gemma3TextConfig(**GEMMA3),
     "llava": lambda: LlavaConfig(text_config=LlamaConfig(vocab_size=32_064)),
@@ -113,6 +125,8 @@ TRUE: dict[str, Callable[[], Any]] = {
             "rope_parameters": _m_rope([24, 20, 20], mrope_interleaved=True),
         }
     ),
+    "glm4v": lambda: Glm4vConfig(text_config=GLM4V),
+    "glm46v": lambda: Glm46VConfig(text_config={"model_type": "glm4v_text", **GLM4V}),
     "internvl": lambda: InternVLConfig(text_config=Qwen2Config(**QWEN2)),
     "idefics3": lambda: Idefics3Config(
         text_config=LlamaConfig(**LLAMA3),

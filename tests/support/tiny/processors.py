@@ -98,6 +98,20 @@ def _qwen_vl(config: Any, tokenizer: PreTrainedTokenizerFast, **more: Any) -> An
     return processor_class(kind)(images, tokenizer, **more)
 
 
+def _glm(config: Any, tokenizer: PreTrainedTokenizerFast, **more: Any) -> Any:
+    vision = config.vision_config
+    # Its sizes count both frames that one picture is made into.
+    volume = vision.temporal_patch_size * (vision.patch_size * vision.spatial_merge_size) ** 2
+    kind = {"glm4v": "Glm4v", "glm46v": "Glm46V"}[config.model_type]
+    images = getattr(hf, f"{kind}ImageProcessorPil")(
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+        size={"shortest_edge": 4 * volume, "longest_edge": MAX_QWEN_TOKENS * volume},
+    )
+    return processor_class(f"{kind}Processor")(images, tokenizer, **more)
+
+
 def _internvl(config: Any, tokenizer: PreTrainedTokenizerFast, **more: Any) -> Any:
     images = hf.GotOcr2ImageProcessorPil(
         size=_square(config.vision_config.image_size[0]),
@@ -155,6 +169,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("pixtral", "mistral3"), _pixtral),
     "gemma3": _gemma3,
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _qwen_vl),
+    **dict.fromkeys(("glm4v", "glm46v"), _glm),
     "internvl": _internvl,
     **dict.fromkeys(("idefics3", "smolvlm"), _idefics),
     "paligemma": _paligemma,

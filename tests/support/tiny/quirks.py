@@ -1,6 +1,6 @@
 """What differs from family to family, as data: found by trying, and held by ``test_tiny.py``."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tiny.templates import PLACEHOLDERS
@@ -87,6 +87,15 @@ def _qwen(name: str) -> Quirks:
     )
 
 
+def _glm(name: str) -> Quirks:
+    return replace(
+        _qwen(name),
+        holds="<|image|>",
+        among=("<|begin_of_image|>", "<|end_of_image|>"),
+        notes=("a token of a picture between the marks of a video is taken for a frame's",),
+    )
+
+
 def _idefics(name: str) -> Quirks:
     rows = tuple(f"<row_{i + 1}_col_{j + 1}>" for i in range(6) for j in range(6))
     return Quirks(
@@ -134,6 +143,8 @@ QUIRKS: dict[str, Quirks] = {
     "qwen2_vl": _qwen("qwen2_vl"),
     "qwen2_5_vl": _qwen("qwen2_5_vl"),
     "qwen3_vl": _qwen("qwen3_vl"),
+    "glm4v": _glm("glm4v"),
+    "glm46v": _glm("glm46v"),
     "internvl": Quirks(
         PLACEHOLDERS["internvl"],
         "<IMG_CONTEXT>",

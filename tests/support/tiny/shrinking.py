@@ -22,6 +22,8 @@ TEXT_STYLES = {
     "qwen2_vl_text": "qwen",
     "qwen2_5_vl_text": "qwen",
     "qwen3_vl_text": "qwen",
+    "glm4": "glm",
+    "glm4v_text": "glm",
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma",
@@ -100,7 +102,7 @@ def _shrink_text(text: Any) -> None:
         if getattr(text, name, None) is not None:
             setattr(text, name, WINDOW)
     if "mrope_section" in (text.rope_parameters or {}):
-        half = tiny_dim // 2
+        half = int(tiny_dim * text.rope_parameters.get("partial_rotary_factor", 1.0)) // 2
         text.rope_parameters["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
     _shrink_depth(text)
 
@@ -129,6 +131,11 @@ def _shrink_parts(tiny: Any, tokenizer: Any) -> None:
         "video_token_id": getattr(tokenizer, "video_token", None),
         "boi_token_id": getattr(tokenizer, "boi_token", "<|image_start|>"),
         "eoi_token_id": getattr(tokenizer, "eoi_token", "<|image_end|>"),
+        **{
+            f"{kind}_{end}_token_id": getattr(tokenizer, f"{kind}_{end}_token", None)
+            for kind in ("image", "video")
+            for end in ("start", "end")
+        },
         "vision_start_token_id": getattr(tokenizer, "vision_bos_token", None),
         "vision_end_token_id": getattr(tokenizer, "vision_eos_token", None),
     }

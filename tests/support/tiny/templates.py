@@ -6,6 +6,7 @@ _TURNS: dict[str, tuple[str, str]] = {
     "tekken": ("[INST]", "[/INST]"),
     "qwen": ("<|im_start|>{{ role }}\n", "<|im_end|>\n"),
     "smollm": ("<|im_start|>{{ role }}\n", "<|im_end|>\n"),
+    "glm": ("<|{{ role }}|>\n", ""),
     "gemma": ("<start_of_turn>{{ role }}\n", "<end_of_turn>\n"),
     "llama4": ("<|header_start|>{{ role }}<|header_end|>\n\n", "<|eot|>"),
 }
@@ -18,6 +19,7 @@ PLACEHOLDERS: dict[str, str] = {
     **dict.fromkeys(
         ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|vision_start|><|image_pad|><|vision_end|>"
     ),
+    **dict.fromkeys(("glm4v", "glm46v"), "<|begin_of_image|><|image|><|end_of_image|>"),
     **dict.fromkeys(("mllama", "llama4"), "<|image|>"),
     "gemma3": "<start_of_image>",
     "internvl": "<IMG_CONTEXT>",

@@ -98,6 +98,15 @@ SMOLLM = Style(
     eos="<|im_end|>",
     pad="<|endoftext|>",
 )
+GLM = Style(
+    "bytes",
+    back=(
+        *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>"),
+        *("<|user|>", "<|assistant|>", "<|observation|>"),
+    ),
+    eos="<|endoftext|>",
+    pad="<|endoftext|>",
+)
 GEMMA = Style(
     "pieces",
     front=("<pad>", "<eos>", "<bos>", "<unk>"),
@@ -126,6 +135,7 @@ STYLES = {
     "tekken": TEKKEN,
     "qwen": QWEN,
     "smollm": SMOLLM,
+    "glm": GLM,
     "gemma": GEMMA,
     "llama4": LLAMA4,
 }
@@ -136,6 +146,14 @@ QWEN_VL = {
     "vision_eos_token": "<|vision_end|>",
     "image_token": "<|image_pad|>",
     "video_token": "<|video_pad|>",
+}
+GLM_V = {
+    "image_start_token": "<|begin_of_image|>",
+    "image_end_token": "<|end_of_image|>",
+    "video_start_token": "<|begin_of_video|>",
+    "video_end_token": "<|end_of_video|>",
+    "image_token": "<|image|>",
+    "video_token": "<|video|>",
 }
 SEES: dict[str, dict[str, str]] = {
     "llava": LLAVA,
@@ -150,6 +168,8 @@ SEES: dict[str, dict[str, str]] = {
     "qwen2_vl": QWEN_VL,
     "qwen2_5_vl": QWEN_VL,
     "qwen3_vl": QWEN_VL,
+    "glm4v": GLM_V,
+    "glm46v": GLM_V,
     "internvl": {
         "start_image_token": "<img>",
         "end_image_token": "</img>",
