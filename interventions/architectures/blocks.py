@@ -1,6 +1,6 @@
 """What one decoder block is made of, found from its children."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -16,6 +16,8 @@ SANDWICHES = (
 )
 WIDTHS = ("in_features", "nx", "infeatures")
 """Where a linear layer keeps the width of its input: torch's, transformers' Conv1D, some GPTQ."""
+PER_LAYER = "per_layer_input_gate"
+SCALE = "layer_scalar"
 OTHERWISE = (
     "Read and write it with nnsight alone (TransformersModel(module), by the paths of its "
     "modules), or use a model of another architecture: `interventions families` lists those that "
@@ -41,6 +43,10 @@ class Block:
         A cross-attention block: it reads the image, and does not run without one.
     attn_gate, mlp_gate : str or None
         Parameters whose tanh scales what the sublayer adds.
+    scale : str or None
+        A number by which the block multiplies what it gives.
+    no_heads : str
+        Why heads cannot be told apart, where there is no projection.
     """
 
     attention: str
@@ -51,6 +57,8 @@ class Block:
     cross: bool = False
     attn_gate: str | None = None
     mlp_gate: str | None = None
+    scale: str | None = None
+    no_heads: str = "has no attention output projection that was recognised"
 
     @property
     def behind_norm(self) -> bool:
@@ -71,6 +79,12 @@ def is_norm(module: nn.Module) -> bool:
 def block_of(block: nn.Module, name: str, layer: int) -> Block:
     """Understand one decoder block from its children."""
     children = dict(block.named_children())
+    if PER_LAYER in children:
+        raise LoadError(
+            f"{name}: a third part of block {layer} ({PER_LAYER}) adds something of the token "
+            "itself to the residual stream, and later blocks attend to keys of earlier ones, so "
+            f"components would not add up and no block could be run alone. {OTHERWISE}"
+        )
     norms = {key for key, child in children.items() if is_norm(child)}
     attention = [key for key, child in children.items() if "ttention" in _kind(child)]
     rest = [
@@ -103,6 +117,7 @@ def block_of(block: nn.Module, name: str, layer: int) -> Block:
         cross="cross" in attention[0],
         attn_gate=next((key for key in gates if "attn_gate" in key), None),
         mlp_gate=next((key for key in gates if "mlp_gate" in key), None),
+        scale=SCALE if SCALE in dict(block.named_buffers(recurse=False)) else None,
     )
 
 
@@ -117,6 +132,28 @@ def _projection(attention: nn.Module, name: str) -> str | None:
         if key in OUTPUT_PROJECTIONS and _has_weights(linear) and not list(linear.children()):
             return f"{name}.{key}"
     return None
+
+
+def of_first_block(text: Any) -> Any:
+    """The text config as it is for the first block: in some models sizes differ among blocks."""
+    if getattr(text, "is_heterogeneous", False):
+        return text.per_layer_config[0]
+    return text
+
+
+def with_equal_heads(
+    layers: nn.ModuleList, parts: tuple[Block, ...], *, n_heads: int, dim: int
+) -> tuple[Block, ...]:
+    """Take away the heads of blocks in which they are wider or narrower than in the others."""
+    checked = []
+    for block, part in zip(layers, parts, strict=True):
+        linear = None if part.projection is None else block.get_submodule(part.projection)
+        width = getattr(original(linear), "in_features", None) if linear is not None else None
+        if width is not None and not part.cross and width != n_heads * dim:
+            why = f"has heads of another size ({width // n_heads}) than most blocks ({dim})"
+            part = replace(part, projection=None, no_heads=why)
+        checked.append(part)
+    return tuple(checked)
 
 
 def head_dim(layers: nn.ModuleList, parts: tuple[Block, ...], text: Any) -> int:

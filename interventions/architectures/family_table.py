@@ -54,6 +54,14 @@ GROUPS = (
     ),
     Group(("glm4v", "glm46v"), "GLM-4.1V 9B, GLM-4.6V-Flash", three_axis=True, behind_norm=True),
     Group(("gemma3",), "Gemma 3 12B, 27B", windowed=True, behind_norm=True),
+    Group(("gemma4_text",), "Gemma 4 31B without its tower", windowed=True, behind_norm=True),
+    Group(
+        ("gemma4",),
+        "Gemma 4 31B",
+        windowed=True,
+        behind_norm=True,
+        note="blocks are scaled; no heads in blocks without a window; not E2B, E4B, 26B",
+    ),
     Group(("paligemma",), "PaliGemma 3B"),
     Group(
         ("llama4",),

@@ -31,6 +31,8 @@ class Paths:
     mlp: str = "mlp"
     behind_norm: bool = False
     norms: tuple[str, str] = ("post_attention_layernorm", "post_feedforward_layernorm")
+    scale: str = ""  # a block's factor on what it gives
+    headless: tuple[int, ...] = ()  # blocks whose heads are of another size
     cross_blocks: tuple[int, ...] = ()
     added_between: tuple[int, ...] = ()  # blocks behind which something else is added
     two_way: bool = False  # image tokens see each other in both directions
@@ -47,6 +49,8 @@ PATHS: dict[str, Paths] = {
     "glm4": Paths("model.layers", behind_norm=True, norms=GLM_NORMS),
     **dict.fromkeys(("glm4v", "glm46v"), Paths(behind_norm=True, norms=GLM_NORMS)),
     "gemma3": Paths(behind_norm=True, two_way=True),
+    "gemma4_text": Paths("model.layers", behind_norm=True, scale="layer_scalar", headless=(5,)),
+    "gemma4": Paths(behind_norm=True, two_way=True, scale="layer_scalar", headless=(5,)),
     "paligemma": Paths(two_way=True, image_first=True),
     "qwen3_vl": Paths(added_between=(0, 1, 2)),
     "idefics3": Paths("model.text_model.layers"),

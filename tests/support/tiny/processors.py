@@ -81,6 +81,17 @@ def _gemma3(config: Any, tokenizer: PreTrainedTokenizerFast, **more: Any) -> Any
     return hf.Gemma3Processor(images, tokenizer, image_seq_length=length, **more)
 
 
+def _gemma4(config: Any, tokenizer: PreTrainedTokenizerFast, **more: Any) -> Any:
+    vision = config.vision_config
+    images = hf.Gemma4ImageProcessorPil(
+        patch_size=vision.patch_size,
+        pooling_kernel_size=vision.pooling_kernel_size,
+        max_soft_tokens=70,  # the fewest that it takes
+    )
+    sounds = hf.Gemma4AudioFeatureExtractor()
+    return processor_class("Gemma4Processor")(sounds, images, tokenizer, **more)
+
+
 def _qwen_vl(config: Any, tokenizer: PreTrainedTokenizerFast, **more: Any) -> Any:
     vision = config.vision_config
     area = (vision.patch_size * vision.spatial_merge_size) ** 2
@@ -168,6 +179,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "llava_onevision": _llava_onevision,
     **dict.fromkeys(("pixtral", "mistral3"), _pixtral),
     "gemma3": _gemma3,
+    "gemma4": _gemma4,
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _qwen_vl),
     **dict.fromkeys(("glm4v", "glm46v"), _glm),
     "internvl": _internvl,

@@ -36,6 +36,8 @@ class Quirks:
         Whether all rows of a batch must have equally many images to be what they are alone.
     auto_processor : bool
         Whether ``AutoProcessor`` opens a folder without torchvision and num2words.
+    most_tokens : int
+        Of an image of the tests.
     """
 
     placeholder: str
@@ -47,6 +49,7 @@ class Quirks:
     text_alone: bool = True
     one_count: bool = False
     auto_processor: bool = True
+    most_tokens: int = 40
     notes: tuple[str, ...] = field(default=())
 
 
@@ -139,6 +142,20 @@ QUIRKS: dict[str, Quirks] = {
         among=("<start_of_image>", "<end_of_image>"),
         sees_ahead="images",
         notes=("two newlines stand before and behind an image",),
+    ),
+    "gemma4": Quirks(
+        PLACEHOLDERS["gemma4"],
+        "<|image|>",
+        {
+            "pixel_values": "image ~patch pixel",
+            "image_position_ids": "image ~patch size",
+            "mm_token_type_ids": TYPES,
+        },
+        among=("<|image>", "<image|>"),
+        sees_ahead="images",
+        auto_processor=False,
+        most_tokens=70,
+        notes=("tokens of an image see each other in blocks with windows only",),
     ),
     "qwen2_vl": _qwen("qwen2_vl"),
     "qwen2_5_vl": _qwen("qwen2_5_vl"),

@@ -27,6 +27,7 @@ TEXT_STYLES = {
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma",
+    "gemma4_text": "gemma4",
     "mllama_text_model": "llama3",
     "llama4_text": "llama4",
 }
@@ -78,6 +79,7 @@ def shrink(config: Any) -> Any:
 
 
 def _shrink_text(text: Any) -> None:
+    text.per_layer_config = None  # of Gemma 4: made anew below
     heads, width = text.num_attention_heads, text.hidden_size
     shared = getattr(text, "num_key_value_heads", heads) or heads
     head_dim = getattr(text, "head_dim", None)
@@ -105,6 +107,16 @@ def _shrink_text(text: Any) -> None:
         half = int(tiny_dim * text.rope_parameters.get("partial_rotary_factor", 1.0)) // 2
         text.rope_parameters["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
     _shrink_depth(text)
+    if text.model_type == "gemma4_text":
+        _shrink_global(text)
+
+
+def _shrink_global(text: Any) -> None:
+    """Gemma 4's blocks without a window have wider and fewer heads."""
+    wide = {"head_dim": 2 * text.head_dim, "num_key_value_heads": text.num_key_value_heads // 2}
+    text.per_layer_config = {
+        i: dict(wide) for i, kind in enumerate(text.layer_types) if kind == "full_attention"
+    }
 
 
 def _shrink_depth(text: Any) -> None:

@@ -8,6 +8,7 @@ _TURNS: dict[str, tuple[str, str]] = {
     "smollm": ("<|im_start|>{{ role }}\n", "<|im_end|>\n"),
     "glm": ("<|{{ role }}|>\n", ""),
     "gemma": ("<start_of_turn>{{ role }}\n", "<end_of_turn>\n"),
+    "gemma4": ("<|turn>{{ role }}\n", "<turn|>\n"),
     "llama4": ("<|header_start|>{{ role }}<|header_end|>\n\n", "<|eot|>"),
 }
 """What stands before and behind a message."""
@@ -22,11 +23,12 @@ PLACEHOLDERS: dict[str, str] = {
     **dict.fromkeys(("glm4v", "glm46v"), "<|begin_of_image|><|image|><|end_of_image|>"),
     **dict.fromkeys(("mllama", "llama4"), "<|image|>"),
     "gemma3": "<start_of_image>",
+    "gemma4": "<|image|>",
     "internvl": "<IMG_CONTEXT>",
 }
 """What a text says where an image goes."""
 
-_BEGINS = {"llama2", "llama3", "tekken", "gemma", "llama4"}
+_BEGINS = {"llama2", "llama3", "tekken", "gemma", "gemma4", "llama4"}
 _OWN_LINE = {"llava", "llava_next", "vipllava", "internvl"}
 
 

@@ -5,7 +5,7 @@ share have one id in both, so a VLM and its backbone agree about text.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -117,6 +117,7 @@ GEMMA = Style(
     unk="<unk>",
     adds_bos=True,
 )
+GEMMA4 = replace(GEMMA, back=("<|turn>", "<turn|>"))
 LLAMA4 = Style(
     "bytes",
     back=(
@@ -137,6 +138,7 @@ STYLES = {
     "smollm": SMOLLM,
     "glm": GLM,
     "gemma": GEMMA,
+    "gemma4": GEMMA4,
     "llama4": LLAMA4,
 }
 
@@ -164,6 +166,15 @@ SEES: dict[str, dict[str, str]] = {
         "boi_token": "<start_of_image>",
         "eoi_token": "<end_of_image>",
         "image_token": "<image_soft_token>",
+    },
+    "gemma4": {
+        "boi_token": "<|image>",
+        "eoi_token": "<image|>",
+        "image_token": "<|image|>",
+        "boa_token": "<|audio>",
+        "eoa_token": "<audio|>",
+        "audio_token": "<|audio|>",
+        "video_token": "<|video|>",
     },
     "qwen2_vl": QWEN_VL,
     "qwen2_5_vl": QWEN_VL,

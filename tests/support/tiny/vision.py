@@ -83,6 +83,13 @@ def _glm(tiny: Any, vision: Any, d_model: int) -> None:
     vision.image_size = SIDE
 
 
+def _gemma4(tiny: Any, vision: Any, d_model: int) -> None:
+    vision.hidden_size, vision.intermediate_size = D_VISION, D_MLP
+    vision.num_hidden_layers, vision.patch_size = LAYERS, PATCH
+    vision.num_attention_heads = vision.num_key_value_heads = HEADS
+    vision.head_dim, vision.position_embedding_size = D_VISION // HEADS, 64
+
+
 def _tower_of_qwen(vision: Any, d_model: int) -> None:
     vision.depth, vision.hidden_size, vision.intermediate_size = LAYERS, D_VISION, D_MLP
     vision.num_heads, vision.patch_size, vision.out_hidden_size = HEADS, PATCH, d_model
@@ -120,6 +127,7 @@ SHRINKERS: dict[str, Callable[[Any, Any, int], None]] = {
     "qwen2_vl_vision": _qwen2_vl,
     "qwen2_5_vl_vision": _qwen2_5_vl,
     "qwen3_vl_vision": _qwen3_vl,
+    "gemma4_vision": _gemma4,
     "glm4v_vision": _glm,
     "internvl_vision": _internvl,
     "idefics3_vision": _idefics,
