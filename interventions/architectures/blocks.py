@@ -16,7 +16,7 @@ SANDWICHES = (
 )
 WIDTHS = ("in_features", "nx", "infeatures")
 """Where a linear layer keeps the width of its input: torch's, transformers' Conv1D, some GPTQ."""
-PER_LAYER = "per_layer_input_gate"
+PER_LAYER = ("per_layer_input_gate", "per_layer_projection")
 SCALE = "layer_scalar"
 OTHERWISE = (
     "Read and write it with nnsight alone (TransformersModel(module), by the paths of its "
@@ -79,12 +79,6 @@ def is_norm(module: nn.Module) -> bool:
 def block_of(block: nn.Module, name: str, layer: int) -> Block:
     """Understand one decoder block from its children."""
     children = dict(block.named_children())
-    if PER_LAYER in children:
-        raise LoadError(
-            f"{name}: a third part of block {layer} ({PER_LAYER}) adds something of the token "
-            "itself to the residual stream, and later blocks attend to keys of earlier ones, so "
-            f"components would not add up and no block could be run alone. {OTHERWISE}"
-        )
     norms = {key for key, child in children.items() if is_norm(child)}
     attention = [key for key, child in children.items() if "ttention" in _kind(child)]
     rest = [
@@ -94,6 +88,12 @@ def block_of(block: nn.Module, name: str, layer: int) -> Block:
         and not isinstance(original(child), nn.Dropout | nn.Identity)
     ]
     mlp = [key for key in rest if any(_has_weights(part) for part in children[key].modules())]
+    if len(attention) == 1 and len(mlp) == 1 + len(PER_LAYER) and {*PER_LAYER} <= {*mlp}:
+        raise LoadError(
+            f"{name}: a third part of block {layer} ({PER_LAYER[0]}) adds something of the token "
+            "itself to the residual stream, and later blocks attend to keys of earlier ones, so "
+            f"components would not add up and no block could be run alone. {OTHERWISE}"
+        )
     if len(attention) != 1 or len(mlp) != 1:
         raise LoadError(
             f"{name}: block {layer} is not one attention and one MLP that add to the residual "

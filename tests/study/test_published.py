@@ -59,6 +59,7 @@ NEWER = {
         "HuggingFaceTB/SmolLM2-1.7B-Instruct",
     ),
     "glm-4.1v-9b": ("zai-org/GLM-4.1V-9B-Thinking", "zai-org/GLM-4-9B-0414"),
+    "gemma-4-31b": ("google/gemma-4-31B-it", "google/gemma-4-31B-it"),
 }
 """Families that came after the paper."""
 DEPTH_AND_WIDTH = {
@@ -66,6 +67,7 @@ DEPTH_AND_WIDTH = {
     "internvl3.5-8b": (36, 4096),
     "smolvlm2-2.2b": (24, 2048),
     "glm-4.1v-9b": (40, 4096),
+    "gemma-4-31b": (60, 5376),
     "llava-1.5-13b": (40, 5120),
     "llava-onevision-7b": (28, 3584),
     "pixtral-12b": (40, 5120),
@@ -76,7 +78,7 @@ DEPTH_AND_WIDTH = {
     "qwen2.5-vl-72b": (80, 8192),
     "llama-3.2-vision-90b": (80, 8192),
 }
-SAME_WEIGHTS = ["gemma-3-12b", "gemma-3-27b"]
+SAME_WEIGHTS = ["gemma-3-12b", "gemma-3-27b", "gemma-4-31b"]
 TIED = {*SAME_WEIGHTS, "smolvlm2-2.2b"}
 """Pairs whose backbone's head is its embedding."""
 MORE_ROWS = {"smolvlm2-2.2b": 128}
@@ -188,7 +190,8 @@ def test_a_vlm_and_its_backbone_read_positions_alike(pair: PublishedPair) -> Non
     # Pixtral's decoders were trained with a larger base; others rotate by three axes.
     assert same == (not pair.key.startswith(ROTATED_OTHERWISE))
     assert vlm.rms_norm_eps == backbone.rms_norm_eps
-    assert vlm.num_key_value_heads == backbone.num_key_value_heads
+    both_shared = [config.per_layer_config[0].num_key_value_heads for config in (vlm, backbone)]
+    assert both_shared[0] == both_shared[1]
 
 
 def test_gemma_windows_five_blocks_of_six() -> None:

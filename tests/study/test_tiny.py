@@ -303,7 +303,8 @@ def test_published_pairs_have_twins(pair: PublishedPair):
         text = tiny.get_text_config(decoder=True)
         crossing = getattr(text, "cross_attention_layers", None) or []
         ids.append(inputs["input_ids"].tolist())
-        widths.append((text.hidden_size, text.num_attention_heads, text.num_key_value_heads))
+        first = text.per_layer_config[0]
+        widths.append((first.hidden_size, first.num_attention_heads, first.num_key_value_heads))
         blocks.append(text.num_hidden_layers - len(crossing))
     assert ids[0] == ids[1]
     assert widths[0] == widths[1]

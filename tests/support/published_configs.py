@@ -9,6 +9,8 @@ from typing import Any
 
 from published_parts import (
     CLIP_L_336,
+    GEMMA_4_31B,
+    GEMMA_4_VIT,
     GEMMA_12B,
     GEMMA_27B,
     GLM_9B,
@@ -151,6 +153,7 @@ MODELS: dict[str, Facts] = {
         },
         GLM_VIT,
     ),
+    "google/gemma-4-31B-it": _vlm("gemma4", GEMMA_4_31B, GEMMA_4_VIT),
     "lmsys/vicuna-7b-v1.5": VICUNA_7B,
     "lmsys/vicuna-13b-v1.5": VICUNA_13B,
     "mistralai/Mistral-7B-Instruct-v0.2": MISTRAL_7B,

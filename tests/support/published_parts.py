@@ -156,6 +156,22 @@ GEMMA_27B = GEMMA_12B | {
     "query_pre_attn_scalar": 168,
     "layer_types": ([*["sliding_attention"] * 5, "full_attention"] * 11)[:62],
 }
+# The wide heads of blocks without a window have fewer keys, which are their values too.
+GEMMA_4_31B = {
+    "model_type": "gemma4_text",
+    "hidden_size": 5376,
+    "intermediate_size": 21_504,
+    "num_hidden_layers": 60,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 16,
+    "num_global_key_value_heads": 4,
+    "attention_k_eq_v": True,
+    "max_position_embeddings": 262_144,
+    "sliding_window": 1024,
+    "final_logit_softcapping": 30.0,
+    "hidden_size_per_layer_input": 0,
+    "use_bidirectional_attention": "vision",
+}
 # Blocks 3, 8, 13 ... attend to the image and to nothing else.
 MLLAMA_11B = {
     "model_type": "mllama_text_model",
@@ -200,6 +216,16 @@ PIXTRAL_1B = PIXTRAL_400M | {
     "hidden_size": 1408,
     "intermediate_size": 6144,
     "num_hidden_layers": 40,
+}
+GEMMA_4_VIT = {
+    "model_type": "gemma4_vision",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 72,
+    "standardize": True,
 }
 INTERN_VIT_300M = {
     "model_type": "internvl_vision",

@@ -82,6 +82,8 @@ PARAMETERS: dict[str, Count] = {
     "google/gemma-3-12b-it": Count(12_187_325_040),
     "google/gemma-3-27b-it": Count(27_432_406_640),
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": Count(1_711_376_384),
+    # Less 60 factors of blocks and 2,304 numbers behind the tower, which are buffers.
+    "google/gemma-4-31B-it": Count(31_273_086_512),
     # Derived: Qwen2.5-72B, the tower of Qwen2.5-VL-32B (33,452,718,336 - 32,763,876,352), and a
     # last projection to 8192 instead of 5120 ((5120 + 1) x 3072).
     "Qwen/Qwen2.5-VL-72B-Instruct": Count(73_410_777_344),
@@ -93,6 +95,7 @@ PARAMETERS: dict[str, Count] = {
 TEXT_PARAMETERS: dict[str, Count] = {
     "google/gemma-3-12b-it": Count(11_766_034_176),
     "google/gemma-3-27b-it": Count(27_009_346_304),
+    "google/gemma-4-31B-it": Count(30_697_345_280),  # without the tower's 575,741,232
 }
 
 
@@ -246,5 +249,6 @@ PUBLISHED: dict[str, PublishedPair] = {
         PublishedPair(
             "glm-4.1v-9b", "zai-org/GLM-4.1V-9B-Thinking", "zai-org/GLM-4-9B-0414", "native"
         ),
+        PublishedPair("gemma-4-31b", "google/gemma-4-31B-it", "google/gemma-4-31B-it", "native"),
     )
 }
