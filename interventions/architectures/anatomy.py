@@ -102,6 +102,11 @@ class Anatomy:
         return [layer for layer, block in enumerate(self.parts) if block.cross]
 
     @property
+    def recurrent_blocks(self) -> list[int]:
+        """Indices of the blocks that keep a state in the place of keys and values."""
+        return [layer for layer, block in enumerate(self.parts) if block.recurrent]
+
+    @property
     def self_blocks(self) -> list[int]:
         """Indices of the other blocks: those a text-only model has."""
         return [layer for layer, block in enumerate(self.parts) if not block.cross]
@@ -268,7 +273,7 @@ def _windowed(text: Any) -> bool:
     kinds = getattr(text, "layer_types", None)
     if kinds is None:
         return getattr(text, "sliding_window", None) is not None
-    return any(kind != "full_attention" for kind in kinds)
+    return any(kind not in ("full_attention", "linear_attention") for kind in kinds)
 
 
 def _logit_scale(text: Any) -> float:
@@ -284,6 +289,11 @@ def _notes(decoder: Any, parts: tuple[Block, ...]) -> tuple[str, ...]:
         notes.append("attn_out and mlp_out are taken behind the norm that follows the sublayer")
     if any(block.scale for block in parts):
         notes.append("what a block gives is scaled, the residual stream included")
+    if any(block.recurrent for block in parts):
+        notes.append(
+            "some blocks keep a recurrent state, and no keys and values: they have no heads and no "
+            "edges between tokens"
+        )
     if any(block.cross for block in parts):
         notes.append(
             "the image enters through cross-attention blocks, which do not run without one; there "

@@ -18,6 +18,8 @@ WIDTHS = ("in_features", "nx", "infeatures")
 """Where a linear layer keeps the width of its input: torch's, transformers' Conv1D, some GPTQ."""
 PER_LAYER = ("per_layer_input_gate", "per_layer_projection")
 SCALE = "layer_scalar"
+RECURRENT = "GatedDeltaNet"
+UNKNOWN_HEADS = "has no attention output projection that was recognised"
 OTHERWISE = (
     "Read and write it with nnsight alone (TransformersModel(module), by the paths of its "
     "modules), or use a model of another architecture: `interventions families` lists those that "
@@ -39,6 +41,9 @@ class Block:
         the norms behind them.
     projection : str or None
         The attention's output projection, whose input is the heads' results.
+    recurrent : bool
+        Its attention keeps a state in the place of keys and values (a gated delta net), so there
+        are no edges between tokens.
     cross : bool
         A cross-attention block: it reads the image, and does not run without one.
     attn_gate, mlp_gate : str or None
@@ -54,11 +59,12 @@ class Block:
     attn_out: str
     mlp_out: str
     projection: str | None
+    recurrent: bool = False
     cross: bool = False
     attn_gate: str | None = None
     mlp_gate: str | None = None
     scale: str | None = None
-    no_heads: str = "has no attention output projection that was recognised"
+    no_heads: str = UNKNOWN_HEADS
 
     @property
     def behind_norm(self) -> bool:
@@ -80,7 +86,11 @@ def block_of(block: nn.Module, name: str, layer: int) -> Block:
     """Understand one decoder block from its children."""
     children = dict(block.named_children())
     norms = {key for key, child in children.items() if is_norm(child)}
-    attention = [key for key, child in children.items() if "ttention" in _kind(child)]
+    attention = [
+        key
+        for key, child in children.items()
+        if "ttention" in _kind(child) or RECURRENT in _kind(child)
+    ]
     rest = [
         key
         for key, child in children.items()
@@ -107,17 +117,20 @@ def block_of(block: nn.Module, name: str, layer: int) -> Block:
             attn_out, mlp_out = behind_attention, behind_mlp
     if norms == {"post_attention_layernorm", "post_feedforward_layernorm"}:
         attn_out, mlp_out = "post_attention_layernorm", "post_feedforward_layernorm"
+    recurrent = RECURRENT in _kind(children[attention[0]])
     gates = [key for key, _ in block.named_parameters(recurse=False) if "gate" in key]
     return Block(
         attention=attention[0],
         mlp=mlp[0],
         attn_out=attn_out,
         mlp_out=mlp_out,
-        projection=_projection(children[attention[0]], attention[0]),
+        projection=None if recurrent else _projection(children[attention[0]], attention[0]),
+        recurrent=recurrent,
         cross="cross" in attention[0],
         attn_gate=next((key for key in gates if "attn_gate" in key), None),
         mlp_gate=next((key for key in gates if "mlp_gate" in key), None),
         scale=SCALE if SCALE in dict(block.named_buffers(recurse=False)) else None,
+        no_heads="has no attention heads, but a recurrent state" if recurrent else UNKNOWN_HEADS,
     )
 
 
@@ -159,8 +172,9 @@ def with_equal_heads(
 def head_dim(layers: nn.ModuleList, parts: tuple[Block, ...], text: Any) -> int:
     """Width of what one head gives; not from a weight's shape, which packing changes."""
     heads = text.num_attention_heads
-    if parts[0].projection is not None:
-        linear = original(layers[0].get_submodule(parts[0].projection))
+    with_heads = [i for i, part in enumerate(parts) if part.projection is not None]
+    for i in with_heads[:1]:
+        linear = original(layers[i].get_submodule(parts[i].projection or ""))
         for key in WIDTHS:
             width = getattr(linear, key, None)
             if isinstance(width, int) and width % heads == 0:

@@ -152,6 +152,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": _QWEN,
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN,
+    "qwen3_5": _QWEN,
     "glm4v": _GLM,
     "glm46v": _GLM,
     "internvl": Family(count=_internvl_patches),
@@ -171,6 +172,7 @@ TEXT_FAMILIES = (
     "gemma2",
     "gemma3_text",
     "gemma4_text",
+    "qwen3_5_text",
 )
 """The language-model families of the conformance suite."""
 

@@ -78,6 +78,8 @@ def path_of(model: Model, prompt: Prompt) -> tuple[Path, str]:
         return "rows", "tokens of a prompt see each other in both directions"
     if anatomy.family.two_way == "image" and prompt.has_images:
         return "rows", "tokens of an image see each other in both directions"
+    if anatomy.recurrent_blocks:
+        return "rows", "blocks with a recurrent state keep no keys and values"
     if anatomy.cross_blocks:
         return "rows", "cross-attention blocks keep no keys and values without an image"
     if anatomy.windowed and len(prompt.prefix_ids):

@@ -33,6 +33,8 @@ PATH = {
 
 
 def path_expected(name: str) -> str:
+    if PATHS[name].recurrent:
+        return "rows"
     if not sees(name):
         return "suffix"
     return PATH.get(twin_config(name).model_type if name in TWINS else name, "suffix")

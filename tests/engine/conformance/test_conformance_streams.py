@@ -8,6 +8,7 @@ from families import (
     PATHS,
     Case,
     as_heads,
+    attending,
     case_of,
     part,
     plainly,
@@ -145,7 +146,7 @@ def test_components_add_up(case: Case) -> None:
 def test_heads_are_separate(case: Case) -> None:
     model, prompt = case.model, case.prompt
     anatomy = model.anatomy
-    head, layer = anatomy.n_heads - 1, 1
+    head, layer = anatomy.n_heads - 1, attending(case)[:2][-1]
     with model.trace(prompt):
         whole = model.head_out[layer, case.place].save()
     with model.trace(prompt):

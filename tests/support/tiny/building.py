@@ -27,7 +27,7 @@ TEXT = (
 VLMS = (
     *("llava", "llava_next", "llava_onevision", "vipllava", "pixtral", "mistral3", "gemma3"),
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "smolvlm", "paligemma"),
-    *("mllama", "llama4", "glm4v", "glm46v", "gemma4"),
+    *("mllama", "llama4", "glm4v", "glm46v", "gemma4", "qwen3_5"),
 )
 FAMILIES = TEXT + VLMS
 
@@ -36,6 +36,7 @@ VIDEO_PROCESSORS = {
     "qwen2_vl": "Qwen2VLVideoProcessor",
     "qwen2_5_vl": "Qwen2VLVideoProcessor",
     "qwen3_vl": "Qwen3VLVideoProcessor",
+    "qwen3_5": "Qwen3VLVideoProcessor",
     "gemma4": "Gemma4VideoProcessor",
     "glm4v": "Glm4vVideoProcessor",
     "glm46v": "Glm46VVideoProcessor",

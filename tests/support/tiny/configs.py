@@ -27,6 +27,8 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2Config,
     Qwen2VLConfig,
+    Qwen3_5Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3VLConfig,
     SmolVLMConfig,
@@ -102,6 +104,9 @@ def _m_rope(sections: list[int], **more: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections, **more}
 
 
+QWEN3_5_ROPE = _m_rope([11, 11, 10], mrope_interleaved=True, partial_rotary_factor=0.25)
+
+
 def _qwen_vl(**more: Any) -> dict[str, Any]:
     return {**QWEN2, "rope_parameters": _m_rope([16, 24, 24]), **more}
 
@@ -155,6 +160,10 @@ TRUE: dict[str, Callable[[], Any]] = {
     ),
     "glm4v": lambda: Glm4vConfig(text_config=GLM4V),
     "glm46v": lambda: Glm46VConfig(text_config={"model_type": "glm4v_text", **GLM4V}),
+    "qwen3_5_text": lambda: Qwen3_5TextConfig(rope_parameters=QWEN3_5_ROPE),
+    "qwen3_5": lambda: Qwen3_5Config(
+        text_config={"rope_parameters": QWEN3_5_ROPE}, vision_config={"out_hidden_size": 4096}
+    ),
     "internvl": lambda: InternVLConfig(text_config=Qwen2Config(**QWEN2)),
     "idefics3": lambda: Idefics3Config(
         text_config=LlamaConfig(**LLAMA3),

@@ -105,6 +105,7 @@ def _qwen_vl(config: Any, tokenizer: PreTrainedTokenizerFast, **more: Any) -> An
         "qwen2_vl": "Qwen2VLProcessor",
         "qwen2_5_vl": "Qwen2_5_VLProcessor",
         "qwen3_vl": "Qwen3VLProcessor",
+        "qwen3_5": "Qwen3VLProcessor",
     }[config.model_type]
     return processor_class(kind)(images, tokenizer, **more)
 
@@ -180,7 +181,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("pixtral", "mistral3"), _pixtral),
     "gemma3": _gemma3,
     "gemma4": _gemma4,
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _qwen_vl),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), _qwen_vl),
     **dict.fromkeys(("glm4v", "glm46v"), _glm),
     "internvl": _internvl,
     **dict.fromkeys(("idefics3", "smolvlm"), _idefics),

@@ -36,6 +36,8 @@ class Quirks:
         Whether all rows of a batch must have equally many images to be what they are alone.
     auto_processor : bool
         Whether ``AutoProcessor`` opens a folder without torchvision and num2words.
+    rounding : float
+        What padding may change in float64: 1e-12, unless a part computes in float32.
     most_tokens : int
         Of an image of the tests.
     """
@@ -49,6 +51,7 @@ class Quirks:
     text_alone: bool = True
     one_count: bool = False
     auto_processor: bool = True
+    rounding: float = 1e-12
     most_tokens: int = 40
     notes: tuple[str, ...] = field(default=())
 
@@ -160,6 +163,7 @@ QUIRKS: dict[str, Quirks] = {
     "qwen2_vl": _qwen("qwen2_vl"),
     "qwen2_5_vl": _qwen("qwen2_5_vl"),
     "qwen3_vl": _qwen("qwen3_vl"),
+    "qwen3_5": replace(_qwen("qwen3_5"), rounding=1e-4),
     "glm4v": _glm("glm4v"),
     "glm46v": _glm("glm46v"),
     "internvl": Quirks(

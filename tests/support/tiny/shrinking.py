@@ -22,6 +22,7 @@ TEXT_STYLES = {
     "qwen2_vl_text": "qwen",
     "qwen2_5_vl_text": "qwen",
     "qwen3_vl_text": "qwen",
+    "qwen3_5_text": "qwen",
     "glm4": "glm",
     "glm4v_text": "glm",
     "gemma": "gemma",
@@ -87,6 +88,9 @@ def _shrink_text(text: Any) -> None:
     tiny_dim = natural
     if head_dim is not None and head_dim * heads != width:
         tiny_dim = natural + (4 if head_dim * heads > width else -4)
+    partial = (text.rope_parameters or {}).get("partial_rotary_factor", 1.0)
+    if int(natural * partial) < 6:  # three axes, two numbers each
+        tiny_dim = 2 * natural
     scalar = getattr(text, "query_pre_attn_scalar", None)
     if scalar is not None:
         text.query_pre_attn_scalar = tiny_dim if scalar == head_dim else natural
@@ -100,11 +104,14 @@ def _shrink_text(text: Any) -> None:
     if hasattr(text, "num_local_experts"):
         text.num_local_experts = min(4, text.num_local_experts)
         text.num_experts_per_tok = min(2, text.num_experts_per_tok)
+    if hasattr(text, "linear_num_value_heads"):
+        text.linear_num_key_heads, text.linear_num_value_heads = HEADS // 2, HEADS
+        text.linear_key_head_dim, text.linear_value_head_dim = natural - 4, natural
     for name in ("sliding_window", "attention_chunk_size"):
         if getattr(text, name, None) is not None:
             setattr(text, name, WINDOW)
     if "mrope_section" in (text.rope_parameters or {}):
-        half = int(tiny_dim * text.rope_parameters.get("partial_rotary_factor", 1.0)) // 2
+        half = int(tiny_dim * partial) // 2
         text.rope_parameters["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
     _shrink_depth(text)
     if text.model_type == "gemma4_text":

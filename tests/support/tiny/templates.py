@@ -18,7 +18,8 @@ PLACEHOLDERS: dict[str, str] = {
     **dict.fromkeys(("idefics3", "smolvlm", "paligemma"), "<image>"),
     **dict.fromkeys(("pixtral", "mistral3"), "[IMG]"),
     **dict.fromkeys(
-        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|vision_start|><|image_pad|><|vision_end|>"
+        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"),
+        "<|vision_start|><|image_pad|><|vision_end|>",
     ),
     **dict.fromkeys(("glm4v", "glm46v"), "<|begin_of_image|><|image|><|end_of_image|>"),
     **dict.fromkeys(("mllama", "llama4"), "<|image|>"),

@@ -179,6 +179,7 @@ SEES: dict[str, dict[str, str]] = {
     "qwen2_vl": QWEN_VL,
     "qwen2_5_vl": QWEN_VL,
     "qwen3_vl": QWEN_VL,
+    "qwen3_5": QWEN_VL,
     "glm4v": GLM_V,
     "glm46v": GLM_V,
     "internvl": {

@@ -78,6 +78,11 @@ def _qwen3_vl(tiny: Any, vision: Any, d_model: int) -> None:
     vision.num_position_embeddings = 16
 
 
+def _qwen3_5(tiny: Any, vision: Any, d_model: int) -> None:
+    _tower_of_qwen(vision, d_model)
+    vision.num_position_embeddings = 16
+
+
 def _glm(tiny: Any, vision: Any, d_model: int) -> None:
     _tower_of_qwen(vision, d_model)
     vision.image_size = SIDE
@@ -128,6 +133,7 @@ SHRINKERS: dict[str, Callable[[Any, Any, int], None]] = {
     "qwen2_5_vl_vision": _qwen2_5_vl,
     "qwen3_vl_vision": _qwen3_vl,
     "gemma4_vision": _gemma4,
+    "qwen3_5_vision": _qwen3_5,
     "glm4v_vision": _glm,
     "internvl_vision": _internvl,
     "idefics3_vision": _idefics,
