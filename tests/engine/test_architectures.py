@@ -229,7 +229,6 @@ UNSEEN = {
     "kosmos-2": "how its images enter is unknown",
     "idefics": "how its images enter is unknown",
     "gemma4": "a third part of block 0 .per_layer_input_gate. adds something",
-    "qwen3_5": "got attention none and .'linear_attn', 'mlp'.",
     "video_llava": "takes images, but no vision tower was found",
 }
 

@@ -120,8 +120,8 @@ def raw_products(
     return [one.double() for one in total]
 
 
-RULED = [name for name in tiny.FAMILIES if not name.startswith("gemma4")]
-"""Families that RelP has rules for: Gemma 4's values have a norm of their own."""
+RULED = [name for name in tiny.FAMILIES if not name.startswith(("gemma4", "qwen3_5"))]
+"""Families that RelP has rules for: not values with a norm of their own, nor recurrent states."""
 
 
 def sites_of(case: Case) -> list[str]:

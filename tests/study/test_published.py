@@ -60,6 +60,7 @@ NEWER = {
     ),
     "glm-4.1v-9b": ("zai-org/GLM-4.1V-9B-Thinking", "zai-org/GLM-4-9B-0414"),
     "gemma-4-31b": ("google/gemma-4-31B-it", "google/gemma-4-31B-it"),
+    "qwen3.5-9b": ("Qwen/Qwen3.5-9B", "Qwen/Qwen3.5-9B"),
 }
 """Families that came after the paper."""
 DEPTH_AND_WIDTH = {
@@ -67,6 +68,7 @@ DEPTH_AND_WIDTH = {
     "internvl3.5-8b": (36, 4096),
     "smolvlm2-2.2b": (24, 2048),
     "glm-4.1v-9b": (40, 4096),
+    "qwen3.5-9b": (32, 4096),
     "gemma-4-31b": (60, 5376),
     "llava-1.5-13b": (40, 5120),
     "llava-onevision-7b": (28, 3584),
@@ -78,8 +80,8 @@ DEPTH_AND_WIDTH = {
     "qwen2.5-vl-72b": (80, 8192),
     "llama-3.2-vision-90b": (80, 8192),
 }
-SAME_WEIGHTS = ["gemma-3-12b", "gemma-3-27b", "gemma-4-31b"]
-TIED = {*SAME_WEIGHTS, "smolvlm2-2.2b"}
+SAME_WEIGHTS = ["gemma-3-12b", "gemma-3-27b", "gemma-4-31b", "qwen3.5-9b"]
+TIED = {*SAME_WEIGHTS, "smolvlm2-2.2b"} - {"qwen3.5-9b"}
 """Pairs whose backbone's head is its embedding."""
 MORE_ROWS = {"smolvlm2-2.2b": 128}
 """Rows that a VLM's embedding has more than its backbone's, where they are more than 64."""

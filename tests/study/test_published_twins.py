@@ -20,8 +20,11 @@ from twohop.published import PUBLISHED, PublishedPair
 every_pair = pytest.mark.parametrize("pair", PUBLISHED.values(), ids=PUBLISHED)
 WITH_IMAGES_IN_TRAINING = [key for key, pair in PUBLISHED.items() if pair.architecture != "llava"]
 ROPE = "rope_parameters"
-HEADLESS = {"gemma-4-31b": list(range(5, 60, 6))}
-"""Blocks whose heads are of another size than most."""
+HEADLESS = {
+    "gemma-4-31b": list(range(5, 60, 6)),
+    "qwen3.5-9b": [i for i in range(32) if i % 4 != 3],
+}
+"""Blocks whose heads are of another size than most, or that have a state in their place."""
 NORMED = ("gemma", "glm")
 """How keys begin of pairs whose sublayers are followed by a norm,"""
 IN_A_PLANE = ("qwen", "glm")

@@ -29,6 +29,8 @@ from published_parts import (
     PIXTRAL_400M,
     QWEN3_8B,
     QWEN3_VIT,
+    QWEN35_9B,
+    QWEN35_VIT,
     QWEN_7B,
     QWEN_72B,
     QWEN_VIT,
@@ -153,6 +155,8 @@ MODELS: dict[str, Facts] = {
         },
         GLM_VIT,
     ),
+    # Without the block that guesses a second token, which no class of transformers has.
+    "Qwen/Qwen3.5-9B": _vlm("qwen3_5", QWEN35_9B, QWEN35_VIT),
     "google/gemma-4-31B-it": _vlm("gemma4", GEMMA_4_31B, GEMMA_4_VIT),
     "lmsys/vicuna-7b-v1.5": VICUNA_7B,
     "lmsys/vicuna-13b-v1.5": VICUNA_13B,

@@ -122,6 +122,27 @@ GLM_9B = {
     "rms_norm_eps": 1e-5,
     "rope_parameters": rope(10_000.0, partial_rotary_factor=0.5),
 }
+QWEN35_9B = {
+    "model_type": "qwen3_5_text",
+    "vocab_size": 248_320,
+    "hidden_size": 4096,
+    "intermediate_size": 12_288,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "layer_types": [*["linear_attention"] * 3, "full_attention"] * 8,
+    "max_position_embeddings": 262_144,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": rope(
+        10_000_000.0,
+        partial_rotary_factor=0.25,
+        mrope_section=[11, 11, 10],
+        mrope_interleaved=True,
+    ),
+}
 SMOLLM2_1_7B = {
     "model_type": "llama",
     "vocab_size": 49_152,
@@ -255,6 +276,15 @@ QWEN3_VIT = {
     "num_heads": 16,
     "patch_size": 16,
     "deepstack_visual_indexes": [8, 16, 24],
+}
+QWEN35_VIT = {
+    "model_type": "qwen3_5_vision",
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "patch_size": 16,
+    "out_hidden_size": 4096,
 }
 QWEN_VIT = {"model_type": "qwen2_5_vl_vision", "hidden_size": 1280, "tokens_per_second": 2}
 MLLAMA_VIT = {"model_type": "mllama_vision_model", "image_size": 560}

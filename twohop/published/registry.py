@@ -75,6 +75,8 @@ PARAMETERS: dict[str, Count] = {
     "Qwen/Qwen3-8B": Count(8_190_735_360),
     "OpenGVLab/InternVL3_5-8B-HF": Count(8_528_318_464),
     "HuggingFaceTB/SmolVLM2-2.2B-Instruct": Count(2_246_784_880),
+    # Less the block that guesses a second token, which checkpoints beside it leave out.
+    "Qwen/Qwen3.5-9B": Count(9_409_813_744),
     # That of GLM-4.6V-Flash, which has the same shapes; and what GGUF files of the 9B state.
     "zai-org/GLM-4.1V-9B-Thinking": Count(10_292_777_472),
     "zai-org/GLM-4-9B-0414": Count(9_400_279_040),
@@ -95,6 +97,7 @@ PARAMETERS: dict[str, Count] = {
 TEXT_PARAMETERS: dict[str, Count] = {
     "google/gemma-3-12b-it": Count(11_766_034_176),
     "google/gemma-3-27b-it": Count(27_009_346_304),
+    "Qwen/Qwen3.5-9B": Count(8_953_803_264),
     "google/gemma-4-31B-it": Count(30_697_345_280),  # without the tower's 575,741,232
 }
 
@@ -250,5 +253,6 @@ PUBLISHED: dict[str, PublishedPair] = {
             "glm-4.1v-9b", "zai-org/GLM-4.1V-9B-Thinking", "zai-org/GLM-4-9B-0414", "native"
         ),
         PublishedPair("gemma-4-31b", "google/gemma-4-31B-it", "google/gemma-4-31B-it", "native"),
+        PublishedPair("qwen3.5-9b", "Qwen/Qwen3.5-9B", "Qwen/Qwen3.5-9B", "native"),
     )
 }
