@@ -96,6 +96,7 @@ def _streams(anatomy: Anatomy) -> list[Ability]:
 
     added = "what it adds to the residual stream" + (", behind its own norm" if behind else "")
     gated = " (before its gate)" if any(block.attn_gate for block in anatomy.parts) else ""
+    recurrent = bool(anatomy.recurrent_blocks)
     blind = [i for i, block in enumerate(anatomy.parts) if block.projection is None]
     heads = f"{anatomy.n_heads} heads x {anatomy.head_dim}, before the output projection"
     if len(blind) == anatomy.n_layers:
@@ -103,8 +104,9 @@ def _streams(anatomy: Anatomy) -> list[Ability]:
             "head_out", "no", "the attention's output projection was not recognised; use attn_out"
         )
     elif blind:
+        why = ", which keep a recurrent state" if recurrent else ""
         head = Ability(
-            "head_out", "partly", f"{heads}; not in blocks {listed(blind)}: use attn_out there"
+            "head_out", "partly", f"{heads}; not in blocks {listed(blind)}{why}: use attn_out there"
         )
     else:
         head = stream("head_out", heads)
@@ -127,6 +129,8 @@ def _operations(anatomy: Anatomy) -> list[Ability]:
             f"; not in blocks {listed(anatomy.cross_blocks)}, which see the image only: write 0 "
             "into attn_out there"
         )
+    if recurrent := anatomy.recurrent_blocks:
+        needs += f"; not in blocks {listed(recurrent)}, which have no edges between tokens"
     return [
         Ability("trace, generate, run", "yes", "edits of generate act on the prefill"),
         Ability("knockout", "partly", needs),
@@ -170,6 +174,8 @@ def _sharing(anatomy: Anatomy) -> Ability:
     two_way = anatomy.family.two_way
     if anatomy.dependent_rows is not None:
         return Ability("share_prefix=", "no", f"{anatomy.dependent_rows}, so it {WHOLE}")
+    if anatomy.recurrent_blocks:
+        return Ability("share_prefix=", "no", f"a recurrent state counts padding, so it {WHOLE}")
     if two_way == "prompt":
         return Ability(
             "share_prefix=", "no", f"tokens of a prompt see each other both ways, so it {WHOLE}"

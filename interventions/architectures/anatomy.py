@@ -10,11 +10,20 @@ from typing import Any
 
 from torch import nn
 
-from interventions.architectures.blocks import OTHERWISE, Block, block_of, head_dim, is_norm
+from interventions.architectures.blocks import (
+    OTHERWISE,
+    Block,
+    block_of,
+    head_dim,
+    is_norm,
+    of_first_block,
+    with_equal_heads,
+)
 from interventions.architectures.families import Family, family
 from interventions.architectures.quantisation import dependent_rows
 from interventions.errors import LoadError
 
+PROJECTORS = ("projector", "connector", "embed_vision")
 SCALED_RESIDUALS = ("residual_multiplier", "hidden_dropout_residual", "scale_depth")
 
 
@@ -93,6 +102,11 @@ class Anatomy:
         return [layer for layer, block in enumerate(self.parts) if block.cross]
 
     @property
+    def recurrent_blocks(self) -> list[int]:
+        """Indices of the blocks that keep a state in the place of keys and values."""
+        return [layer for layer, block in enumerate(self.parts) if block.recurrent]
+
+    @property
     def self_blocks(self) -> list[int]:
         """Indices of the other blocks: those a text-only model has."""
         return [layer for layer, block in enumerate(self.parts) if not block.cross]
@@ -105,6 +119,8 @@ class Anatomy:
                 "resid_pre + attn_out + mlp_out == resid_post; in cross-attention blocks, at "
                 "tokens that see an image, each of the two is first scaled by tanh of its gate"
             )
+        if any(block.scale for block in self.parts):
+            return "(resid_pre + attn_out + mlp_out) x the block's scale == resid_post"
         return "resid_pre + attn_out + mlp_out == resid_post"
 
 
@@ -167,7 +183,10 @@ def _find(module: Any, name: str) -> Anatomy:
         )
     if crosses:
         image_token_id = None  # the image token is an ordinary one: no feature takes its place
-    heads = text.num_attention_heads
+    first = of_first_block(text)
+    heads = first.num_attention_heads
+    dim = head_dim(layers, parts, first)
+    parts = with_equal_heads(layers, parts, n_heads=heads, dim=dim)
     return Anatomy(
         model_type=config.model_type,
         decoder=paths[id(decoder)],
@@ -182,15 +201,15 @@ def _find(module: Any, name: str) -> Anatomy:
         n_layers=len(layers),
         d_model=text.hidden_size,
         n_heads=heads,
-        n_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=head_dim(layers, parts, text),
+        n_kv_heads=getattr(first, "num_key_value_heads", None) or heads,
+        head_dim=dim,
         vocab=text.vocab_size,
         added_between=hasattr(decoder, "_deepstack_process"),
         windowed=_windowed(text),
         softcap=getattr(text, "final_logit_softcapping", None),
         logit_scale=_logit_scale(text),
         three_axis_positions=_method(module, "get_rope_index") is not None,
-        family=family(config.model_type),
+        family=family(config.model_type).of(text),
         dependent_rows=dependent_rows(module),
         notes=_notes(decoder, parts),
     )
@@ -232,9 +251,10 @@ def _vision(module: Any) -> tuple[nn.Module | None, nn.Module | None]:
     parts: dict[str, nn.Module] = {}
     for where in (module, inner):
         for key, child in where.named_children():
-            if any(word in key for word in ("vision", "visual")) and "projector" not in key:
+            projects = any(word in key for word in PROJECTORS)
+            if any(word in key for word in ("vision", "visual")) and not projects:
                 parts.setdefault("tower", child)
-            elif any(word in key for word in ("projector", "connector")):
+            elif projects:
                 parts.setdefault("projector", child)
     tower = parts.get("tower")
     if tower is not None and "projector" not in parts:
@@ -253,7 +273,7 @@ def _windowed(text: Any) -> bool:
     kinds = getattr(text, "layer_types", None)
     if kinds is None:
         return getattr(text, "sliding_window", None) is not None
-    return any(kind != "full_attention" for kind in kinds)
+    return any(kind not in ("full_attention", "linear_attention") for kind in kinds)
 
 
 def _logit_scale(text: Any) -> float:
@@ -267,6 +287,13 @@ def _notes(decoder: Any, parts: tuple[Block, ...]) -> tuple[str, ...]:
     notes = []
     if any(block.behind_norm for block in parts):
         notes.append("attn_out and mlp_out are taken behind the norm that follows the sublayer")
+    if any(block.scale for block in parts):
+        notes.append("what a block gives is scaled, the residual stream included")
+    if any(block.recurrent for block in parts):
+        notes.append(
+            "some blocks keep a recurrent state, and no keys and values: they have no heads and no "
+            "edges between tokens"
+        )
     if any(block.cross for block in parts):
         notes.append(
             "the image enters through cross-attention blocks, which do not run without one; there "

@@ -1,6 +1,6 @@
 """What one decoder block is made of, found from its children."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -16,6 +16,10 @@ SANDWICHES = (
 )
 WIDTHS = ("in_features", "nx", "infeatures")
 """Where a linear layer keeps the width of its input: torch's, transformers' Conv1D, some GPTQ."""
+PER_LAYER = ("per_layer_input_gate", "per_layer_projection")
+SCALE = "layer_scalar"
+RECURRENT = "GatedDeltaNet"
+UNKNOWN_HEADS = "has no attention output projection that was recognised"
 OTHERWISE = (
     "Read and write it with nnsight alone (TransformersModel(module), by the paths of its "
     "modules), or use a model of another architecture: `interventions families` lists those that "
@@ -37,10 +41,17 @@ class Block:
         the norms behind them.
     projection : str or None
         The attention's output projection, whose input is the heads' results.
+    recurrent : bool
+        Its attention keeps a state in the place of keys and values (a gated delta net), so there
+        are no edges between tokens.
     cross : bool
         A cross-attention block: it reads the image, and does not run without one.
     attn_gate, mlp_gate : str or None
         Parameters whose tanh scales what the sublayer adds.
+    scale : str or None
+        A number by which the block multiplies what it gives.
+    no_heads : str
+        Why heads cannot be told apart, where there is no projection.
     """
 
     attention: str
@@ -48,9 +59,12 @@ class Block:
     attn_out: str
     mlp_out: str
     projection: str | None
+    recurrent: bool = False
     cross: bool = False
     attn_gate: str | None = None
     mlp_gate: str | None = None
+    scale: str | None = None
+    no_heads: str = UNKNOWN_HEADS
 
     @property
     def behind_norm(self) -> bool:
@@ -72,7 +86,11 @@ def block_of(block: nn.Module, name: str, layer: int) -> Block:
     """Understand one decoder block from its children."""
     children = dict(block.named_children())
     norms = {key for key, child in children.items() if is_norm(child)}
-    attention = [key for key, child in children.items() if "ttention" in _kind(child)]
+    attention = [
+        key
+        for key, child in children.items()
+        if "ttention" in _kind(child) or RECURRENT in _kind(child)
+    ]
     rest = [
         key
         for key, child in children.items()
@@ -80,6 +98,12 @@ def block_of(block: nn.Module, name: str, layer: int) -> Block:
         and not isinstance(original(child), nn.Dropout | nn.Identity)
     ]
     mlp = [key for key in rest if any(_has_weights(part) for part in children[key].modules())]
+    if len(attention) == 1 and len(mlp) == 1 + len(PER_LAYER) and {*PER_LAYER} <= {*mlp}:
+        raise LoadError(
+            f"{name}: a third part of block {layer} ({PER_LAYER[0]}) adds something of the token "
+            "itself to the residual stream, and later blocks attend to keys of earlier ones, so "
+            f"components would not add up and no block could be run alone. {OTHERWISE}"
+        )
     if len(attention) != 1 or len(mlp) != 1:
         raise LoadError(
             f"{name}: block {layer} is not one attention and one MLP that add to the residual "
@@ -93,16 +117,20 @@ def block_of(block: nn.Module, name: str, layer: int) -> Block:
             attn_out, mlp_out = behind_attention, behind_mlp
     if norms == {"post_attention_layernorm", "post_feedforward_layernorm"}:
         attn_out, mlp_out = "post_attention_layernorm", "post_feedforward_layernorm"
+    recurrent = RECURRENT in _kind(children[attention[0]])
     gates = [key for key, _ in block.named_parameters(recurse=False) if "gate" in key]
     return Block(
         attention=attention[0],
         mlp=mlp[0],
         attn_out=attn_out,
         mlp_out=mlp_out,
-        projection=_projection(children[attention[0]], attention[0]),
+        projection=None if recurrent else _projection(children[attention[0]], attention[0]),
+        recurrent=recurrent,
         cross="cross" in attention[0],
         attn_gate=next((key for key in gates if "attn_gate" in key), None),
         mlp_gate=next((key for key in gates if "mlp_gate" in key), None),
+        scale=SCALE if SCALE in dict(block.named_buffers(recurse=False)) else None,
+        no_heads="has no attention heads, but a recurrent state" if recurrent else UNKNOWN_HEADS,
     )
 
 
@@ -119,11 +147,34 @@ def _projection(attention: nn.Module, name: str) -> str | None:
     return None
 
 
+def of_first_block(text: Any) -> Any:
+    """The text config as it is for the first block: in some models sizes differ among blocks."""
+    if getattr(text, "is_heterogeneous", False):
+        return text.per_layer_config[0]
+    return text
+
+
+def with_equal_heads(
+    layers: nn.ModuleList, parts: tuple[Block, ...], *, n_heads: int, dim: int
+) -> tuple[Block, ...]:
+    """Take away the heads of blocks in which they are wider or narrower than in the others."""
+    checked = []
+    for block, part in zip(layers, parts, strict=True):
+        linear = None if part.projection is None else block.get_submodule(part.projection)
+        width = getattr(original(linear), "in_features", None) if linear is not None else None
+        if width is not None and not part.cross and width != n_heads * dim:
+            why = f"has heads of another size ({width // n_heads}) than most blocks ({dim})"
+            part = replace(part, projection=None, no_heads=why)
+        checked.append(part)
+    return tuple(checked)
+
+
 def head_dim(layers: nn.ModuleList, parts: tuple[Block, ...], text: Any) -> int:
     """Width of what one head gives; not from a weight's shape, which packing changes."""
     heads = text.num_attention_heads
-    if parts[0].projection is not None:
-        linear = original(layers[0].get_submodule(parts[0].projection))
+    with_heads = [i for i, part in enumerate(parts) if part.projection is not None]
+    for i in with_heads[:1]:
+        linear = original(layers[i].get_submodule(parts[i].projection or ""))
         for key in WIDTHS:
             width = getattr(linear, key, None)
             if isinstance(width, int) and width % heads == 0:

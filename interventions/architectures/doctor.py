@@ -302,6 +302,12 @@ def _special(module: Any, anatomy: Anatomy) -> Iterator[Special]:
             tuple(anatomy.cross_blocks),
             "read the image; do not run in a prompt without one",
         )
+    if recurrent := anatomy.recurrent_blocks:
+        yield Special(
+            "recurrent state",
+            tuple(recurrent),
+            "no heads, no keys and values; attn_out is what the gated delta net gives",
+        )
     if gated := [i for i, parts in enumerate(anatomy.parts) if parts.attn_gate or parts.mlp_gate]:
         gate = anatomy.parts[gated[0]]
         names = " and ".join(filter(None, (gate.attn_gate, gate.mlp_gate)))
@@ -320,7 +326,9 @@ def _special(module: Any, anatomy: Anatomy) -> Iterator[Special]:
         )
     if anatomy.windowed:
         kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * anatomy.n_layers
-        for kind in dict.fromkeys(kind for kind in kinds if kind != "full_attention"):
+        for kind in dict.fromkeys(
+            kind for kind in kinds if kind not in ("full_attention", "linear_attention")
+        ):
             chunked = kind == "chunked_attention"
             size = getattr(text, "attention_chunk_size" if chunked else "sliding_window", None)
             length = "some" if size is None else size

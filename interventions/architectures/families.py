@@ -7,7 +7,7 @@ entry here only if one of these differs from the defaults of :class:`Family`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -33,6 +33,8 @@ class Family:
     two_way : "image", "prompt" or None
         Which tokens see each other in both directions in the prefill: those of an image, or all
         of a prompt that has an image. None: the decoder is causal.
+    two_way_key : str or None
+        What in a text config says whether they do, where models of one family differ in it.
     first_position : int
         Position id of a prompt's first token.
     processor_begins : bool
@@ -45,9 +47,16 @@ class Family:
     placeholder: str = "{image_token}"
     per_row: bool = False
     two_way: Literal["image", "prompt"] | None = None
+    two_way_key: str | None = None
     first_position: int = 0
     processor_begins: bool = False
     count: Callable[[Any, Tensors], int | None] = _no_count
+
+    def of(self, text: Any) -> "Family":
+        """The facts about one model, whose text config may say that images are read causally."""
+        if self.two_way_key is None or getattr(text, self.two_way_key, None):
+            return self
+        return replace(self, two_way=None)
 
 
 def _clip_patches(module: Any, tensors: Tensors) -> int:
@@ -100,6 +109,12 @@ def _gemma3_patches(module: Any, tensors: Tensors) -> int:
     return len(tensors["pixel_values"]) * module.config.mm_tokens_per_image
 
 
+def _gemma4_patches(module: Any, tensors: Tensors) -> int:
+    pooled = module.config.vision_config.pooling_kernel_size**2
+    real = (tensors["image_position_ids"] != -1).all(-1).sum(-1)
+    return int((real // pooled).sum())
+
+
 def _paligemma_patches(module: Any, tensors: Tensors) -> int:
     vision = module.config.vision_config
     return len(tensors["pixel_values"]) * (vision.image_size // vision.patch_size) ** 2
@@ -118,6 +133,7 @@ def _idefics3_patches(module: Any, tensors: Tensors) -> int:
 
 
 _QWEN = Family("<|vision_start|>{image_token}<|vision_end|>", count=_grid_patches)
+_GLM = Family("<|begin_of_image|>{image_token}<|end_of_image|>", count=_grid_patches)
 _IDEFICS = Family(per_row=True, count=_idefics3_patches)
 
 FAMILIES: dict[str, Family] = {
@@ -127,12 +143,18 @@ FAMILIES: dict[str, Family] = {
     "llava_next": Family(count=_packed_patches),
     "llava_onevision": Family(),
     "gemma3": Family(two_way="image", count=_gemma3_patches),
+    "gemma4": Family(
+        two_way="image", two_way_key="use_bidirectional_attention", count=_gemma4_patches
+    ),
     "paligemma": Family(
         two_way="prompt", first_position=1, processor_begins=True, count=_paligemma_patches
     ),
     "qwen2_vl": _QWEN,
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN,
+    "qwen3_5": _QWEN,
+    "glm4v": _GLM,
+    "glm46v": _GLM,
     "internvl": Family(count=_internvl_patches),
     "idefics3": _IDEFICS,
     "smolvlm": _IDEFICS,
@@ -141,7 +163,17 @@ FAMILIES: dict[str, Family] = {
 }
 """The VLM families of the conformance suite, by ``config.model_type``."""
 
-TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+TEXT_FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "glm4",
+    "gemma2",
+    "gemma3_text",
+    "gemma4_text",
+    "qwen3_5_text",
+)
 """The language-model families of the conformance suite."""
 
 

@@ -16,9 +16,10 @@ class Group:
         As in ``config.model_type``.
     examples : str
         Checkpoints.
-    cross, windowed, three_axis, behind_norm : bool
+    cross, windowed, three_axis, behind_norm, headless, recurrent : bool
         Cross-attention blocks; blocks that see a window or chunk; image positions of three axes;
-        norms behind the sublayers.
+        norms behind the sublayers; blocks whose heads cannot be told apart; blocks with a
+        recurrent state.
     note : str
         What else there is to know.
     """
@@ -29,6 +30,8 @@ class Group:
     windowed: bool = False
     three_axis: bool = False
     behind_norm: bool = False
+    headless: bool = False
+    recurrent: bool = False
     note: str = ""
 
 
@@ -37,6 +40,7 @@ GROUPS = (
     Group(
         ("mistral",), "Mistral 7B, Nemo", windowed=True, note="the window is in version 0.1 only"
     ),
+    Group(("glm4",), "GLM-4 9B 0414", behind_norm=True),
     Group(("gemma2", "gemma3_text"), "Gemma 2, Gemma 3 1B", windowed=True, behind_norm=True),
     Group(
         ("llava", "vipllava", "llava_next", "llava_onevision", "mistral3"),
@@ -51,7 +55,25 @@ GROUPS = (
         three_axis=True,
         note="features are also added behind the first blocks",
     ),
+    Group(("qwen3_5_text",), "Qwen3.5 9B without its tower", headless=True, recurrent=True),
+    Group(("qwen3_5",), "Qwen3.5 9B", three_axis=True, headless=True, recurrent=True),
+    Group(("glm4v", "glm46v"), "GLM-4.1V 9B, GLM-4.6V-Flash", three_axis=True, behind_norm=True),
     Group(("gemma3",), "Gemma 3 12B, 27B", windowed=True, behind_norm=True),
+    Group(
+        ("gemma4_text",),
+        "Gemma 4 31B without its tower",
+        windowed=True,
+        behind_norm=True,
+        headless=True,
+    ),
+    Group(
+        ("gemma4",),
+        "Gemma 4 31B",
+        windowed=True,
+        behind_norm=True,
+        headless=True,
+        note="blocks are scaled; not E2B, E4B, 26B A4B",
+    ),
     Group(("paligemma",), "PaliGemma 3B"),
     Group(
         ("llama4",),
@@ -92,7 +114,7 @@ def _images(group: Group) -> str:
 def _sharing(group: Group) -> str:
     """Where a prefix is computed once, by what :meth:`interventions.Model.prompt` does."""
     two_way = family(group.names[0]).two_way
-    if two_way == "prompt":
+    if two_way == "prompt" or group.recurrent:
         return "no"
     conditions = ["text only"] if two_way == "image" or group.cross else []
     conditions += ["rows of equal length"] if group.windowed else []
@@ -108,5 +130,9 @@ def _notes(group: Group) -> Iterator[str]:
         yield "blocks with windows" if group.names != ("llama4",) else "blocks with chunks"
     if group.behind_norm:
         yield "outputs are taken behind norms"
+    if group.recurrent:
+        yield "blocks with a recurrent state"
+    if group.headless:
+        yield "heads in some blocks only"
     if group.note:
         yield group.note

@@ -6,6 +6,7 @@ in a repo of its own, named by ``mm_vision_tower``.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     CLIPImageProcessorPil,
     CLIPVisionModel,
+    GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -177,6 +179,8 @@ def load_original_llava(
     )
     if (size := config.image_token_id + 1) > config.text_config.vocab_size:
         _grow(model, size)
+    with suppress(OSError):  # a checkpoint need not say which tokens end a text
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, processor
 
 

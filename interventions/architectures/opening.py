@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from interventions.architectures.access import refusal
 from interventions.architectures.contents import ADAPTER, as_json, check_contents, explained
 from interventions.errors import LoadError
 
@@ -71,6 +72,8 @@ def reading(
         *(RuntimeError, ArithmeticError, AssertionError, StrictDataclassError),
         *(SafetensorError, UnpicklingError),
     ) as error:
+        if (refused := refusal(error)) is not None:
+            raise LoadError(f"{place!r} cannot be {doing}: {refused}") from error
         if (reason := _repo_explained(place, revision)) is not None:
             raise LoadError(f"{place!r} {reason}") from error
         if isinstance(error, UnpicklingError):

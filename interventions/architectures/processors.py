@@ -28,6 +28,15 @@ class _ImageHalf(ProcessorMixin):
         return [name for name in super().get_attributes() if name != VIDEO]
 
 
+class _NoVideo(ProcessorMixin):
+    """Takes no offence at a video part that is named and not there."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get(VIDEO) is None:
+            kwargs.pop(VIDEO, None)
+        ProcessorMixin.__init__(self, *args, **kwargs)
+
+
 def open_processor(place: str, config: Any, **common: Any) -> Any:
     """Open the processor that belongs to a checkpoint.
 
@@ -67,7 +76,8 @@ def processor_class(name: str) -> Any:
     whole = getattr(transformers, name)
     if VIDEO not in whole.get_attributes():
         return whole
-    return type(name, (_ImageHalf, whole), _smolvlm(whole) if name == "SmolVLMProcessor" else {})
+    more = {"SmolVLMProcessor": _smolvlm, "Gemma4Processor": _gemma4}.get(name)
+    return type(name, (_ImageHalf, whole, _NoVideo), more(whole) if more else {})
 
 
 def _pixtral() -> Any:
@@ -82,6 +92,25 @@ def _pixtral() -> Any:
             return importlib.import_module(f"{package}.processing_pixtral").PixtralProcessor
         finally:
             del sys.modules[absent]
+
+
+def _gemma4(whole: Any) -> dict[str, Any]:
+    """What lets Gemma 4's processor be made without its video part, which it asks for by place."""
+
+    def __init__(
+        self: Any,
+        feature_extractor: Any,
+        image_processor: Any,
+        tokenizer: Any,
+        video_processor: Any = None,
+        chat_template: str | None = None,
+        **settings: Any,
+    ) -> None:
+        del video_processor  # what a folder says of it
+        parts = feature_extractor, image_processor, tokenizer, None
+        whole.__init__(self, *parts, chat_template=chat_template, **settings)
+
+    return {"__init__": __init__}
 
 
 def _smolvlm(whole: Any) -> dict[str, Any]:

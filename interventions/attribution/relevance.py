@@ -136,11 +136,12 @@ def _same_value(y: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
 def _attention_rules(model: Model, attention: nn.Module, layer: int) -> list[tuple[Any, Rule]]:
     # The pattern is a function of queries and keys alone, so it is constant where they are.
     parts = dict(attention.named_children())
-    if not {"q_proj", "k_proj", "v_proj"} <= set(parts):
+    if not {"q_proj", "k_proj", "v_proj"} <= set(parts) or "v_norm" in parts:
         raise _refusal(
             model,
             f"the attention of block {layer} ({', '.join(parts)})",
-            "q_proj, k_proj and v_proj apart, so that the pattern can be held constant",
+            "q_proj, k_proj and v_proj apart, so the pattern can be held constant, and no norm "
+            "of values",
         )
     return [(parts[name], _constant) for name in ("q_proj", "k_proj")]
 

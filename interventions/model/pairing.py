@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from interventions.architectures.anatomy import Anatomy
+from interventions.architectures.blocks import of_first_block
 from interventions.errors import AlignmentError
 from interventions.given import of_kind, text_of
 from interventions.model.model import Model
@@ -138,8 +139,10 @@ def match_blocks(
 def _differences(vlm: Model, backbone: Model, text: str) -> list[Difference]:
     if vlm is backbone:
         return []
-    vlm_config: Any = vlm.module.config.get_text_config(decoder=True)
-    backbone_config: Any = backbone.module.config.get_text_config(decoder=True)
+    vlm_config, backbone_config = (
+        of_first_block(model.module.config.get_text_config(decoder=True))
+        for model in (vlm, backbone)
+    )
     differences = []
 
     def compare(what: str, a: Any, b: Any) -> None:

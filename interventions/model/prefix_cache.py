@@ -15,6 +15,7 @@ from interventions.model.fingerprints import fingerprint, hooks_of
 from interventions.model.prefix_attention import can_be_kept_apart, shared_cache
 
 KEPT = 8
+STATES = ("conv_states", "recurrent_states")
 
 
 def take_rows(cache: Any, rows: torch.Tensor) -> Any:
@@ -32,13 +33,20 @@ def take_rows(cache: Any, rows: torch.Tensor) -> Any:
 
 
 def _map_tensors(cache: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    # A cache never writes into its tensors: it grows by making new ones. So a shallow copy with
+    # Keys and values are never written into: they grow by making new ones. So a shallow copy with
     # other tensors is a cache of its own, and views of the old ones will do.
     changed = copy.copy(cache)
     changed.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in changed.layers:
-        if layer.keys is not None:  # a cross-attention block keeps none without an image
+        if getattr(layer, "keys", None) is not None:  # cross-attention has none without an image
             layer.keys, layer.values = change(layer.keys), change(layer.values)
+        for name in STATES:  # of blocks with a recurrent state, which they do write into
+            if (states := getattr(layer, name, None)) is not None:
+                copied = {
+                    key: value if value is None else change(value).clone()
+                    for key, value in states.items()
+                }
+                setattr(layer, name, copied)
     return changed
 
 

@@ -203,13 +203,13 @@ class HeadStream(Stream):
 
     def _part(self, layer: int) -> Any:
         super()._part(layer)  # refuses a block that does not run
-        projection = self._model.anatomy.parts[layer].projection
-        if projection is None:
+        parts = self._model.anatomy.parts[layer]
+        if parts.projection is None:
             raise SiteError(
-                f"block {layer} of {self._model.name} has no attention output projection that was "
-                "recognised, so heads cannot be told apart. Use attn_out."
+                f"block {layer} of {self._model.name} {parts.no_heads}, so heads cannot be told "
+                "apart there. Use attn_out."
             )
-        return self._model.blocks[layer].get(projection)
+        return self._model.blocks[layer].get(parts.projection)
 
     def _heads(self, heads: Heads) -> list[int]:
         n = self._model.anatomy.n_heads

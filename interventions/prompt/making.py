@@ -94,7 +94,8 @@ def make_prompt(
     mixed = any(per_row) and (cross or two_way == "image")
     same = len({len(row.ids) for row in rows}) == 1
     sharable = not mixed and two_way != "prompt" and (same or not anatomy.windowed)
-    sharable = sharable and anatomy.dependent_rows is None
+    # Padding between a prefix and a row would count in a recurrent state.
+    sharable = sharable and anatomy.dependent_rows is None and not anatomy.recurrent_blocks
     if cross and len({len(pictures) for pictures in per_row}) > 1:
         raise PromptError(
             f"rows with {sorted({len(pictures) for pictures in per_row})} images were given. "

@@ -91,6 +91,12 @@ def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Position
 
 def check_not_cross(model: Model, layer: int) -> None:
     """Refuse a block that has no edges between tokens."""
+    if model.anatomy.parts[layer].recurrent:
+        raise SiteError(
+            f"block {layer} of {model.name} keeps a recurrent state, so no edge between two tokens "
+            f"can be cut there. Blocks with attention: "
+            f"{[i for i in model.anatomy.self_blocks if not model.anatomy.parts[i].recurrent]}."
+        )
     if model.anatomy.parts[layer].cross:
         raise SiteError(
             f"block {layer} of {model.name} attends to the image only. To cut it off, write "

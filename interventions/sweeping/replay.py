@@ -90,7 +90,7 @@ def run_clean(
             for cell in cells
             for patch in cell.patches
             if patch.component == "mlp_out"
-            and patch.mode != "add"
+            and (patch.mode != "add" or model.anatomy.parts[_layer(patch)].scale)
             and first_block(patch) == cell.block
         }
     )
@@ -211,7 +211,8 @@ def _continued(
             skipped = first_block(patch) == group.block and patch.component in BEHIND
             (folded if skipped else behind).append(patch)
         if folded:
-            resid[mine] = _folded(resid[mine], folded, clean, at)
+            scale = _scale_of(model, _layer(folded[0]))
+            resid[mine] = _folded(resid[mine], folded, clean, at, scale)
         inside.append(replace(chosen_cell, patches=tuple(behind)))
     patches = _merged(model, inside, at, length)
     before_it = at + len(clean.prompt.prefix_ids)
@@ -234,17 +235,32 @@ def _continued(
     )
 
 
-def _folded(resid: torch.Tensor, patches: Sequence[Patch], clean: Clean, at: int) -> torch.Tensor:
+def _scale_of(model: Model, layer: int) -> torch.Tensor | None:
+    """The factor by which a block multiplies what it gives, if it has one."""
+    name = model.anatomy.parts[layer].scale
+    if name is None:
+        return None
+    return model.module.get_submodule(f"{model.anatomy.blocks}.{layer}").get_buffer(name)
+
+
+def _folded(
+    resid: torch.Tensor,
+    patches: Sequence[Patch],
+    clean: Clean,
+    at: int,
+    scale: torch.Tensor | None,
+) -> torch.Tensor:
     """What patches behind a block make of the next one's input [row, position, d_model]."""
     mlp = [patch for patch in patches if patch.component == "mlp_out"]
     post = [patch for patch in patches if patch.component == "resid_post"]
-    if all(patch.mode == "add" for patch in mlp):
+    if not mlp or (scale is None and all(patch.mode == "add" for patch in mlp)):
         post = mlp + post
     else:
         here = changed = clean.mlp_out[_layer(mlp[0])].to(resid)[:, at - clean.first :]
         for patch in mlp:
             changed = _put(changed, patch, at)
-        resid = resid + (changed - here)
+        difference = changed - here
+        resid = resid + (difference if scale is None else difference * scale.to(resid.device))
     for patch in post:
         resid = _put(resid, patch, at)
     # Each value was looked at, but what comes of adding and multiplying was not.

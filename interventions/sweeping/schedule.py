@@ -72,10 +72,14 @@ def path_of(model: Model, prompt: Prompt) -> tuple[Path, str]:
         return "plain", "cross-attention blocks take the image in every pass"
     if anatomy.added_between and prompt.has_images:
         return "plain", "image features are added between the first blocks"
+    if any(block.scale for block in anatomy.parts) and weightless(model) and not model.remote:
+        return "plain", "what blocks are scaled by is in the process that has the weights"
     if anatomy.family.two_way == "prompt":
         return "rows", "tokens of a prompt see each other in both directions"
     if anatomy.family.two_way == "image" and prompt.has_images:
         return "rows", "tokens of an image see each other in both directions"
+    if anatomy.recurrent_blocks:
+        return "rows", "blocks with a recurrent state keep no keys and values"
     if anatomy.cross_blocks:
         return "rows", "cross-attention blocks keep no keys and values without an image"
     if anatomy.windowed and len(prompt.prefix_ids):

@@ -228,8 +228,7 @@ UNSEEN = {
     "florence2": "is an encoder-decoder",
     "kosmos-2": "how its images enter is unknown",
     "idefics": "how its images enter is unknown",
-    "gemma4": "Expected one of each",
-    "qwen3_5": "got attention none and .'linear_attn', 'mlp'.",
+    "gemma4": "a third part of block 0 .per_layer_input_gate. adds something",
     "video_llava": "takes images, but no vision tower was found",
 }
 

@@ -34,7 +34,8 @@ def double(name: str) -> tuple[Case, float]:
     """A family in float64; in float32 where it only has eager attention, which pads wrongly."""
     if PATHS[name].no_sdpa:
         return case_of(name), 10 * FLOOR32
-    if name == "llama4":  # norms and rotations are float32 there, whatever the weights are
+    if name in ("llama4", "gemma4", "gemma4_text"):
+        # Norms and rotations are float32 there, whatever the weights are.
         return case_of(name, torch.float64, "sdpa"), FLOOR32
     return case_of(name, torch.float64, "sdpa"), FLOOR64 * 100
 
@@ -119,12 +120,24 @@ def raw_products(
     return [one.double() for one in total]
 
 
+RULED = [name for name in tiny.FAMILIES if not name.startswith(("gemma4", "qwen3_5"))]
+"""Families that RelP has rules for: not values with a norm of their own, nor recurrent states."""
+
+
+def sites_of(case: Case) -> list[str]:
+    """What is attributed: heads only where all blocks have them."""
+    return [site for site in SITES if site != "head_out" or not PATHS[case.name].headless]
+
+
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_every_score_equals_plain_hooks_and_autograd(name: str) -> None:
     case, floor = double(name)
     model, corrupt = case.model, corrupted(case)
-    scores = iv.attribute(model, corrupt, case.prompt, answers=ANSWER, foils=FOIL, verify=False)
-    places: Places = [(one, layer) for layer in range(model.n_layers) for one in SITES]
+    sites: Any = sites_of(case)
+    scores = iv.attribute(
+        model, corrupt, case.prompt, answers=ANSWER, foils=FOIL, verify=False, components=sites
+    )
+    places: Places = [(one, layer) for layer in range(model.n_layers) for one in sites]
     products = raw_products(case, corrupt, case.prompt, places)
     assert np.allclose(scores["run_metric"], raw_difference(case, corrupt), rtol=1e-5, atol=1e-5)
     other = raw_difference(case, case.prompt)
@@ -145,11 +158,12 @@ def test_every_score_equals_plain_hooks_and_autograd(name: str) -> None:
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_equal_inputs_give_exactly_zero(name: str) -> None:
     case = case_of(name)
-    for method in ("patching", "relp"):
+    for method in ("patching", "relp") if name in RULED else ("patching",):
         scores = iv.attribute(
             case.model,
             case.prompt,
             case.prompt,
+            components=sites_of(case),
             answers=ANSWER,
             foils=FOIL,
             method=method,
@@ -286,7 +300,23 @@ def test_relevance_is_conserved_where_nothing_has_a_bias(name: str) -> None:
     assert np.allclose(total + scores["run_metric"], 0, atol=1e-4 * abs(total).max())
 
 
-@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_relp_is_refused_where_values_have_a_norm() -> None:
+    case = case_of("gemma4_text")
+    with pytest.raises(SiteError, match=r"attention of block 0 .*v_norm.* no norm of values"):
+        iv.attribute(
+            case.model,
+            corrupted(case),
+            case.prompt,
+            answers=ANSWER,
+            foils=FOIL,
+            method="relp",
+            components="mlp_out",
+        )
+    with pytest.raises(SiteError, match=r"heads of block\(s\) \[5\]"):
+        iv.attribute(case.model, corrupted(case), case.prompt, answers=ANSWER, foils=FOIL)
+
+
+@pytest.mark.parametrize("name", RULED)
 def test_relp_leaves_values_and_model_as_they_were(name: str) -> None:
     case = case_of(name)
     module = case.model.module

@@ -255,5 +255,6 @@ def test_the_table_has_every_family_once_and_its_facts_are_the_models() -> None:
             assert anatomy.windowed == group.windowed, name
             assert anatomy.three_axis_positions == group.three_axis, name
             assert anatomy.parts[0].behind_norm == group.behind_norm, name
-            assert all(block.projection for block in anatomy.parts), name
+            assert all(block.projection for block in anatomy.parts) != group.headless, name
+            assert bool(anatomy.recurrent_blocks) == group.recurrent, name
             assert family(name).two_way == family(group.names[0]).two_way, name

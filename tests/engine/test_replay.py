@@ -23,10 +23,18 @@ from interventions.sweeping.schedule import cell, groups, path_of
 
 FAMILIES = (*tiny.FAMILIES, *TWINS)
 SDPA = [name for name in FAMILIES if not PATHS[name].no_sdpa]
-PATH = {"gemma3": "rows", "paligemma": "rows", "mllama": "plain", "qwen3_vl": "plain"}
+PATH = {
+    "gemma3": "rows",
+    "gemma4": "rows",
+    "paligemma": "rows",
+    "mllama": "plain",
+    "qwen3_vl": "plain",
+}
 
 
 def path_expected(name: str) -> str:
+    if PATHS[name].recurrent:
+        return "rows"
     if not sees(name):
         return "suffix"
     return PATH.get(twin_config(name).model_type if name in TWINS else name, "suffix")
@@ -56,6 +64,8 @@ def cells_of(case: Case) -> list[list[Patch]]:
     layers = sorted({0, *model.anatomy.cross_blocks[:1], model.n_layers // 2, model.n_layers - 1})
     cells = []
     for i, (component, layer) in enumerate(product(COMPONENTS, layers)):
+        if component == "head_out" and layer in PATHS[case.name].headless:
+            continue
         mode = ("set", "add", "scale")[i % 3]
         heads = i % model.anatomy.n_heads if component == "head_out" and i % 2 else None
         place = places[i % len(places)]

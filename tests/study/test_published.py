@@ -1,4 +1,4 @@
-"""The 14 published pairs: their configs have the shapes of what is published."""
+"""The published pairs: their configs have the shapes of what is published."""
 
 import json
 import subprocess
@@ -51,7 +51,25 @@ PROTOCOL = {
         "meta-llama/Llama-3.1-70B-Instruct",
     ),
 }
+NEWER = {
+    "qwen3-vl-8b": ("Qwen/Qwen3-VL-8B-Instruct", "Qwen/Qwen3-8B"),
+    "internvl3.5-8b": ("OpenGVLab/InternVL3_5-8B-HF", "Qwen/Qwen3-8B"),
+    "smolvlm2-2.2b": (
+        "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+        "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    ),
+    "glm-4.1v-9b": ("zai-org/GLM-4.1V-9B-Thinking", "zai-org/GLM-4-9B-0414"),
+    "gemma-4-31b": ("google/gemma-4-31B-it", "google/gemma-4-31B-it"),
+    "qwen3.5-9b": ("Qwen/Qwen3.5-9B", "Qwen/Qwen3.5-9B"),
+}
+"""Families that came after the paper."""
 DEPTH_AND_WIDTH = {
+    "qwen3-vl-8b": (36, 4096),
+    "internvl3.5-8b": (36, 4096),
+    "smolvlm2-2.2b": (24, 2048),
+    "glm-4.1v-9b": (40, 4096),
+    "qwen3.5-9b": (32, 4096),
+    "gemma-4-31b": (60, 5376),
     "llava-1.5-13b": (40, 5120),
     "llava-onevision-7b": (28, 3584),
     "pixtral-12b": (40, 5120),
@@ -62,6 +80,12 @@ DEPTH_AND_WIDTH = {
     "qwen2.5-vl-72b": (80, 8192),
     "llama-3.2-vision-90b": (80, 8192),
 }
+SAME_WEIGHTS = ["gemma-3-12b", "gemma-3-27b", "gemma-4-31b", "qwen3.5-9b"]
+TIED = {*SAME_WEIGHTS, "smolvlm2-2.2b"} - {"qwen3.5-9b"}
+"""Pairs whose backbone's head is its embedding."""
+MORE_ROWS = {"smolvlm2-2.2b": 128}
+"""Rows that a VLM's embedding has more than its backbone's, where they are more than 64."""
+ROTATED_OTHERWISE = ("pixtral", "qwen2.5-vl", "qwen3-vl", "glm-4.1v")
 every_pair = pytest.mark.parametrize("pair", PUBLISHED.values(), ids=PUBLISHED)
 
 
@@ -119,17 +143,16 @@ def agrees(published: Count, counted: int) -> bool:
 
 
 def test_every_pair_of_the_protocol_is_registered() -> None:
-    assert {key: (pair.vlm, pair.backbone) for key, pair in PUBLISHED.items()} == PROTOCOL
-    classes = [pair.architecture for pair in PUBLISHED.values()]
+    named = {key: (pair.vlm, pair.backbone) for key, pair in PUBLISHED.items()}
+    assert named == PROTOCOL | NEWER
+    assert list(named)[: len(PROTOCOL)] == list(PROTOCOL)
+    classes = [PUBLISHED[key].architecture for key in PROTOCOL]
     assert {name: classes.count(name) for name in sorted(set(classes))} == {
         "cross-attention": 2,
         "llava": 8,
         "native": 4,
     }
-    assert [pair.key for pair in PUBLISHED.values() if pair.same_weights] == [
-        "gemma-3-12b",
-        "gemma-3-27b",
-    ]
+    assert [pair.key for pair in PUBLISHED.values() if pair.same_weights] == SAME_WEIGHTS
     assert not PUBLISHED.keys() & PAIRS.keys()
 
 
@@ -154,8 +177,9 @@ def test_a_vlm_has_the_blocks_of_its_backbone(pair: PublishedPair) -> None:
 @every_pair
 def test_a_vlm_has_its_backbones_vocabulary_and_perhaps_more(pair: PublishedPair) -> None:
     vlm, backbone = both(pair)
-    assert 0 <= vlm.embedding_rows - backbone.embedding_rows <= 64
-    assert backbone.rows == 2 * backbone.embedding_rows or pair.same_weights  # Gemma's are tied
+    more = vlm.embedding_rows - backbone.embedding_rows
+    assert 0 <= more <= 64 or more == MORE_ROWS[pair.key]
+    assert backbone.rows == (1 if pair.key in TIED else 2) * backbone.embedding_rows
     image: Any = published_config(pair.vlm)
     assert image.image_token_id < vlm.embedding_rows
 
@@ -165,10 +189,11 @@ def test_a_vlm_and_its_backbone_read_positions_alike(pair: PublishedPair) -> Non
     vlm: Any = vlm_config(pair).get_text_config(decoder=True)
     backbone: Any = backbone_config(pair)
     same = vlm.rope_parameters == backbone.rope_parameters
-    # Pixtral's decoders were trained with a larger base; Qwen2.5-VL's rotates by three axes.
-    assert same == (not pair.key.startswith(("pixtral", "qwen2.5-vl")))
+    # Pixtral's decoders were trained with a larger base; others rotate by three axes.
+    assert same == (not pair.key.startswith(ROTATED_OTHERWISE))
     assert vlm.rms_norm_eps == backbone.rms_norm_eps
-    assert vlm.num_key_value_heads == backbone.num_key_value_heads
+    both_shared = [config.per_layer_config[0].num_key_value_heads for config in (vlm, backbone)]
+    assert both_shared[0] == both_shared[1]
 
 
 def test_gemma_windows_five_blocks_of_six() -> None:
@@ -277,8 +302,8 @@ def test_pairs_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     listed = json.loads(capsys.readouterr().out)
     assert sorted(listed) == ["built_in", "gpus", "ndif", "published"]
     assert [one["key"] for one in listed["built_in"]] == list(PAIRS)
-    assert [one["key"] for one in listed["published"]] == list(PROTOCOL)
-    assert len(listed["published"]) == 14
+    assert [one["key"] for one in listed["published"]] == [*PROTOCOL, *NEWER]
+    assert len(PROTOCOL) == 14
     assert listed["ndif"] is None
     first = listed["published"][0]
     assert first["vlm_parameters"] == 7_063_427_072

@@ -483,7 +483,8 @@ def test_a_class_is_known_of_a_folder_as_of_a_registered_pair(key: str) -> None:
     for vlm, backbone in ((pair.vlm, pair.backbone), ("my/vlm", "my/llm")):
         kind = vlm_config(pair).model_type
         found = architecture_of(vlm, backbone, model_type=kind, image_tokens=tokens)
-        assert found == pair.architecture
+        told = vlm == pair.vlm or kind != "internvl"  # which was made both ways
+        assert found == (pair.architecture if told else "other")
 
 
 def test_a_class_that_a_type_does_not_tell() -> None:

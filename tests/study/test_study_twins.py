@@ -75,7 +75,10 @@ def test_the_study_runs_from_one_command(
     summary, tree = json.loads((run / "summary.json").read_text()), read_tree(run)
     assert set(tree.children) == set(STAGES)
     assert summary["n_items"] + summary["n_surface"] == N_ITEMS
-    assert summary["architecture"] == PUBLISHED[key].architecture
+    # A folder of InternVL's does not tell how it was made.
+    assert summary["architecture"] == (
+        "other" if "internvl" in key else PUBLISHED[key].architecture
+    )
     assert not undocumented(summary)
     for number in numbers_of(summary):
         assert set(number) == {"value", "low", "high", "n"}

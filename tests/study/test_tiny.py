@@ -34,6 +34,7 @@ from interventions.architectures.faults import check_unbroken
 from twohop.published import PUBLISHED, PublishedPair
 
 SAID = "The capital of this country, of Köln or 日本, is\n\n what?"
+WITHOUT_BEGIN = ("paligemma", "internvl", "smolvlm", "qwen", "glm", "llava_onevision")
 SIZES = ((24, 16), (16, 20), (30, 12))
 
 
@@ -116,9 +117,7 @@ def test_tokens_know_their_characters(name):
     assert covered == set(range(len(SAID)))
     assert tokens.decode(encoded["input_ids"], skip_special_tokens=True) == SAID
     begins = encoded["input_ids"][0] == tokens.bos_token_id
-    assert begins == (name not in ("paligemma", "internvl", "smolvlm") and "qw" not in name) or (
-        name == "llava_onevision"
-    )
+    assert begins == (not name.startswith(WITHOUT_BEGIN))
 
 
 @pytest.mark.parametrize("name", VLMS)
@@ -130,7 +129,9 @@ def test_every_image_matters(name, n_images):
     logits = run(model, inputs)
     assert logits.isfinite().all()
     held = inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(QUIRKS[name].holds)
-    assert (n_images if name == "mllama" else 4) <= held.sum() <= 40 * n_images
+    assert (
+        (n_images if name == "mllama" else 4) <= held.sum() <= QUIRKS[name].most_tokens * n_images
+    )
     for changed in range(n_images):
         others = list(images)
         others[changed] = picture(SIZES[changed], seed=7)
@@ -185,7 +186,7 @@ def test_padded_rows_are_what_they_are_alone(name):
     together = logits(rows)
     for i, one in enumerate(rows):
         alone = logits([one])[0]
-        assert (together[i, -len(alone) :] - alone).abs().max() < 1e-12
+        assert (together[i, -len(alone) :] - alone).abs().max() < QUIRKS[name].rounding
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -271,7 +272,8 @@ def _check_twin(true: Any, tiny: Any) -> None:
         if getattr(large, name, None) is not None:
             assert getattr(small, name) == getattr(large, name)[:n]
             assert set(getattr(small, name)) == set(getattr(large, name))
-    shared = [part.num_key_value_heads == part.num_attention_heads for part in (large, small)]
+    first = [part.per_layer_config[0] for part in (large, small)]
+    shared = [part.num_key_value_heads == part.num_attention_heads for part in first]
     assert shared[0] == shared[1]
     assert bool(getattr(large, "sliding_window", None)) == bool(
         getattr(small, "sliding_window", None)
@@ -301,7 +303,8 @@ def test_published_pairs_have_twins(pair: PublishedPair):
         text = tiny.get_text_config(decoder=True)
         crossing = getattr(text, "cross_attention_layers", None) or []
         ids.append(inputs["input_ids"].tolist())
-        widths.append((text.hidden_size, text.num_attention_heads, text.num_key_value_heads))
+        first = text.per_layer_config[0]
+        widths.append((first.hidden_size, first.num_attention_heads, first.num_key_value_heads))
         blocks.append(text.num_hidden_layers - len(crossing))
     assert ids[0] == ids[1]
     assert widths[0] == widths[1]

@@ -30,6 +30,11 @@ class Paths:
     blocks: str = "model.language_model.layers"
     mlp: str = "mlp"
     behind_norm: bool = False
+    norms: tuple[str, str] = ("post_attention_layernorm", "post_feedforward_layernorm")
+    scale: str = ""  # a block's factor on what it gives
+    headless: tuple[int, ...] = ()  # blocks whose heads are of another size
+    recurrent: tuple[int, ...] = ()  # blocks with a gated delta net
+    float32_inside: bool = False  # parts compute in float32, whatever the weights are
     cross_blocks: tuple[int, ...] = ()
     added_between: tuple[int, ...] = ()  # blocks behind which something else is added
     two_way: bool = False  # image tokens see each other in both directions
@@ -37,14 +42,22 @@ class Paths:
     image_first: bool = False  # its processor wants images in front of the text
 
 
+RECURRENT: Any = {"recurrent": (0, 1, 2), "headless": (0, 1, 2), "float32_inside": True}
+GLM_NORMS = ("post_self_attn_layernorm", "post_mlp_layernorm")
 PATHS: dict[str, Paths] = {
     **dict.fromkeys(tiny.TEXT, Paths("model.layers")),
     **dict.fromkeys(tiny.VLMS, Paths()),
     "gemma2": Paths("model.layers", behind_norm=True, no_sdpa=True),
     "gemma3_text": Paths("model.layers", behind_norm=True),
+    "glm4": Paths("model.layers", behind_norm=True, norms=GLM_NORMS),
+    **dict.fromkeys(("glm4v", "glm46v"), Paths(behind_norm=True, norms=GLM_NORMS)),
     "gemma3": Paths(behind_norm=True, two_way=True),
+    "gemma4_text": Paths("model.layers", behind_norm=True, scale="layer_scalar", headless=(5,)),
+    "gemma4": Paths(behind_norm=True, two_way=True, scale="layer_scalar", headless=(5,)),
     "paligemma": Paths(two_way=True, image_first=True),
     "qwen3_vl": Paths(added_between=(0, 1, 2)),
+    "qwen3_5_text": Paths("model.layers", **RECURRENT),
+    "qwen3_5": Paths(**RECURRENT),
     "idefics3": Paths("model.text_model.layers"),
     "smolvlm": Paths("model.text_model.layers"),
     "mllama": Paths(cross_blocks=(1, 4), image_first=True),
@@ -79,10 +92,11 @@ def part(name: str, module: Any, component: str, layer: int) -> Any:
     paths = PATHS[name]
     block = module.get_submodule(f"{paths.blocks}.{layer}")
     attention = "cross_attn" if layer in paths.cross_blocks else "self_attn"
+    attention = "linear_attn" if layer in paths.recurrent else attention
     where = {
         "head_out": f"{attention}.o_proj",
-        "attn_out": "post_attention_layernorm" if paths.behind_norm else attention,
-        "mlp_out": "post_feedforward_layernorm" if paths.behind_norm else paths.mlp,
+        "attn_out": paths.norms[0] if paths.behind_norm else attention,
+        "mlp_out": paths.norms[1] if paths.behind_norm else paths.mlp,
     }.get(component, "")
     return block.get_submodule(where)
 
@@ -222,6 +236,12 @@ def set_at(positions: iv.Positions, value: torch.Tensor) -> Edit:
 
 def some_layers(model: iv.Model) -> list[int]:
     return sorted({0, 1, model.n_layers // 2, *model.anatomy.cross_blocks, model.n_layers - 1})
+
+
+def attending(case: Case) -> list[int]:
+    """Blocks with attention between tokens, and heads."""
+    paths, blocks = PATHS[case.name], case.model.anatomy.self_blocks
+    return [layer for layer in blocks if layer not in (*paths.recurrent, *paths.headless)]
 
 
 def width(model: iv.Model, component: str) -> int:

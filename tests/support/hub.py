@@ -13,8 +13,15 @@ COMMIT = "0" * 40
 
 
 @contextmanager
-def serve(repos: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
-    """Serve folders by repo id; yields the address and the list of what was asked for."""
+def serve(
+    repos: Mapping[str, Path], *, gated: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Serve folders by repo id; yields the address and the list of what was asked for.
+
+    ``gated``: repos that are given to one token only, as the hub does it: 401 without a token, 403
+    with another; an unknown repo is 401 to who has none.
+    """
+    keys = gated or {}
     asked: list[str] = []
 
     class Hub(BaseHTTPRequestHandler):
@@ -43,7 +50,14 @@ def serve(repos: Mapping[str, Path]) -> Iterator[tuple[str, list[str]]]:
             api = path.startswith("api/")
             path = path.removeprefix("api/").removeprefix("models/").removeprefix("datasets/")
             org, name, *rest = path.split("/")
-            folder = repos.get(f"{org}/{name}")
+            repo = f"{org}/{name}"
+            folder, token = repos.get(repo), self.headers.get("Authorization")
+            if repo in keys and token != f"Bearer {keys[repo]}":
+                said = f"Access to model {repo} is restricted."
+                status = 401 if token is None else 403
+                return self._answer(status, b"{}", X_Error_Code="GatedRepo", X_Error_Message=said)
+            if folder is None and gated is not None and token is None:
+                return self._answer(401, b"{}", X_Error_Message="Invalid username or password.")
             if folder is None:
                 return self._missing("Repo")
             if api:

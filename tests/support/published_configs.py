@@ -9,8 +9,13 @@ from typing import Any
 
 from published_parts import (
     CLIP_L_336,
+    GEMMA_4_31B,
+    GEMMA_4_VIT,
     GEMMA_12B,
     GEMMA_27B,
+    GLM_9B,
+    GLM_VIT,
+    INTERN_VIT_300M,
     LLAMA_3_8B,
     LLAMA_31_8B,
     LLAMA_31_70B,
@@ -22,11 +27,16 @@ from published_parts import (
     MLLAMA_VIT,
     PIXTRAL_1B,
     PIXTRAL_400M,
+    QWEN3_8B,
+    QWEN3_VIT,
+    QWEN35_9B,
+    QWEN35_VIT,
     QWEN_7B,
     QWEN_72B,
     QWEN_VIT,
     QWEN_VL_ROPE,
     SIGLIP_SO400M,
+    SMOLLM2_1_7B,
     VICUNA_7B,
     VICUNA_13B,
     Facts,
@@ -107,6 +117,47 @@ MODELS: dict[str, Facts] = {
     ),
     "meta-llama/Llama-3.2-11B-Vision-Instruct": _vlm("mllama", MLLAMA_11B, MLLAMA_VIT),
     "meta-llama/Llama-3.2-90B-Vision-Instruct": _vlm("mllama", MLLAMA_90B, MLLAMA_VIT),
+    # Its head is not the embedding, as that of its backbone is.
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": _vlm(
+        "smolvlm",
+        SMOLLM2_1_7B | {"vocab_size": 49_280, "tie_word_embeddings": False},
+        SIGLIP_SO400M | {"model_type": "smolvlm_vision", "image_size": 384},
+        scale_factor=3,
+        image_token_id=49_190,
+    ),
+    # The class ties head and embedding, unless it is told otherwise.
+    "OpenGVLab/InternVL3_5-8B-HF": _vlm(
+        "internvl",
+        QWEN3_8B,
+        INTERN_VIT_300M,
+        image_token_id=151_671,
+        tie_word_embeddings=False,
+    ),
+    "Qwen/Qwen3-VL-8B-Instruct": _vlm(
+        "qwen3_vl",
+        QWEN3_8B
+        | {
+            "model_type": "qwen3_vl_text",
+            "max_position_embeddings": 262_144,
+            "rope_parameters": rope(
+                5_000_000.0, mrope_section=[24, 20, 20], mrope_interleaved=True
+            ),
+        },
+        QWEN3_VIT | {"out_hidden_size": 4096},
+    ),
+    "zai-org/GLM-4.1V-9B-Thinking": _vlm(
+        "glm4v",
+        GLM_9B
+        | {
+            "model_type": "glm4v_text",
+            "max_position_embeddings": 65_536,
+            "rope_parameters": rope(10_000.0, partial_rotary_factor=0.5, mrope_section=[8, 12, 12]),
+        },
+        GLM_VIT,
+    ),
+    # Without the block that guesses a second token, which no class of transformers has.
+    "Qwen/Qwen3.5-9B": _vlm("qwen3_5", QWEN35_9B, QWEN35_VIT),
+    "google/gemma-4-31B-it": _vlm("gemma4", GEMMA_4_31B, GEMMA_4_VIT),
     "lmsys/vicuna-7b-v1.5": VICUNA_7B,
     "lmsys/vicuna-13b-v1.5": VICUNA_13B,
     "mistralai/Mistral-7B-Instruct-v0.2": MISTRAL_7B,
@@ -116,6 +167,9 @@ MODELS: dict[str, Facts] = {
     "Qwen/Qwen2-7B-Instruct": QWEN_7B,
     "Qwen/Qwen2.5-7B-Instruct": QWEN_7B,
     "Qwen/Qwen2.5-72B-Instruct": QWEN_72B,
+    "Qwen/Qwen3-8B": QWEN3_8B,
+    "zai-org/GLM-4-9B-0414": GLM_9B,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": SMOLLM2_1_7B,
     "mistralai/Mistral-Nemo-Instruct-2407": MISTRAL_NEMO,
     "mistralai/Mistral-Large-Instruct-2411": MISTRAL_LARGE,
 }
@@ -139,7 +193,7 @@ def published_config(repo: str, *, text_only: bool = False) -> PreTrainedConfig:
     Raises
     ------
     InterventionsError
-        If the model is in none of the 14 pairs; the nearest id is named.
+        If the model is in none of the registered pairs; the nearest id is named.
     """
     if repo not in MODELS:
         raise InterventionsError(f"no published config of {repo!r}. {did_you_mean(repo, MODELS)}")

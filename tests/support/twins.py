@@ -32,6 +32,10 @@ ASKED = {"capital": "What is the capital of {}?", "flag": "What is on the flag o
 VIEWS = 4
 UNKNOWN = "The town of many words that no model would say"  # longer than what they say
 LONGEST = 8  # tokens of what they say
+REPEATING = {"HuggingFaceTB/SmolLM2-1.7B-Instruct"}
+"""Models whose head is their embedding, and whose twin so says one word for ever."""
+SEEDS = {"Qwen/Qwen3.5-9B": 5}
+"""Of weights, where those of seed 0 happen to lose nothing from the picture."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,12 @@ class Folders:
 @cache
 def module_of(repo: str) -> tuple[Any, Any]:
     config = tiny.shrink(published_config(repo))
-    module, processor = tiny.build_model(config), tiny.tiny_processor(config)
+    if repo in REPEATING:
+        config.tie_word_embeddings = False
+    module, processor = (
+        tiny.build_model(config, seed=SEEDS.get(repo, 0)),
+        tiny.tiny_processor(config),
+    )
     head: Any = module.get_output_embeddings()
     say_words(head.weight.data, getattr(processor, "tokenizer", processor))
     return module, processor

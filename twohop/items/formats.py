@@ -239,6 +239,7 @@ def processor_of(place: str | Path) -> Any:
     """Open a VLM's processor, without its weights."""
     from transformers import AutoConfig
 
+    from interventions.architectures.access import refusal
     from interventions.architectures.llava_layout import Original, is_original_llava
     from interventions.architectures.processors import open_processor
 
@@ -247,6 +248,8 @@ def processor_of(place: str | Path) -> Any:
             return Original.at(str(place)).processor(str(place))
         return open_processor(str(place), AutoConfig.from_pretrained(str(place)))
     except (OSError, ValueError, KeyError) as error:
+        if (refused := refusal(error)) is not None:
+            raise LoadError(f"{str(place)!r} cannot be opened: {refused}") from error
         raise LoadError(
             f"the processor of {str(place)!r} cannot be opened: {error}\nExpected a Hugging Face "
             "repo id, or a folder with the files of a VLM and its processor."

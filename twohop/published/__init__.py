@@ -1,4 +1,4 @@
-"""The 14 published VLM-backbone pairs: what they are, how large, and where they could run."""
+"""The published VLM-backbone pairs: what they are, how large, and where they could run."""
 
 from twohop.published.registry import PUBLISHED, Count, PublishedPair
 

@@ -11,6 +11,7 @@ CLASS_OF_TYPE: dict[str, Architecture] = {
     **dict.fromkeys(("llava", "vipllava", "llava_next", "llava_onevision"), "llava"),
     **dict.fromkeys(("idefics3", "smolvlm"), "llava"),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "llama4"), "native"),
+    **dict.fromkeys(("glm4v", "glm46v", "gemma4", "qwen3_5"), "native"),
     "mllama": "cross-attention",
 }
 """Class of a VLM by ``config.model_type``, for those that are always built in one way."""

@@ -1,6 +1,8 @@
-"""The 14 pairs, as data: which models, of which class, in which layout, with how many parameters.
+"""The pairs, as data: which models, of which class, in which layout, with how many parameters.
 
-The list is our reading of "14 VLMs, 7B to 124B" in *Too Late to Recall* (arXiv 2512.03276).
+The first 14 are our reading of "14 VLMs, 7B to 124B" in *Too Late to Recall* (arXiv 2512.03276);
+those behind them are newer families, with the language model that their makers say they were
+built on.
 """
 
 from dataclasses import dataclass
@@ -69,9 +71,21 @@ PARAMETERS: dict[str, Count] = {
     "mistralai/Mistral-Nemo-Instruct-2407": Count(12_247_782_400),
     "mistralai/Mistral-Large-Instruct-2411": Count(122_610_069_504),
     "meta-llama/Llama-3.2-11B-Vision-Instruct": Count(10_670_220_835),
+    "Qwen/Qwen3-VL-8B-Instruct": Count(8_767_123_696),
+    "Qwen/Qwen3-8B": Count(8_190_735_360),
+    "OpenGVLab/InternVL3_5-8B-HF": Count(8_528_318_464),
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": Count(2_246_784_880),
+    # Less the block that guesses a second token, which checkpoints beside it leave out.
+    "Qwen/Qwen3.5-9B": Count(9_409_813_744),
+    # That of GLM-4.6V-Flash, which has the same shapes; and what GGUF files of the 9B state.
+    "zai-org/GLM-4.1V-9B-Thinking": Count(10_292_777_472),
+    "zai-org/GLM-4-9B-0414": Count(9_400_279_040),
     # Safetensors metadata; the head is the embedding and is not stored twice.
     "google/gemma-3-12b-it": Count(12_187_325_040),
     "google/gemma-3-27b-it": Count(27_432_406_640),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": Count(1_711_376_384),
+    # Less 60 factors of blocks and 2,304 numbers behind the tower, which are buffers.
+    "google/gemma-4-31B-it": Count(31_273_086_512),
     # Derived: Qwen2.5-72B, the tower of Qwen2.5-VL-32B (33,452,718,336 - 32,763,876,352), and a
     # last projection to 8192 instead of 5120 ((5120 + 1) x 3072).
     "Qwen/Qwen2.5-VL-72B-Instruct": Count(73_410_777_344),
@@ -83,6 +97,8 @@ PARAMETERS: dict[str, Count] = {
 TEXT_PARAMETERS: dict[str, Count] = {
     "google/gemma-3-12b-it": Count(11_766_034_176),
     "google/gemma-3-27b-it": Count(27_009_346_304),
+    "Qwen/Qwen3.5-9B": Count(8_953_803_264),
+    "google/gemma-4-31B-it": Count(30_697_345_280),  # without the tower's 575,741,232
 }
 
 
@@ -225,5 +241,18 @@ PUBLISHED: dict[str, PublishedPair] = {
             "meta-llama/Llama-3.1-70B-Instruct",
             "cross-attention",
         ),
+        PublishedPair("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", "Qwen/Qwen3-8B", "native"),
+        PublishedPair("internvl3.5-8b", "OpenGVLab/InternVL3_5-8B-HF", "Qwen/Qwen3-8B", "native"),
+        PublishedPair(
+            "smolvlm2-2.2b",
+            "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+            "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+            "llava",
+        ),
+        PublishedPair(
+            "glm-4.1v-9b", "zai-org/GLM-4.1V-9B-Thinking", "zai-org/GLM-4-9B-0414", "native"
+        ),
+        PublishedPair("gemma-4-31b", "google/gemma-4-31B-it", "google/gemma-4-31B-it", "native"),
+        PublishedPair("qwen3.5-9b", "Qwen/Qwen3.5-9B", "Qwen/Qwen3.5-9B", "native"),
     )
 }

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from families import PATHS, Case, with_sdpa
+from families import PATHS, Case, attending, with_sdpa
 from floors import FLOOR32, noise, relative
 
 import interventions as iv
+from interventions.errors import SiteError
 from interventions.prompt.answer_tokens import candidate_ids
 from interventions.prompt.positions import from_lists
 from interventions.running.complete import following
@@ -13,7 +14,7 @@ from interventions.running.complete import following
 
 def test_knocked_out_edges_have_weight_zero_and_others_stay(case: Case) -> None:
     model = case.model
-    queries, layer = case.prompt.at("last"), model.anatomy.self_blocks[1]
+    queries, layer = case.prompt.at("last"), attending(case)[:2][-1]
     end = case.prompt.length - 1
     keys = from_lists([[end - 1], [end - 1, end - 2]], length=end + 1, single=False, role="before")
     weights: list[torch.Tensor] = []
@@ -38,13 +39,16 @@ def test_knocked_out_edges_have_weight_zero_and_others_stay(case: Case) -> None:
     assert not torch.equal(clean.logits, cut.logits)
 
 
+def test_a_block_without_edges_is_refused_with_the_reason(case: Case) -> None:
+    for layer in PATHS[case.name].recurrent:
+        cut = iv.Knockout(layer, case.prompt.at("last"), case.prompt.at("entity"))
+        with pytest.raises(SiteError, match=r"keeps a recurrent state.*attention: \[3\]"):
+            iv.run(case.model, case.prompt, knockouts=[cut])
+
+
 def test_the_knockout_is_the_same_under_sdpa(case: Case) -> None:
     other = with_sdpa(case)
-    cut = [
-        iv.Knockout(
-            case.model.anatomy.self_blocks[1:3], case.prompt.at("last"), case.prompt.at("entity")
-        )
-    ]
+    cut = [iv.Knockout(attending(case)[:3][-2:], case.prompt.at("last"), case.prompt.at("entity"))]
     eager = iv.run(case.model, case.prompt, knockouts=cut).logits
     sdpa = iv.run(other.model, other.prompt, knockouts=cut).logits
     assert eager is not None

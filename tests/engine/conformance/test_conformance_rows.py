@@ -15,7 +15,8 @@ def test_a_padded_batch_equals_single_rows(case: Case) -> None:
 
 
 def test_a_padded_batch_equals_single_rows_in_float64(case: Case) -> None:
-    check_rows(with_sdpa(case, torch.float64), FLOOR64)
+    inside = PATHS[case.name].float32_inside
+    check_rows(with_sdpa(case, torch.float64), FLOOR32 if inside else FLOOR64)
 
 
 def test_float64_under_eager_attention_is_refused_for_padded_rows(case: Case) -> None:
@@ -107,7 +108,9 @@ def test_a_shared_prefix_changes_no_number(case: Case) -> None:
     images = list(case.pictures) if case.pictures else None
     whole = model.prompt(longer, images=images)
     shared = model.prompt(longer, images=images, share_prefix=True)
-    if not case.pictures and not model.anatomy.windowed:
+    if PATHS[case.name].recurrent:
+        assert not len(shared.prefix_ids)
+    elif not case.pictures and not model.anatomy.windowed:
         assert len(shared.prefix_ids) > 3
     one, two = iv.run(model, whole).logits, iv.run(model, shared).logits
     assert one is not None

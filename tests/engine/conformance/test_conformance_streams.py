@@ -8,6 +8,7 @@ from families import (
     PATHS,
     Case,
     as_heads,
+    attending,
     case_of,
     part,
     plainly,
@@ -47,12 +48,18 @@ def test_a_single_row_is_what_processor_and_model_make_of_it(case: Case) -> None
         assert torch.equal(ours, theirs)
 
 
+def layers_with(case: Case, component: Component) -> list[int]:
+    """Blocks that have a component: not all have heads of one size."""
+    headless = PATHS[case.name].headless if component == "head_out" else ()
+    return [layer for layer in range(case.model.n_layers) if layer not in headless]
+
+
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_reads_equal_hooks_at_every_layer(case: Case, component: Component) -> None:
     model = case.model
-    layers = range(model.n_layers)
+    layers = layers_with(case, component)
     with model.trace(case.prompt):
-        ours = getattr(model, component)[:, case.place].save()
+        ours = getattr(model, component)[layers, case.place].save()
     _, theirs = raw_run(case, reads=[(component, layer) for layer in layers])
     rows = torch.arange(len(case.prompt))
     expected = torch.stack([value[rows, case.place.index[:, 0]] for value in theirs])
@@ -67,6 +74,8 @@ def test_writes_equal_hooks_and_land(case: Case, component: Component) -> None:
     for layer in some_layers(model):
         if component == "head_out" and layer in model.anatomy.cross_blocks:
             continue  # of a cross-attention block: its heads read the image
+        if layer not in layers_with(case, component):
+            continue
         with model.trace(case.prompt):
             getattr(model, component)[layer, case.place] = as_heads(model, component, value)
             logits = model.logits[:].save()
@@ -79,12 +88,12 @@ def test_writes_equal_hooks_and_land(case: Case, component: Component) -> None:
 def test_patching_a_value_with_itself_changes_nothing_bit_for_bit(
     case: Case, component: Component
 ) -> None:
-    model = case.model
+    model, layers = case.model, layers_with(case, component)
     with model.trace(case.prompt):
-        own = getattr(model, component)[:, case.place].save()
+        own = getattr(model, component)[layers, case.place].save()
         plain = model.logits[:].save()
     with model.trace(case.prompt):
-        getattr(model, component)[:, case.place] = own
+        getattr(model, component)[layers, case.place] = own
         logits = model.logits[:].save()
     assert torch.equal(logits, plain)
 
@@ -125,6 +134,9 @@ def test_components_add_up(case: Case) -> None:
             block = model.module.get_submodule(f"{paths.blocks}.{layer}")
             gates = [block.cross_attn_attn_gate.tanh(), block.cross_attn_mlp_gate.tanh()]
         total = before[layer] + gates[0] * attn[layer] + gates[1] * mlp[layer]
+        if paths.scale:
+            block = model.module.get_submodule(f"{paths.blocks}.{layer}")
+            total *= block.get_buffer(paths.scale)
         assert relative(total[real], after[layer][real]) < FLOOR32
     for layer in range(model.n_layers - 1):
         same = torch.equal(after[layer][case.real], before[layer + 1][case.real])
@@ -134,7 +146,7 @@ def test_components_add_up(case: Case) -> None:
 def test_heads_are_separate(case: Case) -> None:
     model, prompt = case.model, case.prompt
     anatomy = model.anatomy
-    head, layer = anatomy.n_heads - 1, 1
+    head, layer = anatomy.n_heads - 1, attending(case)[:2][-1]
     with model.trace(prompt):
         whole = model.head_out[layer, case.place].save()
     with model.trace(prompt):
@@ -153,6 +165,12 @@ def test_heads_are_separate(case: Case) -> None:
         iv.read(model, prompt, [iv.Site("head_out", 0, case.place, heads=99)])
     with pytest.raises(SiteError, match="cannot be split"):
         iv.read(model, prompt, [iv.Site("mlp_out", 0, case.place, heads=0)])
+
+
+def test_heads_of_another_size_are_refused_with_the_reason(case: Case) -> None:
+    for layer in PATHS[case.name].headless:
+        with pytest.raises(SiteError, match=f"block {layer} .* heads cannot be told apart"):
+            iv.read(case.model, case.prompt, [iv.Site("head_out", layer, case.place)])
 
 
 def test_the_map_has_a_path_for_every_part(case: Case) -> None:

@@ -13,11 +13,21 @@ from tiny.processors import tiny_processor
 from tiny.shrinking import sees_of, shrink
 from tiny.weights import randomise
 
-TEXT = ("llama", "vicuna", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+TEXT = (
+    "llama",
+    "vicuna",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "glm4",
+    "gemma2",
+    "gemma3_text",
+    "gemma4_text",
+)
 VLMS = (
     *("llava", "llava_next", "llava_onevision", "vipllava", "pixtral", "mistral3", "gemma3"),
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "smolvlm", "paligemma"),
-    *("mllama", "llama4"),
+    *("mllama", "llama4", "glm4v", "glm46v", "gemma4", "qwen3_5"),
 )
 FAMILIES = TEXT + VLMS
 
@@ -26,6 +36,10 @@ VIDEO_PROCESSORS = {
     "qwen2_vl": "Qwen2VLVideoProcessor",
     "qwen2_5_vl": "Qwen2VLVideoProcessor",
     "qwen3_vl": "Qwen3VLVideoProcessor",
+    "qwen3_5": "Qwen3VLVideoProcessor",
+    "gemma4": "Gemma4VideoProcessor",
+    "glm4v": "Glm4vVideoProcessor",
+    "glm46v": "Glm46VVideoProcessor",
     "internvl": "InternVLVideoProcessor",
     "smolvlm": "SmolVLMVideoProcessor",
 }

@@ -7,6 +7,11 @@ from transformers import (
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
+    Gemma4Config,
+    Gemma4TextConfig,
+    Glm4Config,
+    Glm4vConfig,
+    Glm46VConfig,
     Idefics3Config,
     InternVLConfig,
     Llama4Config,
@@ -22,6 +27,8 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2Config,
     Qwen2VLConfig,
+    Qwen3_5Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3VLConfig,
     SmolVLMConfig,
@@ -62,6 +69,14 @@ NEMO: dict[str, Any] = {
     "head_dim": 128,
     "sliding_window": None,
 }
+GLM4V: dict[str, Any] = {
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10_000.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [8, 12, 12],
+    }
+}
 GEMMA3: dict[str, Any] = {
     "hidden_size": 3840,
     "intermediate_size": 15_360,
@@ -70,10 +85,26 @@ GEMMA3: dict[str, Any] = {
     "num_key_value_heads": 8,
     "sliding_window": 1024,
 }
+GEMMA4: dict[str, Any] = {
+    "hidden_size": 5376,
+    "intermediate_size": 21_504,
+    "num_hidden_layers": 60,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 16,
+    "num_global_key_value_heads": 4,
+    "attention_k_eq_v": True,
+    "sliding_window": 1024,
+    "final_logit_softcapping": 30.0,
+    "hidden_size_per_layer_input": 0,
+    "use_bidirectional_attention": "vision",
+}
 
 
 def _m_rope(sections: list[int], **more: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections, **more}
+
+
+QWEN3_5_ROPE = _m_rope([11, 11, 10], mrope_interleaved=True, partial_rotary_factor=0.25)
 
 
 def _qwen_vl(**more: Any) -> dict[str, Any]:
@@ -88,6 +119,7 @@ TRUE: dict[str, Callable[[], Any]] = {
     "qwen3": lambda: Qwen3Config(
         hidden_size=2560, num_key_value_heads=8, num_hidden_layers=36, tie_word_embeddings=True
     ),
+    "glm4": lambda: Glm4Config(rms_norm_eps=1e-5),
     "gemma2": lambda: Gemma2Config(),
     "gemma3_text": lambda: Gemma3TextConfig(**GEMMA3),
     "llava": lambda: LlavaConfig(text_config=LlamaConfig(vocab_size=32_064)),
@@ -105,6 +137,19 @@ TRUE: dict[str, Callable[[], Any]] = {
     ),
     "mistral3": lambda: Mistral3Config(),
     "gemma3": lambda: Gemma3Config(text_config=Gemma3TextConfig(**GEMMA3)),
+    "gemma4_text": lambda: Gemma4TextConfig(**GEMMA4),
+    "gemma4": lambda: Gemma4Config(
+        text_config=GEMMA4,
+        vision_config={
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "head_dim": 72,
+            "standardize": True,
+        },
+    ),
     "qwen2_vl": lambda: Qwen2VLConfig(text_config=_qwen_vl()),
     "qwen2_5_vl": lambda: Qwen2_5_VLConfig(text_config=_qwen_vl()),
     "qwen3_vl": lambda: Qwen3VLConfig(
@@ -112,6 +157,12 @@ TRUE: dict[str, Callable[[], Any]] = {
             "num_key_value_heads": 8,
             "rope_parameters": _m_rope([24, 20, 20], mrope_interleaved=True),
         }
+    ),
+    "glm4v": lambda: Glm4vConfig(text_config=GLM4V),
+    "glm46v": lambda: Glm46VConfig(text_config={"model_type": "glm4v_text", **GLM4V}),
+    "qwen3_5_text": lambda: Qwen3_5TextConfig(rope_parameters=QWEN3_5_ROPE),
+    "qwen3_5": lambda: Qwen3_5Config(
+        text_config={"rope_parameters": QWEN3_5_ROPE}, vision_config={"out_hidden_size": 4096}
     ),
     "internvl": lambda: InternVLConfig(text_config=Qwen2Config(**QWEN2)),
     "idefics3": lambda: Idefics3Config(

@@ -81,6 +81,17 @@ def _gemma3(config: Any, tokenizer: PreTrainedTokenizerFast, **more: Any) -> Any
     return hf.Gemma3Processor(images, tokenizer, image_seq_length=length, **more)
 
 
+def _gemma4(config: Any, tokenizer: PreTrainedTokenizerFast, **more: Any) -> Any:
+    vision = config.vision_config
+    images = hf.Gemma4ImageProcessorPil(
+        patch_size=vision.patch_size,
+        pooling_kernel_size=vision.pooling_kernel_size,
+        max_soft_tokens=70,  # the fewest that it takes
+    )
+    sounds = hf.Gemma4AudioFeatureExtractor()
+    return processor_class("Gemma4Processor")(sounds, images, tokenizer, **more)
+
+
 def _qwen_vl(config: Any, tokenizer: PreTrainedTokenizerFast, **more: Any) -> Any:
     vision = config.vision_config
     area = (vision.patch_size * vision.spatial_merge_size) ** 2
@@ -94,8 +105,23 @@ def _qwen_vl(config: Any, tokenizer: PreTrainedTokenizerFast, **more: Any) -> An
         "qwen2_vl": "Qwen2VLProcessor",
         "qwen2_5_vl": "Qwen2_5_VLProcessor",
         "qwen3_vl": "Qwen3VLProcessor",
+        "qwen3_5": "Qwen3VLProcessor",
     }[config.model_type]
     return processor_class(kind)(images, tokenizer, **more)
+
+
+def _glm(config: Any, tokenizer: PreTrainedTokenizerFast, **more: Any) -> Any:
+    vision = config.vision_config
+    # Its sizes count both frames that one picture is made into.
+    volume = vision.temporal_patch_size * (vision.patch_size * vision.spatial_merge_size) ** 2
+    kind = {"glm4v": "Glm4v", "glm46v": "Glm46V"}[config.model_type]
+    images = getattr(hf, f"{kind}ImageProcessorPil")(
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+        size={"shortest_edge": 4 * volume, "longest_edge": MAX_QWEN_TOKENS * volume},
+    )
+    return processor_class(f"{kind}Processor")(images, tokenizer, **more)
 
 
 def _internvl(config: Any, tokenizer: PreTrainedTokenizerFast, **more: Any) -> Any:
@@ -154,7 +180,9 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "llava_onevision": _llava_onevision,
     **dict.fromkeys(("pixtral", "mistral3"), _pixtral),
     "gemma3": _gemma3,
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _qwen_vl),
+    "gemma4": _gemma4,
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), _qwen_vl),
+    **dict.fromkeys(("glm4v", "glm46v"), _glm),
     "internvl": _internvl,
     **dict.fromkeys(("idefics3", "smolvlm"), _idefics),
     "paligemma": _paligemma,

@@ -1,6 +1,6 @@
 """What differs from family to family, as data: found by trying, and held by ``test_tiny.py``."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tiny.templates import PLACEHOLDERS
@@ -36,6 +36,10 @@ class Quirks:
         Whether all rows of a batch must have equally many images to be what they are alone.
     auto_processor : bool
         Whether ``AutoProcessor`` opens a folder without torchvision and num2words.
+    rounding : float
+        What padding may change in float64: 1e-12, unless a part computes in float32.
+    most_tokens : int
+        Of an image of the tests.
     """
 
     placeholder: str
@@ -47,6 +51,8 @@ class Quirks:
     text_alone: bool = True
     one_count: bool = False
     auto_processor: bool = True
+    rounding: float = 1e-12
+    most_tokens: int = 40
     notes: tuple[str, ...] = field(default=())
 
 
@@ -84,6 +90,15 @@ def _qwen(name: str) -> Quirks:
             "without mm_token_type_ids Qwen2.5 silently takes plain positions; the others refuse",
             "the model keeps rope_deltas of the last images: a cached step needs position_ids",
         ),
+    )
+
+
+def _glm(name: str) -> Quirks:
+    return replace(
+        _qwen(name),
+        holds="<|image|>",
+        among=("<|begin_of_image|>", "<|end_of_image|>"),
+        notes=("a token of a picture between the marks of a video is taken for a frame's",),
     )
 
 
@@ -131,9 +146,26 @@ QUIRKS: dict[str, Quirks] = {
         sees_ahead="images",
         notes=("two newlines stand before and behind an image",),
     ),
+    "gemma4": Quirks(
+        PLACEHOLDERS["gemma4"],
+        "<|image|>",
+        {
+            "pixel_values": "image ~patch pixel",
+            "image_position_ids": "image ~patch size",
+            "mm_token_type_ids": TYPES,
+        },
+        among=("<|image>", "<image|>"),
+        sees_ahead="images",
+        auto_processor=False,
+        most_tokens=70,
+        notes=("tokens of an image see each other in blocks with windows only",),
+    ),
     "qwen2_vl": _qwen("qwen2_vl"),
     "qwen2_5_vl": _qwen("qwen2_5_vl"),
     "qwen3_vl": _qwen("qwen3_vl"),
+    "qwen3_5": replace(_qwen("qwen3_5"), rounding=1e-4),
+    "glm4v": _glm("glm4v"),
+    "glm46v": _glm("glm46v"),
     "internvl": Quirks(
         PLACEHOLDERS["internvl"],
         "<IMG_CONTEXT>",

@@ -15,15 +15,20 @@ D_MODEL, HEADS, D_MLP, WINDOW = 48, 4, 64, 8
 BLOCKS = 4
 MLLAMA_BLOCKS, MLLAMA_CROSS = 6, [1, 4]  # as many others as a language model has
 
+SMOLLM_SIZES = (49_152, 49_280)  # of SmolLM2's vocabulary, and of SmolVLM's
 TEXT_STYLES = {
     "qwen2": "qwen",
     "qwen3": "qwen",
     "qwen2_vl_text": "qwen",
     "qwen2_5_vl_text": "qwen",
     "qwen3_vl_text": "qwen",
+    "qwen3_5_text": "qwen",
+    "glm4": "glm",
+    "glm4v_text": "glm",
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma",
+    "gemma4_text": "gemma4",
     "mllama_text_model": "llama3",
     "llama4_text": "llama4",
 }
@@ -34,11 +39,11 @@ def style_of(config: Any) -> str:
     if style := getattr(config, "tiny_style", None):
         return style
     text = config.get_text_config(decoder=True)
-    if config.model_type == "smolvlm":
-        return "smollm"
     if text.model_type == "mistral":
         return "tekken" if text.vocab_size > 32_100 else "llama2"  # from version 3 on
     if text.model_type == "llama":
+        if text.vocab_size in SMOLLM_SIZES:
+            return "smollm"
         return "llama3" if text.vocab_size > 100_000 else "llama2"
     return TEXT_STYLES[text.model_type]
 
@@ -75,6 +80,7 @@ def shrink(config: Any) -> Any:
 
 
 def _shrink_text(text: Any) -> None:
+    text.per_layer_config = None  # of Gemma 4: made anew below
     heads, width = text.num_attention_heads, text.hidden_size
     shared = getattr(text, "num_key_value_heads", heads) or heads
     head_dim = getattr(text, "head_dim", None)
@@ -82,6 +88,9 @@ def _shrink_text(text: Any) -> None:
     tiny_dim = natural
     if head_dim is not None and head_dim * heads != width:
         tiny_dim = natural + (4 if head_dim * heads > width else -4)
+    partial = (text.rope_parameters or {}).get("partial_rotary_factor", 1.0)
+    if int(natural * partial) < 6:  # three axes, two numbers each
+        tiny_dim = 2 * natural
     scalar = getattr(text, "query_pre_attn_scalar", None)
     if scalar is not None:
         text.query_pre_attn_scalar = tiny_dim if scalar == head_dim else natural
@@ -95,13 +104,26 @@ def _shrink_text(text: Any) -> None:
     if hasattr(text, "num_local_experts"):
         text.num_local_experts = min(4, text.num_local_experts)
         text.num_experts_per_tok = min(2, text.num_experts_per_tok)
+    if hasattr(text, "linear_num_value_heads"):
+        text.linear_num_key_heads, text.linear_num_value_heads = HEADS // 2, HEADS
+        text.linear_key_head_dim, text.linear_value_head_dim = natural - 4, natural
     for name in ("sliding_window", "attention_chunk_size"):
         if getattr(text, name, None) is not None:
             setattr(text, name, WINDOW)
     if "mrope_section" in (text.rope_parameters or {}):
-        half = tiny_dim // 2
+        half = int(tiny_dim * partial) // 2
         text.rope_parameters["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
     _shrink_depth(text)
+    if text.model_type == "gemma4_text":
+        _shrink_global(text)
+
+
+def _shrink_global(text: Any) -> None:
+    """Gemma 4's blocks without a window have wider and fewer heads."""
+    wide = {"head_dim": 2 * text.head_dim, "num_key_value_heads": text.num_key_value_heads // 2}
+    text.per_layer_config = {
+        i: dict(wide) for i, kind in enumerate(text.layer_types) if kind == "full_attention"
+    }
 
 
 def _shrink_depth(text: Any) -> None:
@@ -128,6 +150,11 @@ def _shrink_parts(tiny: Any, tokenizer: Any) -> None:
         "video_token_id": getattr(tokenizer, "video_token", None),
         "boi_token_id": getattr(tokenizer, "boi_token", "<|image_start|>"),
         "eoi_token_id": getattr(tokenizer, "eoi_token", "<|image_end|>"),
+        **{
+            f"{kind}_{end}_token_id": getattr(tokenizer, f"{kind}_{end}_token", None)
+            for kind in ("image", "video")
+            for end in ("start", "end")
+        },
         "vision_start_token_id": getattr(tokenizer, "vision_bos_token", None),
         "vision_end_token_id": getattr(tokenizer, "vision_eos_token", None),
     }

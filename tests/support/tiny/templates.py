@@ -6,7 +6,9 @@ _TURNS: dict[str, tuple[str, str]] = {
     "tekken": ("[INST]", "[/INST]"),
     "qwen": ("<|im_start|>{{ role }}\n", "<|im_end|>\n"),
     "smollm": ("<|im_start|>{{ role }}\n", "<|im_end|>\n"),
+    "glm": ("<|{{ role }}|>\n", ""),
     "gemma": ("<start_of_turn>{{ role }}\n", "<end_of_turn>\n"),
+    "gemma4": ("<|turn>{{ role }}\n", "<turn|>\n"),
     "llama4": ("<|header_start|>{{ role }}<|header_end|>\n\n", "<|eot|>"),
 }
 """What stands before and behind a message."""
@@ -16,15 +18,18 @@ PLACEHOLDERS: dict[str, str] = {
     **dict.fromkeys(("idefics3", "smolvlm", "paligemma"), "<image>"),
     **dict.fromkeys(("pixtral", "mistral3"), "[IMG]"),
     **dict.fromkeys(
-        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "<|vision_start|><|image_pad|><|vision_end|>"
+        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"),
+        "<|vision_start|><|image_pad|><|vision_end|>",
     ),
+    **dict.fromkeys(("glm4v", "glm46v"), "<|begin_of_image|><|image|><|end_of_image|>"),
     **dict.fromkeys(("mllama", "llama4"), "<|image|>"),
     "gemma3": "<start_of_image>",
+    "gemma4": "<|image|>",
     "internvl": "<IMG_CONTEXT>",
 }
 """What a text says where an image goes."""
 
-_BEGINS = {"llama2", "llama3", "tekken", "gemma", "llama4"}
+_BEGINS = {"llama2", "llama3", "tekken", "gemma", "gemma4", "llama4"}
 _OWN_LINE = {"llava", "llava_next", "vipllava", "internvl"}
 
 

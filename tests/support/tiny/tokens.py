@@ -5,7 +5,7 @@ share have one id in both, so a VLM and its backbone agree about text.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -98,6 +98,15 @@ SMOLLM = Style(
     eos="<|im_end|>",
     pad="<|endoftext|>",
 )
+GLM = Style(
+    "bytes",
+    back=(
+        *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>"),
+        *("<|user|>", "<|assistant|>", "<|observation|>"),
+    ),
+    eos="<|endoftext|>",
+    pad="<|endoftext|>",
+)
 GEMMA = Style(
     "pieces",
     front=("<pad>", "<eos>", "<bos>", "<unk>"),
@@ -108,6 +117,7 @@ GEMMA = Style(
     unk="<unk>",
     adds_bos=True,
 )
+GEMMA4 = replace(GEMMA, back=("<|turn>", "<turn|>"))
 LLAMA4 = Style(
     "bytes",
     back=(
@@ -126,7 +136,9 @@ STYLES = {
     "tekken": TEKKEN,
     "qwen": QWEN,
     "smollm": SMOLLM,
+    "glm": GLM,
     "gemma": GEMMA,
+    "gemma4": GEMMA4,
     "llama4": LLAMA4,
 }
 
@@ -136,6 +148,14 @@ QWEN_VL = {
     "vision_eos_token": "<|vision_end|>",
     "image_token": "<|image_pad|>",
     "video_token": "<|video_pad|>",
+}
+GLM_V = {
+    "image_start_token": "<|begin_of_image|>",
+    "image_end_token": "<|end_of_image|>",
+    "video_start_token": "<|begin_of_video|>",
+    "video_end_token": "<|end_of_video|>",
+    "image_token": "<|image|>",
+    "video_token": "<|video|>",
 }
 SEES: dict[str, dict[str, str]] = {
     "llava": LLAVA,
@@ -147,9 +167,21 @@ SEES: dict[str, dict[str, str]] = {
         "eoi_token": "<end_of_image>",
         "image_token": "<image_soft_token>",
     },
+    "gemma4": {
+        "boi_token": "<|image>",
+        "eoi_token": "<image|>",
+        "image_token": "<|image|>",
+        "boa_token": "<|audio>",
+        "eoa_token": "<audio|>",
+        "audio_token": "<|audio|>",
+        "video_token": "<|video|>",
+    },
     "qwen2_vl": QWEN_VL,
     "qwen2_5_vl": QWEN_VL,
     "qwen3_vl": QWEN_VL,
+    "qwen3_5": QWEN_VL,
+    "glm4v": GLM_V,
+    "glm46v": GLM_V,
     "internvl": {
         "start_image_token": "<img>",
         "end_image_token": "</img>",

@@ -78,6 +78,23 @@ def _qwen3_vl(tiny: Any, vision: Any, d_model: int) -> None:
     vision.num_position_embeddings = 16
 
 
+def _qwen3_5(tiny: Any, vision: Any, d_model: int) -> None:
+    _tower_of_qwen(vision, d_model)
+    vision.num_position_embeddings = 16
+
+
+def _glm(tiny: Any, vision: Any, d_model: int) -> None:
+    _tower_of_qwen(vision, d_model)
+    vision.image_size = SIDE
+
+
+def _gemma4(tiny: Any, vision: Any, d_model: int) -> None:
+    vision.hidden_size, vision.intermediate_size = D_VISION, D_MLP
+    vision.num_hidden_layers, vision.patch_size = LAYERS, PATCH
+    vision.num_attention_heads = vision.num_key_value_heads = HEADS
+    vision.head_dim, vision.position_embedding_size = D_VISION // HEADS, 64
+
+
 def _tower_of_qwen(vision: Any, d_model: int) -> None:
     vision.depth, vision.hidden_size, vision.intermediate_size = LAYERS, D_VISION, D_MLP
     vision.num_heads, vision.patch_size, vision.out_hidden_size = HEADS, PATCH, d_model
@@ -115,6 +132,9 @@ SHRINKERS: dict[str, Callable[[Any, Any, int], None]] = {
     "qwen2_vl_vision": _qwen2_vl,
     "qwen2_5_vl_vision": _qwen2_5_vl,
     "qwen3_vl_vision": _qwen3_vl,
+    "gemma4_vision": _gemma4,
+    "qwen3_5_vision": _qwen3_5,
+    "glm4v_vision": _glm,
     "internvl_vision": _internvl,
     "idefics3_vision": _idefics,
     "smolvlm_vision": _idefics,
