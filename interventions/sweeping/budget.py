@@ -10,8 +10,6 @@ from interventions.errors import BudgetTooSmall
 from interventions.model.model import Model
 
 SHARE = 0.4  # of the memory that is free
-PASS_SECONDS = 1.5e-3  # that a block of a forward pass costs beside its arithmetic
-FLOPS = {"cpu": 1e11, "cuda": 1.5e14}  # per second: what decides is the order of magnitude
 MOST_TOKENS = {"cpu": 4096, "cuda": 65536}  # more per forward pass is not faster
 
 
@@ -73,54 +71,3 @@ def _devices(model: Model) -> set[torch.device]:
 
 def _megabytes(n_bytes: int) -> str:
     return f"{n_bytes / 2**20:.1f} MiB"
-
-
-def _sizes(model: Model) -> tuple[int, Any]:
-    config: Any = model.module.config.get_text_config(decoder=True)
-    return torch.empty(0, dtype=model.dtype).element_size(), config
-
-
-def kept_bytes(model: Model, length: int, before: int) -> int:
-    """Bytes that the clean run of a row leaves: keys, values, residuals.
-
-    ``length`` tokens go through the blocks, behind a shared prefix of ``before``.
-    """
-    size, _ = _sizes(model)
-    anatomy = model.anatomy
-    keys = 2 * anatomy.n_kv_heads * anatomy.head_dim * (length + before)
-    return size * model.n_layers * (keys + 2 * model.d_model * length)
-
-
-def row_bytes(model: Model, n_tokens: int, before: int, *, apart: bool) -> int:
-    """Bytes that one row of a forward pass needs at its height.
-
-    Parameters
-    ----------
-    model : Model
-    n_tokens : int
-        That go through the blocks.
-    before : int
-        That they go on from.
-    apart : bool
-        The prefix is attended to without a copy for each row.
-    """
-    size, config = _sizes(model)
-    anatomy = model.anatomy
-    inner = getattr(config, "intermediate_size", None) or 4 * model.d_model
-    states = size * n_tokens * (8 * model.d_model + 3 * inner)
-    scores = 2 * 4 * anatomy.n_heads * n_tokens * (n_tokens + before)
-    copied = 0 if apart else 4 * size * anatomy.n_kv_heads * anatomy.head_dim * (n_tokens + before)
-    return states + scores + copied + 3 * 4 * anatomy.vocab
-
-
-def clean_bytes(model: Model, length: int, before: int) -> int:
-    """Bytes that one row of the clean run needs at its height, what it leaves included."""
-    return kept_bytes(model, length, before) + row_bytes(model, length, before, apart=False)
-
-
-def pass_tokens(model: Model) -> int:
-    """How many tokens through a block cost as much as one more forward pass does beside them."""
-    block = model.module.get_submodule(model.anatomy.blocks)[0]
-    per_token = 2 * sum(parameter.numel() for parameter in block.parameters())
-    flops = FLOPS.get(model.device.type, FLOPS["cpu"])
-    return int(PASS_SECONDS * flops / per_token)
