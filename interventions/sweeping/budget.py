@@ -28,7 +28,7 @@ class Budget:
         Of several devices, the one with the least sets it.
         """
         if n_bytes is None:
-            n_bytes = int(min(map(free_bytes, _devices(model))) * SHARE)
+            n_bytes = int(free_on(model) * SHARE)
         return cls(n_bytes, MOST_TOKENS.get(model.device.type, MOST_TOKENS["cpu"]))
 
     def less(self, n_bytes: int) -> "Budget":
@@ -51,6 +51,11 @@ class Budget:
                 "rows, or a shorter prompt."
             )
         return max(1, min(self.n_bytes // needed, self.n_tokens // tokens))
+
+
+def free_on(model: Model) -> int:
+    """Bytes that can still be had where a model is; of several devices, on that with the least."""
+    return min(map(free_bytes, _devices(model)))
 
 
 def free_bytes(device: torch.device) -> int:
