@@ -1,0 +1,124 @@
+"""A pair's plan, here: from its configs and prompts, or from what is published of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from interventions import Model, load
+from twohop.ask.study import Study, longest_answer
+from twohop.items.items import Benchmark
+from twohop.pairs import Pair
+from twohop.published.registry import BYTES_BF16, PARAMETERS
+from twohop.running.pair_run import Settings
+from twohop.running.plan import Plan, planned
+from twohop.running.rates import Rate, rate_of
+from twohop.running.weighing import Machine, Weights
+from twohop.stages.asked import Counts, scope_of
+from twohop.stages.table import STAGES
+from twohop.stages.work import Role
+
+INDEXES = ("model.safetensors", "model.safetensors.index.json")
+"""Files of which a checkpoint has one."""
+
+
+def plan_of(
+    pair: Pair,
+    settings: Settings,
+    *,
+    stages: Sequence[str] = STAGES,
+    counts: Counts | None = None,
+    same: bool = False,
+    timing: bool = False,
+    machine: Machine | None = None,
+) -> Plan:
+    """Plan a pair's study here, from configs and prompts.
+
+    Parameters
+    ----------
+    pair : Pair
+    settings : Settings
+    stages : sequence of str
+        Those that are still to be run.
+    counts : Counts, optional
+        Items, where stages that are done have counted them. Default: the most there can be.
+    same : bool
+        Whether the VLM's decoder is known to be the backbone's.
+    timing : bool
+        Load the models whose weights are here, one after the other, and time forward passes; else
+        no weight is read.
+    machine : Machine, optional
+        Default: what is free here.
+    """
+    places = pair.places(remote=settings.remote)
+    alone = places["vlm"] == places["backbone"]
+    roles: tuple[Role, ...] = ("vlm",) if alone else ("vlm", "backbone")
+    models = {role: load(places[role], remote=settings.remote or "local") for role in roles}
+    study = study_on(pair.benchmark().limited(settings.limit), models, settings)
+    here = machine or Machine.here(settings.loading)
+    weights = {
+        role: Weights.of(models[role], settings.loading, on_cpu=here.kind == "cpu")
+        for role in roles
+    }
+    scope = scope_of(study, counts=counts, same=same or alone)
+    asked = {"protocol": settings.protocol, "stages": stages, "spare": spare_of(here)}
+    asked["remote"] = bool(settings.remote)
+    plan = planned(pair.key, scope, weights, here, **asked)
+    missing = {} if settings.remote else downloads(places, weights)
+    if timing and not plan.remedy and not missing and not settings.remote:
+        rates = timed(places, study, settings)
+        plan = planned(pair.key, scope, weights, here, rates=rates, **asked)
+    return replace(plan, downloads=missing)
+
+
+def study_on(benchmark: Benchmark, models: Mapping[Role, Model], settings: Settings) -> Study:
+    """The study that would be run on these models; of one alone, it is its own backbone."""
+    backbone = models.get("backbone", models["vlm"])
+    return Study(
+        vlm=models["vlm"],
+        backbone=backbone,
+        benchmark=benchmark,
+        seed=settings.seed,
+        max_new_tokens=longest_answer(backbone, benchmark, protocol=settings.protocol),
+        protocol=settings.protocol,
+    )
+
+
+def timed(places: Mapping[str, Path | str], study: Study, settings: Settings) -> dict[Role, Rate]:
+    """Load each model and time it, one after the other."""
+    rates: dict[Role, Rate] = {}
+    roles: tuple[Role, ...] = ("backbone", "vlm")
+    for role in roles:
+        if role == "vlm" or places["vlm"] != places["backbone"]:
+            model = load(places[role], **settings.loading.of(role))
+            rates[role] = rate_of(model, study)
+            del model
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    return rates
+
+
+def spare_of(machine: Machine) -> Machine | None:
+    """All GPUs here, where fewer are to be used."""
+    n = torch.cuda.device_count() if machine.kind == "cuda" else 0
+    if n <= len(machine.free):
+        return None
+    free = tuple(torch.cuda.mem_get_info(i)[0] for i in range(n))
+    return Machine("cuda", free, tuple(f"cuda:{i}" for i in range(n)), True)
+
+
+def downloads(places: Mapping[str, Path | str], weights: Mapping[Role, Weights]) -> dict[str, int]:
+    """Bytes of the checkpoints that are not here, by repo id: as published, else by the config."""
+    from huggingface_hub import try_to_load_from_cache
+
+    missing = {}
+    for role, of in weights.items():
+        repo = str(places[role])
+        if Path(repo).is_dir():
+            continue
+        if any(isinstance(try_to_load_from_cache(repo, name), str) for name in INDEXES):
+            continue
+        known = PARAMETERS.get(repo)
+        missing[repo] = BYTES_BF16 * (known.value if known else of.parameters)
+    return missing
