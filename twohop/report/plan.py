@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from twohop.protocol import Protocol
+from twohop.published import PUBLISHED
 from twohop.running.plan import Plan, StagePlan
+from twohop.running.published_plans import CARDS, Fit, fit_on
 
 GB, MB = 10**9, 10**6
 MINUTE, HOUR = 60, 3600
@@ -70,6 +73,29 @@ def said(plan: Plan) -> str:
         fetched = ", ".join(f"{repo} {size(of)}" for repo, of in plan.downloads.items())
         parts.append(f"to be downloaded: {fetched}")
     return "; ".join([*parts, *plan.notes])
+
+
+def print_fits(console: Console) -> None:
+    """Print how every published pair fits on GPUs of several sizes, as a table of Markdown."""
+    protocol = Protocol()
+    names = ("pair", *(f"{card} GB" for card in CARDS), "tokens x blocks", "time")
+    lines = [names, ("---",) * len(names)]
+    for key in PUBLISHED:
+        fits = [fit_on(key, card, protocol=protocol) for card in CARDS]
+        plan = fits[-1][0].plan
+        tokens = counted(sum(sum(stage.tokens.values()) for stage in plan.stages))
+        lines.append((f"`{key}`", *map(_fits, fits), tokens, duration(plan.seconds)))
+    for line in lines:
+        console.print(f"| {' | '.join(line)} |", highlight=False, markup=False, soft_wrap=True)
+
+
+def _fits(fits: Sequence[Fit]) -> str:
+    """The cards that a pair needs, and what it needs at the least."""
+    ways = []
+    for fit in fits:
+        cards = f"{fit.count} x " if fit.count > 1 else ""
+        ways.append(f"{cards}{fit.packing or '16 bit'}, {size(fit.plan.least)}")
+    return " or ".join(ways) or "NDIF"
 
 
 def counted(number: int) -> str:

@@ -7,18 +7,23 @@ from pathlib import Path
 import torch
 
 from interventions import Model, load
+from interventions.errors import LoadError
 from twohop.ask.study import Study, longest_answer
 from twohop.items.items import Benchmark
 from twohop.pairs import Pair
+from twohop.published import PUBLISHED
 from twohop.published.registry import BYTES_BF16, PARAMETERS
-from twohop.running.pair_run import Settings
+from twohop.running.pair_run import PairRun, Settings
 from twohop.running.plan import Plan, planned
+from twohop.running.published_plans import published_plan, published_weights
 from twohop.running.rates import Rate, rate_of
 from twohop.running.weighing import Machine, Weights
 from twohop.stages.asked import Counts, scope_of
 from twohop.stages.table import STAGES
 from twohop.stages.work import Role
 
+WHY = 150
+"""Characters of an error that are said again."""
 INDEXES = ("model.safetensors", "model.safetensors.index.json")
 """Files of which a checkpoint has one."""
 
@@ -122,3 +127,57 @@ def downloads(places: Mapping[str, Path | str], weights: Mapping[Role, Weights])
         known = PARAMETERS.get(repo)
         missing[repo] = BYTES_BF16 * (known.value if known else of.parameters)
     return missing
+
+
+def plan_before(pair: Pair, settings: Settings, *, timing: bool = False) -> Plan:
+    """Plan a whole study; of a published pair whose config cannot be had, from what is published.
+
+    Parameters
+    ----------
+    pair : Pair
+    settings : Settings
+    timing : bool
+        As in :func:`plan_of`.
+
+    Raises
+    ------
+    LoadError
+        If a config cannot be had, and nothing is published of the pair.
+    """
+    try:
+        return plan_of(pair, settings, timing=timing)
+    except LoadError as error:
+        place = pair.places(remote=settings.remote)["vlm"]
+        known = [key for key, of in PUBLISHED.items() if of.vlm == place]
+        if not known:
+            raise
+        here = Machine.here(settings.loading)
+        plan = published_plan(
+            known[0],
+            here,
+            protocol=settings.protocol,
+            packing=settings.loading.quantization,
+            spare=spare_of(here),
+        )
+        weights = published_weights(PUBLISHED[known[0]])
+        why = str(error).split("\n")[0]
+        note = (
+            f"from published sizes, asked about flags in a chat, as the config is not here: {why}"
+        )
+        places = pair.places(remote=settings.remote)
+        return replace(plan, downloads=downloads(places, weights), notes=(note,))
+
+
+def plan_of_rest(run: PairRun, to_run: Sequence[str]) -> Plan | None:
+    """Plan what is left of a run, with the items that its stages have counted.
+
+    None where its configs cannot be had: what is amiss is said when they are opened.
+    """
+    stored = run.own.stages()
+    counts = None
+    if not {"recall", "backbone_text"} & {*to_run} and "recall" in stored:
+        counts = Counts.of(run.own.get("recall"), run.own.get("backbone_text"))
+    try:
+        return plan_of(run.pair, run.settings, stages=to_run, counts=counts)
+    except LoadError:
+        return None

@@ -41,8 +41,7 @@ class Rate:
 
     def seconds(self, asked: Asked, work: Work) -> float:
         """How long forward passes take."""
-        # A picture's patches are about as many as its tokens.
-        seen = work.pictures * asked.vision * work.width
+        seen = work.pictures * asked.vision * asked.patches
         done = 2 * (asked.sizes.block * (work.tokens + work.more) + seen)
         return done / self.flops + work.passes * asked.sizes.n_layers * self.of_pass
 

@@ -171,8 +171,10 @@ def height(
     together = machine.shared and len(sizes) > 1
     peaks, least = [0], [0]
     total = sum(sizes.values())
-    both = together and all(
-        total + needed(scope, work) <= machine.room(work.role) for work in works
+    both = (
+        together
+        and len(works) > 0
+        and all(total + needed(scope, work) <= machine.room(work.role) for work in works)
     )
     for work in works:
         role: Role = work.role if work.role in sizes else "vlm"

@@ -19,6 +19,8 @@ from twohop.stages.work import Asked, Lengths, Role
 
 PICTURES = 4
 """Of each relation that are looked at: those of a set are mostly of one size."""
+TILED = 6404
+"""Patches of a picture that is read by cross-attention: four tiles, which mllama fills up to."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def scope_of(study: Study, *, counts: Counts | None = None, same: bool = False) 
     probed = probed_relation(benchmark)
     n = len(benchmark.items)
     return Scope(
-        _asked("vlm", vlm),
+        _asked("vlm", vlm, patches=patches_of(vlm, naming)),
         _asked("backbone", backbone),
         tuple(relations),
         lengths_of(vlm, naming, "image").some(len(entities)),
@@ -238,9 +240,15 @@ def lengths_of(model: Model, prompt: Prompt, entity: str) -> Lengths:
     )
 
 
-def _asked(role: Role, model: Model) -> Asked:
+def patches_of(model: Model, prompt: Prompt) -> int:
+    """Tokens of a picture in the vision tower, about: those it has in the text, if it has any."""
+    return int(prompt.at("image").counts.max()) if has_image_tokens(model) else TILED
+
+
+def _asked(role: Role, model: Model, *, patches: int = 0) -> Asked:
     blocks = len(model.anatomy.self_blocks)
-    return Asked(role, Sizes.of(model), model.device.type, blocks, vision_of(model))
+    vision = vision_of(model)
+    return Asked(role, Sizes.of(model), model.device.type, blocks, vision, patches)
 
 
 def vision_of(model: Model) -> int:

@@ -113,6 +113,8 @@ class Asked:
         Those that run without a picture: not those that only attend to one.
     vision : int
         Parameters of vision tower and projector.
+    patches : int
+        Tokens of a picture that go through them.
     """
 
     role: Role
@@ -120,6 +122,7 @@ class Asked:
     device: str
     blocks: int
     vision: int = 0
+    patches: int = 0
 
     def layers(self, lengths: Lengths) -> int:
         """Blocks that run."""

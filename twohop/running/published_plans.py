@@ -1,0 +1,154 @@
+"""Plans of published pairs on GPUs that are not here, from what is published: nothing is fetched.
+
+The pairs are asked about flags in a chat; how long their prompts are is about what it is in all of
+them (:data:`NAMED`, :data:`SHOWN`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from interventions.sweeping.schedule import Path
+from interventions.sweeping.sizes import Sizes
+from twohop.items.items import Item
+from twohop.protocol import Protocol
+from twohop.published import PUBLISHED, PublishedPair
+from twohop.published.sizes import SHAPES, Shape
+from twohop.running.plan import Plan, planned
+from twohop.running.weighing import Machine, Weights
+from twohop.stages.asked import TILED, Counts, Relation, Scope
+from twohop.stages.work import Asked, Lengths, Role
+
+CARDS = (24, 48, 80, 141)
+"""GB of the GPUs that pairs are planned on: as of an L4, an L40S, an A100 or H100, an H200."""
+COUNTS = (1, 2, 4, 8)
+NAMED = Lengths((), before=24, ahead=4, behind=12)
+"""A question in a chat: what is shared, what is ahead of the name, what comes behind it."""
+NAME = 3
+SHOWN = Lengths((), before=12, ahead=1, behind=20, pictured=True)
+ANSWER = 3
+BEGINNINGS = 120
+PIXELS = 3 * 4 * 336 * 336
+
+
+@cache
+def flags_asked() -> tuple[tuple[str, int], ...]:
+    """The relations of the flags, and how many items each has; entities are counted as one more."""
+    from twohop.pairs import flags_checked
+
+    items: Sequence[Item] = flags_checked("flags").items
+    relations = dict.fromkeys(item.relation for item in items)
+    counts = [(name, sum(item.relation == name for item in items)) for name in relations]
+    return (*counts, ("", len({item.entity.code for item in items})))
+
+
+def published_scope(pair: PublishedPair, protocol: Protocol) -> Scope:
+    """What a published pair is asked about flags."""
+    shape = SHAPES[pair.key]
+    *relations, (_, entities) = flags_asked()
+    text: Path = "plain" if shape.windowed else "suffix"
+    image: Path = {"itself": "suffix", "image": "rows", "all": "plain"}[shape.sees]  # type: ignore[assignment]
+    width = SHOWN.ahead + SHOWN.behind + max(0, shape.picture - 1)
+    named = replace(NAMED, rows=(NAMED.ahead + NAME + NAMED.behind - 1,), path=text)
+    cut = replace(named, rows=(NAMED.ahead + NAME,), behind=1)
+    shown = replace(SHOWN, rows=(width,), path=image, sent=PIXELS)
+    chained = replace(shown, rows=(width + NAMED.behind + 2 * NAME,))
+    items = sum(count for _, count in relations)
+    sizes = sizes_of(shape)
+    crossed = replace(sizes, n_layers=shape.n_layers + shape.crossing)
+    vision = pair.vlm_parameters.value - pair.backbone_parameters.value
+    vision -= shape.crossing * shape.block
+    return Scope(
+        Asked("vlm", crossed, "cuda", shape.n_layers, max(0, vision), shape.picture or TILED),
+        Asked("backbone", sizes, "cuda", shape.n_layers),
+        tuple(
+            Relation(
+                named.some(count),
+                cut.some(count),
+                shown.some(count),
+                shown.some(count),
+                sum(named.rows) + named.before,
+                ANSWER,
+                BEGINNINGS,
+            )
+            for _, count in relations
+        ),
+        shown.some(entities),
+        cut.some(entities),
+        chained,
+        0,
+        protocol.sentence_tokens - 1,
+        Counts.most(items, protocol),
+        pair.same_weights,
+    )
+
+
+def sizes_of(shape: Shape) -> Sizes:
+    """Return them as a model in 16 bits has them."""
+    return Sizes(
+        shape.n_layers,
+        shape.d_model,
+        shape.n_heads,
+        shape.n_kv_heads,
+        shape.head_dim,
+        shape.vocab,
+        shape.inner,
+        2,
+        shape.block,
+    )
+
+
+def published_weights(pair: PublishedPair, packing: str | None = None) -> dict[Role, Weights]:
+    """Weights of both models; of one, where both are the same."""
+    ends = SHAPES[pair.key].ends
+    weights: dict[Role, Weights] = {"vlm": Weights(pair.vlm_parameters.value, ends, 2, packing)}
+    if not pair.same_weights:
+        weights["backbone"] = Weights(pair.backbone_parameters.value, ends, 2, packing)
+    return weights
+
+
+def published_plan(
+    key: str,
+    machine: Machine,
+    *,
+    protocol: Protocol,
+    packing: str | None = None,
+    spare: Machine | None = None,
+) -> Plan:
+    """Plan a published pair's study of flags on a machine."""
+    pair = PUBLISHED[key]
+    weights = published_weights(pair, packing)
+    scope = published_scope(pair, protocol)
+    return planned(key, scope, weights, machine, protocol=protocol, spare=spare)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The least that a pair needs of cards of one size.
+
+    Attributes
+    ----------
+    count : int
+        Cards; 0 where eight are not enough.
+    packing : str or None
+        Of the weights.
+    plan : Plan
+    """
+
+    count: int
+    packing: str | None
+    plan: Plan
+
+
+def fit_on(key: str, gigabytes: int, *, protocol: Protocol) -> list[Fit]:
+    """How a pair fits on cards of so many GB: in 16 bits, and packed where that takes fewer."""
+    found: list[Fit] = []
+    for packing in (None, "int8", "nf4"):
+        for count in COUNTS:
+            machine = Machine.of(gigabytes, count=count)
+            plan = published_plan(key, machine, protocol=protocol, packing=packing)
+            if not plan.remedy:
+                if not found or count < found[-1].count:
+                    found.append(Fit(count, packing, plan))
+                break
+    return found
