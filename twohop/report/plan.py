@@ -11,14 +11,14 @@ from twohop.running.plan import Plan, StagePlan
 from twohop.running.published_plans import CARDS, Fit, fit_on
 
 GB, MB = 10**9, 10**6
-MINUTE, HOUR = 60, 3600
+MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print what every stage takes, and all of it."""
     table = Table(title=f"{plan.pair}: what it takes", box=None, title_justify="left")
-    for name in ("stage", "models", "passes", "tokens x blocks", "time", "memory", "on"):
-        right = name not in ("stage", "models", "on")
+    for name in ("stage", "model", "passes", "tokens x blocks", "time", "memory", "on"):
+        right = name not in ("stage", "model", "on")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     remote = any(stage.requests for stage in plan.stages) and plan.remote
     if remote:
@@ -35,7 +35,7 @@ def _cells(stage: StagePlan) -> Sequence[str]:
         return (stage.stage, "-", "", "", "", "", "")
     return (
         stage.stage,
-        " + ".join(stage.roles),
+        stage.roles[0] if len(stage.roles) == 1 else "both",
         f"{stage.passes:,}",
         counted(sum(stage.tokens.values())),
         duration(stage.seconds),
@@ -133,4 +133,6 @@ def duration(seconds: float) -> str:
     """
     if seconds < 2 * MINUTE:
         return f"{seconds:.0f} s"
-    return f"{seconds / MINUTE:.0f} min" if seconds < 2 * HOUR else f"{seconds / HOUR:.1f} h"
+    if seconds < 2 * HOUR:
+        return f"{seconds / MINUTE:.0f} min"
+    return f"{seconds / HOUR:.1f} h" if seconds < 2 * DAY else f"{seconds / DAY:.0f} days"

@@ -13,6 +13,7 @@ from twohop.items.items import Benchmark
 from twohop.pairs import Pair
 from twohop.published import PUBLISHED
 from twohop.published.registry import BYTES_BF16, PARAMETERS
+from twohop.running.loading import Loading
 from twohop.running.pair_run import PairRun, Settings
 from twohop.running.plan import Plan, planned
 from twohop.running.published_plans import published_plan, published_weights
@@ -59,10 +60,12 @@ def plan_of(
     places = pair.places(remote=settings.remote)
     alone = places["vlm"] == places["backbone"]
     roles: tuple[Role, ...] = ("vlm",) if alone else ("vlm", "backbone")
-    models = {role: load(places[role], remote=settings.remote or "local") for role in roles}
+    models: dict[Role, Model] = {
+        role: load(places[role], remote=settings.remote or "local") for role in roles
+    }
     study = study_on(pair.benchmark().limited(settings.limit), models, settings)
     here = machine or Machine.here(settings.loading)
-    weights = {
+    weights: dict[Role, Weights] = {
         role: Weights.of(models[role], settings.loading, on_cpu=here.kind == "cpu")
         for role in roles
     }
@@ -157,6 +160,7 @@ def plan_before(pair: Pair, settings: Settings, *, timing: bool = False) -> Plan
             here,
             protocol=settings.protocol,
             packing=settings.loading.quantization,
+            n_bytes=width_of(settings.loading, here),
             spare=spare_of(here),
         )
         weights = published_weights(PUBLISHED[known[0]])
@@ -166,6 +170,14 @@ def plan_before(pair: Pair, settings: Settings, *, timing: bool = False) -> Plan
         )
         places = pair.places(remote=settings.remote)
         return replace(plan, downloads=downloads(places, weights), notes=(note,))
+
+
+def width_of(loading: Loading, machine: Machine) -> int:
+    """Bytes of a number: of those asked for, else float32 on a CPU and 16 bits elsewhere."""
+    dtype = getattr(torch, loading.dtype or "", None)
+    if dtype is None:
+        dtype = torch.float32 if machine.kind == "cpu" else torch.bfloat16
+    return torch.empty(0, dtype=dtype).element_size()
 
 
 def plan_of_rest(run: PairRun, to_run: Sequence[str]) -> Plan | None:

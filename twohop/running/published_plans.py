@@ -98,12 +98,15 @@ def sizes_of(shape: Shape) -> Sizes:
     )
 
 
-def published_weights(pair: PublishedPair, packing: str | None = None) -> dict[Role, Weights]:
+def published_weights(
+    pair: PublishedPair, packing: str | None = None, n_bytes: int = 2
+) -> dict[Role, Weights]:
     """Weights of both models; of one, where both are the same."""
     ends = SHAPES[pair.key].ends
-    weights: dict[Role, Weights] = {"vlm": Weights(pair.vlm_parameters.value, ends, 2, packing)}
+    parameters = pair.vlm_parameters.value
+    weights: dict[Role, Weights] = {"vlm": Weights(parameters, ends, n_bytes, packing)}
     if not pair.same_weights:
-        weights["backbone"] = Weights(pair.backbone_parameters.value, ends, 2, packing)
+        weights["backbone"] = Weights(pair.backbone_parameters.value, ends, n_bytes, packing)
     return weights
 
 
@@ -113,11 +116,12 @@ def published_plan(
     *,
     protocol: Protocol,
     packing: str | None = None,
+    n_bytes: int = 2,
     spare: Machine | None = None,
 ) -> Plan:
     """Plan a published pair's study of flags on a machine."""
     pair = PUBLISHED[key]
-    weights = published_weights(pair, packing)
+    weights = published_weights(pair, packing, n_bytes)
     scope = published_scope(pair, protocol)
     return planned(key, scope, weights, machine, protocol=protocol, spare=spare)
 

@@ -11,7 +11,7 @@ from interventions.sweeping.budget import free_bytes
 from twohop.ask.room import row_needs, rows_in
 from twohop.running.loading import Loading
 from twohop.stages.asked import Scope
-from twohop.stages.work import Role, Work
+from twohop.stages.work import Asked, Role, Work
 
 GB = 10**9
 CONTEXT = GB
@@ -201,11 +201,9 @@ def fits(
 
 def in_format(scope: Scope, weights: Mapping[Role, Weights]) -> Scope:
     """Return the scope with numbers as wide as the weights'."""
-    by_role = {
-        role: replace(
-            asked,
-            sizes=replace(asked.sizes, n_bytes=weights.get(role, weights["vlm"]).n_bytes),
-        )
-        for role, asked in (("vlm", scope.vlm), ("backbone", scope.backbone))
-    }
-    return replace(scope, **by_role)
+
+    def wide(asked: Asked) -> Asked:
+        n_bytes = weights.get(asked.role, weights["vlm"]).n_bytes
+        return replace(asked, sizes=replace(asked.sizes, n_bytes=n_bytes))
+
+    return replace(scope, vlm=wide(scope.vlm), backbone=wide(scope.backbone))

@@ -173,6 +173,10 @@ def scope_of(study: Study, *, counts: Counts | None = None, same: bool = False) 
         template = benchmark.templates[items[0].relation]
         named = questions.named(backbone, rows)
         [(cut, _)] = at_names(backbone, [(template, [item.entity for item in items])])
+        plain, marked = (
+            lengths_of(vlm, questions.shown(rows[:PICTURES], marked=told), "image").some(len(rows))
+            for told in (False, True)
+        )
         space = spaced(backbone, named)
         candidates = candidate_ids(
             backbone,
@@ -185,12 +189,8 @@ def scope_of(study: Study, *, counts: Counts | None = None, same: bool = False) 
             Relation(
                 lengths_of(backbone, named, "entity"),
                 lengths_of(backbone, cut, "entity"),
-                *(
-                    lengths_of(vlm, questions.shown(rows[:PICTURES], marked=marked), "image").some(
-                        len(rows)
-                    )
-                    for marked in (False, True)
-                ),
+                plain,
+                marked,
                 int(backbone.prompt(template.fill_with_nothing()).lengths[0]),
                 max(map(len, token_ids(backbone, [i.answers[0] for i in items], space=space))),
                 sum(map(len, begun)),
