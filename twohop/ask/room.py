@@ -1,10 +1,15 @@
 """How many rows memory has room for, from their keys and values, before anything has run out."""
 
+from typing import Literal
+
 from interventions import Model
 from interventions.architectures.wrapped import weightless
+from interventions.sweeping.budget import SHARE as ENGINES
 from interventions.sweeping.budget import free_on
 from interventions.sweeping.sizes import Sizes
 
+Kind = Literal["read", "answers", "cells", "backward"]
+"""Whether states are read, answers go on from rows, cells do, or gradients come back."""
 SHARE = 0.6
 """Of the memory that is free, for the rows of a batch: what is not foreseen has the rest."""
 COPIES = 3
@@ -15,14 +20,13 @@ HELD, HELD_INNER = 27, 3
 """Numbers that a gradient's pass holds of a token in a block, per width and per width of an MLP."""
 
 
-def row_needs(sizes: Sizes, kind: str, *, width: int, before: int) -> int:
+def row_needs(sizes: Sizes, kind: Kind, *, width: int, before: int) -> int:
     """Bytes that a row takes while it is run.
 
     Parameters
     ----------
     sizes : Sizes
     kind : {"read", "answers", "cells", "backward"}
-        Whether states are read, answers go on from it, cells do, or gradients come back.
     width : int
         Tokens of the row.
     before : int
@@ -33,13 +37,14 @@ def row_needs(sizes: Sizes, kind: str, *, width: int, before: int) -> int:
     if kind == "backward":
         return running + states * (HELD * sizes.d_model + HELD_INNER * sizes.inner)
     if kind == "cells":
-        return running + sizes.kept(width, before)
+        # The engine gives cells less of what is free: its own budget.
+        return int((running + sizes.clean(width, before)) * SHARE / ENGINES)
     if kind == "answers":
         return running + COPIES * sizes.keys(width + before)
     return running + READ * states * sizes.d_model
 
 
-def rows_at_once(model: Model, kind: str, most: int, *, width: int, before: int = 0) -> int:
+def rows_at_once(model: Model, kind: Kind, most: int, *, width: int, before: int = 0) -> int:
     """At most ``most`` rows, as many as what is free has room for; one at least.
 
     Parameters

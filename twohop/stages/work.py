@@ -7,14 +7,12 @@ from typing import Literal
 from interventions.sweeping.budget import MOST_TOKENS
 from interventions.sweeping.schedule import Path, parts_of
 from interventions.sweeping.sizes import Sizes
+from twohop.ask.room import Kind
 from twohop.stages.patched import GROUP_ROWS
 
 GRADIENT = 3
 """Forward passes that one with gradients costs as much as."""
 Role = Literal["vlm", "backbone"]
-Kind = Literal["read", "answers", "cells", "backward"]
-"""What is in memory beside the rows that run: what is read; keys and values, twice; those of the
-clean run; or all activations."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Work:
     ----------
     role : {"vlm", "backbone"}
     kind : str
-        One of :data:`Kind`.
+        As in :func:`twohop.ask.room.row_needs`.
     tokens : int
         Tokens through blocks: those of a pass, times the blocks that it runs.
     passes : int
