@@ -106,12 +106,18 @@ def leave(device: torch.device | None = None, *, but: Model | None = None) -> bo
 
 
 def _move(model: Model, device: torch.device) -> None:
+    moved: dict[int, torch.nn.Parameter] = {}  # tied weights stay one
     for part in model.module.modules():
-        for parameter in part._parameters.values():
-            if parameter is not None and parameter.device != device:
-                parameter.data = parameter.data.to(device)
+        for name, parameter in part._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in moved:
+                value = parameter.detach().to(device)
+                new = torch.nn.Parameter(value, requires_grad=parameter.requires_grad)
+                moved[id(parameter)] = moved[id(new)] = new
+            part._parameters[name] = moved[id(parameter)]
         for name, buffer in part._buffers.items():
-            if buffer is not None and buffer.device != device:
+            if buffer is not None:
                 part._buffers[name] = buffer.to(device)
 
 

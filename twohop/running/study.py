@@ -6,11 +6,10 @@ from typing import Any, overload
 
 from rich.markup import escape
 
-from interventions import load
 from twohop.ask.study import Study, longest_answer
 from twohop.pairs import Pair, find_pair
 from twohop.running.known import Known
-from twohop.running.loading import Role
+from twohop.running.loading import Role, loaded_where_there_is_room
 from twohop.running.pair_run import Models, PairRun, Settings, open_run
 from twohop.running.reporter import Reporter
 from twohop.stages.table import STAGES, Selection
@@ -29,7 +28,10 @@ def study_of(key: str | Pair, settings: Settings | None = None) -> Study:
     roles: tuple[Role, ...] = ("vlm", "backbone")
     places = pair.places(remote=settings.remote)
     vlm, backbone = (
-        load(places[role], remote=settings.remote, **settings.loading.of(role)) for role in roles
+        loaded_where_there_is_room(
+            places[role], remote=settings.remote, **settings.loading.of(role)
+        )
+        for role in roles
     )
     return Study(
         vlm=vlm,

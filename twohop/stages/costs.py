@@ -27,8 +27,8 @@ FORWARD = 2
 """Passes of an attribution that need no gradients: one of either side."""
 WHOLE_ARMS = 8
 """Writes at all image tokens or the last one, :func:`.transplants.whole_arms`."""
-CHAINS = 5
-"""Arms of the recovery that name an entity first."""
+CHAINS = (3, 2)
+"""Arms of the recovery that name an entity first, and then ask about the name, or without it."""
 
 
 def backbone_text(scope: Scope, protocol: Protocol) -> list[Work]:
@@ -208,12 +208,15 @@ def recovery(scope: Scope, protocol: Protocol) -> list[Work]:
         inside = protocol.image_places if part.pictured and part.path != "plain" else 0
         starts = part.rows[-1] - part.ahead - part.behind + 1 + min(part.behind, places)
         random = min(protocol.random_seeds, starts) + 1
-        tries = WHOLE_ARMS + (places + inside) + random + len(SPAN_VALUES) - 1
-        tries += len(ARMS_OF_IT)
-        works.append(vlm.answering(part, steps=scope.steps, most=ANSWER_ROWS, tries=tries))
+        arms = (WHOLE_ARMS, places + inside, random, len(SPAN_VALUES) - 1)
+        for tries in (*arms, *([1] * len(ARMS_OF_IT))):
+            works.append(vlm.answering(part, steps=scope.steps, most=ANSWER_ROWS, tries=tries))
         works += [vlm.reading(part), vlm.reading(part)]
-    chained = scope.chained.some(CHAINS * tried)
-    works.append(vlm.answering(chained, steps=scope.steps, most=ASKED_ROWS))
+    for share in filter(None, scope.spread(tried)):
+        works += [
+            vlm.answering(scope.chained.some(arms * share), steps=scope.steps, most=ASKED_ROWS)
+            for arms in CHAINS
+        ]
     for _, part in scope.some(lost, "shown"):
         works.append(vlm.gradients(part, most=SPAN_ROWS, forward=0, backward=1))
     pairs = layer_pairs(vlm.sizes.n_layers, protocol=protocol)
