@@ -171,7 +171,7 @@ def plan_studies(pairs: "Sequence[Pair]", settings: "Settings") -> int:
     """``twohop study --plan``: of each pair, what it takes; refused if one does not fit."""
     from rich.console import Console
 
-    from twohop.report.plan import print_plan
+    from twohop.running.plan_text import print_plan
     from twohop.running.planning import plan_before
 
     plans = [plan_before(pair, settings, timing=True) for pair in pairs]
@@ -186,7 +186,7 @@ def say_plan(run: "PairRun", to_run: "Sequence[str]") -> None:
     """Say in a line what is left of a run takes; refuse it if it does not fit."""
     from rich.console import Console
 
-    from twohop.report.plan import said
+    from twohop.running.plan_text import said
     from twohop.running.planning import plan_of_rest
 
     plan = plan_of_rest(run, to_run)
@@ -309,7 +309,7 @@ def list_pairs(options: argparse.Namespace) -> int:
     from twohop.report.pairs import pairs_as_dict, print_pairs
 
     if options.plan:
-        from twohop.report.plan import print_fits
+        from twohop.running.plan_text import print_fits
 
         print_fits(Console())
         return 0

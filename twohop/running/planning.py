@@ -10,9 +10,7 @@ from interventions import Model, load
 from interventions.errors import LoadError
 from twohop.ask.study import Study, longest_answer
 from twohop.items.items import Benchmark
-from twohop.pairs import Pair
-from twohop.published import PUBLISHED
-from twohop.published.registry import BYTES_BF16, PARAMETERS
+from twohop.pairs import PUBLISHED, Pair, published_bytes
 from twohop.running.loading import Loading
 from twohop.running.pair_run import PairRun, Settings
 from twohop.running.plan import Plan, planned
@@ -23,6 +21,8 @@ from twohop.stages.asked import Counts, scope_of
 from twohop.stages.table import STAGES
 from twohop.stages.work import Role
 
+HALF = 2
+"""Bytes of a number in most checkpoints."""
 WHY = 150
 """Characters of an error that are said again."""
 INDEXES = ("model.safetensors", "model.safetensors.index.json")
@@ -127,8 +127,7 @@ def downloads(places: Mapping[str, Path | str], weights: Mapping[Role, Weights])
             continue
         if any(isinstance(try_to_load_from_cache(repo, name), str) for name in INDEXES):
             continue
-        known = PARAMETERS.get(repo)
-        missing[repo] = BYTES_BF16 * (known.value if known else of.parameters)
+        missing[repo] = published_bytes(repo) or HALF * of.parameters
     return missing
 
 

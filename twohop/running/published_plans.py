@@ -11,13 +11,13 @@ from functools import cache
 from interventions.sweeping.schedule import Path
 from interventions.sweeping.sizes import Sizes
 from twohop.items.items import Item
+from twohop.pairs import PUBLISHED, PublishedPair, flags_checked
 from twohop.protocol import Protocol
-from twohop.published import PUBLISHED, PublishedPair
-from twohop.published.sizes import SHAPES, Shape
 from twohop.running.plan import Plan, planned
-from twohop.running.weighing import Machine, Weights
+from twohop.running.weighing import Machine, Weights, fits, height
 from twohop.stages.asked import TILED, Counts, Relation, Scope
-from twohop.stages.work import Asked, Lengths, Role
+from twohop.stages.costs import COSTS
+from twohop.stages.work import Asked, Lengths, Role, Work
 
 CARDS = (24, 48, 80, 141)
 """GB of the GPUs that pairs are planned on: as of an L4, an L40S, an A100 or H100, an H200."""
@@ -34,8 +34,6 @@ PIXELS = 3 * 4 * 336 * 336
 @cache
 def flags_asked() -> tuple[tuple[str, int], ...]:
     """The relations of the flags, and how many items each has; entities are counted as one more."""
-    from twohop.pairs import flags_checked
-
     items: Sequence[Item] = flags_checked("flags").items
     relations = dict.fromkeys(item.relation for item in items)
     counts = [(name, sum(item.relation == name for item in items)) for name in relations]
@@ -44,7 +42,7 @@ def flags_asked() -> tuple[tuple[str, int], ...]:
 
 def published_scope(pair: PublishedPair, protocol: Protocol) -> Scope:
     """What a published pair is asked about flags."""
-    shape = SHAPES[pair.key]
+    shape = pair.shape
     *relations, (_, entities) = flags_asked()
     text: Path = "plain" if shape.windowed else "suffix"
     image: Path = {"itself": "suffix", "image": "rows", "all": "plain"}[shape.sees]  # type: ignore[assignment]
@@ -54,7 +52,7 @@ def published_scope(pair: PublishedPair, protocol: Protocol) -> Scope:
     shown = replace(SHOWN, rows=(width,), path=image, sent=PIXELS)
     chained = replace(shown, rows=(width + NAMED.behind + 2 * NAME,))
     items = sum(count for _, count in relations)
-    sizes = sizes_of(shape)
+    sizes = sizes_of(pair)
     crossed = replace(sizes, n_layers=shape.n_layers + shape.crossing)
     vision = pair.vlm_parameters.value - pair.backbone_parameters.value
     vision -= shape.crossing * shape.block
@@ -63,18 +61,18 @@ def published_scope(pair: PublishedPair, protocol: Protocol) -> Scope:
         Asked("backbone", sizes, "cuda", shape.n_layers),
         tuple(
             Relation(
-                named.some(count),
-                cut.some(count),
-                shown.some(count),
-                shown.some(count),
+                named.sample(count),
+                cut.sample(count),
+                shown.sample(count),
+                shown.sample(count),
                 sum(named.rows) + named.before,
                 ANSWER,
                 BEGINNINGS,
             )
             for _, count in relations
         ),
-        shown.some(entities),
-        cut.some(entities),
+        shown.sample(entities),
+        cut.sample(entities),
         chained,
         0,
         protocol.sentence_tokens - 1,
@@ -83,8 +81,9 @@ def published_scope(pair: PublishedPair, protocol: Protocol) -> Scope:
     )
 
 
-def sizes_of(shape: Shape) -> Sizes:
-    """Return them as a model in 16 bits has them."""
+def sizes_of(pair: PublishedPair) -> Sizes:
+    """Sizes of a pair's language model in 16 bits."""
+    shape = pair.shape
     return Sizes(
         shape.n_layers,
         shape.d_model,
@@ -102,7 +101,7 @@ def published_weights(
     pair: PublishedPair, packing: str | None = None, n_bytes: int = 2
 ) -> dict[Role, Weights]:
     """Weights of both models; of one, where both are the same."""
-    ends = SHAPES[pair.key].ends
+    ends = pair.shape.ends
     parameters = pair.vlm_parameters.value
     weights: dict[Role, Weights] = {"vlm": Weights(parameters, ends, n_bytes, packing)}
     if not pair.same_weights:
@@ -133,26 +132,36 @@ class Fit:
     Attributes
     ----------
     count : int
-        Cards; 0 where eight are not enough.
+        Cards.
     packing : str or None
         Of the weights.
-    plan : Plan
+    least : int
+        Bytes without which some stage cannot be run.
     """
 
     count: int
     packing: str | None
-    plan: Plan
+    least: int
+
+
+@cache
+def every_work(key: str, protocol: Protocol) -> tuple[Scope, list[Work]]:
+    """What goes through a pair's models in all stages."""
+    scope = published_scope(PUBLISHED[key], protocol)
+    return scope, [work for cost in COSTS.values() for work in cost(scope, protocol)]
 
 
 def fit_on(key: str, gigabytes: int, *, protocol: Protocol) -> list[Fit]:
     """How a pair fits on cards of so many GB: in 16 bits, and packed where that takes fewer."""
-    found: list[Fit] = []
+    ways: list[Fit] = []
+    scope, works = every_work(key, protocol)
     for packing in (None, "int8", "nf4"):
+        weights = published_weights(PUBLISHED[key], packing)
         for count in COUNTS:
             machine = Machine.of(gigabytes, count=count)
-            plan = published_plan(key, machine, protocol=protocol, packing=packing)
-            if not plan.remedy:
-                if not found or count < found[-1].count:
-                    found.append(Fit(count, packing, plan))
+            if fits(scope, works, weights, machine):
+                if not ways or count < ways[-1].count:
+                    least = height(scope, works, weights, machine).least
+                    ways.append(Fit(count, packing, least))
                 break
-    return found
+    return ways

@@ -144,10 +144,10 @@ class Scope:
             left -= len(room[:left])
         return shares
 
-    def some(self, n: int, kind: str) -> list[tuple[Relation, Lengths]]:
+    def sampled(self, n: int, kind: str) -> list[tuple[Relation, Lengths]]:
         """Each relation with its part of ``n`` prompts of a kind, such as ``"named"``."""
         return [
-            (relation, getattr(relation, kind).some(share))
+            (relation, getattr(relation, kind).sample(share))
             for relation, share in zip(self.relations, self.spread(n), strict=True)
             if share
         ]
@@ -173,8 +173,9 @@ def scope_of(study: Study, *, counts: Counts | None = None, same: bool = False) 
         template = benchmark.templates[items[0].relation]
         named = questions.named(backbone, rows)
         [(cut, _)] = at_names(backbone, [(template, [item.entity for item in items])])
+        few = rows[:PICTURES]
         plain, marked = (
-            lengths_of(vlm, questions.shown(rows[:PICTURES], marked=told), "image").some(len(rows))
+            lengths_of(vlm, questions.shown(few, marked=told), "image").sample(len(rows))
             for told in (False, True)
         )
         space = spaced(backbone, named)
@@ -208,7 +209,7 @@ def scope_of(study: Study, *, counts: Counts | None = None, same: bool = False) 
         _asked("vlm", vlm, patches=patches_of(vlm, naming)),
         _asked("backbone", backbone),
         tuple(relations),
-        lengths_of(vlm, naming, "image").some(len(entities)),
+        lengths_of(vlm, naming, "image").sample(len(entities)),
         lengths_of(backbone, named, "entity"),
         chained,
         [*dict(by_relation(benchmark.items))].index(probed),

@@ -63,7 +63,7 @@ def recall(scope: Scope, protocol: Protocol) -> list[Work]:
     vlm, naming = scope.vlm, scope.naming
     works = [vlm.answering(naming, steps=scope.steps, most=_rows(naming))]
     for relation in scope.relations:
-        blank = relation.shown.some(1)
+        blank = relation.shown.sample(1)
         works += [
             vlm.answering(blank, steps=scope.steps, most=1, beginnings=relation.beginnings),
             _answered(scope, vlm, relation, relation.shown),
@@ -84,8 +84,8 @@ def windows_vlm(scope: Scope, protocol: Protocol) -> list[Work]:
 def _windows(scope: Scope, protocol: Protocol, asked: Asked, known: int) -> list[Work]:
     n = asked.blocks
     grid = Grid.of(n, protocol.window_blocks)
-    works = [asked.reading(part, most=READ_ROWS) for _, part in scope.some(known, "cut")]
-    for relation, part in scope.some(min(known, protocol.window_items), "named"):
+    works = [asked.reading(part, most=READ_ROWS) for _, part in scope.sampled(known, "cut")]
+    for relation, part in scope.sampled(min(known, protocol.window_items), "named"):
         edges = [edge + 1 for edge in range(n)] + [block + 1 for block in grid.alone]
         starts = [(min(block, n), part.behind) for block in edges]
         starts += [(0, part.behind)] * len(grid.edges)
@@ -112,7 +112,7 @@ def timetable_vlm(scope: Scope, protocol: Protocol) -> list[Work]:
 def _timetable(scope: Scope, protocol: Protocol, asked: Asked, known: int) -> list[Work]:
     layers = thinned(asked.blocks, protocol.timetable_layers)
     works = []
-    for relation, part in scope.some(min(known, protocol.timetable_items), "named"):
+    for relation, part in scope.sampled(min(known, protocol.timetable_items), "named"):
         longest = part.rows[-1] - part.ahead
         starts = [(block, longest) for form in layers for block in layers if block >= form]
         works += [asked.reading(part), asked.cells(part, starts, answer=relation.answer)]
@@ -133,7 +133,7 @@ def _map(
     scope: Scope, protocol: Protocol, asked: Asked, kind: str, groups: list[int]
 ) -> list[Work]:
     works = []
-    for _, part in scope.some(_mapped(protocol, groups), kind):
+    for _, part in scope.sampled(_mapped(protocol, groups), kind):
         n = asked.layers(part)
         edges = window_edges(n, most=protocol.map_windows).tolist()
         whole = part.rows[-1] - part.ahead if part.pictured else part.behind
@@ -173,7 +173,7 @@ def _attributed(
         asked.gradients(
             part, most=ATTRIBUTED_ROWS, forward=FORWARD, backward=protocol.attribution_steps
         )
-        for _, part in scope.some(_mapped(protocol, groups), kind)
+        for _, part in scope.sampled(_mapped(protocol, groups), kind)
     ]
 
 
@@ -181,7 +181,7 @@ def resolution(scope: Scope, protocol: Protocol) -> list[Work]:
     """States at every place of the pictures, and at the names."""
     shown = scope.relations[scope.probed].marked
     views = [protocol.test_view, *protocol.fit_views]
-    pictures = shown.some(len(scope.naming.rows))
+    pictures = shown.sample(len(scope.naming.rows))
     works = [scope.vlm.reading(pictures, most=_states(pictures)) for _ in views]
     names = [relation.cut for relation in scope.relations] + [scope.named]
     for asked in [scope.backbone] + ([] if scope.same else [scope.vlm]):
@@ -201,10 +201,10 @@ def recovery(scope: Scope, protocol: Protocol) -> list[Work]:
     lost = min(counts.gone, protocol.lost_items)
     tried = lost + min(counts.kept, protocol.kept_items)
     works = []
-    for _, part in scope.some(tried, "named"):
+    for _, part in scope.sampled(tried, "named"):
         works += [scope.backbone.reading(part, share=EARLY) for _ in range(READINGS)]
     places = protocol.question_places + 1
-    for _, part in scope.some(tried, "shown"):
+    for _, part in scope.sampled(tried, "shown"):
         inside = protocol.image_places if part.pictured and part.path != "plain" else 0
         starts = part.rows[-1] - part.ahead - part.behind + 1 + min(part.behind, places)
         random = min(protocol.random_seeds, starts) + 1
@@ -214,13 +214,13 @@ def recovery(scope: Scope, protocol: Protocol) -> list[Work]:
         works += [vlm.reading(part), vlm.reading(part)]
     for share in filter(None, scope.spread(tried)):
         works += [
-            vlm.answering(scope.chained.some(arms * share), steps=scope.steps, most=ASKED_ROWS)
+            vlm.answering(scope.chained.sample(arms * share), steps=scope.steps, most=ASKED_ROWS)
             for arms in CHAINS
         ]
-    for _, part in scope.some(lost, "shown"):
+    for _, part in scope.sampled(lost, "shown"):
         works.append(vlm.gradients(part, most=SPAN_ROWS, forward=0, backward=1))
     pairs = layer_pairs(vlm.sizes.n_layers, protocol=protocol)
-    for relation, part in scope.some(min(lost, protocol.back_items), "shown"):
+    for relation, part in scope.sampled(min(lost, protocol.back_items), "shown"):
         starts = [(earlier, length) for _, earlier in pairs for length in _groups(part, protocol)]
         works += [vlm.reading(part), vlm.reading(part)]
         works += [vlm.cells(part, starts, answer=relation.answer, bare=False)] * len(SOURCES)

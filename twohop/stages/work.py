@@ -44,7 +44,7 @@ class Lengths:
     path: Path = "suffix"
     sent: int = 0
 
-    def some(self, n: int) -> "Lengths":
+    def sample(self, n: int) -> "Lengths":
         """Return ``n`` of the rows, as even as can be; each as often as it takes."""
         have = len(self.rows)
         if not have:
@@ -173,7 +173,7 @@ class Asked:
         tries : int
             Patched variants of each row.
         """
-        batches = lengths.some(tries * len(lengths.rows)).batches(most)
+        batches = lengths.sample(tries * len(lengths.rows)).batches(most)
         tokens = lengths.before + sum(n * (width + steps + beginnings) for n, width in batches)
         n = sum(n for n, _ in batches)
         return self.work(

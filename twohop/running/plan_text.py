@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from twohop.pairs import PUBLISHED
 from twohop.protocol import Protocol
-from twohop.published import PUBLISHED
 from twohop.running.plan import Plan, StagePlan
-from twohop.running.published_plans import CARDS, Fit, fit_on
+from twohop.running.published_plans import CARDS, Fit, fit_on, published_plan
+from twohop.running.weighing import Machine
 
 GB, MB = 10**9, 10**6
 MINUTE, HOUR, DAY = 60, 3600, 86_400
@@ -82,7 +83,7 @@ def print_fits(console: Console) -> None:
     lines = [names, ("---",) * len(names)]
     for key in PUBLISHED:
         fits = [fit_on(key, card, protocol=protocol) for card in CARDS]
-        plan = fits[-1][0].plan
+        plan = published_plan(key, Machine.of(CARDS[-1]), protocol=protocol)
         tokens = counted(sum(sum(stage.tokens.values()) for stage in plan.stages))
         lines.append((f"`{key}`", *map(_fits, fits), tokens, duration(plan.seconds)))
     for line in lines:
@@ -94,7 +95,7 @@ def _fits(fits: Sequence[Fit]) -> str:
     ways = []
     for fit in fits:
         cards = f"{fit.count} x " if fit.count > 1 else ""
-        ways.append(f"{cards}{fit.packing or '16 bit'}, {size(fit.plan.least)}")
+        ways.append(f"{cards}{fit.packing or '16 bit'}, {size(fit.least)}")
     return " or ".join(ways) or "NDIF"
 
 
