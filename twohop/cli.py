@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from twohop.items.validation import Checked
     from twohop.pairs import Pair
     from twohop.protocol import Protocol
+    from twohop.running.pair_run import PairRun, Settings
 
 
 FLAGS = "flags"
@@ -54,6 +55,12 @@ def parser() -> argparse.ArgumentParser:
         "--ndif",
         action="store_true",
         help="ask NDIF what it runs (done anyway if NDIF_API_KEY or NDIF_HOST is set)",
+    )
+
+    pairs.add_argument(
+        "--plan",
+        action="store_true",
+        help="print what a study of each published pair takes on GPUs of several sizes",
     )
 
     data = commands.add_parser("data", help="check a file of items before a study")
@@ -135,7 +142,10 @@ def run_studies(options: argparse.Namespace) -> int:
         protocol=protocol,
         loading=loading,
     )
+    if options.plan:
+        return plan_studies(pairs, settings)
     asked = {"out": options.out, "settings": settings, "selection": selection}
+    asked["before"] = say_plan
     if worth_sharing(pairs) and not options.remote:
         run = run_side_by_side(pairs, **asked)
     else:
@@ -155,6 +165,34 @@ def run_studies(options: argparse.Namespace) -> int:
         console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
     stopped = selection.stages == STAGES and len(summaries) < len(pairs)
     return 2 if stopped else 0
+
+
+def plan_studies(pairs: "Sequence[Pair]", settings: "Settings") -> int:
+    """``twohop study --plan``: of each pair, what it takes; refused if one does not fit."""
+    from rich.console import Console
+
+    from twohop.running.plan_text import print_plan
+    from twohop.running.planning import plan_before
+
+    plans = [plan_before(pair, settings, timing=True) for pair in pairs]
+    for plan in plans:
+        print_plan(plan, Console())
+    for plan in plans:
+        plan.check()
+    return 0
+
+
+def say_plan(run: "PairRun", to_run: "Sequence[str]") -> None:
+    """Say in a line what is left of a run takes; refuse it if it does not fit."""
+    from rich.console import Console
+
+    from twohop.running.plan_text import said
+    from twohop.running.planning import plan_of_rest
+
+    plan = plan_of_rest(run, to_run)
+    if plan is not None:
+        Console(stderr=True).print(f"  {said(plan)}", highlight=False, soft_wrap=True)
+        plan.check()
 
 
 def asked_pairs(options: argparse.Namespace, protocol: "Protocol") -> "list[Pair]":
@@ -270,6 +308,11 @@ def list_pairs(options: argparse.Namespace) -> int:
     from twohop.published.hosts import ask_ndif, local_gpus, ndif_is_configured, where_it_could_run
     from twohop.report.pairs import pairs_as_dict, print_pairs
 
+    if options.plan:
+        from twohop.running.plan_text import print_fits
+
+        print_fits(Console())
+        return 0
     gpus = local_gpus()
     ndif = ask_ndif() if options.ndif or ndif_is_configured() else None
     where = {key: where_it_could_run(pair, gpus, ndif) for key, pair in PUBLISHED.items()}

@@ -291,6 +291,14 @@ def flags_checked(name: str) -> Checked:
     return check(table(name), MAP)
 
 
+def published_bytes(repo: str) -> int | None:
+    """Bytes of a published model's checkpoint, by its repo id; None of others."""
+    for pair in PUBLISHED.values():
+        if repo in (pair.vlm, pair.backbone):
+            return pair.vlm_bytes if repo == pair.vlm else pair.backbone_bytes
+    return None
+
+
 def what_it_takes(pair: PublishedPair) -> str:
     """What is downloaded to run a published pair, and where it could run."""
     models = f"{pair.vlm} ({pair.vlm_bytes / 1e9:.1f} GB at bfloat16)"

@@ -27,8 +27,11 @@ def take_rows(cache: Any, rows: torch.Tensor) -> Any:
         Left as it is.
     rows : Tensor [row]
         Row indices; a row may be taken more than once. Keys and values lie where their block is,
-        which need not be where these are.
+        which need not be where these are. All rows in order are not copied.
     """
+    n_rows = next((len(layer.keys) for layer in cache.layers if layer.keys is not None), None)
+    if n_rows == len(rows) and torch.equal(rows.cpu(), torch.arange(n_rows)):
+        return _map_tensors(cache, lambda tensor: tensor)
     return _map_tensors(cache, lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
 
 

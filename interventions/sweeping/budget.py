@@ -10,8 +10,6 @@ from interventions.errors import BudgetTooSmall
 from interventions.model.model import Model
 
 SHARE = 0.4  # of the memory that is free
-PASS_SECONDS = 1.5e-3  # that a block of a forward pass costs beside its arithmetic
-FLOPS = {"cpu": 1e11, "cuda": 1.5e14}  # per second: what decides is the order of magnitude
 MOST_TOKENS = {"cpu": 4096, "cuda": 65536}  # more per forward pass is not faster
 
 
@@ -30,7 +28,7 @@ class Budget:
         Of several devices, the one with the least sets it.
         """
         if n_bytes is None:
-            n_bytes = int(min(map(free_bytes, _devices(model))) * SHARE)
+            n_bytes = int(free_on(model) * SHARE)
         return cls(n_bytes, MOST_TOKENS.get(model.device.type, MOST_TOKENS["cpu"]))
 
     def less(self, n_bytes: int) -> "Budget":
@@ -55,6 +53,11 @@ class Budget:
         return max(1, min(self.n_bytes // needed, self.n_tokens // tokens))
 
 
+def free_on(model: Model) -> int:
+    """Bytes that can still be had where a model is; of several devices, on that with the least."""
+    return min(map(free_bytes, _devices(model)))
+
+
 def free_bytes(device: torch.device) -> int:
     """Bytes that can still be had on a device: what PyTorch holds there unused is free as well."""
     module: Any = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
@@ -73,54 +76,3 @@ def _devices(model: Model) -> set[torch.device]:
 
 def _megabytes(n_bytes: int) -> str:
     return f"{n_bytes / 2**20:.1f} MiB"
-
-
-def _sizes(model: Model) -> tuple[int, Any]:
-    config: Any = model.module.config.get_text_config(decoder=True)
-    return torch.empty(0, dtype=model.dtype).element_size(), config
-
-
-def kept_bytes(model: Model, length: int, before: int) -> int:
-    """Bytes that the clean run of a row leaves: keys, values, residuals.
-
-    ``length`` tokens go through the blocks, behind a shared prefix of ``before``.
-    """
-    size, _ = _sizes(model)
-    anatomy = model.anatomy
-    keys = 2 * anatomy.n_kv_heads * anatomy.head_dim * (length + before)
-    return size * model.n_layers * (keys + 2 * model.d_model * length)
-
-
-def row_bytes(model: Model, n_tokens: int, before: int, *, apart: bool) -> int:
-    """Bytes that one row of a forward pass needs at its height.
-
-    Parameters
-    ----------
-    model : Model
-    n_tokens : int
-        That go through the blocks.
-    before : int
-        That they go on from.
-    apart : bool
-        The prefix is attended to without a copy for each row.
-    """
-    size, config = _sizes(model)
-    anatomy = model.anatomy
-    inner = getattr(config, "intermediate_size", None) or 4 * model.d_model
-    states = size * n_tokens * (8 * model.d_model + 3 * inner)
-    scores = 2 * 4 * anatomy.n_heads * n_tokens * (n_tokens + before)
-    copied = 0 if apart else 4 * size * anatomy.n_kv_heads * anatomy.head_dim * (n_tokens + before)
-    return states + scores + copied + 3 * 4 * anatomy.vocab
-
-
-def clean_bytes(model: Model, length: int, before: int) -> int:
-    """Bytes that one row of the clean run needs at its height, what it leaves included."""
-    return kept_bytes(model, length, before) + row_bytes(model, length, before, apart=False)
-
-
-def pass_tokens(model: Model) -> int:
-    """How many tokens through a block cost as much as one more forward pass does beside them."""
-    block = model.module.get_submodule(model.anatomy.blocks)[0]
-    per_token = 2 * sum(parameter.numel() for parameter in block.parameters())
-    flops = FLOPS.get(model.device.type, FLOPS["cpu"])
-    return int(PASS_SECONDS * flops / per_token)

@@ -13,12 +13,13 @@ from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
 from interventions.running.patches import Patch
-from interventions.sweeping.budget import Budget, clean_bytes
+from interventions.sweeping.budget import Budget
 from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.grid import Grid, Spec
 from interventions.sweeping.metrics import METRICS, Metric
 from interventions.sweeping.replay import replayed, run_clean
 from interventions.sweeping.schedule import Cell, cell, groups, path_of
+from interventions.sweeping.sizes import Sizes
 from interventions.sweeping.sources import (
     FromModel,
     Noise,
@@ -83,7 +84,7 @@ def batches(model: Model, job: Job, kept: list[int]) -> list[list[int]]:
     prompt, target = contrast.prompt, contrast.target
     longest = int(prompt.lengths.max())
     width = max((len(tokens) for tokens in (*target.answers, *(target.foils or ()))), default=1)
-    each = clean_bytes(model, longest + width, len(prompt.prefix_ids)) + _value_bytes(model, job)
+    each = Sizes.of(model).clean(longest + width, len(prompt.prefix_ids)) + _value_bytes(model, job)
     # Twice: half is for the cells.
     budget = Budget.of(model, job.budget)
     most = budget.fit(2 * target.repeats * each, 1, "the run of one row")

@@ -29,7 +29,7 @@ from interventions.prompt.rows import SEQUENCE_KEYS
 from interventions.running.checking import check_asked
 from interventions.running.patches import Patch, check_patches
 from interventions.running.run import run_checked
-from interventions.sweeping.budget import Budget, clean_bytes
+from interventions.sweeping.budget import Budget
 from interventions.sweeping.schedule import (
     BEHIND,
     Cell,
@@ -40,6 +40,7 @@ from interventions.sweeping.schedule import (
     groups,
     path_of,
 )
+from interventions.sweeping.sizes import Sizes
 
 
 @dataclass(frozen=True)
@@ -384,7 +385,7 @@ def _replay(
         _check_behind(at, prepared)
     allowed = Budget.of(model, budget)
     length, before = prompt.length, len(prompt.prefix_ids)
-    needed = len(prompt) * clean_bytes(model, length, before)
+    needed = len(prompt) * Sizes.of(model).clean(length, before)
     allowed.fit(needed, len(prompt) * length, "the clean run")
     result: list[Any] = [None] * len(prepared)
     with Unchanged(model):

@@ -15,7 +15,8 @@ from interventions.model.model import Model
 from interventions.model.prefix_attention import can_be_kept_apart
 from interventions.prompt.prompt import Prompt
 from interventions.running.patches import Patch
-from interventions.sweeping.budget import Budget, kept_bytes, pass_tokens, row_bytes
+from interventions.sweeping.budget import Budget
+from interventions.sweeping.sizes import Sizes
 
 Path = Literal["suffix", "rows", "plain"]
 BEHIND = ("mlp_out", "resid_post")  # a patch there changes nothing but the next block's input
@@ -122,7 +123,7 @@ def groups(
     """
     passes: list[Group] = []
     if path != "plain":
-        taken = len(prompt) * kept_bytes(model, prompt.length, len(prompt.prefix_ids))
+        taken = len(prompt) * Sizes.of(model).kept(prompt.length, len(prompt.prefix_ids))
         budget = budget.less(taken)
     if path == "plain":
         most = _most_cells(model, prompt, 0, path, budget)
@@ -137,7 +138,8 @@ def groups(
             chosen.sort(key=lambda i: cells[i].position)
             places = tuple(cells[i].position for i in chosen)
             if places not in divided:  # most blocks have the same
-                divided[places] = _parts(places, len(prompt), prompt.length, pass_tokens(model))
+                overhead = Sizes.of(model).pass_tokens(model.device.type)
+                divided[places] = parts_of(places, len(prompt), prompt.length, overhead)
             parts = [chosen[part] for part in divided[places]]
         for part in parts:
             start = cells[part[0]].position if path == "suffix" else 0
@@ -158,12 +160,22 @@ def _most_cells(model: Model, prompt: Prompt, start: int, path: Path, budget: Bu
     n_tokens = prompt.length - start
     before = start + len(prompt.prefix_ids)
     apart = path == "suffix" and can_be_kept_apart(model)
-    needed = len(prompt) * row_bytes(model, n_tokens, before, apart=apart)
+    needed = len(prompt) * Sizes.of(model).row(n_tokens, before, apart=apart)
     return budget.fit(needed, len(prompt) * n_tokens, "one cell")
 
 
-def _parts(positions: Sequence[int], n_rows: int, length: int, overhead: int) -> list[slice]:
-    """Divide cells, sorted by position, so that overhead and repeated tokens are fewest."""
+def parts_of(positions: Sequence[int], n_rows: int, length: int, overhead: int) -> list[slice]:
+    """Divide cells, sorted by position, so that overhead and repeated tokens are fewest.
+
+    Parameters
+    ----------
+    positions : sequence of int
+        The first that each cell changes.
+    n_rows, length : int
+        Of the prompt.
+    overhead : int
+        Tokens that one more forward pass costs as much as.
+    """
     starts = sorted(set(positions))
     after = {at: i for i, at in enumerate(starts)}
     count = [0] * len(starts)

@@ -17,9 +17,10 @@ import interventions as iv
 from interventions.errors import PatchError, SiteError
 from interventions.model.sites import COMPONENTS
 from interventions.running.patches import Patch
-from interventions.sweeping.budget import Budget, clean_bytes
+from interventions.sweeping.budget import Budget
 from interventions.sweeping.replay import replay, replayed, run_clean
 from interventions.sweeping.schedule import cell, groups, path_of
+from interventions.sweeping.sizes import Sizes
 
 FAMILIES = (*tiny.FAMILIES, *TWINS)
 SDPA = [name for name in FAMILIES if not PATHS[name].no_sdpa]
@@ -365,7 +366,7 @@ def test_what_the_budget_says_is_enough_with_a_shared_prefix_too() -> None:
     model = case.model
     texts = ["This is a longer beginning. The capital of France is"] * 2
     prompt = model.prompt(texts, spans={"entity": "France"}, share_prefix=True)
-    needed = 2 * clean_bytes(model, prompt.length, len(prompt.prefix_ids))
+    needed = 2 * Sizes.of(model).clean(prompt.length, len(prompt.prefix_ids))
     cells = [[patch_of(case, "resid_pre", 0, prompt.at("entity"), 0)]]
     assert replay(model, prompt, cells, budget=needed).shape[0] == 1
     with pytest.raises(PatchError, match=f"budget={needed}"):

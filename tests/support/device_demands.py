@@ -6,11 +6,15 @@ Each demand is a function that asserts; only to be run once the pretend device i
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 import tiny
 import torch
+import xarray as xr
 from families import Case, case_of
 from remote_operations import drawn, layers_of
 from spreading import model_on
@@ -20,13 +24,34 @@ import interventions as iv
 from interventions import digests
 from interventions.model.fingerprints import fingerprint, hooks_of
 from interventions.model.prefix_attention import attention
+from interventions.results import read_provenance
 from interventions.sweeping.budget import SHARE, Budget
-from twohop.ask.memory import LIMITS, limit_of, read
+from twohop.ask import residence
+from twohop.ask.memory import LIMITS, MemoryTooSmall, limit_of, read
 from twohop.ask.on_server import no_tick
+from twohop.ask.study import Study
 from twohop.micro.folders import micro_folder
+from twohop.pairs import find_pair
+from twohop.protocol import Protocol
+from twohop.running.loading import Loading, Role, loaded_where_there_is_room
+from twohop.running.pair_run import Settings
+from twohop.running.planning import plan_of, study_on
+from twohop.stages.asked import Counts
 from twohop.stages.patched import run_cells
 from twohop.stages.recall import same_decoder
+from twohop.stages.run import run_stage
 
+SMALL = replace(
+    Protocol.preset("quick"),
+    random_seeds=2,
+    question_places=2,
+    image_places=2,
+    back_tokens=1,
+    later_layers=(0.6,),
+    earlier_layers=(0.0,),
+)
+ASKED = ("backbone_text", "recall", "windows", "resolution", "recovery")
+"""Stages that ask one model and then the other, and what they need."""
 DEMANDS: dict[str, Callable[[], None]] = {}
 
 
@@ -59,6 +84,81 @@ def room(n_bytes: int, device: int = 0) -> Iterator[None]:
 def llama(where: str, dtype: torch.dtype = torch.float32) -> tuple[iv.Model, Case]:
     """The tiny model on devices, and the same on the CPU."""
     return model_on("llama", where, dtype, "sdpa"), case_of("llama", dtype, "sdpa")
+
+
+# One model at a time
+
+
+@cache
+def a_small_study() -> tuple[Study, dict[str, xr.Dataset]]:
+    """A micro study on one device that has room for both models, and what its stages give."""
+    models: dict[Role, iv.Model] = {
+        role: loaded_where_there_is_room(micro_folder(name), device="fake:0")
+        for role, name in (("vlm", "micro-late"), ("backbone", "micro-backbone"))
+    }
+    settings = Settings(protocol=SMALL, limit=4)
+    study = study_on(find_pair("micro-late").benchmark().limited(4), models, settings)
+    done: dict[str, xr.Dataset] = {}
+    for stage in ASKED:
+        done[stage] = run_stage(stage, study, done)
+    return study, done
+
+
+@demand
+def one_model_at_a_time_gives_the_same_bits() -> None:
+    study, done = a_small_study()
+    both, spare = fake().memory_allocated(0), residence.SPARE
+    residence.SPARE = 1e9  # no device has so much to spare
+    try:
+        for stage in ASKED:
+            alone = run_stage(stage, replace(study, kept={}), done)
+            for name, value in done[stage].variables.items():
+                np.testing.assert_array_equal(alone[name].values, value.values, err_msg=name)
+            assert [home.away for home in residence.HOMES.values()].count(True) == 1
+            assert fake().memory_allocated(0) < both
+            assert read_provenance(alone)["vlm"]["device"] == "fake:0"
+    finally:
+        residence.SPARE = spare
+        for model in (study.vlm, study.backbone):
+            residence.at_home(model)
+    assert fake().memory_allocated(0) >= both
+    tied = study.vlm.module
+    assert places_of(study.vlm) == {"fake:0"}
+    assert tied.get_input_embeddings().weight.device == tied.device
+
+
+@demand
+def the_other_model_leaves_where_there_is_no_room_to_load_one() -> None:
+    folders = micro_folder("micro-late"), micro_folder("micro-backbone")
+    first = loaded_where_there_is_room(folders[0], device="fake:1")
+    with room(200_000, device=1):  # a fifth of the second
+        second = loaded_where_there_is_room(folders[1], device="fake:1")
+        assert places_of(first) == {"cpu"}
+        assert residence.home_of(first) == torch.device("fake:1")
+        assert places_of(second) == {"fake:1"}
+        assert same_decoder(first, second)
+    with room(0, device=1):
+        residence.leave()
+        fake().set_memory_limit(fake().memory_allocated(1) + 200_000, 1)
+        with pytest.raises(MemoryTooSmall, match="does not fit where it is to be loaded"):
+            loaded_where_there_is_room(folders[1], device="fake:1")
+
+
+@demand
+def a_stage_takes_about_the_memory_that_was_planned() -> None:
+    _, done = a_small_study()
+    counts = Counts.of(done["recall"], done["backbone_text"])
+    settings = Settings(protocol=SMALL, limit=4, loading=Loading(device=("fake:0",)))
+    plan = plan_of(find_pair("micro-late"), settings, stages=ASKED, counts=counts, same=True)
+    for stage in plan.stages:
+        if stage.roles:
+            [height] = [
+                int(said.split()[0]) * 10**6
+                for device, said in read_provenance(done[stage.stage])["memory"].items()
+                if device == "fake:0"
+            ]
+            ratio = stage.height.peak / height
+            assert 0.6 < ratio < 2.5, (stage.stage, stage.height.peak, height)
 
 
 # Places

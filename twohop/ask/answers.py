@@ -16,7 +16,7 @@ import torch
 from interventions import Model, Prompt, complete
 from interventions.prompt.thoughts import behind_thoughts
 from interventions.running.forced_choice import Rule
-from twohop.ask.memory import Batches, limit_of
+from twohop.ask.memory import Batches, limit_of, rows_for
 from twohop.ask.on_server import Tick, no_tick
 
 DEFAULT_RULE: Rule = "sum"
@@ -97,12 +97,9 @@ def answers(
     answered: dict[int, Answer] = {}
     ragged = len(prompt.lengths.unique()) > 1
     order = prompt.lengths.argsort(stable=True)
-    batches = Batches(
-        order,
-        ASKED_ROWS if ragged else ALIKE_ROWS,
-        limit=limit_of(model, "answers"),
-        width=prompt.length,
-    )
+    limit = limit_of(model, "answers")
+    most = rows_for(model, limit, "answers", ASKED_ROWS if ragged else ALIKE_ROWS, prompt)
+    batches = Batches(order, most, limit=limit, width=prompt.length)
     for rows in batches:
         trimmed, _ = prompt.select(rows).trimmed()
         with batches.attempt(rows):

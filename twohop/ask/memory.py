@@ -7,7 +7,7 @@ import gc
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from weakref import WeakKeyDictionary
 
@@ -16,6 +16,7 @@ import torch
 from interventions import Model, Prompt, Site
 from interventions import read as read_at_once
 from interventions.errors import BudgetTooSmall, InterventionsError
+from twohop.ask.room import Kind, rows_at_once
 
 LOG = logging.getLogger(__name__)
 ON_A_CPU = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory")
@@ -41,9 +42,12 @@ class Limit:
     ----------
     tokens : float
         Of rows that run together; infinite until memory runs out.
+    rows : dict of (int, int) to int
+        How many rows of so many tokens, behind so many shared ones, were begun with.
     """
 
     tokens: float = inf
+    rows: dict[tuple[int, int], int] = field(default_factory=dict)
 
 
 LIMITS: WeakKeyDictionary[Model, dict[str, Limit]] = WeakKeyDictionary()
@@ -53,6 +57,25 @@ LIMITS: WeakKeyDictionary[Model, dict[str, Limit]] = WeakKeyDictionary()
 def limit_of(model: Model, task: str) -> Limit:
     """What has been learnt of a task, so that the next call need not learn it again."""
     return LIMITS.setdefault(model, {}).setdefault(task, Limit())
+
+
+def rows_for(model: Model, limit: Limit, kind: Kind, most: int, prompt: Prompt) -> int:
+    """At most ``most`` rows of a prompt, as many as there was room for when it was first asked.
+
+    Parameters
+    ----------
+    model : Model
+    limit : Limit
+        Of the task: later calls begin with as many rows.
+    kind : {"read", "answers", "cells", "backward"}
+        As in :func:`twohop.ask.room.row_needs`.
+    most : int
+    prompt : Prompt
+    """
+    width, before = prompt.length, len(prompt.prefix_ids)
+    if (width, before) not in limit.rows:
+        limit.rows[width, before] = rows_at_once(model, kind, most, width=width, before=before)
+    return min(most, limit.rows[width, before])
 
 
 class Batches:
@@ -145,9 +168,9 @@ def read(model: Model, prompt: Prompt, sites: Sequence[Site]) -> list[torch.Tens
     What was read waits on the CPU, whatever the model is on: a device has room for what is running.
     """
     parts: list[list[torch.Tensor]] = []
-    batches = Batches(
-        torch.arange(len(prompt)), len(prompt), limit=limit_of(model, "read"), width=prompt.length
-    )
+    limit = limit_of(model, "read")
+    most = rows_for(model, limit, "read", len(prompt), prompt)
+    batches = Batches(torch.arange(len(prompt)), most, limit=limit, width=prompt.length)
     for rows in batches:
         with batches.attempt(rows):
             if len(rows) == len(prompt):

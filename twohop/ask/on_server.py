@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from interventions import Model
+from twohop.ask.residence import at_home
 
 REQUEST_BYTES = 2**26
 Tick = Callable[[int], None]
@@ -64,6 +65,7 @@ def on_each(
         What the function returned, per task: tensors, arrays, numbers, text, or containers of them.
     """
     if not model.remote:
+        at_home(model)
         return [function(model, *task, tick=tick) for task in tasks]
     from interventions.remote import carry
 

@@ -8,6 +8,8 @@ built on.
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from twohop.published.sizes import SHAPES, Shape
+
 Architecture = Literal["llava", "native", "cross-attention"]
 Layout = Literal["transformers", "llava_llama", "mistral"]
 BYTES_BF16 = 2
@@ -126,6 +128,11 @@ class PublishedPair:
     backbone: str
     architecture: Architecture
     layout: Layout = "transformers"
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of its language model."""
+        return SHAPES[self.key]
 
     @property
     def same_weights(self) -> bool:

@@ -16,6 +16,8 @@ from interventions.model.placement import (
     checked_dtype,
     checked_map,
 )
+from twohop.ask.memory import MemoryTooSmall, ran_out, remedy
+from twohop.ask.residence import leave, settle
 
 Role = Literal["vlm", "backbone"]
 USUAL = {"dtype": "float32", "attention": "sdpa"}
@@ -161,9 +163,8 @@ class Models:
         content, others = dict(checkpoint or {}), dict(loading or {})
         asked = (folder, remote, *sorted(content.items()), *sorted(others.items()))
         if asked not in self._kept:
-            self._kept[asked] = load(
-                folder, remote=remote, revision=content.get("commit"), **others
-            )
+            others["revision"] = content.get("commit")
+            self._kept[asked] = loaded_where_there_is_room(folder, remote=remote, **others)
         return self._kept[asked]
 
     def drop(self, folder: Path | str) -> None:
@@ -171,3 +172,28 @@ class Models:
         gone = {model for asked, model in self._kept.items() if asked[0] == folder}
         self._kept = {asked: model for asked, model in self._kept.items() if asked[0] != folder}
         self.sound -= gone
+
+
+def loaded_where_there_is_room(folder: Path | str, **how: Any) -> Model:
+    """Load a model; where it finds no room, the others leave their devices for it.
+
+    Raises
+    ------
+    MemoryTooSmall
+        If there is no room for it alone.
+    """
+    try:
+        model = load(folder, **how)
+    except LoadError as error:
+        if error.__cause__ is None or not ran_out(error.__cause__):
+            raise
+        said = remedy(error.__cause__)
+    else:
+        settle(model)
+        return model
+    # Only now is the error gone, and with it what its frames kept alive.
+    if not leave():
+        raise MemoryTooSmall(f"{folder} does not fit where it is to be loaded. {said}")
+    model = load(folder, **how)
+    settle(model)
+    return model

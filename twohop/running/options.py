@@ -98,6 +98,12 @@ def add_study(commands: Any) -> None:
         "was derived from them. Comes after the pairs; leave it out to go on after an interrupt",
     )
     study.add_argument(
+        "--plan",
+        action="store_true",
+        help="run nothing: say of every stage what it takes, in tokens, time, memory, downloads "
+        "and requests, and whether it fits here",
+    )
+    study.add_argument(
         "--seed", type=natural, default=0, help="of every random choice (%(default)s)"
     )
     sizes = study.add_argument_group(

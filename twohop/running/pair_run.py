@@ -17,6 +17,7 @@ from interventions.errors import InterventionsError, LoadError, ResultsError
 from interventions.results import STORE, Store, read_provenance, read_tree, write_atomically
 from twohop.ask.memory import MemoryTooSmall, ran_out, remedy
 from twohop.ask.on_server import SILENT, Progress
+from twohop.ask.residence import at_home
 from twohop.ask.study import Study, image_prompt, longest_answer, text_prompt
 from twohop.items.digest import asked_parts, named
 from twohop.items.items import Benchmark, check_items
@@ -196,6 +197,7 @@ class PairRun:
                 prompt = text_prompt(model, template, [item.entity])
             else:
                 prompt = image_prompt(study, template, [item.entity])
+            at_home(model)
             check_sound(model, prompt)
             models.sound.add(model)
 

@@ -1,17 +1,16 @@
 """The study of pairs: stages run in order; each is stored as it is done, and not run again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from rich.markup import escape
 
-from interventions import load
 from twohop.ask.study import Study, longest_answer
 from twohop.pairs import Pair, find_pair
 from twohop.running.known import Known
-from twohop.running.loading import Role
-from twohop.running.pair_run import Models, Settings, open_run
+from twohop.running.loading import Role, loaded_where_there_is_room
+from twohop.running.pair_run import Models, PairRun, Settings, open_run
 from twohop.running.reporter import Reporter
 from twohop.stages.table import STAGES, Selection
 
@@ -29,7 +28,10 @@ def study_of(key: str | Pair, settings: Settings | None = None) -> Study:
     roles: tuple[Role, ...] = ("vlm", "backbone")
     places = pair.places(remote=settings.remote)
     vlm, backbone = (
-        load(places[role], remote=settings.remote, **settings.loading.of(role)) for role in roles
+        loaded_where_there_is_room(
+            places[role], remote=settings.remote, **settings.loading.of(role)
+        )
+        for role in roles
     )
     return Study(
         vlm=vlm,
@@ -125,13 +127,15 @@ def run_in_turn(
     models: Models | None = None,
     reporter: Reporter | None = None,
     even_if_few: bool = True,
+    before: Callable[[PairRun, Sequence[str]], None] | None = None,
 ) -> Iterator[dict[str, Any] | None]:
     """Run the study of several pairs, one after the other; give each one's summary.
 
     The parameters are those of :func:`run_study`. A stage that is forced and the backbone's alone
     is computed once for all pairs on it. Unless ``even_if_few``, a whole study stops behind the
     stage ``recall`` where too few items are recognised and known (:mod:`twohop.running.known`);
-    of several pairs it goes on with the next, and the summary is None.
+    of several pairs it goes on with the next, and the summary is None. ``before(run, to_run)`` is
+    called with the stages that a pair is still to run, before the first of them.
 
     Raises
     ------
@@ -145,6 +149,8 @@ def run_in_turn(
         run = open_run(pair, out=out, settings=settings or Settings())
         reporter.say(f"[bold]{pair.key}[/bold]: {len(run.benchmark.items)} items")
         to_run, few = selection.to_run(run.stored()), None
+        if before is not None and to_run:
+            before(run, to_run)
         for stage in selection.wanted():
             where = (run.store(stage).folder, stage)
             left = [other for other in to_run if STAGES.index(other) >= STAGES.index(stage)]

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -75,6 +75,7 @@ def run_side_by_side(
     settings: Settings | None = None,
     selection: Selection | None = None,
     reporter: Reporter | None = None,
+    before: Callable[[PairRun, Sequence[str]], None] | None = None,
 ) -> list[dict[str, Any] | None]:
     """Run the study of several built-in pairs, or what is missing of it.
 
@@ -82,7 +83,7 @@ def run_side_by_side(
     ----------
     pairs : sequence of Pair
         All of :data:`twohop.pairs.PAIRS`.
-    out, settings, selection, reporter
+    out, settings, selection, reporter, before
         As in :func:`twohop.running.study.run_in_turn`.
 
     Returns
@@ -99,6 +100,8 @@ def run_side_by_side(
     reused: dict[str, None] = {}
     for run in runs:
         to_run = selection.to_run(run.stored())
+        if before is not None and to_run:
+            before(run, to_run)
         for stage in selection.wanted():
             if stage in to_run:
                 tasks.setdefault((run.store(stage).folder, stage), []).append(run)

@@ -10,7 +10,7 @@ from interventions import Model, Patch, Positions, Prompt, replay, run
 from interventions.prompt.positions import ragged
 from interventions.running.greedy import greedy
 from interventions.sweeping.metrics import Target
-from twohop.ask.memory import Batches, limit_of
+from twohop.ask.memory import Batches, limit_of, rows_for
 from twohop.ask.on_server import Tick
 from twohop.ask.study import Decoding
 
@@ -56,10 +56,11 @@ def run_cells(
     patched = [i for i, cell in enumerate(cells) if cell]
     bare = [i for i, cell in enumerate(cells) if not cell]
     most = max(1, len(patched))  # cells at a time; fewer where memory runs out, and then fewer rows
+    limit = limit_of(model, "clean runs")
     batches = Batches(
         prompt.lengths.argsort(stable=True),
-        GROUP_ROWS,
-        limit=limit_of(model, "clean runs"),
+        rows_for(model, limit, "cells", GROUP_ROWS, prompt),
+        limit=limit,
         width=prompt.length,
     )
     for rows in batches:
@@ -152,10 +153,11 @@ def weighed_answers(
     """
     n = len(prompt)
     answered = [[("", float("nan"))] * len(cells) for _ in range(n)]
+    limit = limit_of(model, "patched answers")
     batches = Batches(
         runs.flatten().nonzero().flatten(),
-        ANSWER_ROWS,
-        limit=limit_of(model, "patched answers"),
+        rows_for(model, limit, "answers", ANSWER_ROWS, prompt),
+        limit=limit,
         width=prompt.length,
     )
     for batch in batches:

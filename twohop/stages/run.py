@@ -8,7 +8,9 @@ import xarray as xr
 from interventions.errors import InterventionsError
 from interventions.model.fingerprints import Unchanged
 from interventions.results import provenance, read_provenance, with_provenance
+from twohop.ask.residence import home_of
 from twohop.ask.study import Study
+from twohop.stages.heights import Heights
 from twohop.stages.provenance import check_same_models, check_same_study
 from twohop.stages.table import NEEDS, TABLE, Selection
 
@@ -82,9 +84,13 @@ def measured(
     """
     models = {"vlm": study.vlm, "backbone": study.backbone}
     origins = provenance(**models)
+    for role, model in models.items():
+        if not model.remote:  # which may wait elsewhere meanwhile
+            origins[role]["device"] = str(home_of(model))
     check_same_models(stage, origins, _made(stage, done))
-    with Unchanged(*models.values()):
+    with Unchanged(*models.values()), Heights(*models.values()) as heights:
         result = TABLE[stage].run(study, done)
+    origins["memory"] = heights.said()
     for role, model in models.items():
         if "requests" in origins[role]:  # of this stage alone
             origins[role]["requests"] = model.requests - origins[role]["requests"]

@@ -12,7 +12,8 @@ from interventions import Model, attribute
 from interventions.attribution.estimates import METHODS as METHOD_NAMES
 from interventions.attribution.estimates import Method
 from interventions.errors import InterventionsError
-from twohop.ask.memory import Batches, limit_of, ran_out
+from twohop.ask.memory import Batches, limit_of, ran_out, rows_for
+from twohop.ask.residence import at_home
 from twohop.ask.study import Study
 from twohop.stages.maps.agreement import MEASURES, agreement, in_windows
 from twohop.stages.maps.contrasts import MAP_ROLES, Swap, swaps
@@ -61,6 +62,7 @@ def attribution_map(study: Study, model: Model, exact: xr.Dataset, *, shown: boo
     by_id = {item.id: item for item in study.benchmark.items}
     ids = zip(exact["map_item"].values, exact["swapped_with"].values, strict=True)
     pairs = [(by_id[str(own)], by_id[str(other)]) for own, other in ids]
+    at_home(model)
     study.progress.expect(len(pairs))
     used, refused = "", ""
     shape = (len(MAP_COMPONENTS), model.n_layers, len(MAP_ROLES), len(pairs))
@@ -162,7 +164,8 @@ def scores(
     score = np.full((len(MAP_COMPONENTS), model.n_layers, len(MAP_ROLES), n), np.nan)
     span = np.full(n, np.nan)
     limit = limit_of(model, f"attribution by {method}")
-    batches = Batches(torch.arange(n), ROWS, limit=limit, width=swap.clean.length)
+    most = rows_for(model, limit, "backward", ROWS, swap.clean)
+    batches = Batches(torch.arange(n), most, limit=limit, width=swap.clean.length)
     for rows in batches:
         with batches.attempt(rows):
             attribution = attribute(

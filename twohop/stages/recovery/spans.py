@@ -24,7 +24,7 @@ from interventions.errors import InterventionsError
 from interventions.prompt.columns import Columns
 from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.metrics import target
-from twohop.ask.memory import Batches, limit_of, ran_out
+from twohop.ask.memory import Batches, limit_of, ran_out, rows_for
 from twohop.ask.on_server import Task, Tick, no_tick
 from twohop.ask.places import Place
 from twohop.ask.questions import Questions, Rows
@@ -162,7 +162,8 @@ def estimated(
     assert isinstance(first.layers, list)
     score = np.zeros((len(prompt), len(cells)))
     limit = limit_of(model, "gradients of spans")
-    batches = Batches(torch.arange(len(prompt)), ROWS, limit=limit, width=prompt.length)
+    most = rows_for(model, limit, "backward", ROWS, prompt)
+    batches = Batches(torch.arange(len(prompt)), most, limit=limit, width=prompt.length)
     for rows in batches:
         with batches.attempt(rows):
             passed = backward(

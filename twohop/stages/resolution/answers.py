@@ -8,6 +8,7 @@ import torch
 from interventions.probing.ridge import fit_probe
 from interventions.running.lens import lens
 from twohop.ask.questions import Questions, by_relation
+from twohop.ask.residence import at_home
 from twohop.ask.roles import backbone_layers
 from twohop.ask.study import Study, first_tokens, text_prompt
 from twohop.stages.resolution.states import own_items, probed_relation, text_states
@@ -28,6 +29,7 @@ def lens_curves(study: Study, hidden: Sequence[torch.Tensor]) -> tuple[np.ndarra
             said = (questions.items[i].entity.name, questions.items[i].answers[0])
             tokens[i] = torch.tensor(first_tokens(vlm, asked, said))
     sampled = [*range(0, n, -(-n // study.protocol.lens_entities))]
+    at_home(vlm)
     logprobs, _ = lens(
         vlm, torch.cat([states[:, sampled] for states in hidden]).float(), tokens[sampled]
     )

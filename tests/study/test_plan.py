@@ -1,0 +1,225 @@
+"""A plan: what a study takes is what it takes, and what does not fit is refused with what does."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import xarray as xr
+from published_configs import published_config
+
+from interventions import Model
+from interventions.sweeping.sizes import Sizes
+from twohop.ask.study import Study
+from twohop.cli import main
+from twohop.pairs import find_pair
+from twohop.protocol import Protocol
+from twohop.published import PUBLISHED
+from twohop.published.sizes import SHAPES
+from twohop.running.pair_run import Settings
+from twohop.running.plan import TooLarge, planned
+from twohop.running.planning import plan_of, rate_of
+from twohop.running.published_plans import (
+    CARDS,
+    fit_on,
+    published_plan,
+    published_scope,
+    published_weights,
+)
+from twohop.running.study import study_of
+from twohop.running.weighing import Machine, Weights
+from twohop.stages.asked import Counts, scope_of
+from twohop.stages.costs import COSTS
+from twohop.stages.run import run_stage
+from twohop.stages.table import STAGES
+
+QUICK = Protocol.preset("quick")
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+EXACT = {"attribution_text", "attribution_image"}
+"""Stages of which not one token depends on what is answered, other than who is asked."""
+CLOSE = 0.05
+"""Of those whose samples are dealt out among relations as even as can be, which is not quite so."""
+ANSWERED = 0.35
+"""Of those that answer: an answer may be shorter than the longest, a choice clear at once."""
+
+
+@contextmanager
+def counted(*models: Model) -> Iterator[dict[str, int]]:
+    """Tokens that go through the blocks of models, those that are skipped left out."""
+    tokens = {"all": 0}
+
+    def count(_module: object, given: tuple[torch.Tensor, ...]) -> None:
+        tokens["all"] += given[0].shape[:-1].numel()
+
+    handles = [
+        block.mlp.register_forward_pre_hook(count)
+        for model in models
+        for block in model.module.get_submodule(model.anatomy.blocks)
+    ]
+    try:
+        yield tokens
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[Study, dict[str, int], dict[str, xr.Dataset]]:
+    """A micro study, with the tokens that each stage took, and its results."""
+    study = study_of("micro-late", Settings(protocol=QUICK, limit=12))
+    done: dict[str, xr.Dataset] = {}
+    took = {}
+    for stage in STAGES:
+        with counted(study.vlm, study.backbone) as tokens:
+            done[stage] = run_stage(stage, study, done)
+        took[stage] = tokens["all"]
+    return study, took, done
+
+
+def test_every_stage_has_a_cost() -> None:
+    assert {*COSTS} == {*STAGES}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_as_many_tokens_go_through_blocks_as_was_planned(
+    stage: str, measured: tuple[Study, dict[str, int], dict[str, xr.Dataset]]
+) -> None:
+    study, took, done = measured
+    counts = Counts.of(done["recall"], done["backbone_text"])
+    scope = scope_of(study, counts=counts, same=True)
+    works = COSTS[stage](scope, QUICK)
+    tokens = sum(work.tokens for work in works)
+    if stage in EXACT or not took[stage]:
+        assert tokens == took[stage]
+    elif stage in {"windows", "timetable", "map_text", "map_image", "resolution"}:
+        assert tokens == pytest.approx(took[stage], rel=CLOSE)
+    else:
+        assert tokens == pytest.approx(took[stage], rel=ANSWERED)
+
+
+def test_weights_change_nothing_but_time(
+    measured: tuple[Study, dict[str, int], dict[str, xr.Dataset]],
+) -> None:
+    """A plan from configs alone counts what one of the loaded models does."""
+    study, *_ = measured
+    plan = plan_of(find_pair("micro-late"), Settings(protocol=QUICK, limit=12))
+    scope = scope_of(study)
+    for stage in plan.stages:
+        works = COSTS[stage.stage](scope, QUICK)
+        assert sum(stage.tokens.values()) == sum(work.tokens for work in works)
+    assert not plan.timed
+    assert not plan.remedy
+    for model, role in ((study.vlm, "vlm"), (study.backbone, "backbone")):
+        real = sum(weight.nbytes for weight in model.module.parameters())
+        assert plan.weights[role].nbytes == real
+    assert rate_of(study.backbone, study).flops > 0
+
+
+@pytest.mark.parametrize("key", PUBLISHED)
+def test_published_sizes_are_those_of_the_configs(key: str) -> None:
+    pair, shape = PUBLISHED[key], SHAPES[key]
+    vlm = published_config(pair.vlm)
+    text = vlm.get_text_config(decoder=True)
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    crossing = len(getattr(text, "cross_attention_layers", []))
+    assert shape.n_layers + shape.crossing == text.num_hidden_layers
+    assert (shape.crossing, shape.head_dim) == (crossing, head)
+    assert (shape.d_model, shape.inner) == (text.hidden_size, text.intermediate_size)
+    assert (shape.n_heads, shape.n_kv_heads) == (
+        text.num_attention_heads,
+        text.num_key_value_heads,
+    )
+    assert 0 <= text.vocab_size - shape.vocab <= 64
+    # All blocks, the ends and the tower are the model.
+    language = shape.n_layers * shape.block + shape.ends
+    assert language == pytest.approx(pair.backbone_parameters.value, rel=0.01)
+
+
+def test_the_smallest_change_that_fits_is_named() -> None:
+    def remedy(key: str, gigabytes: int, *, spare: int = 1) -> str:
+        plan = planned(
+            key,
+            published_scope(PUBLISHED[key], QUICK),
+            published_weights(PUBLISHED[key]),
+            Machine.of(gigabytes),
+            protocol=QUICK,
+            spare=Machine.of(gigabytes, count=spare) if spare > 1 else None,
+        )
+        return plan.remedy
+
+    assert remedy("llava-1.5-7b", 24) == ""
+    assert "--quantization int8." in remedy("llava-1.5-13b", 24)
+    assert "--device-map auto, over 2 GPUs." in remedy("llava-1.5-13b", 24, spare=2)
+    assert "--quantization nf4." in remedy("qwen2.5-vl-72b", 80)
+    assert "Nothing here makes it fit" in remedy("qwen2.5-vl-72b", 24)
+    assert "--remote" in remedy("qwen2.5-vl-72b", 24)
+    wide = published_plan("llava-1.5-7b", Machine.of(24), protocol=QUICK, n_bytes=4)
+    assert "--dtype bfloat16" in wide.remedy
+    with pytest.raises(TooLarge, match=r"takes \d+\.\d GB at least, one model and one row"):
+        wide.check()
+
+
+def test_both_models_are_there_where_there_is_room() -> None:
+    one, both = (
+        published_plan("llava-1.5-13b", Machine.of(size), protocol=QUICK) for size in (48, 80)
+    )
+    weights = [of.nbytes for of in one.weights.values()]
+    assert not one.stages[1].height.both
+    assert both.stages[1].height.both
+    assert max(weights) < one.peak < sum(weights) < both.peak < 80e9
+    assert one.least == both.least
+
+
+def test_packing_leaves_embeddings_and_head() -> None:
+    whole = Weights(7_000_000_000, 260_000_000, 2)
+    packed = Weights(7_000_000_000, 260_000_000, 2, "nf4")
+    assert whole.nbytes == 14_000_000_000
+    assert 2 * 260_000_000 < packed.nbytes < whole.nbytes / 3
+
+
+def test_more_memory_never_takes_more_cards() -> None:
+    for key in PUBLISHED:
+        ways = [fit_on(key, card, protocol=QUICK) for card in CARDS]
+        fewest = [min(fit.count for fit in of_card) for of_card in ways]
+        assert fewest == sorted(fewest, reverse=True)
+
+
+def test_the_table_of_the_docs_is_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["pairs", "--plan"]) == 0
+    printed = capsys.readouterr().out.strip()
+    page = (DOCS / "study/plan.md").read_text(encoding="utf-8")
+    assert printed in page
+    assert "twohop pairs --plan" in page
+
+
+def test_a_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "runs"
+    assert main(["study", "micro-late", "--plan", "--limit", "6", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert all(stage in shown for stage in STAGES)
+    assert "a forward pass of each model was timed" in shown
+    assert not out.exists()
+
+
+def test_what_does_not_fit_ends_in_one_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No machine that tests run on has 400 GB: and nothing has to be fetched to know it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for long
+    assert main(["study", "llama-3.2-vision-90b", "--plan"]) == 2
+    said = capsys.readouterr()
+    assert "llama-3.2-vision-90b does not fit on" in said.err
+    assert "--remote" in said.err
+    assert "Traceback" not in said.err
+    assert "meta-llama/Llama-3.1-70B-Instruct 141.1 GB" in said.out
+
+
+def test_sizes_know_keys_and_values() -> None:
+    """LLaVA-1.5-7B: 32 blocks, 32 heads of 128, two bytes each."""
+    sizes = Sizes(32, 4096, 32, 32, 128, 32_064, 11_008, 2, 200_000_000)
+    assert sizes.keys(1) == 2 * 32 * 32 * 128 * 2
+    assert json.dumps(sizes.keys(611)) == "320339968"

@@ -1,0 +1,194 @@
+"""A pair's plan, here: from its configs and prompts, or from what is published of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from interventions import Model, load
+from interventions.errors import LoadError
+from twohop.ask.study import Study, longest_answer
+from twohop.items.items import Benchmark
+from twohop.pairs import PUBLISHED, Pair, published_bytes
+from twohop.running.loading import Loading
+from twohop.running.pair_run import PairRun, Settings
+from twohop.running.plan import Plan, planned
+from twohop.running.published_plans import published_plan, published_weights
+from twohop.running.rates import Rate, rate_of
+from twohop.running.weighing import Machine, Weights
+from twohop.stages.asked import Counts, scope_of
+from twohop.stages.table import STAGES
+from twohop.stages.work import Role
+
+HALF = 2
+"""Bytes of a number in most checkpoints."""
+WHY = 150
+"""Characters of an error that are said again."""
+INDEXES = ("model.safetensors", "model.safetensors.index.json")
+"""Files of which a checkpoint has one."""
+
+
+def plan_of(
+    pair: Pair,
+    settings: Settings,
+    *,
+    stages: Sequence[str] = STAGES,
+    counts: Counts | None = None,
+    same: bool = False,
+    timing: bool = False,
+    machine: Machine | None = None,
+) -> Plan:
+    """Plan a pair's study here, from configs and prompts.
+
+    Parameters
+    ----------
+    pair : Pair
+    settings : Settings
+    stages : sequence of str
+        Those that are still to be run.
+    counts : Counts, optional
+        Items, where stages that are done have counted them. Default: the most there can be.
+    same : bool
+        Whether the VLM's decoder is known to be the backbone's.
+    timing : bool
+        Load the models whose weights are here, one after the other, and time forward passes; else
+        no weight is read.
+    machine : Machine, optional
+        Default: what is free here.
+    """
+    places = pair.places(remote=settings.remote)
+    alone = places["vlm"] == places["backbone"]
+    roles: tuple[Role, ...] = ("vlm",) if alone else ("vlm", "backbone")
+    models: dict[Role, Model] = {
+        role: load(places[role], remote=settings.remote or "local") for role in roles
+    }
+    study = study_on(pair.benchmark().limited(settings.limit), models, settings)
+    here = machine or Machine.here(settings.loading)
+    weights: dict[Role, Weights] = {
+        role: Weights.of(models[role], settings.loading, on_cpu=here.kind == "cpu")
+        for role in roles
+    }
+    scope = scope_of(study, counts=counts, same=same or alone)
+    asked = {"protocol": settings.protocol, "stages": stages, "spare": spare_of(here)}
+    asked["remote"] = bool(settings.remote)
+    plan = planned(pair.key, scope, weights, here, **asked)
+    missing = {} if settings.remote else downloads(places, weights)
+    if timing and not plan.remedy and not missing and not settings.remote:
+        rates = timed(places, study, settings)
+        plan = planned(pair.key, scope, weights, here, rates=rates, **asked)
+    return replace(plan, downloads=missing)
+
+
+def study_on(benchmark: Benchmark, models: Mapping[Role, Model], settings: Settings) -> Study:
+    """The study that would be run on these models; of one alone, it is its own backbone."""
+    backbone = models.get("backbone", models["vlm"])
+    return Study(
+        vlm=models["vlm"],
+        backbone=backbone,
+        benchmark=benchmark,
+        seed=settings.seed,
+        max_new_tokens=longest_answer(backbone, benchmark, protocol=settings.protocol),
+        protocol=settings.protocol,
+    )
+
+
+def timed(places: Mapping[str, Path | str], study: Study, settings: Settings) -> dict[Role, Rate]:
+    """Load each model and time it, one after the other."""
+    rates: dict[Role, Rate] = {}
+    roles: tuple[Role, ...] = ("backbone", "vlm")
+    for role in roles:
+        if role == "vlm" or places["vlm"] != places["backbone"]:
+            model = load(places[role], **settings.loading.of(role))
+            rates[role] = rate_of(model, study)
+            del model
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    return rates
+
+
+def spare_of(machine: Machine) -> Machine | None:
+    """All GPUs here, where fewer are to be used."""
+    n = torch.cuda.device_count() if machine.kind == "cuda" else 0
+    if n <= len(machine.free):
+        return None
+    free = tuple(torch.cuda.mem_get_info(i)[0] for i in range(n))
+    return Machine("cuda", free, tuple(f"cuda:{i}" for i in range(n)), True)
+
+
+def downloads(places: Mapping[str, Path | str], weights: Mapping[Role, Weights]) -> dict[str, int]:
+    """Bytes of the checkpoints that are not here, by repo id: as published, else by the config."""
+    from huggingface_hub import try_to_load_from_cache
+
+    missing = {}
+    for role, of in weights.items():
+        repo = str(places[role])
+        if Path(repo).is_dir():
+            continue
+        if any(isinstance(try_to_load_from_cache(repo, name), str) for name in INDEXES):
+            continue
+        missing[repo] = published_bytes(repo) or HALF * of.parameters
+    return missing
+
+
+def plan_before(pair: Pair, settings: Settings, *, timing: bool = False) -> Plan:
+    """Plan a whole study; of a published pair whose config cannot be had, from what is published.
+
+    Parameters
+    ----------
+    pair : Pair
+    settings : Settings
+    timing : bool
+        As in :func:`plan_of`.
+
+    Raises
+    ------
+    LoadError
+        If a config cannot be had, and nothing is published of the pair.
+    """
+    try:
+        return plan_of(pair, settings, timing=timing)
+    except LoadError as error:
+        place = pair.places(remote=settings.remote)["vlm"]
+        known = [key for key, of in PUBLISHED.items() if of.vlm == place]
+        if not known:
+            raise
+        here = Machine.here(settings.loading)
+        plan = published_plan(
+            known[0],
+            here,
+            protocol=settings.protocol,
+            packing=settings.loading.quantization,
+            n_bytes=width_of(settings.loading, here),
+            spare=spare_of(here),
+        )
+        weights = published_weights(PUBLISHED[known[0]])
+        why = str(error).split("\n")[0]
+        note = (
+            f"from published sizes, asked about flags in a chat, as the config is not here: {why}"
+        )
+        places = pair.places(remote=settings.remote)
+        return replace(plan, downloads=downloads(places, weights), notes=(note,))
+
+
+def width_of(loading: Loading, machine: Machine) -> int:
+    """Bytes of a number: of those asked for, else float32 on a CPU and 16 bits elsewhere."""
+    dtype = getattr(torch, loading.dtype or "", None)
+    if dtype is None:
+        dtype = torch.float32 if machine.kind == "cpu" else torch.bfloat16
+    return torch.empty(0, dtype=dtype).element_size()
+
+
+def plan_of_rest(run: PairRun, to_run: Sequence[str]) -> Plan | None:
+    """Plan what is left of a run, with the items that its stages have counted.
+
+    None where its configs cannot be had: what is amiss is said when they are opened.
+    """
+    stored = run.own.stages()
+    counts = None
+    if not {"recall", "backbone_text"} & {*to_run} and "recall" in stored:
+        counts = Counts.of(run.own.get("recall"), run.own.get("backbone_text"))
+    try:
+        return plan_of(run.pair, run.settings, stages=to_run, counts=counts)
+    except LoadError:
+        return None
