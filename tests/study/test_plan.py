@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,7 +122,8 @@ def test_weights_change_nothing_but_time(
 def test_published_sizes_are_those_of_the_configs(key: str) -> None:
     pair, shape = PUBLISHED[key], SHAPES[key]
     vlm = published_config(pair.vlm)
-    text = vlm.get_text_config(decoder=True)
+    config = vlm.get_text_config(decoder=True)
+    text = SimpleNamespace(**config.to_dict())  # also where blocks are unlike one another
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     crossing = len(getattr(text, "cross_attention_layers", []))
     assert shape.n_layers + shape.crossing == text.num_hidden_layers

@@ -29,6 +29,10 @@ class Shape:
         or all in all blocks.
     windowed : bool
         Whether blocks attend within a window.
+    recurrent : bool
+        Whether blocks keep a state instead of keys and values.
+    unlike : int
+        Parameters of a block in the mean, where blocks are unlike one another; 0: all are alike.
     """
 
     n_layers: int = 32
@@ -43,10 +47,14 @@ class Shape:
     tied: bool = False
     sees: Literal["itself", "image", "all"] = "itself"
     windowed: bool = False
+    recurrent: bool = False
+    unlike: int = 0
 
     @property
     def block(self) -> int:
         """Parameters of a block's projections; the rest is nothing beside them."""
+        if self.unlike:
+            return self.unlike
         attention = 2 * self.head_dim * (self.n_heads + self.n_kv_heads)
         return self.d_model * (attention + 3 * self.inner)
 
@@ -63,6 +71,7 @@ QWEN_7B = Shape(28, 3584, 28, 4, 128, 18_944, 152_064, picture=15)
 GEMMA_12B = Shape(
     48, 3840, 16, 8, 256, 15_360, 262_208, 256, tied=True, sees="image", windowed=True
 )
+QWEN3_8B = Shape(36, inner=12_288, vocab=151_936)
 MLLAMA = Shape(vocab=128_256, picture=0, crossing=8, sees="all")
 SHAPES: dict[str, Shape] = {
     "llava-1.5-7b": LLAVA_7B,
@@ -84,6 +93,27 @@ SHAPES: dict[str, Shape] = {
     "llama-3.2-vision-11b": MLLAMA,
     "llama-3.2-vision-90b": replace(
         MLLAMA, n_layers=80, d_model=8192, n_heads=64, inner=28_672, crossing=20
+    ),
+    # Made larger, to 65,536 pixels at the least.
+    "qwen3-vl-8b": replace(QWEN3_8B, picture=70, sees="all"),
+    # Twelve tiles of 256 and the whole picture.
+    "internvl3.5-8b": replace(QWEN3_8B, picture=3328),
+    "smolvlm2-2.2b": Shape(24, 2048, 32, 32, 64, 8192, 49_280, picture=1053, tied=True),
+    "glm-4.1v-9b": Shape(40, n_kv_heads=2, inner=13_696, vocab=151_552, picture=15),
+    # Every sixth block has four wider heads for keys, which are the values too.
+    "gemma-4-31b": Shape(
+        *(60, 5376, 32, 16, 256, 21_504, 262_144, 266),
+        tied=True,
+        sees="image",
+        windowed=True,
+        unlike=488_134_319,
+    ),
+    # Three blocks of four are recurrent.
+    "qwen3.5-9b": Shape(
+        *(32, 4096, 16, 4, 256, 12_288, 248_320, 70),
+        sees="image",
+        recurrent=True,
+        unlike=216_236_432,
     ),
 }
 """By the pair's key."""

@@ -44,7 +44,7 @@ def published_scope(pair: PublishedPair, protocol: Protocol) -> Scope:
     """What a published pair is asked about flags."""
     shape = pair.shape
     *relations, (_, entities) = flags_asked()
-    text: Path = "plain" if shape.windowed else "suffix"
+    text: Path = "rows" if shape.recurrent else "plain" if shape.windowed else "suffix"
     image: Path = {"itself": "suffix", "image": "rows", "all": "plain"}[shape.sees]  # type: ignore[assignment]
     width = SHOWN.ahead + SHOWN.behind + max(0, shape.picture - 1)
     named = replace(NAMED, rows=(NAMED.ahead + NAME + NAMED.behind - 1,), path=text)
