@@ -134,8 +134,8 @@ def convert(options: argparse.Namespace) -> int:
     from interventions.progress import quiet_libraries
 
     quiet_libraries()
-    made = mistral_layout.convert(options.source, options.target)
-    sys.stdout.write(f"{made} is written. See: interventions doctor {made}\n")
+    folder = mistral_layout.convert(options.source, options.target)
+    sys.stdout.write(f"{folder} is written. See: interventions doctor {folder}\n")
     return 0
 
 
