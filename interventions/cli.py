@@ -1,4 +1,4 @@
-"""The commands: ``interventions doctor``, ``remote`` and ``families``."""
+"""The commands: ``interventions doctor``, ``remote``, ``convert`` and ``families``."""
 
 import argparse
 import json
@@ -35,6 +35,11 @@ def parser() -> argparse.ArgumentParser:
     remote.add_argument("--revision", help="branch, tag or commit on the hub")
     remote.add_argument("--json", action="store_true", help="print the answer as JSON")
     remote.add_argument("--verbose", action="store_true", help="show the size of each request")
+    convert = commands.add_parser(
+        "convert", help="write a Pixtral of Mistral's own layout as a folder that opens here"
+    )
+    convert.add_argument("source", metavar="FOLDER", help="with params.json and tekken.json")
+    convert.add_argument("target", metavar="NEW", help="a folder that is not there yet")
     commands.add_parser("families", help="print the table of tested families (Markdown)")
     return top
 
@@ -121,6 +126,17 @@ def print_preflight(report: "Preflight", console: "Console") -> None:
         facts.add_row("gradients", "yes" if report.gradients else none)
         facts.add_row("a request", f"takes {report.request_ms:.0f} ms")
     console.print(facts)
+
+
+def convert(options: argparse.Namespace) -> int:
+    """``interventions convert``."""
+    from interventions.architectures import mistral_layout
+    from interventions.progress import quiet_libraries
+
+    quiet_libraries()
+    folder = mistral_layout.convert(options.source, options.target)
+    sys.stdout.write(f"{folder} is written. See: interventions doctor {folder}\n")
+    return 0
 
 
 def families(options: argparse.Namespace) -> int:
@@ -271,7 +287,7 @@ def _amount(n: int) -> str:
     return str(n)
 
 
-COMMANDS = {"doctor": doctor, "remote": remote, "families": families}
+COMMANDS = {"doctor": doctor, "remote": remote, "convert": convert, "families": families}
 
 if __name__ == "__main__":
     sys.exit(main())

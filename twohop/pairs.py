@@ -315,6 +315,7 @@ def what_it_takes(pair: PublishedPair) -> str:
 def _unconverted(pair: PublishedPair) -> str:
     return (
         f"the pair {pair.key!r} is registered, but the VLM is stored in Mistral's own format: "
-        "convert it first, then give its folder, --vlm FOLDER --backbone MODEL. "
+        "convert it first, then give its folder, --vlm FOLDER --backbone MODEL: "
+        f"`hf download {pair.vlm} --local-dir RAW`, `interventions convert RAW FOLDER`. "
         f"{what_it_takes(pair)} What runs as it is: {', '.join(PAIRS)}."
     )

@@ -136,7 +136,7 @@ def explained(names: Iterable[str], *, adapter: dict[str, Any] | None = None) ->
         return (
             "is in its makers' own layout (params.json and consolidated weights). Use the repo in "
             "transformers' layout (Mistral's and Meta's have one of the same name, often with "
-            "-hf), or convert it with the script convert_..._weights_to_hf of transformers."
+            "-hf); a Pixtral that has none is converted with `interventions convert FOLDER NEW`."
         )
     if any(name.startswith(("mp_rank_", "iter_", "latest_checkpointed")) for name in names):
         return "is a Megatron or DeepSpeed checkpoint. Convert it to transformers' layout."
