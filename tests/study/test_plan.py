@@ -17,10 +17,9 @@ from twohop.cli import main
 from twohop.pairs import find_pair
 from twohop.protocol import Protocol
 from twohop.published import PUBLISHED
-from twohop.published.sizes import SHAPES
 from twohop.running.pair_run import Settings
 from twohop.running.plan import TooLarge, planned
-from twohop.running.planning import plan_of, rate_of
+from twohop.running.planning import plan_of
 from twohop.running.published_plans import (
     CARDS,
     fit_on,
@@ -28,12 +27,14 @@ from twohop.running.published_plans import (
     published_scope,
     published_weights,
 )
+from twohop.running.rates import rate_of
 from twohop.running.study import study_of
 from twohop.running.weighing import Machine, Weights
 from twohop.stages.asked import Counts, scope_of
 from twohop.stages.costs import COSTS
 from twohop.stages.run import run_stage
 from twohop.stages.table import STAGES
+from twohop.stages.work import Role
 
 QUICK = Protocol.preset("quick")
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -111,7 +112,8 @@ def test_weights_change_nothing_but_time(
         assert sum(stage.tokens.values()) == sum(work.tokens for work in works)
     assert not plan.timed
     assert not plan.remedy
-    for model, role in ((study.vlm, "vlm"), (study.backbone, "backbone")):
+    models: dict[Role, Model] = {"vlm": study.vlm, "backbone": study.backbone}
+    for role, model in models.items():
         real = sum(weight.nbytes for weight in model.module.parameters())
         assert plan.weights[role].nbytes == real
     assert rate_of(study.backbone, study).flops > 0
@@ -119,7 +121,8 @@ def test_weights_change_nothing_but_time(
 
 @pytest.mark.parametrize("key", PUBLISHED)
 def test_published_sizes_are_those_of_the_configs(key: str) -> None:
-    pair, shape = PUBLISHED[key], SHAPES[key]
+    pair = PUBLISHED[key]
+    shape = pair.shape
     vlm = published_config(pair.vlm)
     text = vlm.get_text_config(decoder=True)
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
