@@ -12,16 +12,17 @@ import xarray as xr
 from published_configs import published_config
 
 from interventions import Model
+from interventions.results import read_provenance
 from interventions.sweeping.sizes import Sizes
 from twohop.ask.study import Study
 from twohop.cli import main
 from twohop.pairs import find_pair
 from twohop.protocol import Protocol
 from twohop.published import PUBLISHED
-from twohop.published.sizes import SHAPES
+from twohop.report.settings import settings_rows
 from twohop.running.pair_run import Settings
 from twohop.running.plan import TooLarge, planned
-from twohop.running.planning import plan_of, rate_of
+from twohop.running.planning import plan_of
 from twohop.running.published_plans import (
     CARDS,
     fit_on,
@@ -29,12 +30,15 @@ from twohop.running.published_plans import (
     published_scope,
     published_weights,
 )
+from twohop.running.rates import rate_of
 from twohop.running.study import study_of
 from twohop.running.weighing import Machine, Weights
 from twohop.stages.asked import Counts, scope_of
 from twohop.stages.costs import COSTS
+from twohop.stages.heights import Heights
 from twohop.stages.run import run_stage
 from twohop.stages.table import STAGES
+from twohop.stages.work import Role
 
 QUICK = Protocol.preset("quick")
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -100,6 +104,27 @@ def test_as_many_tokens_go_through_blocks_as_was_planned(
         assert tokens == pytest.approx(took[stage], rel=ANSWERED)
 
 
+def test_what_a_stage_took_is_stored_and_shown(
+    measured: tuple[Study, dict[str, int], dict[str, xr.Dataset]],
+) -> None:
+    *_, done = measured
+    for stage in STAGES:
+        [(device, said)] = read_provenance(done[stage])["memory"].items()
+        assert device == "cpu"
+        assert int(said.removesuffix(" MB")) > 100  # PyTorch alone is more
+    rows = dict(settings_rows(xr.DataTree.from_dict(done)))
+    assert "MB" in rows["memory"]
+
+
+def test_a_height_is_of_the_block_alone() -> None:
+    with Heights() as large:
+        torch.ones(50_000_000).sum()
+    with Heights() as small:
+        torch.ones(10).sum()
+    if Path("/proc/self/clear_refs").exists():
+        assert large.n_bytes["cpu"] - small.n_bytes["cpu"] > 100_000_000
+
+
 def test_weights_change_nothing_but_time(
     measured: tuple[Study, dict[str, int], dict[str, xr.Dataset]],
 ) -> None:
@@ -112,7 +137,8 @@ def test_weights_change_nothing_but_time(
         assert sum(stage.tokens.values()) == sum(work.tokens for work in works)
     assert not plan.timed
     assert not plan.remedy
-    for model, role in ((study.vlm, "vlm"), (study.backbone, "backbone")):
+    models: dict[Role, Model] = {"vlm": study.vlm, "backbone": study.backbone}
+    for role, model in models.items():
         real = sum(weight.nbytes for weight in model.module.parameters())
         assert plan.weights[role].nbytes == real
     assert rate_of(study.backbone, study).flops > 0
@@ -120,7 +146,8 @@ def test_weights_change_nothing_but_time(
 
 @pytest.mark.parametrize("key", PUBLISHED)
 def test_published_sizes_are_those_of_the_configs(key: str) -> None:
-    pair, shape = PUBLISHED[key], SHAPES[key]
+    pair = PUBLISHED[key]
+    shape = pair.shape
     vlm = published_config(pair.vlm)
     config = vlm.get_text_config(decoder=True)
     text = SimpleNamespace(**config.to_dict())  # also where blocks are unlike one another

@@ -26,6 +26,7 @@ from interventions.model.fingerprints import fingerprint, hooks_of
 from interventions.model.prefix_attention import attention
 from interventions.results import read_provenance
 from interventions.sweeping.budget import SHARE, Budget
+from interventions.sweeping.sizes import Sizes
 from twohop.ask import residence
 from twohop.ask.memory import LIMITS, MemoryTooSmall, limit_of, read
 from twohop.ask.on_server import no_tick
@@ -93,8 +94,8 @@ def llama(where: str, dtype: torch.dtype = torch.float32) -> tuple[iv.Model, Cas
 def a_small_study() -> tuple[Study, dict[str, xr.Dataset]]:
     """A micro study on one device that has room for both models, and what its stages give."""
     models: dict[Role, iv.Model] = {
-        role: loaded_where_there_is_room(micro_folder(name), device="fake:0")
-        for role, name in (("vlm", "micro-late"), ("backbone", "micro-backbone"))
+        "vlm": loaded_where_there_is_room(micro_folder("micro-late"), device="fake:0"),
+        "backbone": loaded_where_there_is_room(micro_folder("micro-backbone"), device="fake:0"),
     }
     settings = Settings(protocol=SMALL, limit=4)
     study = study_on(find_pair("micro-late").benchmark().limited(4), models, settings)
@@ -315,6 +316,27 @@ def a_budget_is_that_of_the_fullest_device() -> None:
     model, _ = llama("two")
     with room(10**8, 0), room(10**7, 1):
         assert Budget.of(model).n_bytes == int(10**7 * SHARE)
+
+
+@demand
+def a_budget_is_kept() -> None:
+    """Of replays whose budget lets a few cells through at once, and of one that lets all."""
+    model, case = llama("one")
+    n_rows = 24
+    prompt = case.prompt.select([0, 1] * (n_rows // 2))
+    at = prompt.at("entity", -1)
+    values = drawn(n_rows, case.model.d_model, seed=1)
+    cells = [[iv.Patch("mlp_out", layer, at, values)] for layer in layers_of(case)] * 64
+    iv.replay(model, prompt, cells[:1])  # what is kept for later calls is there
+    least = n_rows * Sizes.of(model).clean(prompt.length, len(prompt.prefix_ids))
+    taken = []
+    for budget in (2 * least, 4 * least, 64 * least):
+        before = fake().memory_allocated()
+        fake().reset_peak_memory_stats(0)
+        iv.replay(model, prompt, cells, budget=budget, reduce=lambda logits: logits.amax((1, 2, 3)))
+        taken.append(fake().max_memory_allocated() - before)
+        assert taken[-1] <= budget, (taken, budget)
+    assert taken[0] < taken[2], taken  # it is the budget that decides
 
 
 @demand

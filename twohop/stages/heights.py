@@ -52,8 +52,7 @@ class Heights:
         self.n_bytes: dict[str, int] = {}
 
     def __enter__(self) -> Self:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text(RESET, encoding="ascii")
+        forget()
         for device in self.devices:
             if reset := getattr(_module(device), "reset_peak_memory_stats", None):
                 reset(device)
@@ -68,6 +67,12 @@ class Heights:
     def said(self) -> dict[str, str]:
         """By device, in words: ``{"cuda:0": "17240 MB"}``."""
         return {device: f"{n_bytes / MB:.0f} MB" for device, n_bytes in self.n_bytes.items()}
+
+
+def forget() -> None:
+    """Let the most that this process has held be counted anew, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text(RESET, encoding="ascii")
 
 
 def held() -> int:
