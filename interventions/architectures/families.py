@@ -53,7 +53,9 @@ class Family:
     count: Callable[[Any, Tensors], int | None] = _no_count
 
     def of(self, text: Any) -> "Family":
-        """The facts about one model, whose text config may say that images are read causally."""
+        """The facts about one model, whose text config may say how its images are read."""
+        if getattr(text, "use_bidirectional_attention", None) == "vision":
+            return replace(self, two_way="image")
         if self.two_way_key is None or getattr(text, self.two_way_key, None):
             return self
         return replace(self, two_way=None)

@@ -49,6 +49,9 @@ def check_components(module: Any, anatomy: Anatomy) -> str | None:
             for stream in streams
             if stream is not None
         )
+        if (name := anatomy.parts[layer].scale) is not None:
+            factor = layers[layer].get_buffer(name).cpu().double()
+            summands = [summand * factor for summand in summands]
         error = (sum(summands) - after).abs()
         if bool((error > _noise(streams[-1]) * sum(summand.abs() for summand in summands)).any()):
             return f"in block {layer} resid_pre + attn_out + mlp_out is not resid_post"

@@ -206,7 +206,9 @@ def test_the_check_is_relative_to_what_is_added(small: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma2", "qwen3", "gemma3_text", "gemma4_text", "qwen3_5_text"]
+)
 def test_rounding_is_not_mistaken_for_a_misunderstanding(name: str, dtype: torch.dtype) -> None:
     module, _ = tiny.build(name, dtype=dtype)
     assert check_components(module, find_anatomy(module)) is None
@@ -255,6 +257,15 @@ def test_other_vlms_are_understood(model_type: str) -> None:
 def test_other_vlms_are_refused_with_the_reason(model_type: str) -> None:
     with pytest.raises(LoadError, match=UNSEEN[model_type]):
         find_anatomy(on_meta(model_type))
+
+
+def test_a_newcomer_whose_images_see_both_ways_is_known_by_its_config() -> None:
+    config = CONFIG_MAPPING["gemma4_unified"]()
+    config.text_config.use_bidirectional_attention = None
+    with torch.device("meta"):
+        module = AutoModelForImageTextToText.from_config(config)
+    assert find_anatomy(module).family.two_way is None
+    assert find_anatomy(on_meta("gemma4_unified")).family.two_way == "image"
 
 
 def test_what_nobody_thought_of_is_a_load_error_too() -> None:
