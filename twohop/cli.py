@@ -183,7 +183,10 @@ def plan_studies(pairs: "Sequence[Pair]", settings: "Settings") -> int:
 
 
 def say_plan(run: "PairRun", to_run: "Sequence[str]") -> None:
-    """Say in a line what is left of a run takes; refuse it if it does not fit."""
+    """Say in a line what is left of a run takes; refuse it if not even the weights fit.
+
+    What else does not fit by the plan is said, and tried: rows are an estimate.
+    """
     from rich.console import Console
 
     from twohop.running.plan_text import said
@@ -191,8 +194,17 @@ def say_plan(run: "PairRun", to_run: "Sequence[str]") -> None:
 
     plan = plan_of_rest(run, to_run)
     if plan is not None:
-        Console(stderr=True).print(f"  {said(plan)}", highlight=False, soft_wrap=True)
-        plan.check()
+        console = Console(stderr=True)
+        console.print(f"  {said(plan)}", highlight=False, soft_wrap=True)
+        if plan.hopeless:
+            plan.check()
+        elif doubts := plan.doubts():
+            console.print(
+                f"  By this estimate {doubts} It is tried; a stage that does not fit says so, and "
+                "those before it stay done.",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def asked_pairs(options: argparse.Namespace, protocol: "Protocol") -> "list[Pair]":

@@ -190,6 +190,27 @@ def test_the_smallest_change_that_fits_is_named() -> None:
         wide.check()
 
 
+@pytest.mark.parametrize(("beside_weights", "status"), [(1000, 0), (-1000, 2)])
+def test_only_weights_that_do_not_fit_refuse_a_run(
+    beside_weights: int,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Rows are an estimate: a run that may not fit is tried."""
+    plan = plan_of(find_pair("micro-late"), Settings(protocol=QUICK, limit=6))
+    free = max(of.nbytes for of in plan.weights.values()) + beside_weights
+    small = Machine("cpu", (free,), ("cpu",))
+    monkeypatch.setattr(Machine, "here", lambda _: small)
+    command = ["study", "micro-late", "--preset", "quick", "--limit", "6"]
+    assert main([*command, "--stage", "recall", "--out", str(tmp_path)]) == status
+    said = " ".join(capsys.readouterr().err.split())
+    assert "micro-late does not fit on cpu" in said
+    assert ("It is tried" in said) == (status == 0)
+    assert main([*command, "--plan", "--out", str(tmp_path)]) == 2
+
+
 def test_both_models_are_there_where_there_is_room() -> None:
     one, both = (
         published_plan("llava-1.5-13b", Machine.of(size), protocol=QUICK) for size in (48, 80)

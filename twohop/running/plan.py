@@ -110,6 +110,31 @@ class Plan:
         """Bytes without which some stage cannot be run at all."""
         return max((stage.height.least for stage in self.stages), default=0)
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether the weights of one of the models alone are more than is free."""
+        there = self.machine
+        return any(
+            of.nbytes > (sum(there.free) if there.spread else there.room(role))
+            for role, of in self.weights.items()
+            if any(role in stage.roles for stage in self.stages)
+        )
+
+    def doubts(self) -> str:
+        """Why it does not fit by this count, and the smallest change that does; empty if it fits.
+
+        What rows take is estimated; only what :attr:`hopeless` says is certain.
+        """
+        if not self.remedy:
+            return ""
+        worst = max(self.stages, key=lambda stage: stage.height.least)
+        free = " + ".join(f"{free / GB:.1f} GB" for free in self.machine.free)
+        return (
+            f"{self.pair} does not fit on {', '.join(self.machine.names)}: {worst.stage} takes "
+            f"{worst.height.least / GB:.1f} GB at least, one model and one row at a time, and "
+            f"{free} are free. {self.remedy}"
+        )
+
     def check(self) -> None:
         """Refuse a study that does not fit.
 
@@ -118,14 +143,8 @@ class Plan:
         TooLarge
             With the smallest change that fits.
         """
-        if self.remedy:
-            worst = max(self.stages, key=lambda stage: stage.height.least)
-            free = " + ".join(f"{free / GB:.1f} GB" for free in self.machine.free)
-            raise TooLarge(
-                f"{self.pair} does not fit on {', '.join(self.machine.names)}: {worst.stage} takes "
-                f"{worst.height.least / GB:.1f} GB at least, one model and one row at a time, and "
-                f"{free} are free. {self.remedy}"
-            )
+        if doubts := self.doubts():
+            raise TooLarge(doubts)
 
 
 def planned(
