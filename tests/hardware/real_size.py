@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import interventions as iv
-from hardware.measuring import Taken, table, taken
+from hardware.measuring import GIB, Taken, table, taken
 from hardware.shapes import (
     knowing_study,
     llava_config,
@@ -24,8 +24,12 @@ from hardware.shapes import (
     shown,
     write_checkpoint,
 )
+from twohop.pairs import own_pair, with_flags
 from twohop.protocol import Protocol
 from twohop.running.known import Known
+from twohop.running.loading import Loading
+from twohop.running.pair_run import Settings
+from twohop.running.planning import plan_of
 from twohop.stages.run import run_stages
 
 BLOCKS = 4  # of those of the true width that is computed with in float32
@@ -46,7 +50,19 @@ def step(function: Step) -> Step:
 def checkpoint_written(folder: Path, small: bool) -> Taken:
     with taken() as took:
         size = write_checkpoint(llava_config(small=small), folder, torch.bfloat16)
-        took.told["GiB of weights"] = size / 2**30
+        took.told["GiB of weights"] = size / GIB
+    return took
+
+
+@step
+def planned(folder: Path, small: bool) -> Taken:
+    """The study of this checkpoint, as its own backbone, asked about flags."""
+    pair = with_flags(own_pair(folder, folder))
+    settings = Settings(protocol=Protocol.preset("quick"), loading=Loading(dtype="bfloat16"))
+    with taken() as took:
+        plan = plan_of(pair, settings)
+        took.told["GiB at the least"] = plan.least / GIB
+        took.told["tokens x blocks"] = sum(sum(stage.tokens.values()) for stage in plan.stages)
     return took
 
 
