@@ -29,7 +29,9 @@ def take_rows(cache: Any, rows: torch.Tensor) -> Any:
         Row indices; a row may be taken more than once. Keys and values lie where their block is,
         which need not be where these are. All rows in order are not copied.
     """
-    n_rows = next((len(layer.keys) for layer in cache.layers if layer.keys is not None), None)
+    # Cross-attention has no keys without an image, and blocks with a recurrent state have none.
+    of_layers = (getattr(layer, "keys", None) for layer in cache.layers)
+    n_rows = next((len(keys) for keys in of_layers if keys is not None), 0)
     if n_rows == len(rows) and torch.equal(rows.cpu(), torch.arange(n_rows)):
         return _map_tensors(cache, lambda tensor: tensor)
     return _map_tensors(cache, lambda tensor: tensor.index_select(0, rows.to(tensor.device)))

@@ -215,6 +215,13 @@ NOT_OF_THE_PROTOCOL = {
     "of how few items a run is not worth its hours": ("LEAST_KNOWN", "OF_FEW"),
     "which differences are rounding": ("LAST_BITS",),
     "what a check of data points out and shows": ("ALIKE", "SHOWN"),
+    "what a plan counts by, which measures nothing": (
+        *("GB", "MB", "MINUTE", "HOUR", "DAY", "HALF", "WHY", "CARDS", "COUNTS", "NAMED", "NAME"),
+        *("ANSWER", "BEGINNINGS", "PIXELS", "TRIES", "UNEVEN", "PACKED", "PICTURES", "TILED"),
+        *("FORWARD", "WHOLE_ARMS", "CHAINS", "READINGS", "EARLY", "GRADIENT"),
+    ),
+    "what memory has room for": ("SPARE", "SHARE", "COPIES", "READ", "HELD", "HELD_INNER"),
+    "entities of a data set that are fetched, where no number is given": ("SAMPLE",),
     "names, and a number that is none": ("ARMS", "KINDS", "NEVER", "NOT_MEASURED"),
     "how many names are read, and signs flipped": ("READ_ROWS", "FLIPS"),
     "what the words alike, shown, power, chance and most mean": (
@@ -230,7 +237,8 @@ DRAWN = ("report/comparison_figures.py", "report/comparison_scatter.py", "report
 DRAWN += ("report/examples.py", "report/figures.py", "report/maps.py", "report/style.py")
 DRAWN += ("report/timetable.py",)
 NOT_SHARES = ("report/layers", "report/estimates", "items/pictures", "report/pairs", "pairs")
-"""Places on a page, altered pictures (which are hashed as they come out), gigabytes."""
+NOT_SHARES += ("ask/residence", "items/popvqa_hub")
+"""Places on a page, altered pictures (which are hashed as they come out), gigabytes, an order."""
 ROUNDING = 1e-8
 
 
