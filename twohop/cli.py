@@ -143,7 +143,7 @@ def run_studies(options: argparse.Namespace) -> int:
         loading=loading,
     )
     if options.plan:
-        return plan_studies(pairs, settings)
+        return plan_studies(pairs, settings, selection.wanted())
     asked = {"out": options.out, "settings": settings, "selection": selection}
     asked["before"] = say_plan
     if worth_sharing(pairs) and not options.remote:
@@ -167,14 +167,14 @@ def run_studies(options: argparse.Namespace) -> int:
     return 2 if stopped else 0
 
 
-def plan_studies(pairs: "Sequence[Pair]", settings: "Settings") -> int:
-    """``twohop study --plan``: of each pair, what it takes; refused if one does not fit."""
+def plan_studies(pairs: "Sequence[Pair]", settings: "Settings", stages: "Sequence[str]") -> int:
+    """``twohop study --plan``: of each pair, what it takes anew; refused if one does not fit."""
     from rich.console import Console
 
     from twohop.running.plan_text import print_plan
     from twohop.running.planning import plan_before
 
-    plans = [plan_before(pair, settings, timing=True) for pair in pairs]
+    plans = [plan_before(pair, settings, stages=stages, timing=True) for pair in pairs]
     for plan in plans:
         print_plan(plan, Console())
     for plan in plans:
@@ -195,7 +195,7 @@ def say_plan(run: "PairRun", to_run: "Sequence[str]") -> None:
     plan = plan_of_rest(run, to_run)
     if plan is not None:
         console = Console(stderr=True)
-        console.print(f"  {said(plan)}", highlight=False, soft_wrap=True)
+        console.print(f"  {said(plan)}", highlight=False, markup=False, soft_wrap=True)
         if plan.hopeless:
             plan.check()
         elif doubts := plan.doubts():
@@ -203,6 +203,7 @@ def say_plan(run: "PairRun", to_run: "Sequence[str]") -> None:
                 f"  By this estimate {doubts} It is tried; a stage that does not fit says so, and "
                 "those before it stay done.",
                 highlight=False,
+                markup=False,
                 soft_wrap=True,
             )
 

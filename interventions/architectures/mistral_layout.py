@@ -49,6 +49,11 @@ CHAT = (
 )
 
 
+OTHER_NUMBERS = ("sliding_window", "rope_scaling", "llama_4_scaling", "yarn", "moe", "quantization")
+OTHER_SIGHT = ("add_pre_mm_projector_layer_norm",)
+"""What a Pixtral has not."""
+
+
 def convert(source: str | Path, target: str | Path, *, shard_bytes: int = SHARD_BYTES) -> Path:
     """Write a Pixtral checkpoint of Mistral's layout as transformers' LLaVA.
 
@@ -87,7 +92,7 @@ def convert(source: str | Path, target: str | Path, *, shard_bytes: int = SHARD_
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        config = config_of(params)
+        config = _config_of(params)
         _write_weights(files, config, partial, shard_bytes)
         config.architectures = ["LlavaForConditionalGeneration"]
         config.save_pretrained(partial)
@@ -120,7 +125,10 @@ def _checked(source: Path) -> tuple[dict[str, Any], list[Path]]:
             f"{str(source)!r} is no whole checkpoint in Mistral's layout: {', '.join(lost)} "
             "missing. Download it again."
         )
-    params = json.loads((source / PARAMS).read_text(encoding="utf-8"))
+    try:
+        params = json.loads((source / PARAMS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LoadError(f"{PARAMS} of {str(source)!r} cannot be read: {error}.") from error
     seeing = params.get("vision_encoder")
     if seeing is None or seeing.get("mm_projector_id"):
         what = "merges patches" if seeing else "has no vision encoder"
@@ -128,7 +136,22 @@ def _checked(source: Path) -> tuple[dict[str, Any], list[Path]]:
             f"{str(source)!r} {what}, so it is no Pixtral. Its maker has it in transformers' "
             "layout too: use that repo."
         )
+    others = [key for key in OTHER_NUMBERS if params.get(key)]
+    others += [key for key in OTHER_SIGHT if seeing.get(key)]
+    others += ["spatial_merge_size"] if seeing.get("spatial_merge_size", 1) != 1 else []
+    if others:
+        raise LoadError(
+            f"{PARAMS} of {str(source)!r} has {', '.join(others)}, which is not converted: the "
+            "numbers would be others. Its maker may have it in transformers' layout too."
+        )
     return params, files
+
+
+def _config_of(params: dict[str, Any]) -> Any:
+    try:
+        return config_of(params)
+    except KeyError as error:
+        raise LoadError(f"{PARAMS} does not say {error}, so it is no Pixtral's.") from error
 
 
 def config_of(params: dict[str, Any]) -> Any:
@@ -157,6 +180,7 @@ def config_of(params: dict[str, Any]) -> Any:
                 *("intermediate_size", "num_hidden_layers", "num_attention_heads"),
             )
         },
+        hidden_act="silu",  # as its maker's code has it; the class's default is another
         rope_parameters={"rope_type": "axial", "rope_theta": seeing["rope_theta"]},
     )
     return LlavaConfig(
@@ -237,6 +261,7 @@ def _write_weights(files: list[Path], config: Any, folder: Path, shard_bytes: in
                 f"{name} is of shape {tuple(weight.shape)}, which {PARAMS} does not tell of. Get "
                 "the file that belongs to these weights."
             )
+        config.dtype = weight.dtype
         if shard and sum(map(_size, shard.values())) + _size(weight) > shard_bytes:
             write()
         shard[name] = weight

@@ -136,6 +136,45 @@ def test_other_models_and_taken_names_are_refused(tmp_path: Path) -> None:
     assert left(tmp_path) == ["raw"]
 
 
+def test_a_converted_checkpoint_says_what_its_code_says(tmp_path: Path) -> None:
+    """The class's defaults are another tower's."""
+    write(tmp_path / "raw")
+    config = json.loads((convert(tmp_path / "raw", tmp_path / "new") / "config.json").read_text())
+    assert config["vision_config"]["hidden_act"] == "silu"
+    assert config["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"sliding_window": 4096}, "has sliding_window, which is not converted"),
+        ({"rope_scaling": {"factor": 2}}, "has rope_scaling, which is not converted"),
+        ({"rope_theta": None}, "does not say 'rope_theta'"),
+        ({"vision_encoder": {"spatial_merge_size": 2}}, "has spatial_merge_size"),
+    ],
+)
+def test_what_would_give_other_numbers_is_refused(
+    changed: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "raw")
+    path = tmp_path / "raw" / "params.json"
+    params = json.loads(path.read_text())
+    for key, value in changed.items():
+        if value is None:
+            del params[key]
+        elif isinstance(params.get(key), dict):
+            params[key] |= value
+        else:
+            params[key] = value
+    path.write_text(json.dumps(params))
+    with pytest.raises(LoadError, match=said):
+        convert(tmp_path / "raw", tmp_path / "new")
+    path.write_text("{")
+    with pytest.raises(LoadError, match=r"params\.json .* cannot be read"):
+        convert(tmp_path / "raw", tmp_path / "new")
+    assert left(tmp_path) == ["raw"]
+
+
 def test_loading_it_as_it_is_names_the_command(tmp_path: Path) -> None:
     write(tmp_path / "raw")
     with pytest.raises(LoadError, match="converted with `interventions convert FOLDER NEW`"):

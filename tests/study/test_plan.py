@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,13 +15,15 @@ from published_configs import published_config
 from interventions import Model
 from interventions.results import read_provenance
 from interventions.sweeping.sizes import Sizes
+from twohop.ask.residence import held_on
 from twohop.ask.study import Study
 from twohop.cli import main
 from twohop.pairs import find_pair
 from twohop.protocol import Protocol
 from twohop.published import PUBLISHED
 from twohop.report.settings import settings_rows
-from twohop.running.pair_run import Settings
+from twohop.running.loading import Loading
+from twohop.running.pair_run import Models, Settings
 from twohop.running.plan import TooLarge, planned
 from twohop.running.planning import plan_of
 from twohop.running.published_plans import (
@@ -273,3 +276,45 @@ def test_sizes_know_keys_and_values() -> None:
     sizes = Sizes(32, 4096, 32, 32, 128, 32_064, 11_008, 2, 200_000_000)
     assert sizes.keys(1) == 2 * 32 * 32 * 128 * 2
     assert json.dumps(sizes.keys(611)) == "320339968"
+
+
+def test_a_plan_is_of_the_stages_that_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["study", "micro-late", "--plan", "--limit", "6", "--stage", "recall"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "recall" in printed
+    assert "backbone_text" in printed
+    assert "timetable" not in printed
+
+
+def test_what_cannot_be_planned_is_run_all_the_same(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def busy(_: object) -> Machine:
+        raise RuntimeError("the device is busy")
+
+    monkeypatch.setattr(Machine, "here", busy)
+    command = ["study", "micro-late", "--limit", "6", "--stage", "backbone_text"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    assert "what is left could not be planned" in caplog.text
+
+
+def test_weights_that_are_not_sure_to_be_counted_right_refuse_nothing() -> None:
+    plan = published_plan("llava-1.5-7b", Machine.of(4), protocol=QUICK)
+    assert plan.hopeless
+    assert not replace(plan, sure=False).hopeless
+
+
+def test_what_a_study_holds_is_its_own_to_use() -> None:
+    """Else the second pair of a run would be refused for the models of the first."""
+    cpu = torch.device("cpu")
+    before = held_on(cpu)
+    models = Models()
+    model = models.get(find_pair("micro-late").vlm())
+    weights = sum(tensor.nbytes for tensor in model.module.parameters())
+    assert held_on(cpu) - before >= weights
+    assert Machine.here(Loading(device=("cpu",))).free[0] > weights

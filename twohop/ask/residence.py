@@ -6,7 +6,7 @@ What a model computes is the same wherever it has waited: its weights come back 
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import psutil
 import torch
@@ -40,6 +40,15 @@ class Home:
 
 HOMES: WeakKeyDictionary[Model, Home] = WeakKeyDictionary()
 """Of the models that may leave: each is whole, on one device other than the CPU."""
+LOADED: WeakSet[Model] = WeakSet()
+"""Every model that a study has loaded, as long as it is there."""
+
+
+def held_on(device: torch.device) -> int:
+    """Bytes of a device that models of a study have: these can leave, or are those asked for."""
+    return sum(
+        tensor.nbytes for model in LOADED for tensor in _tensors(model) if tensor.device == device
+    )
 
 
 def settle(model: Model) -> None:
@@ -47,7 +56,10 @@ def settle(model: Model) -> None:
 
     One that is packed, or spread over several devices, stays.
     """
-    if model.remote or quantisation_of(model.module) is not None:
+    if model.remote:
+        return
+    LOADED.add(model)
+    if quantisation_of(model.module) is not None:
         return
     devices = {tensor.device for tensor in _tensors(model)}
     if len(devices) == 1 and (device := devices.pop()).type not in ("cpu", "meta"):
@@ -72,7 +84,11 @@ def at_home(model: Model) -> None:
         return
     needed = int(home.n_bytes * SPARE) + (home.n_bytes if home.away else 0)
     if free_bytes(home.device) < needed:
-        leave(home.device, but=model)
+        try:
+            leave(home.device, but=model)
+        except MemoryTooSmall:
+            if home.away:  # else it is there: fewer rows run beside the others
+                raise
     if home.away:
         _move(model, home.device)
         home.away = False

@@ -80,6 +80,8 @@ class Plan:
         What to change where it does not fit; empty where it does.
     downloads : dict of str to int
         Bytes that are fetched, by repo id.
+    sure : bool
+        Whether the weights take what is counted, and have to be on these devices.
     notes : sequence of str
         What else is to be known of the numbers.
     """
@@ -93,6 +95,7 @@ class Plan:
     remote: bool = False
     remedy: str = ""
     downloads: Mapping[str, int] = field(default_factory=dict)
+    sure: bool = True
     notes: Sequence[str] = ()
 
     @property
@@ -113,9 +116,9 @@ class Plan:
     @property
     def hopeless(self) -> bool:
         """Whether the weights of one of the models alone are more than is free."""
-        there = self.machine
-        return any(
-            of.nbytes > (sum(there.free) if there.spread else there.room(role))
+        free = self.machine.free
+        return self.sure and any(
+            of.nbytes > (sum(free) if self.machine.spread else free[0 if role == "vlm" else -1])
             for role, of in self.weights.items()
             if any(role in stage.roles for stage in self.stages)
         )

@@ -28,7 +28,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     for stage in plan.stages:
         table.add_row(*_cells(stage), *(_sent(stage) if remote else ()))
     console.print(table, highlight=False)
-    console.print(f"\n{said(plan)}", highlight=False, soft_wrap=True)
+    console.print(f"\n{said(plan)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _cells(stage: StagePlan) -> Sequence[str]:

@@ -1,8 +1,10 @@
 """A pair's plan, here: from its configs and prompts, or from what is published of it."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +23,7 @@ from twohop.stages.asked import Counts, scope_of
 from twohop.stages.table import STAGES
 from twohop.stages.work import Role
 
+LOG = logging.getLogger(__name__)
 HALF = 2
 """Bytes of a number in most checkpoints."""
 WHY = 150
@@ -70,14 +73,30 @@ def plan_of(
         for role in roles
     }
     scope = scope_of(study, counts=counts, same=same or alone)
-    asked = {"protocol": settings.protocol, "stages": stages, "spare": spare_of(here)}
+    asked: dict[str, Any] = {"protocol": settings.protocol, "stages": stages}
     asked["remote"] = bool(settings.remote)
     plan = planned(pair.key, scope, weights, here, **asked)
+    if plan.remedy:  # only now are other GPUs looked at, which begins something on each
+        plan = planned(pair.key, scope, weights, here, spare=spare_of(here), **asked)
     missing = {} if settings.remote else downloads(places, weights)
     if timing and not plan.remedy and not missing and not settings.remote:
         rates = timed(places, study, settings)
         plan = planned(pair.key, scope, weights, here, rates=rates, **asked)
-    return replace(plan, downloads=missing)
+    sure = all(as_counted(model, settings.loading) for model in models.values())
+    return replace(plan, downloads=missing, sure=sure)
+
+
+def as_counted(model: Model, loading: Loading) -> bool:
+    """Whether a model's weights will take what its config tells, on one device.
+
+    Not if a map may leave some on the CPU or the disk, or they are packed already, or the config
+    does not say in which format they are.
+    """
+    config = model.module.config
+    text = config.get_text_config(decoder=True)
+    packed = any(getattr(part, "quantization_config", None) for part in (config, text))
+    said = loading.dtype or config.dtype or text.dtype
+    return loading.device_map is None and not packed and said is not None
 
 
 def study_on(benchmark: Benchmark, models: Mapping[Role, Model], settings: Settings) -> Study:
@@ -131,15 +150,17 @@ def downloads(places: Mapping[str, Path | str], weights: Mapping[Role, Weights])
     return missing
 
 
-def plan_before(pair: Pair, settings: Settings, *, timing: bool = False) -> Plan:
-    """Plan a whole study; of a published pair whose config cannot be had, from what is published.
+def plan_before(
+    pair: Pair, settings: Settings, *, stages: Sequence[str] = STAGES, timing: bool = False
+) -> Plan:
+    """Plan a study anew; of a published pair whose config cannot be had, from what is published.
 
     Parameters
     ----------
     pair : Pair
     settings : Settings
-    timing : bool
-        As in :func:`plan_of`.
+    stages, timing
+        As in :func:`plan_of`; from what is published, of all stages.
 
     Raises
     ------
@@ -147,7 +168,7 @@ def plan_before(pair: Pair, settings: Settings, *, timing: bool = False) -> Plan
         If a config cannot be had, and nothing is published of the pair.
     """
     try:
-        return plan_of(pair, settings, timing=timing)
+        return plan_of(pair, settings, stages=stages, timing=timing)
     except LoadError as error:
         place = pair.places(remote=settings.remote)["vlm"]
         known = [key for key, of in PUBLISHED.items() if of.vlm == place]
@@ -161,6 +182,7 @@ def plan_before(pair: Pair, settings: Settings, *, timing: bool = False) -> Plan
             packing=settings.loading.quantization,
             n_bytes=width_of(settings.loading, here),
             spare=spare_of(here),
+            remote=bool(settings.remote),
         )
         weights = published_weights(PUBLISHED[known[0]])
         why = str(error).split("\n")[0]
@@ -168,7 +190,8 @@ def plan_before(pair: Pair, settings: Settings, *, timing: bool = False) -> Plan
             f"from published sizes, asked about flags in a chat, as the config is not here: {why}"
         )
         places = pair.places(remote=settings.remote)
-        return replace(plan, downloads=downloads(places, weights), notes=(note,))
+        missing = {} if settings.remote else downloads(places, weights)
+        return replace(plan, downloads=missing, notes=(note,))
 
 
 def width_of(loading: Loading, machine: Machine) -> int:
@@ -186,9 +209,12 @@ def plan_of_rest(run: PairRun, to_run: Sequence[str]) -> Plan | None:
     """
     stored = run.own.stages()
     counts = None
-    if not {"recall", "backbone_text"} & {*to_run} and "recall" in stored:
-        counts = Counts.of(run.own.get("recall"), run.own.get("backbone_text"))
     try:
+        if not {"recall", "backbone_text"} & {*to_run} and "recall" in stored:
+            counts = Counts.of(run.own.get("recall"), run.own.get("backbone_text"))
         return plan_of(run.pair, run.settings, stages=to_run, counts=counts)
     except LoadError:
+        return None
+    except Exception:  # a plan is said, and stops no run
+        LOG.warning("what is left could not be planned", exc_info=True)
         return None

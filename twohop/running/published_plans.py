@@ -117,12 +117,13 @@ def published_plan(
     packing: str | None = None,
     n_bytes: int = 2,
     spare: Machine | None = None,
+    remote: bool = False,
 ) -> Plan:
     """Plan a published pair's study of flags on a machine."""
     pair = PUBLISHED[key]
     weights = published_weights(pair, packing, n_bytes)
     scope = published_scope(pair, protocol)
-    return planned(key, scope, weights, machine, protocol=protocol, spare=spare)
+    return planned(key, scope, weights, machine, protocol=protocol, spare=spare, remote=remote)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from interventions import Model
 from interventions.architectures.blueprints import default_device
 from interventions.sweeping.budget import free_bytes
+from twohop.ask.residence import held_on
 from twohop.ask.room import row_needs, rows_in
 from twohop.running.loading import Loading
 from twohop.stages.asked import Scope
@@ -99,7 +100,7 @@ class Machine:
             chosen = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
         return cls(
             chosen[0].type,
-            tuple(map(free_bytes, chosen)),
+            tuple(free_bytes(device) + held_on(device) for device in chosen),
             tuple(map(str, chosen)),
             loading.device_map is not None and len(chosen) > 1,
         )

@@ -130,7 +130,7 @@ TRUE: dict[str, Callable[[], Any]] = {
     "vipllava": lambda: VipLlavaConfig(text_config=LlamaConfig(vocab_size=32_064)),
     "pixtral": lambda: LlavaConfig(
         text_config=MistralConfig(**NEMO),
-        vision_config=PixtralVisionConfig(),
+        vision_config=PixtralVisionConfig(hidden_act="silu"),
         image_token_index=10,
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
