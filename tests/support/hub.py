@@ -49,6 +49,8 @@ def serve(
             path = unquote(urlparse(self.path).path).strip("/")
             api = path.startswith("api/")
             path = path.removeprefix("api/").removeprefix("models/").removeprefix("datasets/")
+            if "/" not in path:  # who asks, or whether it is there
+                return self._missing("Repo")
             org, name, *rest = path.split("/")
             repo = f"{org}/{name}"
             folder, token = repos.get(repo), self.headers.get("Authorization")
