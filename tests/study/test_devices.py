@@ -36,10 +36,7 @@ Differences = dict[tuple[str, str], str]
 @cache
 def differences(*arguments: str) -> Differences:
     """Run a command of the script: by case and call, what differs."""
-    try:
-        pretend_device.build()
-    except pretend_device.NoCompiler as error:
-        pytest.skip(str(error))
+    pretend_device.build_or_skip()
     folders = (ROOT, ROOT / "tests/support")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
     command = [sys.executable, str(SCRIPT), *arguments]

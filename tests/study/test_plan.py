@@ -1,5 +1,6 @@
 """A plan: what a study takes is what it takes, and what does not fit is refused with what does."""
 
+import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -312,6 +313,7 @@ def test_weights_that_are_not_sure_to_be_counted_right_refuse_nothing() -> None:
 def test_what_a_study_holds_is_its_own_to_use() -> None:
     """Else the second pair of a run would be refused for the models of the first."""
     cpu = torch.device("cpu")
+    gc.collect()  # models of other tests would go meanwhile
     before = held_on(cpu)
     models = Models()
     model = models.get(find_pair("micro-late").vlm())

@@ -34,9 +34,10 @@ from twohop.ask.study import Study
 from twohop.micro.folders import micro_folder
 from twohop.pairs import find_pair
 from twohop.protocol import Protocol
-from twohop.running.loading import Loading, Role, loaded_where_there_is_room
+from twohop.running.loading import Loading, loaded_where_there_is_room
 from twohop.running.pair_run import Settings
-from twohop.running.planning import plan_of, study_on
+from twohop.running.planning import plan_of
+from twohop.running.study import study_of
 from twohop.stages.asked import Counts
 from twohop.stages.patched import run_cells
 from twohop.stages.recall import same_decoder
@@ -93,12 +94,8 @@ def llama(where: str, dtype: torch.dtype = torch.float32) -> tuple[iv.Model, Cas
 @cache
 def a_small_study() -> tuple[Study, dict[str, xr.Dataset]]:
     """A micro study on one device that has room for both models, and what its stages give."""
-    models: dict[Role, iv.Model] = {
-        "vlm": loaded_where_there_is_room(micro_folder("micro-late"), device="fake:0"),
-        "backbone": loaded_where_there_is_room(micro_folder("micro-backbone"), device="fake:0"),
-    }
-    settings = Settings(protocol=SMALL, limit=4)
-    study = study_on(find_pair("micro-late").benchmark().limited(4), models, settings)
+    loading = Loading(device=("fake:0",))
+    study = study_of("micro-late", Settings(protocol=SMALL, limit=4, loading=loading))
     done: dict[str, xr.Dataset] = {}
     for stage in ASKED:
         done[stage] = run_stage(stage, study, done)

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,18 @@ class Settings:
     loading: Loading = field(default_factory=Loading)
 
 
+def study_on(benchmark: Benchmark, vlm: Model, backbone: Model, settings: Settings) -> Study:
+    """What stages work with, on two models."""
+    return Study(
+        vlm=vlm,
+        backbone=backbone,
+        benchmark=benchmark,
+        seed=settings.seed,
+        max_new_tokens=longest_answer(backbone, benchmark, protocol=settings.protocol),
+        protocol=settings.protocol,
+    )
+
+
 @dataclass(frozen=True)
 class PairRun:
     """One pair's run: what is asked of whom, and where the results are kept.
@@ -122,18 +134,9 @@ class PairRun:
         """What a stage works with; the backbone stands in for a VLM that it does not need."""
         alone = stage in BACKBONE_STAGES
         backbone = self._model("backbone", models)
-        return Study(
-            vlm=backbone if alone else self._model("vlm", models),
-            backbone=backbone,
-            benchmark=self.benchmark,
-            seed=self.settings.seed,
-            max_new_tokens=longest_answer(
-                backbone, self.benchmark, protocol=self.settings.protocol
-            ),
-            kept=models.results,
-            progress=progress,
-            protocol=self.settings.protocol,
-        )
+        vlm = backbone if alone else self._model("vlm", models)
+        study = study_on(self.benchmark, vlm, backbone, self.settings)
+        return replace(study, kept=models.results, progress=progress)
 
     def _model(self, role: Role, models: Models) -> Model:
         # A VLM that is its own backbone is loaded once, where the VLM goes.

@@ -9,9 +9,9 @@ from twohop.pairs import PUBLISHED
 from twohop.protocol import Protocol
 from twohop.running.plan import Plan, StagePlan
 from twohop.running.published_plans import CARDS, Fit, fit_on, published_plan
-from twohop.running.weighing import Machine
+from twohop.running.weighing import GB, Machine
 
-GB, MB = 10**9, 10**6
+MB = 10**6
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 

@@ -10,13 +10,13 @@ import torch
 
 from interventions import Model, load
 from interventions.errors import LoadError
-from twohop.ask.study import Study, longest_answer
+from twohop.ask.study import Study
 from twohop.items.items import Benchmark
 from twohop.pairs import PUBLISHED, Pair, published_bytes
 from twohop.running.loading import Loading
-from twohop.running.pair_run import PairRun, Settings
+from twohop.running.pair_run import PairRun, Settings, study_on
 from twohop.running.plan import Plan, planned
-from twohop.running.published_plans import published_plan, published_weights
+from twohop.running.published_plans import published_plan
 from twohop.running.rates import Rate, rate_of
 from twohop.running.weighing import Machine, Weights
 from twohop.stages.asked import Counts, scope_of
@@ -26,8 +26,6 @@ from twohop.stages.work import Role
 LOG = logging.getLogger(__name__)
 HALF = 2
 """Bytes of a number in most checkpoints."""
-WHY = 150
-"""Characters of an error that are said again."""
 INDEXES = ("model.safetensors", "model.safetensors.index.json")
 """Files of which a checkpoint has one."""
 
@@ -38,9 +36,9 @@ def plan_of(
     *,
     stages: Sequence[str] = STAGES,
     counts: Counts | None = None,
+    benchmark: Benchmark | None = None,
     same: bool = False,
     timing: bool = False,
-    machine: Machine | None = None,
 ) -> Plan:
     """Plan a pair's study here, from configs and prompts.
 
@@ -52,13 +50,13 @@ def plan_of(
         Those that are still to be run.
     counts : Counts, optional
         Items, where stages that are done have counted them. Default: the most there can be.
+    benchmark : Benchmark, optional
+        The pair's, where it has been made.
     same : bool
         Whether the VLM's decoder is known to be the backbone's.
     timing : bool
         Load the models whose weights are here, one after the other, and time forward passes; else
         no weight is read.
-    machine : Machine, optional
-        Default: what is free here.
     """
     places = pair.places(remote=settings.remote)
     alone = places["vlm"] == places["backbone"]
@@ -66,8 +64,9 @@ def plan_of(
     models: dict[Role, Model] = {
         role: load(places[role], remote=settings.remote or "local") for role in roles
     }
-    study = study_on(pair.benchmark().limited(settings.limit), models, settings)
-    here = machine or Machine.here(settings.loading)
+    asked_of = pair.benchmark().limited(settings.limit) if benchmark is None else benchmark
+    study = study_on(asked_of, models["vlm"], models.get("backbone", models["vlm"]), settings)
+    here = Machine.here(settings.loading)
     weights: dict[Role, Weights] = {
         role: Weights.of(models[role], settings.loading, on_cpu=here.kind == "cpu")
         for role in roles
@@ -97,19 +96,6 @@ def as_counted(model: Model, loading: Loading) -> bool:
     packed = any(getattr(part, "quantization_config", None) for part in (config, text))
     said = loading.dtype or config.dtype or text.dtype
     return loading.device_map is None and not packed and said is not None
-
-
-def study_on(benchmark: Benchmark, models: Mapping[Role, Model], settings: Settings) -> Study:
-    """The study that would be run on these models; of one alone, it is its own backbone."""
-    backbone = models.get("backbone", models["vlm"])
-    return Study(
-        vlm=models["vlm"],
-        backbone=backbone,
-        benchmark=benchmark,
-        seed=settings.seed,
-        max_new_tokens=longest_answer(backbone, benchmark, protocol=settings.protocol),
-        protocol=settings.protocol,
-    )
 
 
 def timed(places: Mapping[str, Path | str], study: Study, settings: Settings) -> dict[Role, Rate]:
@@ -184,13 +170,12 @@ def plan_before(
             spare=spare_of(here),
             remote=bool(settings.remote),
         )
-        weights = published_weights(PUBLISHED[known[0]])
         why = str(error).split("\n")[0]
         note = (
             f"from published sizes, asked about flags in a chat, as the config is not here: {why}"
         )
         places = pair.places(remote=settings.remote)
-        missing = {} if settings.remote else downloads(places, weights)
+        missing = {} if settings.remote else downloads(places, plan.weights)
         return replace(plan, downloads=missing, notes=(note,))
 
 
@@ -212,7 +197,9 @@ def plan_of_rest(run: PairRun, to_run: Sequence[str]) -> Plan | None:
     try:
         if not {"recall", "backbone_text"} & {*to_run} and "recall" in stored:
             counts = Counts.of(run.own.get("recall"), run.own.get("backbone_text"))
-        return plan_of(run.pair, run.settings, stages=to_run, counts=counts)
+        return plan_of(
+            run.pair, run.settings, stages=to_run, counts=counts, benchmark=run.benchmark
+        )
     except LoadError:
         return None
     except Exception:  # a plan is said, and stops no run

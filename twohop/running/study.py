@@ -6,11 +6,11 @@ from typing import Any, overload
 
 from rich.markup import escape
 
-from twohop.ask.study import Study, longest_answer
+from twohop.ask.study import Study
 from twohop.pairs import Pair, find_pair
 from twohop.running.known import Known
 from twohop.running.loading import Role, loaded_where_there_is_room
-from twohop.running.pair_run import Models, PairRun, Settings, open_run
+from twohop.running.pair_run import Models, PairRun, Settings, open_run, study_on
 from twohop.running.reporter import Reporter
 from twohop.stages.table import STAGES, Selection
 
@@ -33,14 +33,7 @@ def study_of(key: str | Pair, settings: Settings | None = None) -> Study:
         )
         for role in roles
     )
-    return Study(
-        vlm=vlm,
-        backbone=backbone,
-        benchmark=benchmark,
-        seed=settings.seed,
-        max_new_tokens=longest_answer(backbone, benchmark, protocol=settings.protocol),
-        protocol=settings.protocol,
-    )
+    return study_on(benchmark, vlm, backbone, settings)
 
 
 @overload

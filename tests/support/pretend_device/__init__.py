@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import torch
 from platformdirs import user_cache_path
 from torch.utils import cpp_extension
@@ -88,6 +89,14 @@ def build() -> Path:
             raise NoCompiler(f"the pretend device cannot be built here: {done.stderr[-2000:]}")
         made.replace(target)  # others that build it meanwhile find all of it or nothing
     return target
+
+
+def build_or_skip() -> None:
+    """Build it for a test, which is skipped with the reason where that cannot be done."""
+    try:
+        build()
+    except NoCompiler as error:
+        pytest.skip(str(error))
 
 
 def cpp_standard() -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from published_parts import GEMMA_4_31B
 from transformers import (
     Gemma2Config,
     Gemma3Config,
@@ -85,19 +86,6 @@ GEMMA3: dict[str, Any] = {
     "num_key_value_heads": 8,
     "sliding_window": 1024,
 }
-GEMMA4: dict[str, Any] = {
-    "hidden_size": 5376,
-    "intermediate_size": 21_504,
-    "num_hidden_layers": 60,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 16,
-    "num_global_key_value_heads": 4,
-    "attention_k_eq_v": True,
-    "sliding_window": 1024,
-    "final_logit_softcapping": 30.0,
-    "hidden_size_per_layer_input": 0,
-    "use_bidirectional_attention": "vision",
-}
 
 
 def _m_rope(sections: list[int], **more: Any) -> dict[str, Any]:
@@ -137,9 +125,9 @@ TRUE: dict[str, Callable[[], Any]] = {
     ),
     "mistral3": lambda: Mistral3Config(),
     "gemma3": lambda: Gemma3Config(text_config=Gemma3TextConfig(**GEMMA3)),
-    "gemma4_text": lambda: Gemma4TextConfig(**GEMMA4),
+    "gemma4_text": lambda: Gemma4TextConfig(**GEMMA_4_31B),
     "gemma4": lambda: Gemma4Config(
-        text_config=GEMMA4,
+        text_config=GEMMA_4_31B,
         vision_config={
             "hidden_size": 1152,
             "intermediate_size": 4304,
