@@ -123,8 +123,9 @@ def run_studies(options: argparse.Namespace) -> int:
     from interventions.progress import quiet_libraries
     from twohop.report.compare import read_summary, write_comparison
     from twohop.report.console import print_comparison, print_summary
+    from twohop.running.crew.crews import crew_of, share_of
+    from twohop.running.crew.schedule import run_side_by_side
     from twohop.running.study import Settings, run_in_turn
-    from twohop.running.workers import run_side_by_side, worth_sharing
     from twohop.stages.table import STAGES, Selection
 
     quiet_libraries()
@@ -145,11 +146,12 @@ def run_studies(options: argparse.Namespace) -> int:
     if options.plan:
         return plan_studies(pairs, settings, selection.wanted())
     asked = {"out": options.out, "settings": settings, "selection": selection}
-    asked["before"] = say_plan
-    if worth_sharing(pairs) and not options.remote:
-        run = run_side_by_side(pairs, **asked)
+    asked |= {"before": say_plan, "even_if_few": options.even_if_few}
+    crew = crew_of(options.on, options.workers, pairs, settings)
+    if crew is None:
+        run = run_in_turn(pairs, **asked)
     else:
-        run = run_in_turn(pairs, **asked, even_if_few=options.even_if_few)
+        run = run_side_by_side(pairs, crew, **asked, share_of=share_of(crew))
     summaries, folders = [], []
     for pair, summary in zip(pairs, run, strict=True):
         if summary is not None:

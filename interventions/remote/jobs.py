@@ -11,6 +11,7 @@ import json
 import time
 import uuid
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -246,13 +247,9 @@ class Jobs:
         """Store a result or an error."""
         if response.status == Status.COMPLETED:
             saved = backend.fetch(response)
-            path = self._path(key, "result")
-            partial = path.with_suffix(".partial")
-            torch.save(saved, partial)
             try:
-                stored(partial)
+                blob = as_stored(saved)
             except UnpicklingError as error:
-                partial.unlink()
                 record.state = "failed"
                 record.message = (
                     f"What {record.name} returns cannot be kept safely: {error}. Return tensors, "
@@ -260,7 +257,7 @@ class Jobs:
                 )
                 self._write(key, record)
                 return
-            partial.replace(path)
+            write_atomically(self._path(key, "result"), blob)
             record.state = "done"
             self._write(key, record)
             self._path(key, "request").unlink(missing_ok=True)
@@ -273,7 +270,22 @@ class Jobs:
             self._write(key, record)
 
 
-def stored(path: Path) -> Any:
+def as_stored(returned: Any) -> bytes:
+    """What a job returned as the content of a file that :func:`stored` opens.
+
+    Raises
+    ------
+    UnpicklingError
+        If it holds anything but tensors, arrays, plain values and results of this package.
+    """
+    file = BytesIO()
+    torch.save(returned, file)
+    file.seek(0)
+    stored(file)
+    return file.getvalue()
+
+
+def stored(path: Path | BytesIO) -> Any:
     """Open what a job returned; a file that would run code is refused.
 
     Raises

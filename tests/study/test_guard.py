@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_protocol import changes
+from twohop.running.workers import run_side_by_side
 
 import interventions as iv
 from interventions.errors import ResultsError
@@ -30,7 +31,6 @@ from twohop.report.summary import summarise
 from twohop.running.checkpoints import SIDECAR, Digests, kind_of
 from twohop.running.pair_run import Models, PairRun, open_run
 from twohop.running.study import Settings, run_study, study_of
-from twohop.running.workers import run_side_by_side
 from twohop.stages.provenance import check_same_models
 from twohop.stages.run import run_stage
 from twohop.stages.table import Selection

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import xarray as xr
+from twohop.running.workers import run_side_by_side
 
 from interventions.errors import LoadError, ResultsError
 from interventions.results import read_provenance, read_tree
@@ -19,7 +20,6 @@ from twohop.running.loading import Loading, Models
 from twohop.running.options import asked_loading
 from twohop.running.pair_run import PairRun, open_run
 from twohop.running.study import Settings, run_study, study_of
-from twohop.running.workers import run_side_by_side
 from twohop.stages.table import Selection
 
 MICRO = PAIRS["micro-late"]

@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from rich.console import Console
 from stored import as_computed
+from twohop.running.workers import run_side_by_side
 
 from interventions.errors import InterventionsError
 from interventions.results import read_tree
@@ -18,7 +19,6 @@ from twohop.pairs import PAIRS
 from twohop.running.pair_run import Models, Settings
 from twohop.running.reporter import Reporter
 from twohop.running.study import run_in_turn, run_study, study_of
-from twohop.running.workers import run_side_by_side
 from twohop.stages.run import run_stage, run_stages
 from twohop.stages.table import NEEDS, STAGES, Selection, derived, with_needs
 

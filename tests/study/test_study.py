@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from rich.console import Console
+from twohop.running.workers import received, run_side_by_side, start_worker
 
 from interventions.errors import InterventionsError, ResultsError
 from interventions.results import Store, read_tree
@@ -21,7 +22,6 @@ from twohop.pairs import PAIRS
 from twohop.protocol import Protocol
 from twohop.running.reporter import Reporter
 from twohop.running.study import Settings, run_study
-from twohop.running.workers import received, run_side_by_side, start_worker
 from twohop.scoring import OUTCOMES
 from twohop.stages.diagnosis import VERDICTS
 from twohop.stages.recall import GATES

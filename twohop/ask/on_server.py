@@ -1,4 +1,4 @@
-"""One experiment on several prompts: here one after the other, on a server as one request.
+"""One experiment on several prompts: here one after the other, shared, or on a server as one request.
 
 What runs is a plain function of a model, a prompt and numbers. It makes its own patches where the
 model is, so that only prompts go there and only what was measured comes back.
@@ -12,6 +12,7 @@ import torch
 
 from interventions import Model
 from twohop.ask.residence import at_home
+from twohop.ask.shards import HANDS
 
 REQUEST_BYTES = 2**26
 Tick = Callable[[int], None]
@@ -65,6 +66,9 @@ def on_each(
         What the function returned, per task: tensors, arrays, numbers, text, or containers of them.
     """
     if not model.remote:
+        hands = HANDS.get()
+        if hands is not None:
+            return hands.on_each(model, function, tasks, tick=tick)
         at_home(model)
         return [function(model, *task, tick=tick) for task in tasks]
     from interventions.remote import carry

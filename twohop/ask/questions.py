@@ -11,8 +11,9 @@ import torch
 
 from interventions import Model, Prompt
 from interventions.running.forced_choice import RULES
-from twohop.ask.answers import ASKED_ROWS, DEFAULT_RULE, WITHOUT_PRIOR, answers
+from twohop.ask.answers import DEFAULT_RULE, WITHOUT_PRIOR, answers
 from twohop.ask.on_server import Task, on_each
+from twohop.ask.shards import SHARD_ROWS
 from twohop.ask.study import Study, image_prompt, text_prompt
 from twohop.items.items import Item, Template
 from twohop.scoring import Outcome, normalise, outcome
@@ -139,7 +140,7 @@ class Questions:
         *,
         model: Model,
         passes: int | Sequence[int] = 1,
-        most: int | None = None,
+        most: int | None = SHARD_ROWS,
     ) -> list[Any]:
         """Call ``function(model, *arguments(rows), tick=...)`` for each part, where a model runs.
 
@@ -153,7 +154,7 @@ class Questions:
         passes : int or sequence of int
             Rows that are run for each item: those that the progress is told of.
         most : int, optional
-            Rows in one part.
+            Rows in one part; None: all of a relation and view, where these are not each its own.
 
         Returns
         -------
@@ -200,9 +201,7 @@ class Questions:
             relation = self.items[rows[0]].relation
             return prompt(rows), candidates[relation], study.decoding, rules, told
 
-        # The pictures of thousands would make a request too large to send.
-        most = ASKED_ROWS if model.remote else None
-        answered = self.map(answers, arguments, model=model, most=most)
+        answered = self.map(answers, arguments, model=model)
         by_rule: dict[str, list[str]] = {
             rule: [
                 candidates[item.relation][answer["choices"][rule]]

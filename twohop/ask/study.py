@@ -13,6 +13,7 @@ from interventions.prompt.answer_tokens import candidate_ids, spaced, token_ids
 from twohop.ask.answers import Decoding, answers
 from twohop.ask.on_server import SILENT, Progress, on_each
 from twohop.ask.roles import has_image_tokens
+from twohop.ask.shards import SHARD_ROWS
 from twohop.items.digest import asked_parts, named
 from twohop.items.items import Benchmark, Entity, Item, Template
 from twohop.protocol import DEFAULT, Protocol
@@ -180,10 +181,14 @@ def name_entities(
     cut : list of bool
         Whether they were at the limit of tokens before they ended.
     """
-    prompt = image_prompt(study, study.benchmark.naming, entities)
     study.progress.expect(len(entities))
-    task = (prompt, None, study.decoding)
-    [answered] = on_each(study.vlm, answers, [task], tick=study.progress.tick)
+    shards = (entities[i : i + SHARD_ROWS] for i in range(0, len(entities), SHARD_ROWS))
+    tasks = (
+        (image_prompt(study, study.benchmark.naming, shard), None, study.decoding)
+        for shard in shards
+    )
+    of_shards = on_each(study.vlm, answers, tasks, tick=study.progress.tick)
+    answered = [answer for of_shard in of_shards for answer in of_shard]
     texts = [answer["text"] for answer in answered]
     everyone = study.benchmark.every_name
     right = [

@@ -133,12 +133,15 @@ class Models:
         What they gave that the next pair will ask for again.
     sound : set of Model
         Those that were seen to compute numbers.
+    loads : int
+        How many were loaded so far, those that are gone included.
     """
 
     def __init__(self) -> None:
         self._kept: dict[tuple[Any, ...], Model] = {}
         self.results: dict[Any, Any] = {}
         self.sound: set[Model] = set()
+        self.loads = 0
 
     def get(
         self,
@@ -165,6 +168,7 @@ class Models:
         if asked not in self._kept:
             others["revision"] = content.get("commit")
             self._kept[asked] = loaded_where_there_is_room(folder, remote=remote, **others)
+            self.loads += 1
         return self._kept[asked]
 
     def drop(self, folder: Path | str) -> None:

@@ -25,6 +25,14 @@ def natural(text: str) -> int:
     return number
 
 
+def positive(text: str) -> int:
+    """A whole number above 0, from the command line."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"got {text}; expected 1 or more")
+    return number
+
+
 def counted(allowed: "Allowed") -> "Callable[[str], int]":
     """How a number of the protocol is read from the command line."""
 
@@ -102,6 +110,19 @@ def add_study(commands: Any) -> None:
         action="store_true",
         help="run nothing: say of every stage what it takes, in tokens, time, memory, downloads "
         "and requests, and whether it fits here",
+    )
+    study.add_argument(
+        "--on",
+        metavar="WHERE",
+        help="share the work: processes, of this machine; ray, a Ray cluster that this machine is "
+        "part of (or one of this machine alone); or ray://HOST:PORT",
+    )
+    study.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="how many share it (default: a GPU each, or two of a machine without, or as many as "
+        "a cluster has room for)",
     )
     study.add_argument(
         "--seed", type=natural, default=0, help="of every random choice (%(default)s)"

@@ -133,13 +133,13 @@ class PairRun:
     def study(self, stage: str, *, models: Models, progress: Progress = SILENT) -> Study:
         """What a stage works with; the backbone stands in for a VLM that it does not need."""
         alone = stage in BACKBONE_STAGES
-        backbone = self._model("backbone", models)
-        vlm = backbone if alone else self._model("vlm", models)
+        backbone = self.model("backbone", models)
+        vlm = backbone if alone else self.model("vlm", models)
         study = study_on(self.benchmark, vlm, backbone, self.settings)
         return replace(study, kept=models.results, progress=progress)
 
-    def _model(self, role: Role, models: Models) -> Model:
-        # A VLM that is its own backbone is loaded once, where the VLM goes.
+    def model(self, role: Role, models: Models) -> Model:
+        """One of the two; a VLM that is its own backbone is loaded once, where the VLM goes."""
         same = self.folders["vlm"] == self.folders["backbone"]
         return models.get(
             self.folders[role],

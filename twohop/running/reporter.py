@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from rich import progress as bars
 from rich.console import Console
+from rich.markup import escape
 
 from twohop.ask.on_server import Progress
 
@@ -56,6 +57,10 @@ class Reporter:
                 f"  {', '.join(names)}: given up, as derived from the {because} that was there",
                 soft_wrap=True,
             )
+
+    def stopped(self, why: Exception) -> None:
+        """Say that a pair's study ends early, and why."""
+        self.say(f"  [red]stopped[/red]: {escape(str(why))}")
 
     def say(self, text: str) -> None:
         """Print a line."""

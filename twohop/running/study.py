@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from rich.markup import escape
-
 from twohop.ask.study import Study
 from twohop.pairs import Pair, find_pair
 from twohop.running.known import Known
@@ -175,5 +173,5 @@ def run_in_turn(
         elif len(pairs) == 1:
             raise few
         else:
-            reporter.say(f"  [red]stopped[/red]: {escape(str(few))}")
+            reporter.stopped(few)
             yield None

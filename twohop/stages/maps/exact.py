@@ -78,6 +78,7 @@ def patching_map(
         lambda rows: (swap_of[rows[0]], edges.tolist()),
         model=model,
         passes=[n_cells[row] + 2 for row in range(len(pairs))],
+        most=None,
     )
     shape = (len(MAP_COMPONENTS), len(edges) - 1, len(MAP_ROLES))
     restored = side_by_side([cells for cells, _ in of_items], shape)

@@ -9,7 +9,6 @@ import torch
 
 from interventions import Model, Positions, Prompt, Site
 from interventions.digests import digest_of
-from twohop.ask.answers import ASKED_ROWS
 from twohop.ask.memory import read
 from twohop.ask.on_server import Task, Tick, on_each
 from twohop.ask.places import places
@@ -129,9 +128,7 @@ def image_states(study: Study, views: Sequence[int]) -> list[dict[str, torch.Ten
         here = {role: prompt.at(role) for role in fixed}
         return prompt, here | {str(place): place.positions(prompt) for place in grid}
 
-    # The pictures of thousands would make a request too large to send.
-    most = ASKED_ROWS if vlm.remote else None
-    of_items = questions.map(states_at, arguments, model=vlm, most=most)
+    of_items = questions.map(states_at, arguments, model=vlm)
     n = len(items)
     by_view: list[dict[str, torch.Tensor]] = [{} for _ in views]
     for i, role in enumerate(roles):

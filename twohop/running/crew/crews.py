@@ -1,0 +1,75 @@
+"""Which workers a study is given to."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from interventions.errors import InterventionsError
+from twohop.pairs import PAIRS, Pair
+from twohop.running.crew.on_ray import CARD_SPARE, OnRay, share_of_card
+from twohop.running.crew.processes import Processes
+from twohop.running.crew.transport import Crew
+from twohop.running.pair_run import PairRun, Settings
+from twohop.running.planning import plan_of_rest
+
+USUAL = 2
+"""Processes of a machine without GPUs: each has half of the cores, and the models once more."""
+RAY = "ray"
+
+
+def crew_of(
+    where: str | None, workers: int | None, pairs: Sequence[Pair], settings: Settings
+) -> Crew | None:
+    """The workers that ``--on`` and ``--workers`` ask for; None: this process alone.
+
+    Parameters
+    ----------
+    where : str, optional
+        ``"processes"``, ``"ray"`` or ``"ray://HOST:PORT"``. Default: two processes for several
+        built-in pairs on a CPU, else none.
+    workers : int, optional
+    pairs : sequence of Pair
+    settings : Settings
+
+    Raises
+    ------
+    InterventionsError
+        For anything else, or where workers are no help.
+    RayMissing
+        If Ray is not installed or does not answer.
+    """
+    if where is None and workers is not None:
+        where = "processes"
+    if where is None:
+        return Processes(USUAL) if worth_sharing(pairs, settings) else None
+    if settings.remote:
+        raise InterventionsError(
+            f"--on {where} and --remote were both given: a server has workers of its own. Give one."
+        )
+    if where == "processes":
+        gpus = 0 if settings.loading.device else torch.cuda.device_count()
+        return Processes(workers or gpus or USUAL, gpus=gpus)
+    if where == RAY or where.startswith(f"{RAY}://"):
+        return OnRay(None if where == RAY else where, workers=workers)
+    raise InterventionsError(f"--on {where}: expected processes, ray or ray://HOST:PORT.")
+
+
+def worth_sharing(pairs: Sequence[Pair], settings: Settings) -> bool:
+    """Whether to share unasked: several built-in pairs, small enough to be loaded twice."""
+    built_in = all(PAIRS.get(pair.key) is pair for pair in pairs)
+    here = not (settings.remote or torch.cuda.is_available())
+    return len(pairs) > 1 and built_in and here and torch.get_num_threads() >= USUAL
+
+
+def share_of(crew: Crew) -> Callable[[PairRun, Sequence[str]], float] | None:
+    """How much of a cluster's GPUs stages of a run take, by their plan; None without GPUs."""
+    card = crew.card if isinstance(crew, OnRay) else None
+    if card is None:
+        return None
+
+    def share(run: PairRun, stages: Sequence[str]) -> float:
+        plan, room = plan_of_rest(run, stages), int(card * CARD_SPARE)
+        needed = room if plan is None else max(plan.least, min(plan.peak, room))
+        return share_of_card(needed, card)
+
+    return share

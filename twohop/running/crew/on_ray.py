@@ -1,0 +1,222 @@
+"""Workers that are actors of a Ray cluster.
+
+Ray places each by what the models take, says when one is lost, and carries shards from worker to
+worker without passing through the process that schedules.
+"""
+
+import os
+import queue
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from twohop.errors import RayMissing
+from twohop.running.crew.messages import Ready
+from twohop.running.crew.transport import Lost
+
+CARD_SPARE = 0.95
+"""Part of a GPU that is there to be taken: the driver has the rest."""
+
+
+def ray_module() -> Any:
+    """Return Ray.
+
+    Raises
+    ------
+    RayMissing
+        If it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise RayMissing(
+            "--on ray: Ray is not installed here. Install it on every machine of the cluster: "
+            "pip install 'twohop[ray]'. --on processes needs none."
+        ) from None
+    return ray
+
+
+class Post:
+    """The actor: a worker in a thread of its own, and its letter boxes."""
+
+    def __init__(self) -> None:
+        from interventions.progress import quiet_libraries
+        from twohop.running.crew.worker import Worker
+
+        quiet_libraries()
+        self.inbox: queue.Queue[Any] = queue.Queue()
+        self.outbox: queue.Queue[Any] = queue.Queue()
+        self.outbox.put(Ready())
+        scratch = Path(tempfile.mkdtemp(prefix="twohop-"))
+        worker = Worker(Letters(self.inbox, self.outbox), scratch=scratch, keep=False)
+        threading.Thread(target=worker.loop, daemon=True).start()
+
+    def put(self, message: Any) -> None:
+        """Say something to the worker."""
+        self.inbox.put(message)
+
+    def next(self) -> list[Any]:
+        """Wait for what it says: all that it has said by then."""
+        said = [self.outbox.get()]
+        while not self.outbox.empty():
+            said.append(self.outbox.get())
+        return said
+
+
+class Letters:
+    """How an actor's worker hears and speaks: :class:`twohop.running.crew.worker.Channel`."""
+
+    def __init__(self, inbox: "queue.Queue[Any]", outbox: "queue.Queue[Any]") -> None:
+        self.inbox = inbox
+        self.outbox = outbox
+
+    def send(self, message: Any) -> None:
+        """Say something."""
+        self.outbox.put(message)
+
+    def recv(self) -> Any:
+        """Wait for what is said next."""
+        return self.inbox.get()
+
+    def poll(self) -> bool:
+        """Whether something was said."""
+        return not self.inbox.empty()
+
+    def pack(self, blob: bytes) -> Any:
+        """Put bytes where other workers get them from."""
+        return ray_module().put(blob)
+
+    def unpack(self, parcel: Any) -> bytes:
+        """Get what another put, wherever that is."""
+        return parcel if isinstance(parcel, bytes) else ray_module().get(parcel)
+
+
+class Actor:
+    """A worker of a cluster."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.coming = actor.next.remote()
+        self.heard: list[Any] = []
+
+    def send(self, message: Any) -> None:
+        """See :class:`twohop.running.crew.transport.Hand`."""
+        self.actor.put.remote(message)
+
+    def end(self) -> None:
+        """See :class:`twohop.running.crew.transport.Hand`."""
+        ray_module().kill(self.actor)
+
+
+class OnRay:
+    """Workers of a Ray cluster.
+
+    Parameters
+    ----------
+    address : str, optional
+        ``ray://HOST:PORT``. Default: the cluster of ``RAY_ADDRESS`` or of this machine; one of
+        this machine is started if there is none.
+    workers : int, optional
+        Default: as many as the cluster has room for.
+
+    Raises
+    ------
+    RayMissing
+        If Ray is not installed, or nothing answers at the address.
+    """
+
+    def __init__(self, address: str | None = None, *, workers: int | None = None) -> None:
+        self._ray = ray_module()
+        if not self._ray.is_initialized():
+            try:
+                self._ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+                said = str(error).strip().split("\n")[0]
+                raise RayMissing(
+                    f"no Ray cluster answers at {address or 'RAY_ADDRESS or on this machine'}: "
+                    f"{said}. Start one with 'ray start --head', or leave the address out."
+                ) from None
+        self._has: dict[str, float] = self._ray.cluster_resources()
+        self._workers = workers
+        self.said = f"a Ray cluster of {int(self._has.get('CPU', 0))} CPUs" + (
+            f" and {gpus} GPUs" if (gpus := int(self._has.get("GPU", 0))) else ""
+        )
+
+    @property
+    def card(self) -> int | None:
+        """Bytes of the smallest of its GPUs; None if it has none."""
+        if not self._has.get("GPU"):
+            return None
+        remote = self._ray.remote(num_gpus=1, num_cpus=0)(bytes_of_card)
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        with_gpus = [node for node in nodes if node["Resources"].get("GPU")]
+        asked = [
+            remote.options(
+                scheduling_strategy=self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+                    node_id=node["NodeID"], soft=False
+                )
+            ).remote()
+            for node in with_gpus
+        ]
+        return min(self._ray.get(asked))
+
+    def workers(self, share: float) -> int:
+        """See :class:`twohop.running.crew.transport.Crew`."""
+        there = int(self._has.get("GPU", 0) / share) if share else int(self._has.get("CPU", 1))
+        return max(1, there if self._workers is None else min(there, self._workers))
+
+    def start(self, share: float) -> Actor:
+        """See :class:`twohop.running.crew.transport.Crew`."""
+        remote = self._ray.remote(Post).options(
+            num_cpus=0 if share else 1, num_gpus=share, max_concurrency=3
+        )
+        return Actor(remote.remote())
+
+    def wait(self, hands: Sequence[Actor]) -> list[tuple[Actor, Any]]:
+        """See :class:`twohop.running.crew.transport.Crew`."""
+        of_coming = {hand.coming: hand for hand in hands}
+        done, _ = self._ray.wait([*of_coming], num_returns=1)
+        said = []
+        for coming in done:
+            hand = of_coming[coming]
+            try:
+                messages = self._ray.get(coming)
+            except self._ray.exceptions.RayError as error:
+                first = str(error).strip().split("\n")[0]
+                said.append((hand, Lost(f"a worker of the cluster is lost: {first}")))
+                continue
+            hand.coming = hand.actor.next.remote()
+            said += [(hand, message) for message in messages]
+        return said
+
+    def packed(self, blob: bytes) -> bytes:
+        """See :class:`twohop.running.crew.transport.Crew`."""
+        return blob
+
+
+def bytes_of_card() -> int:
+    """Bytes of the GPU that a task was given."""
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+
+
+def share_of_card(needed: int, card: int | None) -> float:
+    """Of a GPU, the part that so many bytes take, or the number of GPUs; 0 where there are none.
+
+    Parts are one in two, one in three ..., so that they fill a card.
+
+    Examples
+    --------
+    >>> share_of_card(30, 100), share_of_card(80, 100), share_of_card(250, 100)
+    (0.3333333333333333, 1.0, 3.0)
+    >>> share_of_card(30, None)
+    0.0
+    """
+    if not card:
+        return 0.0
+    parts = int(card * CARD_SPARE // max(needed, 1))
+    return 1.0 / parts if parts else float(-(-needed // int(card * CARD_SPARE)))

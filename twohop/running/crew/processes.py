@@ -1,0 +1,140 @@
+"""Workers that are processes of this machine.
+
+A small model's many short steps leave cores waiting for each other; two processes with half of the
+cores each do not. On a machine with several GPUs each worker has one of its own.
+"""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from interventions.progress import quiet_libraries
+from twohop.running.crew.messages import Ready
+from twohop.running.crew.transport import Lost
+from twohop.running.crew.worker import Worker
+
+
+class Process:
+    """A worker of this machine."""
+
+    def __init__(self, threads: int, gpu: int | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, threads, gpu), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def send(self, message: Any) -> None:
+        """See :class:`twohop.running.crew.transport.Hand`."""
+        try:
+            self.pipe.send_bytes(pickle.dumps(message))
+        except (BrokenPipeError, ConnectionError):
+            pass  # it is lost, as it is heard to be
+
+    def heard(self) -> Any:
+        """What it says next."""
+        try:
+            return pickle.loads(self.pipe.recv_bytes())
+        except (EOFError, ConnectionError):
+            self.process.join()
+            return Lost(
+                f"a worker ended with status {self.process.exitcode}, perhaps for lack of memory"
+            )
+
+    def end(self) -> None:
+        """See :class:`twohop.running.crew.transport.Hand`."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+class Processes:
+    """Workers of this machine.
+
+    Parameters
+    ----------
+    workers : int
+    gpus : int
+        Of the machine, to be handed out in turn; 0: models go where their settings say.
+    """
+
+    def __init__(self, workers: int, *, gpus: int = 0) -> None:
+        self.said = f"{workers} processes"
+        self._workers = workers
+        self._threads = max(1, torch.get_num_threads() // workers)
+        self._gpus = gpus
+        self._started = 0
+
+    def workers(self, share: float) -> int:
+        """See :class:`twohop.running.crew.transport.Crew`."""
+        return self._workers
+
+    def start(self, share: float) -> Process:
+        """See :class:`twohop.running.crew.transport.Crew`."""
+        gpu = self._started % self._gpus if self._gpus else None
+        self._started += 1
+        return Process(self._threads, gpu)
+
+    def wait(self, hands: Sequence[Process]) -> list[tuple[Process, Any]]:
+        """See :class:`twohop.running.crew.transport.Crew`."""
+        of_pipe = {hand.pipe: hand for hand in hands}
+        return [(of_pipe[pipe], of_pipe[pipe].heard()) for pipe in wait([*of_pipe])]  # type: ignore[index]
+
+    def packed(self, blob: bytes) -> bytes:
+        """See :class:`twohop.running.crew.transport.Crew`."""
+        return blob
+
+
+class Pipe:
+    """How a process of this machine hears and speaks: :class:`twohop.running.crew.worker.Channel`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def send(self, message: Any) -> None:
+        """Say something."""
+        self.connection.send_bytes(pickle.dumps(message))
+
+    def recv(self) -> Any:
+        """Wait for what is said next."""
+        return pickle.loads(self.connection.recv_bytes())
+
+    def poll(self) -> bool:
+        """Whether something was said."""
+        return self.connection.poll()
+
+    def pack(self, blob: bytes) -> bytes:
+        """Make bytes ready to be handed on."""
+        return blob
+
+    def unpack(self, parcel: bytes) -> bytes:
+        """Return what was made ready."""
+        return parcel
+
+
+def work(connection: Connection, threads: int, gpu: int | None) -> None:
+    """Be a worker until killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    quiet_libraries()
+    torch.set_num_threads(threads)
+    pipe = Pipe(connection)
+    pipe.send(Ready())
+    Worker(pipe).loop()
+
+
+def end_with_parent() -> None:
+    """Leave nothing running when the parent is gone, however it ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

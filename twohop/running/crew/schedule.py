@@ -1,0 +1,511 @@
+"""Studies on several workers, that take stages as soon as these can be run, and help each other.
+
+A stage is run by one worker, its owner. Workers that have no stage to run do shards of those that
+others own (:mod:`twohop.running.crew.messages`). This process alone stores: stages as when pairs
+run one after the other, and shards as they come, so that a stage whose owner is lost, or that is
+killed, is not begun anew.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from interventions.errors import InterventionsError
+from twohop.pairs import Pair
+from twohop.running.crew.messages import (
+    Begin,
+    Compute,
+    Computed,
+    Expected,
+    Finished,
+    Given,
+    Help,
+    Kept,
+    Loaded,
+    Posted,
+    Ready,
+    Ticked,
+    Waiting,
+    Wanted,
+    Yours,
+)
+from twohop.running.crew.shard_store import ShardStore
+from twohop.running.crew.transport import Crew, Hand, Lost
+from twohop.running.crew.worker import RunAsked
+from twohop.running.known import Known
+from twohop.running.pair_run import PairRun, Settings, open_run
+from twohop.running.reporter import Reporter, expect_more
+from twohop.stages.table import BACKBONE_STAGES, NEEDS, STAGES, TABLE, Selection
+
+TWO = 2
+MOST_LOST = 3
+"""Workers that may be lost to one stage before it is given up."""
+Task = tuple[Path, str]  # a store's folder, and a stage
+
+
+@dataclass
+class Seat:
+    """A worker, and what it is doing.
+
+    Attributes
+    ----------
+    hand : Hand
+    share : float
+        Of a GPU, or so many GPUs; 0: it has none.
+    ready : bool
+        Whether it has started.
+    job : Job or None
+        The stage that it owns.
+    helps : (Job, int) or None
+        The shard of another's stage that it does.
+    run : bytes
+        The run whose models it has.
+    stages : set of str
+        What it has run: it keeps models and states that the next pair's will ask for again.
+    loads : int
+        Models that it has loaded.
+    """
+
+    hand: Hand
+    share: float
+    ready: bool = False
+    job: "Job | None" = None
+    helps: "tuple[Job, int] | None" = None
+    run: bytes = b""
+    stages: set[str] = field(default_factory=set)
+    loads: int = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing to do."""
+        return self.ready and self.job is None and self.helps is None
+
+
+@dataclass
+class Job:
+    """A stage that is being run.
+
+    Attributes
+    ----------
+    number : int
+    task : (Path, str)
+    run : bytes
+        Of the pair that it is run for.
+    owner : Seat
+    bar : int
+    shards : ShardStore
+    started : float
+    posted : dict of int to (str, Parcel)
+        Digests of shards that others may do, and what they are given.
+    queue : deque of int
+        Those of them that nobody does yet.
+    helpers : int
+        How many workers the owner was told of.
+    waiting : bool
+        Whether the owner has nothing left to do but what it posted.
+    """
+
+    number: int
+    task: Task
+    run: bytes
+    owner: Seat
+    bar: Any
+    shards: ShardStore
+    started: float
+    posted: dict[int, tuple[str, Any]] = field(default_factory=dict)
+    queue: deque[int] = field(default_factory=deque)
+    helpers: int = 0
+    waiting: bool = False
+
+
+@dataclass
+class Traffic:
+    """What sharing took.
+
+    Attributes
+    ----------
+    workers, lost, loads : int
+        Workers started and lost, and models that they loaded.
+    own, helped, stored : int
+        Shards that owners did, that others did for them, and that were stored before.
+    n_bytes : int
+        Of shards that were handed on, and of what came back.
+    """
+
+    workers: int = 0
+    lost: int = 0
+    loads: int = 0
+    own: int = 0
+    helped: int = 0
+    stored: int = 0
+    n_bytes: int = 0
+
+    def said(self) -> str:
+        """Say it in a line.
+
+        Examples
+        --------
+        >>> Traffic(workers=2, loads=4, own=30, helped=10, n_bytes=2_500_000).said()
+        '2 workers, 4 models loaded; of 40 shards 10 done by helpers, 2.5 MB moved'
+        """
+        shards = self.own + self.helped + self.stored
+        parts = [f"{self.workers} workers, {self.loads} models loaded"]
+        if self.lost:
+            parts[0] += f", {self.lost} lost"
+        moved = (
+            f"of {shards} shards {self.helped} done by helpers, {self.n_bytes / 1e6:.1f} MB moved"
+        )
+        if self.stored:
+            moved += f", {self.stored} stored before"
+        return "; ".join([*parts, moved])
+
+
+def run_side_by_side(
+    pairs: Sequence[Pair],
+    crew: Crew,
+    *,
+    out: Path,
+    settings: Settings | None = None,
+    selection: Selection | None = None,
+    reporter: Reporter | None = None,
+    even_if_few: bool = True,
+    before: Callable[[PairRun, Sequence[str]], None] | None = None,
+    share_of: Callable[[PairRun, Sequence[str]], float] | None = None,
+) -> list[dict[str, Any] | None]:
+    """Run the study of several pairs, or what is missing of it, on several workers.
+
+    Parameters
+    ----------
+    pairs : sequence of Pair
+    crew : Crew
+        Where the workers come from.
+    out, settings, selection, reporter, even_if_few, before
+        As in :func:`twohop.running.study.run_in_turn`.
+    share_of : callable, optional
+        ``share_of(run, stages)`` is the part of a GPU that these stages of a run take, or the
+        number of GPUs. Default: none.
+
+    Returns
+    -------
+    list of dict or None
+        The summaries; None of a pair of which stages are missing still.
+
+    Raises
+    ------
+    InterventionsError
+        If a stage cannot be run, or the only pair's study stops at too few items.
+    OSError
+        If workers are lost again and again.
+    """
+    reporter = reporter or Reporter()
+    runs = [open_run(pair, out=out, settings=settings or Settings()) for pair in pairs]
+    for run in runs:
+        reporter.say(f"[bold]{run.pair.key}[/bold]: {len(run.benchmark.items)} items")
+    selection = selection or Selection()
+    tasks: dict[Task, list[PairRun]] = {}
+    shares: dict[Task, float] = {}
+    reused: dict[str, None] = {}
+    for run in runs:
+        stored = run.stored()
+        to_run = selection.to_run(stored)
+        if before is not None and to_run:
+            before(run, to_run)
+        share = share_of(run, to_run) if share_of is not None and to_run else 0.0
+        for stage in selection.wanted():
+            if stage in to_run:
+                task = (run.store(stage).folder, stage)
+                tasks.setdefault(task, []).append(run)
+                shares[task] = max(share, shares.get(task, 0.0))
+                if stage in stored:  # it is computed again, all of it
+                    ShardStore(*task).drop()
+            else:
+                reused[label(run, stage)] = None
+    for name in reused:
+        reporter.reused(name)
+    few: dict[str, InterventionsError] = {}
+    if tasks:
+        stops = not even_if_few and selection.stages == STAGES
+        schedule = Schedule(tasks, shares, crew, reporter, few if stops else None)
+        with ExitStack() as stack:
+            for run in runs:
+                stack.enter_context(run.left_if_empty())
+            schedule.work()
+    if few and len(pairs) == 1:
+        raise next(iter(few.values()))
+    return [None if run.pair.key in few else run.finish(reporter) for run in runs]
+
+
+def label(run: PairRun, stage: str) -> str:
+    """What a stage is called where several pairs run."""
+    return stage if stage in BACKBONE_STAGES else f"{run.pair.key} {stage}"
+
+
+def needs(run: PairRun, stage: str) -> list[Task]:
+    """The tasks that a stage waits for."""
+    return [(run.store(need).folder, need) for need in NEEDS[stage]]
+
+
+class Schedule:
+    """Tasks, each of one or more runs, given to workers until all are stored.
+
+    Parameters
+    ----------
+    tasks : dict of (Path, str) to list of PairRun
+    shares : dict of (Path, str) to float
+        Of a GPU, or so many GPUs.
+    crew : Crew
+    reporter : Reporter
+    few : dict, optional
+        Where a pair that has too few items is entered, and why; None: they go on.
+    """
+
+    def __init__(
+        self,
+        tasks: dict[Task, list[PairRun]],
+        shares: dict[Task, float],
+        crew: Crew,
+        reporter: Reporter,
+        few: dict[str, InterventionsError] | None,
+    ) -> None:
+        self.tasks = tasks
+        self.shares = shares
+        self.crew = crew
+        self.reporter = reporter
+        self.few = few
+        self.left = sorted(tasks, key=lambda task: TABLE[task[1]].turn)
+        self.missing = set(self.left)
+        self.seats: list[Seat] = []
+        self.jobs: list[Job] = []
+        self.begun = 0
+        self.losses: dict[Task, int] = {}
+        self.packed: dict[str, bytes] = {}
+        self.traffic = Traffic()
+
+    def work(self) -> None:
+        """Do all tasks."""
+        with self.reporter.bars() as self.bars:
+            try:
+                for share in sorted({*self.shares.values()}, reverse=True):
+                    for _ in range(self.crew.workers(share)):
+                        self.start(share)
+                while self.missing:
+                    self.assign()
+                    hands = [seat.hand for seat in self.seats]
+                    for hand, message in self.crew.wait(hands):
+                        seat = next((seat for seat in self.seats if seat.hand is hand), None)
+                        if seat is not None:
+                            self.hear(seat, message)
+            finally:
+                for seat in self.seats:
+                    seat.hand.end()
+        self.traffic.loads += sum(seat.loads for seat in self.seats)
+        if self.traffic.helped or self.traffic.stored or self.traffic.lost:
+            self.reporter.say(f"  {self.traffic.said()}")
+
+    def start(self, share: float) -> None:
+        """Start a worker."""
+        self.seats.append(Seat(self.crew.start(share), share))
+        self.traffic.workers += 1
+
+    # Who does what
+
+    def assign(self) -> None:
+        """Give workers that are idle something to do."""
+        for seat in [seat for seat in self.seats if seat.idle]:
+            ready = [
+                task
+                for task in self.left
+                if self.shares[task] == seat.share
+                and self.missing.isdisjoint(needs(self.tasks[task][0], task[1]))
+            ]
+            if ready:
+                self.begin(seat, self.best(seat, ready))
+        for job in self.jobs:
+            while job.waiting and job.queue:
+                job.waiting = False
+                job.owner.hand.send(Yours(job.queue.popleft()))
+        idle = [seat for seat in self.seats if seat.idle]
+        for seat in idle:
+            jobs = [job for job in self.jobs if job.queue and job.owner.share == seat.share]
+            if jobs:
+                self.help(seat, next((job for job in jobs if job.run == seat.run), jobs[0]))
+        for job in self.jobs:
+            beside = [s for s in self.seats if s.ready and s.share == job.owner.share]
+            owners = sum(seat.job is not None for seat in beside)
+            helpers = -(-(len(beside) - owners) // owners)
+            if helpers != job.helpers:
+                job.helpers = helpers
+                job.owner.hand.send(Help(helpers))
+        for seat in [seat for seat in self.seats if seat.idle]:
+            if not any(self.shares[task] == seat.share for task in self.missing):
+                self.end(seat)  # others have its room
+
+    def best(self, seat: Seat, ready: Sequence[Task]) -> Task:
+        """Which of the tasks that can be run a worker should take: of models that it has."""
+        mine = [task for task in ready if self.run_of(task) == seat.run]
+        again = [task for task in ready if task[1] in seat.stages]
+        return (again or mine or ready)[0]
+
+    def run_of(self, task: Task) -> bytes:
+        """The run that a task is done for, packed."""
+        run = self.tasks[task][0]
+        if run.pair.key not in self.packed:
+            asked = RunAsked.of(run)
+            self.packed[run.pair.key] = asked.spread(self.shares[task]).packed()
+        return self.packed[run.pair.key]
+
+    def begin(self, seat: Seat, task: Task) -> None:
+        """Let a worker run a stage."""
+        self.left.remove(task)
+        run, stage = self.tasks[task][0], task[1]
+        shards = ShardStore(*task)
+        bar = self.bars.add_task(label(run, stage), total=None)
+        seat.run = self.run_of(task)
+        seat.stages.add(stage)
+        self.begun += 1
+        seat.job = Job(self.begun, task, seat.run, seat, bar, shards, time.monotonic())
+        self.jobs.append(seat.job)
+        again = frozenset(other for _, other in self.missing)
+        seat.hand.send(Begin(seat.run, stage, run.needed(stage), again, shards.digests()))
+
+    def help(self, seat: Seat, job: Job) -> None:
+        """Let a worker do a shard of another's stage."""
+        number = job.queue.popleft()
+        seat.helps, seat.run = (job, number), job.run
+        seat.hand.send(Compute(job.run, job.number, number, job.posted[number][1]))
+
+    # What they say
+
+    def hear(self, seat: Seat, message: Any) -> None:
+        """Take what a worker says."""
+        job = seat.job
+        if isinstance(message, Lost):
+            self.lose(seat, message)
+        elif isinstance(message, Ready):
+            seat.ready = True
+        elif isinstance(message, Loaded):
+            seat.loads = message.models
+        elif isinstance(message, Ticked):
+            of = job if message.job is None else self.job(message.job)
+            if of is not None:
+                self.bars.update(of.bar, advance=message.rows)
+        elif isinstance(message, Computed):
+            self.helped(seat, message)
+        elif job is None:
+            return
+        elif isinstance(message, Expected):
+            expect_more(self.bars, job.bar, message.rows)
+        elif isinstance(message, Posted):
+            job.posted[message.number] = message.digest, message.shard
+            job.queue.append(message.number)
+            self.traffic.n_bytes += message.n_bytes
+        elif isinstance(message, Wanted):
+            self.give_stored(job, message)
+        elif isinstance(message, Kept):
+            self.traffic.own += 1
+            job.shards.put(message.digest, message.opened())
+        elif isinstance(message, Waiting):
+            job.waiting = True
+        elif isinstance(message, Finished):
+            self.finish(seat, job, message)
+
+    def job(self, number: int) -> Job | None:
+        """The stage that is being run under a number; None if it is not any more."""
+        return next((job for job in self.jobs if job.number == number), None)
+
+    def helped(self, seat: Seat, done: Computed) -> None:
+        """Hand on what came of another's shard."""
+        seat.helps = None
+        job = self.job(done.job)
+        if job is None or done.number not in job.posted:
+            return
+        digest, _ = job.posted.pop(done.number)
+        if done.result is not None:
+            self.traffic.helped += 1
+            self.traffic.n_bytes += len(done.result)
+            job.shards.put(digest, done.opened())
+        self.give(job, Given(done.number, done.result, done.error))
+
+    def give_stored(self, job: Job, wanted: Wanted) -> None:
+        """Give an owner what is stored of a shard; its to do, if that cannot be read."""
+        result = job.shards.get(wanted.digest)
+        if result is None:
+            job.owner.hand.send(Yours(wanted.number))
+            return
+        self.traffic.stored += 1
+        self.give(job, Given.of(wanted.number, result))
+
+    def give(self, job: Job, given: Given) -> None:
+        """Give an owner what came of a shard."""
+        job.waiting = False  # it says so again, if it still is
+        job.owner.hand.send(given)
+
+    def finish(self, seat: Seat, job: Job, finished: Finished) -> None:
+        """Store a stage."""
+        if finished.error is not None:
+            raise finished.error
+        assert finished.result is not None
+        result, (_, stage) = finished.result, job.task
+        runs = self.tasks[job.task]
+        computed = {other for _, other in self.tasks}
+        for i, run in enumerate(runs):
+            coming = {other for _, other in self.missing}
+            gone = run.keep(stage, result, computed=i == 0, again=coming)
+            gone = [label(run, other) for other in gone if other not in computed]
+            self.reporter.gave_up(gone, label(run, stage))
+        job.shards.drop()
+        self.bars.remove_task(job.bar)
+        self.reporter.finished(label(runs[0], stage), time.monotonic() - job.started)
+        self.jobs.remove(job)
+        self.missing.remove(job.task)
+        seat.job = None
+        if stage == "recall":
+            known = Known.of(result)
+            self.reporter.say(known.said())
+            if self.few is not None and (why := known.too_few(runs[0].pair.key)) is not None:
+                self.stop(runs[0], why)
+
+    def stop(self, run: PairRun, why: InterventionsError) -> None:
+        """Do nothing more for a pair."""
+        assert self.few is not None
+        self.few[run.pair.key] = why
+        self.reporter.stopped(why)
+        for task in [*self.left]:
+            others = [other for other in self.tasks[task] if other is not run]
+            if others:
+                self.tasks[task] = others
+            else:
+                self.left.remove(task)
+                self.missing.remove(task)
+
+    # When one is gone
+
+    def lose(self, seat: Seat, lost: Lost) -> None:
+        """Let others do what a worker that is lost was doing, and start one in its place."""
+        self.traffic.lost += 1
+        job = seat.job or (seat.helps[0] if seat.helps else None)
+        self.end(seat)
+        if job is not None:
+            self.losses[job.task] = self.losses.get(job.task, 0) + 1
+            if self.losses[job.task] >= MOST_LOST:
+                raise OSError(f"{lost.why}; so did {MOST_LOST - 1} before it in {job.task[1]}")
+        elif not seat.ready:
+            raise OSError(lost.why)
+        self.reporter.say(f"  {lost.why}; another goes on")
+        if seat.job is not None:
+            self.jobs.remove(seat.job)
+            self.bars.remove_task(seat.job.bar)
+            self.left.insert(0, seat.job.task)
+        elif seat.helps is not None and seat.helps[1] in seat.helps[0].posted:
+            seat.helps[0].queue.appendleft(seat.helps[1])
+        self.start(seat.share)
+
+    def end(self, seat: Seat) -> None:
+        """End a worker."""
+        self.traffic.loads += seat.loads
+        self.seats.remove(seat)
+        seat.hand.end()

@@ -1,0 +1,47 @@
+"""What came of the shards of a stage that is not done: kept as they come, gone when it is stored."""
+
+import contextlib
+import shutil
+from pathlib import Path
+from pickle import UnpicklingError
+
+from interventions.remote.jobs import as_stored, stored
+from interventions.storable import write_atomically
+
+FOLDER = "shards"
+
+
+class ShardStore:
+    """The shards of one stage, by their digests; nothing is unpickled when they are read.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the store that the stage goes to.
+    stage : str
+    """
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        self.folder = folder / FOLDER / stage
+
+    def digests(self) -> frozenset[str]:
+        """Of those that are there."""
+        return frozenset(path.stem for path in self.folder.glob("*.pt"))
+
+    def put(self, digest: str, result: object) -> None:
+        """Store one, unless it holds what could not be read safely: then it is computed again."""
+        with contextlib.suppress(UnpicklingError):
+            write_atomically(self.folder / f"{digest}.pt", as_stored(result))
+
+    def get(self, digest: str) -> object | None:
+        """Return one; None if it cannot be read."""
+        try:
+            return stored(self.folder / f"{digest}.pt")
+        except (OSError, RuntimeError, EOFError, UnpicklingError):
+            return None
+
+    def drop(self) -> None:
+        """Remove all."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
+            self.folder.parent.rmdir()
