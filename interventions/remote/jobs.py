@@ -280,12 +280,11 @@ def as_stored(returned: Any) -> bytes:
     """
     file = BytesIO()
     torch.save(returned, file)
-    file.seek(0)
     stored(file)
     return file.getvalue()
 
 
-def stored(path: Path | BytesIO) -> Any:
+def stored(file: Path | BytesIO) -> Any:
     """Open what a job returned; a file that would run code is refused.
 
     Raises
@@ -293,12 +292,16 @@ def stored(path: Path | BytesIO) -> Any:
     UnpicklingError
         If it holds anything but tensors, arrays, plain values and results of this package.
     """
-    for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
+    if isinstance(file, BytesIO):
+        file.seek(0)
+    for name in torch.serialization.get_unsafe_globals_in_checkpoint(file):
         module = name.rpartition(".")[0]
         if module.startswith("interventions.") and LUGGAGE.path_of(module) is not None:
             importlib.import_module(module)  # where what may be stored says so
     array = np.zeros(1, dtype=np.float32)
     rebuilt = [array.__reduce__()[0], np.ndarray, np.dtype]
     kinds = [type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8", "?")]
+    if isinstance(file, BytesIO):
+        file.seek(0)  # looking for names has moved it
     with torch.serialization.safe_globals([*RETURNABLE, *rebuilt, *kinds]):
-        return torch.load(path, weights_only=True)
+        return torch.load(file, weights_only=True)

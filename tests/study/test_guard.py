@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_protocol import changes
-from twohop.running.workers import run_side_by_side
 
 import interventions as iv
 from interventions.errors import ResultsError
@@ -29,6 +28,8 @@ from twohop.report.comparison import differing, labels
 from twohop.report.settings import command, command_note, protocol_rows, settings_rows
 from twohop.report.summary import summarise
 from twohop.running.checkpoints import SIDECAR, Digests, kind_of
+from twohop.running.crew.processes import Processes
+from twohop.running.crew.schedule import run_side_by_side
 from twohop.running.pair_run import Models, PairRun, open_run
 from twohop.running.study import Settings, run_study, study_of
 from twohop.stages.provenance import check_same_models
@@ -534,6 +535,6 @@ def test_workers_measure_by_the_protocol(tmp_path: Path) -> None:
     pairs = [PAIRS["micro-naming"], MICRO]
     asked = Settings(limit=3, protocol=Protocol(window_items=2))
     selection = Selection.of(["windows"], force=False)
-    run_side_by_side(pairs, out=tmp_path, settings=asked, selection=selection)
+    run_side_by_side(pairs, Processes(2), out=tmp_path, settings=asked, selection=selection)
     for pair in pairs:
         assert read_tree(tmp_path / pair.key)["windows"].sizes["item"] == 2

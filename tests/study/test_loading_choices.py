@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import xarray as xr
-from twohop.running.workers import run_side_by_side
 
 from interventions.errors import LoadError, ResultsError
 from interventions.results import read_provenance, read_tree
@@ -16,6 +15,8 @@ from twohop.cli import main, parser
 from twohop.pairs import PAIRS
 from twohop.report.comparison import differing
 from twohop.report.settings import command, settings_rows
+from twohop.running.crew.processes import Processes
+from twohop.running.crew.schedule import run_side_by_side
 from twohop.running.loading import Loading, Models
 from twohop.running.options import asked_loading
 from twohop.running.pair_run import PairRun, open_run
@@ -122,7 +123,11 @@ def test_workers_leave_no_folder_either(tmp_path: Path) -> None:
     selection = Selection.of(["recall"], force=False)
     with pytest.raises(LoadError, match="quantization='fp8' cannot be used here: "):
         run_side_by_side(
-            [PAIRS["micro-naming"], MICRO], out=tmp_path, settings=settings, selection=selection
+            [PAIRS["micro-naming"], MICRO],
+            Processes(2),
+            out=tmp_path,
+            settings=settings,
+            selection=selection,
         )
     assert not [*tmp_path.glob("*/settings.json"), *tmp_path.glob("backbones/*")]
 

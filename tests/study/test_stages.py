@@ -9,13 +9,14 @@ import pytest
 import xarray as xr
 from rich.console import Console
 from stored import as_computed
-from twohop.running.workers import run_side_by_side
 
 from interventions.errors import InterventionsError
 from interventions.results import read_tree
 from twohop.ask.on_server import Progress
 from twohop.cli import main, parser
 from twohop.pairs import PAIRS
+from twohop.running.crew.processes import Processes
+from twohop.running.crew.schedule import run_side_by_side
 from twohop.running.pair_run import Models, Settings
 from twohop.running.reporter import Reporter
 from twohop.running.study import run_in_turn, run_study, study_of
@@ -143,7 +144,7 @@ def test_the_backbones_stage_is_forced_once_for_all_pairs(tmp_path: Path, models
 def test_workers_run_some_stages_of_several_pairs(tmp_path: Path) -> None:
     pairs = [PAIRS["micro-naming"], PAIRS["micro-late"]]
     selection = Selection.of(["recall"], force=["recall"])
-    found = run_side_by_side(pairs, out=tmp_path, settings=TWO, selection=selection)
+    found = run_side_by_side(pairs, Processes(2), out=tmp_path, settings=TWO, selection=selection)
     assert found == [None, None]
     for pair in pairs:
         assert [*read_tree(tmp_path / pair.key).children] == ["backbone_text", "recall"]

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from rich.console import Console
-from twohop.running.workers import received, run_side_by_side, start_worker
 
 from interventions.errors import InterventionsError, ResultsError
 from interventions.results import Store, read_tree
@@ -20,6 +19,10 @@ from twohop.cli import main
 from twohop.micro.layout import COMPOSE_BLOCKS, RECALL_BLOCKS
 from twohop.pairs import PAIRS
 from twohop.protocol import Protocol
+from twohop.running.crew.messages import Begin, Finished, Ready
+from twohop.running.crew.processes import Process, Processes
+from twohop.running.crew.schedule import run_side_by_side
+from twohop.running.crew.transport import Lost
 from twohop.running.reporter import Reporter
 from twohop.running.study import Settings, run_study
 from twohop.scoring import OUTCOMES
@@ -175,7 +178,8 @@ def test_other_settings_are_refused_with_the_difference(runs: Path) -> None:
 
 def test_pairs_side_by_side_give_what_they_give_alone(runs: Path, tmp_path: Path) -> None:
     pairs = ("micro-naming", "micro-late")
-    found = run_side_by_side([PAIRS[pair] for pair in pairs], out=tmp_path, settings=QUICK)
+    asked = [PAIRS[pair] for pair in pairs]
+    found = run_side_by_side(asked, Processes(2), out=tmp_path, settings=QUICK)
     assert [one and one["pair"] for one in found] == list(pairs)
     for pair in pairs:
         alone, beside = read_tree(runs / pair), read_tree(tmp_path / pair)
@@ -186,18 +190,21 @@ def test_pairs_side_by_side_give_what_they_give_alone(runs: Path, tmp_path: Path
 
 
 def test_a_worker_that_dies_ends_in_a_message() -> None:
-    worker = start_worker()
+    worker = Process(1, None)
+    assert worker.heard() == Ready()
     worker.process.kill()
-    with pytest.raises(OSError, match="a worker ended with status -9"):
-        received(worker)
+    heard = worker.heard()
+    assert isinstance(heard, Lost)
+    assert heard.why.startswith("a worker ended with status -9")
 
 
 def test_a_workers_error_is_the_studys() -> None:
-    worker = start_worker()
-    worker.pipe.send(("micro-nothing", Path(), Settings(), "recall", {}, set()))
-    with pytest.raises(KeyError, match="micro-nothing"):
-        received(worker)
-    worker.process.kill()
+    worker = Process(1, None)
+    assert worker.heard() == Ready()
+    worker.send(Begin(b"no run", "recall", {}, frozenset(), frozenset()))
+    heard = next(heard for heard in iter(worker.heard, None) if isinstance(heard, Finished))
+    assert type(heard.error).__name__ == "UnpicklingError"
+    worker.end()
 
 
 def test_limit_takes_fewer_entities(studied: Callable[..., Path]) -> None:

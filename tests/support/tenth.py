@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 RUNS_STAGES = frozenset(
-    ("run_study", "run_side_by_side", "run_in_turn", "run_stage", "run_stages", "start_worker")
+    ("run_study", "run_side_by_side", "run_in_turn", "run_stage", "run_stages", "Process")
 )
 """What runs stages, or a process that does."""
 BY_ANOTHER_NAME = frozenset(("kept_and_said", "studied", "twins", "Popen"))

@@ -19,6 +19,8 @@ from interventions.errors import BudgetTooSmall, InterventionsError
 from twohop.ask.room import Kind, rows_at_once
 
 LOG = logging.getLogger(__name__)
+ANY = 2**31
+"""Rows, where it is asked how many there is room for."""
 ON_A_CPU = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory")
 
 
@@ -62,6 +64,9 @@ def limit_of(model: Model, task: str) -> Limit:
 def rows_for(model: Model, limit: Limit, kind: Kind, most: int, prompt: Prompt) -> int:
     """At most ``most`` rows of a prompt, as many as there was room for when it was first asked.
 
+    How many were asked for then is another matter: the same call gives the same batches whatever
+    came before it.
+
     Parameters
     ----------
     model : Model
@@ -74,7 +79,7 @@ def rows_for(model: Model, limit: Limit, kind: Kind, most: int, prompt: Prompt) 
     """
     width, before = prompt.length, len(prompt.prefix_ids)
     if (width, before) not in limit.rows:
-        limit.rows[width, before] = rows_at_once(model, kind, most, width=width, before=before)
+        limit.rows[width, before] = rows_at_once(model, kind, ANY, width=width, before=before)
     return min(most, limit.rows[width, before])
 
 

@@ -1,4 +1,4 @@
-"""One experiment on several prompts: here one after the other, shared, or on a server as one request.
+"""One experiment on several prompts: here, by several processes, or on a server as one request.
 
 What runs is a plain function of a model, a prompt and numbers. It makes its own patches where the
 model is, so that only prompts go there and only what was measured comes back.

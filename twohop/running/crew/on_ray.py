@@ -14,7 +14,7 @@ from typing import Any
 
 from twohop.errors import RayMissing
 from twohop.running.crew.messages import Ready
-from twohop.running.crew.transport import Lost
+from twohop.running.crew.transport import Hand, Lost
 
 CARD_SPARE = 0.95
 """Part of a GPU that is there to be taken: the driver has the rest."""
@@ -175,11 +175,11 @@ class OnRay:
         )
         return Actor(remote.remote())
 
-    def wait(self, hands: Sequence[Actor]) -> list[tuple[Actor, Any]]:
+    def wait(self, hands: Sequence[Actor]) -> list[tuple[Hand, Any]]:
         """See :class:`twohop.running.crew.transport.Crew`."""
         of_coming = {hand.coming: hand for hand in hands}
         done, _ = self._ray.wait([*of_coming], num_returns=1)
-        said = []
+        said: list[tuple[Hand, Any]] = []
         for coming in done:
             hand = of_coming[coming]
             try:

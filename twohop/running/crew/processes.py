@@ -4,6 +4,7 @@ A small model's many short steps leave cores waiting for each other; two process
 cores each do not. On a machine with several GPUs each worker has one of its own.
 """
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -17,7 +18,7 @@ import torch
 
 from interventions.progress import quiet_libraries
 from twohop.running.crew.messages import Ready
-from twohop.running.crew.transport import Lost
+from twohop.running.crew.transport import Hand, Lost
 from twohop.running.crew.worker import Worker
 
 
@@ -33,10 +34,8 @@ class Process:
 
     def send(self, message: Any) -> None:
         """See :class:`twohop.running.crew.transport.Hand`."""
-        try:
+        with contextlib.suppress(ConnectionError):  # one that is gone is heard to be
             self.pipe.send_bytes(pickle.dumps(message))
-        except (BrokenPipeError, ConnectionError):
-            pass  # it is lost, as it is heard to be
 
     def heard(self) -> Any:
         """What it says next."""
@@ -82,7 +81,7 @@ class Processes:
         self._started += 1
         return Process(self._threads, gpu)
 
-    def wait(self, hands: Sequence[Process]) -> list[tuple[Process, Any]]:
+    def wait(self, hands: Sequence[Process]) -> list[tuple[Hand, Any]]:
         """See :class:`twohop.running.crew.transport.Crew`."""
         of_pipe = {hand.pipe: hand for hand in hands}
         return [(of_pipe[pipe], of_pipe[pipe].heard()) for pipe in wait([*of_pipe])]  # type: ignore[index]
@@ -93,7 +92,7 @@ class Processes:
 
 
 class Pipe:
-    """How a process of this machine hears and speaks: :class:`twohop.running.crew.worker.Channel`."""
+    """A :class:`twohop.running.crew.worker.Channel` to the process that started this one."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection

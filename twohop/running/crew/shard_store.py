@@ -1,4 +1,4 @@
-"""What came of the shards of a stage that is not done: kept as they come, gone when it is stored."""
+"""What came of the shards of a stage that is not done: kept as they come, until it is stored."""
 
 import contextlib
 import shutil
@@ -37,7 +37,7 @@ class ShardStore:
         """Return one; None if it cannot be read."""
         try:
             return stored(self.folder / f"{digest}.pt")
-        except (OSError, RuntimeError, EOFError, UnpicklingError):
+        except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError):
             return None
 
     def drop(self) -> None:

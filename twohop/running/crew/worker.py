@@ -224,7 +224,9 @@ class Sharing:
         tick: Callable[[int], None],
     ) -> list[Any]:
         """See :class:`twohop.ask.shards.Hands`."""
-        role = next((r for r in ROLES if self.run.model(r, self.models) is model), None)
+        role: Role | None = next(
+            (of for of in ROLES if self.run.model(of, self.models) is model), None
+        )
         if role is None:  # a model that the run does not know is nobody else's
             at_home(model)
             return [function(model, *task, tick=tick) for task in tasks]
