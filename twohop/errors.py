@@ -1,11 +1,7 @@
-"""Errors of a study; apart from it, so that the command line can be read without torch."""
+"""Errors of the protocol; apart from it, so that the command line can be read without torch."""
 
 from interventions.errors import InterventionsError
 
 
 class ProtocolError(InterventionsError):
     """A number that a study cannot be run with."""
-
-
-class RayMissing(InterventionsError):
-    """Ray is asked for and not installed, or its cluster does not answer."""

@@ -14,6 +14,8 @@ EACH_ITS_OWN = (
     *("auto-round", "fbgemm_fp8", "gguf", "mxfp4"),
 )
 """Formats that keep inputs as they are, or round each token's by itself."""
+REPACKS = "support_avx512bf16_for_cpu"
+"""Where a 4-bit layer of bitsandbytes remembers that its CPU has a kernel for other packing."""
 
 
 def quantisation_of(module: nn.Module) -> str | None:
@@ -61,6 +63,18 @@ def dependent_rows(module: nn.Module) -> str | None:
     if method == "compressed-tensors" and not _by_tensor(settings):
         return None
     return _why(kind)
+
+
+def keep_packed(module: nn.Module) -> None:
+    """Let bitsandbytes leave 4-bit weights as they are packed.
+
+    Where a CPU has AVX512-BF16, its first forward pass packs them anew, for a kernel that computes
+    in bfloat16: a model's weights and numbers would depend on the machine and on whether it has
+    run, and layers whose outputs are not a multiple of 32 fail.
+    """
+    for part in module.modules():
+        if hasattr(part, REPACKS):
+            setattr(part, REPACKS, False)
 
 
 def without_gradients(module: nn.Module) -> str | None:

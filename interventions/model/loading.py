@@ -15,7 +15,7 @@ from interventions.architectures.blocks import OTHERWISE
 from interventions.architectures.blueprints import sees
 from interventions.architectures.families import tested
 from interventions.architectures.opening import place_of, reading, without_bars
-from interventions.architectures.quantisation import settings_in
+from interventions.architectures.quantisation import keep_packed, settings_in
 from interventions.architectures.quantised_loading import quantisation_config
 from interventions.architectures.quantised_opening import check_opens
 from interventions.architectures.unwrapping import unwrapped
@@ -324,6 +324,7 @@ def _wrap(
 ) -> Model:
     given.checked(name)
     module.eval().requires_grad_(False)
+    keep_packed(module)
     module = unwrapped(module, name)
     find_anatomy(module)  # says what is amiss, where nnsight would fail
     # Else the pipeline that nnsight makes moves the module to the first GPU.

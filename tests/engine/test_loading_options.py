@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 
 import interventions as iv
-from interventions.architectures.quantisation import quantisation_of
+from interventions.architectures.quantisation import keep_packed, quantisation_of
 from interventions.errors import LoadError
 
 pytestmark = [  # of PEFT itself
@@ -36,7 +36,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def module_of(folder: Path, **settings: Any) -> Any:
     auto = AutoModelForImageTextToText if folder.name == "llava" else AutoModelForCausalLM
-    return auto.from_pretrained(folder, dtype=torch.float32, **settings).eval()
+    module = auto.from_pretrained(folder, dtype=torch.float32, **settings).eval()
+    keep_packed(module)  # on some CPUs bitsandbytes cannot run layers as small as these otherwise
+    return module
 
 
 def logits(module: Any, name: str) -> torch.Tensor:

@@ -17,6 +17,7 @@ from interventions.architectures.doctor import examine, report
 from interventions.architectures.quantisation import (
     dependent_rows,
     described,
+    keep_packed,
     quantisation_of,
 )
 from interventions.errors import LoadError, SiteError
@@ -354,3 +355,24 @@ def test_a_config_that_does_not_say_how_is_refused_alike(tmp_path: Path) -> None
     for call in (iv.load, examine):
         with pytest.raises(LoadError, match="quantization_config in its config"):
             call(tmp_path)
+
+
+def test_weights_stay_packed_as_they_were(folders: Path) -> None:
+    """Some CPUs have a kernel of bitsandbytes that packs them anew in the first pass."""
+    layers = [
+        part
+        for part in quantised(folders, "llama", "nf4").module.modules()
+        if hasattr(part, "support_avx512bf16_for_cpu")
+    ]
+    assert layers
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = True  # as on such a CPU
+    model = quantised(folders, "llama", "nf4")
+    for layer in layers:
+        keep_packed(layer)
+        assert layer.support_avx512bf16_for_cpu is False
+    before = model.fingerprint()
+    with model.trace(prompt_of(model)):
+        logits = model.logits[prompt_of(model).at("last")].save()
+    assert torch.isfinite(logits).all()
+    assert model.fingerprint() == before

@@ -18,12 +18,11 @@ from stored import as_computed
 
 from interventions.errors import InterventionsError
 from interventions.results import Store, read_tree
-from twohop.errors import RayMissing
 from twohop.items.validation import check
 from twohop.pairs import PAIRS, own_pair, with_data
 from twohop.running.crew.crews import crew_of
 from twohop.running.crew.messages import Compute, Computed, Kept
-from twohop.running.crew.on_ray import OnRay
+from twohop.running.crew.on_ray import OnRay, RayMissing
 from twohop.running.crew.processes import Process, Processes
 from twohop.running.crew.schedule import Schedule, Traffic, run_side_by_side
 from twohop.running.crew.shard_store import ShardStore
@@ -305,7 +304,7 @@ import psutil
 
 from twohop.pairs import PAIRS
 from twohop.running.crew.messages import Computed, Kept
-from twohop.running.crew.on_ray import OnRay
+from twohop.running.crew.on_ray import OnRay, RayMissing
 from twohop.running.crew.schedule import run_side_by_side
 from twohop.running.pair_run import Settings
 from twohop.stages.table import Selection

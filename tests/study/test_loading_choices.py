@@ -132,6 +132,18 @@ def test_workers_leave_no_folder_either(tmp_path: Path) -> None:
     assert not [*tmp_path.glob("*/settings.json"), *tmp_path.glob("backbones/*")]
 
 
+def test_two_gpus_have_a_model_each_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Loading().of("vlm") == Loading().of("backbone") == {}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    assert Loading().of("vlm") == {"device": "cuda:0"}
+    assert Loading().of("backbone") == {"device": "cuda:1"}
+    assert Loading(device=("cpu",)).of("backbone") == {"device": "cpu"}
+    assert Loading(device_map="auto").of("backbone") == {"device_map": "auto"}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert Loading().of("backbone") == {}
+
+
 def stored_in(dtype: str) -> xr.Dataset:
     """A stage's result that says in which number format it was computed."""
     made = {role: {"id": role, "dtype": dtype} for role in ("vlm", "backbone")}

@@ -20,6 +20,7 @@ from twohop.ask.memory import MemoryTooSmall, ran_out, remedy
 from twohop.ask.residence import leave, settle
 
 Role = Literal["vlm", "backbone"]
+TWO_GPUS = ("cuda:0", "cuda:1")
 USUAL = {"dtype": "float32", "attention": "sdpa"}
 """What models are by default where they can be: no setting of its own."""
 
@@ -33,7 +34,8 @@ class Loading:
     dtype : str, optional
         Such as ``"bfloat16"``. Default: float32 on a CPU, what the checkpoint says elsewhere.
     device : tuple of str
-        One for both models, or the VLM's and the backbone's. Default: the first GPU, else the CPU.
+        One for both models, or the VLM's and the backbone's. Default: the first two GPUs, the only
+        one, or the CPU.
     device_map : str, optional
         ``"auto"`` spreads the blocks of each model over the GPUs.
     attention : str, optional
@@ -65,9 +67,18 @@ class Loading:
         return {key: value for key, value in given.items() if value is not None}
 
     def _device_of(self, role: Role) -> str | None:
-        if not self.device:
+        devices = self.devices
+        if not devices:
             return None
-        return self.device[0] if role == "vlm" else self.device[-1]
+        return devices[0] if role == "vlm" else devices[-1]
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Those asked for; if none were, a GPU for each model, where there are two."""
+        asked = self.device or self.device_map is not None
+        if asked or not torch.cuda.is_available() or torch.cuda.device_count() < len(TWO_GPUS):
+            return self.device
+        return TWO_GPUS
 
     def check(self, *, remote: bool | str = False) -> None:
         """Refuse what cannot be here, before anything is read or written.

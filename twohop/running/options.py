@@ -151,8 +151,8 @@ def add_study(commands: Any) -> None:
     loaded = study.add_argument_group(
         "how the models are loaded",
         "A folder of results takes no other number format, attention or packing; where the models "
-        "are may change. Default: on the first GPU as the checkpoint says, else on the CPU in "
-        "float32.",
+        "are may change. Default: on a GPU each, or both on the only one, as the checkpoint "
+        "says; else on the CPU in float32.",
     )
     loaded.add_argument("--dtype", help="number format: float32, bfloat16, float16")
     loaded.add_argument(

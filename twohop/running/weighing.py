@@ -91,7 +91,7 @@ class Machine:
     @classmethod
     def here(cls, loading: Loading) -> "Machine":
         """Return what is free here, where models are to be loaded."""
-        asked = loading.device or (default_device(),)
+        asked = loading.devices or (default_device(),)
         chosen = [
             torch.device(device) if device == "cpu" or ":" in device else torch.device(device, 0)
             for device in dict.fromkeys(asked)

@@ -12,12 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from twohop.errors import RayMissing
+from interventions.errors import InterventionsError
 from twohop.running.crew.messages import Ready
 from twohop.running.crew.transport import Hand, Lost
 
 CARD_SPARE = 0.95
 """Part of a GPU that is there to be taken: the driver has the rest."""
+
+
+class RayMissing(InterventionsError):
+    """Ray is asked for and not installed, or its cluster does not answer."""
 
 
 def ray_module() -> Any:
