@@ -136,6 +136,7 @@ def main() -> None:
             say("same", name, same(name), 0.0)
         return
     if given.command == "demands":
+        import device_failures  # noqa: F401  # whose demands are in the same table
         from device_demands import DEMANDS, complaint
 
         for name in given.names or DEMANDS:
