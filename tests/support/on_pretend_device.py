@@ -14,6 +14,7 @@ one and the upper ones on another, as ``device_map="auto"`` puts them.
 import argparse
 import gc
 import json
+import os
 import sys
 import time
 import traceback
@@ -153,3 +154,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # PyTorch does not wait for the threads of backward passes: at times that aborts
