@@ -111,6 +111,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         sys.stderr.write(f"twohop: {error}. What was done before is stored.\n")
         return 2
+    except RuntimeError as error:
+        from twohop.running.devices import explained, failed
+
+        if not failed(error):
+            raise
+        sys.stderr.write(f"twohop: a device failed. {explained(error, ())}\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. What was done is stored; the same command goes on.\n")
         return 130

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from interventions.architectures.partial_folder import partial_folder
 from interventions.errors import LoadError
 
 PARAMS, TOKENS, WEIGHTS = "params.json", "tekken.json", "consolidated*.safetensors"
+WHOLE = "consolidated.safetensors"
 PIECE = re.compile(r"consolidated-(\d+)-of-(\d+)\.safetensors")
 SHARD_BYTES = 4 * 2**30
 MARGIN = 2**28  # for what is beside the weights
@@ -78,8 +80,7 @@ def convert(source: str | Path, target: str | Path, *, shard_bytes: int = SHARD_
     """
     source, target = Path(source), Path(target)
     params, files = _checked(source)
-    if target.exists():
-        raise LoadError(f"{str(target)!r} is there already. Name a folder that is not.")
+    _check_new(target)
     size = sum(file.stat().st_size for file in files)
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
@@ -88,28 +89,32 @@ def convert(source: str | Path, target: str | Path, *, shard_bytes: int = SHARD_
             f"{str(target)!r}: {(size + MARGIN) / 1e9:.1f} GB are needed there and "
             f"{free / 1e9:.1f} GB are free. Make room, or name a folder on another disk."
         )
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-        config = _config_of(params)
-        _write_weights(files, config, partial, shard_bytes)
-        config.architectures = ["LlavaForConditionalGeneration"]
-        config.save_pretrained(partial)
-        _processor(source, params).save_pretrained(partial)
-        partial.rename(target)
-    except (OSError, SafetensorError) as error:
-        raise LoadError(
-            f"{str(target)!r} could not be written: {error}. Nothing is left of it."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with partial_folder(target) as partial:
+        try:
+            config = _config_of(params)
+            _write_weights(files, config, partial, shard_bytes)
+            config.architectures = ["LlavaForConditionalGeneration"]
+            config.save_pretrained(partial)
+            _processor(source, params).save_pretrained(partial)
+            _check_new(target)
+            partial.rename(target)
+        except LoadError:
+            raise
+        except Exception as error:  # of the disk; tokenizers and safetensors have classes of none
+            raise LoadError(
+                f"{str(target)!r} could not be written: {error}. Nothing is left of it."
+            ) from error
     return target
+
+
+def _check_new(target: Path) -> None:
+    if target.exists():
+        raise LoadError(f"{str(target)!r} is there already. Name a folder that is not.")
 
 
 def _checked(source: Path) -> tuple[dict[str, Any], list[Path]]:
     """The settings and the files of weights of a checkpoint that is whole."""
-    files = sorted(source.glob(WEIGHTS))
+    files = _one_set(source)
     lost = [name for name in (PARAMS, TOKENS) if not (source / name).is_file()]
     lost += [] if files else [WEIGHTS]
     pieces = [match for file in files if (match := PIECE.fullmatch(file.name))]
@@ -145,6 +150,26 @@ def _checked(source: Path) -> tuple[dict[str, Any], list[Path]]:
             "numbers would be others. Its maker may have it in transformers' layout too."
         )
     return params, files
+
+
+def _one_set(source: Path) -> list[Path]:
+    """The files of weights; of a folder that has them whole and in pieces, the whole one.
+
+    Raises
+    ------
+    LoadError
+        If there are pieces of two sets, or files of other names.
+    """
+    files = sorted(source.glob(WEIGHTS))
+    if (source / WHOLE).is_file():
+        return [source / WHOLE]
+    totals = {match[2] if (match := PIECE.fullmatch(file.name)) else file.name for file in files}
+    if len(totals) > 1:
+        raise LoadError(
+            f"{str(source)!r} has more than one set of weights: "
+            f"{', '.join(file.name for file in files)}. Leave the files of one."
+        )
+    return files
 
 
 def _config_of(params: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from interventions.architectures.access import refusal
 from interventions.architectures.contents import ADAPTER, as_json, check_contents, explained
+from interventions.architectures.unknown_types import unknown_type
 from interventions.errors import LoadError
 
 
@@ -81,12 +82,18 @@ def reading(
                 f"{place!r} has pickled weights that hold more than tensors, or are cut short; "
                 "such files can run code when they are opened. Use .safetensors files."
             ) from error
+        if (reason := unknown_type(place, revision=revision)) is not None:
+            raise LoadError(f"{place!r} {reason}\nIt was said: {_first_line(error)}") from error
         needed = "safetensors weights and " if weights else ""
         raise LoadError(
             f"{place!r} cannot be {doing}: {error}\nExpected a "
             f"Hugging Face repo id, or a folder with config.json, {needed}the tokenizer or "
             f"processor files{'' if weights else '; weights are not needed'}."
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 def _repo_explained(place: str, revision: str | None) -> str | None:

@@ -3,6 +3,8 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -109,6 +111,122 @@ def test_a_disk_that_fills_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(LoadError, match=r"could not be written.*No space left.*Nothing is left"):
         convert(tmp_path / "raw", tmp_path / "new", shard_bytes=60_000)
     assert left(tmp_path) == ["raw"]
+
+
+WITH_FILES_OF = """
+import resource, signal, sys
+from interventions.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(["convert", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize("room", [100, 2_000, 60_000])
+def test_a_file_that_cannot_be_written_whole_leaves_nothing(room: int, tmp_path: Path) -> None:
+    """As on a disk that fills: whichever file it is that has no room."""
+    write(tmp_path / "raw")
+    command = [sys.executable, "-c", WITH_FILES_OF, str(room)]
+    done = subprocess.run(
+        [*command, str(tmp_path / "raw"), str(tmp_path / "new")], capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr[-1000:]
+    assert "could not be written" in done.stderr
+    assert "File too large" in done.stderr
+    assert "Nothing is left of it." in done.stderr
+    assert left(tmp_path) == ["raw"]
+
+
+def test_what_cannot_be_written_last_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer's library raises a class of its own making."""
+    write(tmp_path / "raw")
+
+    def full(*_: Any) -> Any:
+        raise Exception("No space left on device (os error 28)")
+
+    monkeypatch.setattr(mistral_layout, "_processor", full)
+    with pytest.raises(LoadError, match=r"No space left.*Nothing is left"):
+        convert(tmp_path / "raw", tmp_path / "new")
+    assert left(tmp_path) == ["raw"]
+
+
+def test_two_that_write_one_folder_do_not_touch_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "raw")
+    plain, said = mistral_layout.save_file, []
+
+    def meanwhile(*args: Any, **more: Any) -> None:
+        plain(*args, **more)
+        monkeypatch.setattr(mistral_layout, "save_file", plain)
+        command = [sys.executable, "-m", "interventions", "convert"]
+        done = subprocess.run(
+            [*command, str(tmp_path / "raw"), str(tmp_path / "new")], capture_output=True, text=True
+        )
+        said.append((done.returncode, done.stderr))
+
+    monkeypatch.setattr(mistral_layout, "save_file", meanwhile)
+    convert(tmp_path / "raw", tmp_path / "new", shard_bytes=60_000)
+    [(status, error)] = said
+    assert status == 2
+    assert "is being written by another process" in error
+    assert iv.load(tmp_path / "new").n_layers
+    assert left(tmp_path) == ["new", "raw"]
+
+
+def test_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
+    write(tmp_path / "raw")
+    (tmp_path / ".new.partial" / "deep").mkdir(parents=True)
+    (tmp_path / ".new.partial" / "part-7").write_bytes(b"half")
+    folder = convert(tmp_path / "raw", tmp_path / "new")
+    assert not {"part-7", "deep"} & {*left(folder)}
+    assert left(tmp_path) == ["new", "raw"]
+
+
+def test_a_folder_that_appears_meanwhile_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "raw")
+    plain = mistral_layout.save_file
+
+    def meanwhile(*args: Any, **more: Any) -> None:
+        plain(*args, **more)
+        (tmp_path / "new").mkdir(exist_ok=True)
+
+    monkeypatch.setattr(mistral_layout, "save_file", meanwhile)
+    with pytest.raises(LoadError, match="is there already"):
+        convert(tmp_path / "raw", tmp_path / "new")
+    assert left(tmp_path) == ["new", "raw"]
+    assert left(tmp_path / "new") == []
+
+
+@pytest.mark.parametrize("beside", ["consolidated-0000{}-of-00002", "model-0000{}-of-00002"])
+def test_weights_that_are_there_twice_are_read_once(
+    beside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _ = write(tmp_path / "raw")
+    write(tmp_path / "more", pieces=2)
+    for i, file in enumerate(sorted((tmp_path / "more").glob("*.safetensors")), 1):
+        shutil.copy(file, tmp_path / "raw" / f"{beside.format(i)}.safetensors")
+    names: list[str] = []
+    plain = mistral_layout.new_name
+    monkeypatch.setattr(mistral_layout, "new_name", lambda name: names.append(name) or plain(name))
+    folder = convert(tmp_path / "raw", tmp_path / "new")
+    assert len(names) == len({*names}) == len(module.state_dict())
+    opened = iv.load(folder).module.state_dict()
+    assert all(torch.equal(opened[name], value) for name, value in module.state_dict().items())
+
+
+def test_pieces_of_two_sets_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "raw", pieces=2)
+    write(tmp_path / "more", pieces=3)
+    for file in (tmp_path / "more").glob("*.safetensors"):
+        shutil.copy(file, tmp_path / "raw")
+    with pytest.raises(LoadError, match=r"more than one set of weights: .*of-00002.*of-00003"):
+        convert(tmp_path / "raw", tmp_path / "new")
+    assert left(tmp_path) == ["more", "raw"]
 
 
 def test_a_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:

@@ -2,9 +2,15 @@
 
 from pathlib import Path
 
+import pytest
+
+from twohop.protocol import Protocol
+from twohop.published import PUBLISHED
 from twohop.report.comparison_figures import N_PANELS, PANELS
 from twohop.report.figures import arm_colour
 from twohop.report.style import GREY
+from twohop.running.published_plans import published_scope
+from twohop.stages import costs
 from twohop.stages.recovery.arms import (
     ALL_ARMS,
     ARMS,
@@ -14,6 +20,10 @@ from twohop.stages.recovery.arms import (
     arm_groups,
     arm_label,
 )
+from twohop.stages.recovery.back_patching import ARMS_OF_IT
+from twohop.stages.recovery.chains import ABOUT_NAME, WITHOUT_NAME
+from twohop.stages.recovery.recovery import SPAN_VALUES
+from twohop.stages.recovery.transplants import WHOLE_ARMS
 
 PAGE = Path(__file__).parents[2] / "docs" / "study" / "index.md"
 
@@ -46,3 +56,27 @@ def test_groups_keep_the_order_and_take_in_what_they_do_not_know() -> None:
 def test_panels_fill_the_lines_of_the_figure() -> None:
     assert [arm.panel[0] for arm in PANELS if arm.panel] == [*range(len(PANELS))]
     assert len(PANELS) % N_PANELS == 0
+
+
+def test_every_arm_that_is_run_is_of_one_way_to_run_it() -> None:
+    chosen = ("place_resid", "place_random", "span_random")
+    names = [*WHOLE_ARMS, *ABOUT_NAME, *WITHOUT_NAME, *SPAN_VALUES, *ARMS_OF_IT, *chosen]
+    assert sorted([*names, *WITHOUT_IMAGE_TOKENS.values()]) == sorted(ARMS)
+
+
+@pytest.mark.parametrize("declared", ["whole", "about the name", "without it"])
+def test_a_plan_counts_the_arms_that_are_declared(
+    declared: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tokens() -> int:
+        protocol = Protocol()
+        scope = published_scope(PUBLISHED["llava-1.5-7b"], protocol)
+        return sum(work.tokens for work in costs.recovery(scope, protocol))
+
+    before = tokens()
+    if declared == "whole":
+        monkeypatch.setitem(WHOLE_ARMS, "another", WHOLE_ARMS["mean_entity"])
+    else:
+        name = "ABOUT_NAME" if declared == "about the name" else "WITHOUT_NAME"
+        monkeypatch.setattr(costs, name, (*getattr(costs, name), "another"))
+    assert tokens() > before

@@ -13,8 +13,12 @@ from pathlib import Path
 import pretend_device
 import pytest
 import tiny
+import torch
 from device_calls import CALLS
 
+from interventions.errors import LoadError
+from twohop.ask.memory import ran_out
+from twohop.running.devices import explained, failed
 from twohop.stages.table import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +58,7 @@ def test_the_device_refuses_what_a_gpu_refuses_and_computes_the_rest() -> None:
 
 
 def test_places_memory_and_number_formats() -> None:
-    """What :mod:`device_demands` asks for."""
+    """What :mod:`device_demands` and :mod:`device_failures` ask for."""
     by_call = differences("demands")
     assert by_call
     assert {name: text for (_, name), text in by_call.items() if text} == {}
@@ -67,6 +71,35 @@ def test_every_call_gives_what_it_gives_on_the_cpu(case: str) -> None:
     assert by_call.pop("stays where it is") == ""
     assert {*by_call} == {*CALLS} - (NOT_NARROW if case.endswith("narrow") else set())
     assert {call: text for call, text in by_call.items() if text} == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "is_failure", "is_memory"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True, False),
+        (RuntimeError("CUDA error: device-side assert triggered"), True, False),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True, False),
+        (torch.AcceleratorError("CUDA error: the GPU has fallen off the bus"), True, False),
+        (torch.AcceleratorError("CUDA error: out of memory"), False, True),
+        (torch.OutOfMemoryError("CUDA out of memory"), False, True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False, False),
+        (ValueError("CUDA error"), False, False),
+    ],
+    ids=str,
+)
+def test_what_says_that_a_device_failed(
+    error: Exception, is_failure: bool, is_memory: bool
+) -> None:
+    assert (failed(error), ran_out(error)) == (is_failure, is_memory)
+    wrapped = LoadError("it cannot be loaded")
+    wrapped.__cause__ = error
+    assert failed(wrapped) == is_failure
+
+
+def test_a_device_that_failed_is_named_and_long_advice_left_out() -> None:
+    said = RuntimeError("CUDA error: unspecified launch failure\nCompile with TORCH_USE_CUDA_DSA")
+    text = explained(said, [torch.device("cpu")])
+    assert "on cpu. It was said: CUDA error: unspecified launch failure\nThe stages" in text
 
 
 @pytest.mark.skipif(not ALL, reason="takes minutes: make devices")

@@ -223,8 +223,14 @@ def test_memory_is_two_bytes_a_parameter_and_the_same_weights_count_once() -> No
 def test_where_a_pair_could_run_depends_on_the_gpus() -> None:
     large, small = Gpu("large", 80 * 10**9), Gpu("small", 24 * 10**9)
     assert where_it_could_run(PUBLISHED["llava-1.5-7b"], []) == ("NDIF",)
-    assert where_it_could_run(PUBLISHED["llava-1.5-7b"], [small]) == ("NDIF",)
-    assert where_it_could_run(PUBLISHED["llava-1.5-7b"], [small, small])[0] == "2 GPUs here"
+    tiny, alone = Gpu("tiny", 16 * 10**9), "one GPU here, one model at a time"
+    assert where_it_could_run(PUBLISHED["llava-1.5-7b"], [tiny]) == ("NDIF",)
+    assert where_it_could_run(PUBLISHED["llava-1.5-7b"], [small]) == (alone, "NDIF")
+    both = where_it_could_run(PUBLISHED["llava-1.5-7b"], [small, small])
+    assert both == (alone, "2 GPUs here", "NDIF")
+    assert where_it_could_run(PUBLISHED["gemma-3-12b"], [small]) == ("NDIF",)
+    assert where_it_could_run(PUBLISHED["gemma-3-12b"], [large]) == ("one GPU here", "NDIF")
+    assert where_it_could_run(PUBLISHED["llava-1.5-7b"], [tiny] * 3) == ("3 GPUs here", "NDIF")
     assert where_it_could_run(PUBLISHED["llava-1.5-7b"], [small, large])[0] == "one GPU here"
     assert where_it_could_run(PUBLISHED["llava-more-8b"], []) == ("NDIF (once converted)",)
 

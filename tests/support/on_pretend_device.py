@@ -14,6 +14,7 @@ one and the upper ones on another, as ``device_map="auto"`` puts them.
 import argparse
 import gc
 import json
+import os
 import sys
 import time
 import traceback
@@ -136,6 +137,7 @@ def main() -> None:
             say("same", name, same(name), 0.0)
         return
     if given.command == "demands":
+        import device_failures  # noqa: F401  # whose demands are in the same table
         from device_demands import DEMANDS, complaint
 
         for name in given.names or DEMANDS:
@@ -152,3 +154,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # PyTorch does not wait for the threads of backward passes: at times that aborts

@@ -21,7 +21,11 @@ from twohop.ask.room import Kind, rows_at_once
 LOG = logging.getLogger(__name__)
 ANY = 2**31
 """Rows, where it is asked how many there is room for."""
-ON_A_CPU = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory")
+SAYING = (
+    *("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory"),  # on a CPU
+    *("CUDA error: out of memory", "HIP error: out of memory"),  # of kernels, and of a context
+)
+"""What is in the messages of errors that are of no class of their own."""
 
 
 class MemoryTooSmall(InterventionsError):
@@ -32,8 +36,8 @@ def ran_out(error: BaseException) -> bool:
     """Whether an error says that there was no memory left, or that there would not be enough."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError | MemoryTooSmall | BudgetTooSmall):
         return True
-    # On a CPU, torch tells it from other errors by the message only.
-    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in ON_A_CPU)
+    # Elsewhere torch tells it from other errors by the message only.
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in SAYING)
 
 
 @dataclass

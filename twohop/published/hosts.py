@@ -116,27 +116,32 @@ def where_it_could_run(
     ----------
     pair : PublishedPair
     gpus : sequence of Gpu
-        Those of this machine. Both models, at bfloat16 and with a fifth of their size to spare,
-        are to fit at the same time.
+        Those of this machine. A fifth of a model's size at bfloat16 is to be free beside it.
     ndif : Ndif or None
         What NDIF answered; None if it was not asked.
 
     Returns
     -------
     tuple of str
-        `one GPU here` or `N GPUs here`, if they are enough; then `NDIF`, followed in brackets by
-        what is known of it.
+        `one GPU here, one model at a time`, if the larger of the two fits on one GPU, and both do
+        not: a study lets the other wait on the CPU. `one GPU here` or `N GPUs here`, if they are
+        enough for both at once. Then `NDIF`, followed in brackets by what is known of it.
 
     Examples
     --------
     >>> from twohop.published import PUBLISHED
     >>> where_it_could_run(PUBLISHED["gemma-3-27b"], [Gpu("H100", 85 * 10**9)])
     ('one GPU here', 'NDIF')
+    >>> where_it_could_run(PUBLISHED["llava-1.5-13b"], [Gpu("A40", 48 * 10**9)])
+    ('one GPU here, one model at a time', 'NDIF')
     >>> where_it_could_run(PUBLISHED["llama-3.2-vision-90b"], [Gpu("H100", 85 * 10**9)] * 8)
     ('5 GPUs here', 'NDIF')
     """
     places = []
     needed, held = HEADROOM * pair.total_bytes, 0
+    largest = max((gpu.memory for gpu in gpus), default=0)
+    if HEADROOM * max(pair.vlm_bytes, pair.backbone_bytes) <= largest < needed:
+        places.append("one GPU here, one model at a time")
     for n, gpu in enumerate(sorted(gpus, key=lambda gpu: -gpu.memory), 1):
         held += gpu.memory
         if held >= needed:

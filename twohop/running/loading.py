@@ -17,7 +17,7 @@ from interventions.model.placement import (
     checked_map,
 )
 from twohop.ask.memory import MemoryTooSmall, ran_out, remedy
-from twohop.ask.residence import leave, settle
+from twohop.ask.residence import home_of, leave, settle
 
 Role = Literal["vlm", "backbone"]
 TWO_GPUS = ("cuda:0", "cuda:1")
@@ -181,6 +181,16 @@ class Models:
             self._kept[asked] = loaded_where_there_is_room(folder, remote=remote, **others)
             self.loads += 1
         return self._kept[asked]
+
+    def devices(self) -> list[torch.device]:
+        """Where those that run here belong, the CPU left out."""
+        places = {
+            device: None
+            for (_, remote, *_), model in self._kept.items()
+            if not remote
+            for device in (home_of(model), *(weight.device for weight in model.module.parameters()))
+        }
+        return [device for device in places if device.type not in ("cpu", "meta")]
 
     def drop(self, folder: Path | str) -> None:
         """Forget a model, wherever it runs."""

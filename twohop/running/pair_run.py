@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import xarray as xr
 
 from interventions import Model
@@ -26,6 +27,7 @@ from twohop.protocol import DEFAULT, Protocol
 from twohop.report.sentence import verdict_sentence
 from twohop.report.summary import summarise
 from twohop.running.checkpoints import Digests
+from twohop.running.devices import DeviceFailed, explained, failed
 from twohop.running.loading import Loading, Models, Role
 from twohop.running.reporter import Reporter
 from twohop.running.soundness import check_sound
@@ -172,6 +174,8 @@ class PairRun:
         ------
         MemoryTooSmall
             If memory runs out.
+        DeviceFailed
+            If a device does, such as a GPU that is gone.
         BrokenModel
             If a model computes NaN.
         ResultsError
@@ -185,9 +189,13 @@ class PairRun:
             self.check(study, models)
             return measured(stage, study, done, settings=self.store(stage).settings)
         except Exception as error:
-            if not ran_out(error):
-                raise
-            raise MemoryTooSmall(f"memory ran out in {stage}. {remedy(error)}") from error
+            if ran_out(error):
+                raise MemoryTooSmall(f"memory ran out in {stage}. {remedy(error)}") from error
+            if failed(error):
+                asked = [torch.device(device) for device in self.settings.loading.device]
+                said = explained(error, models.devices() or asked)
+                raise DeviceFailed(f"a device failed in {stage}. {said}") from error
+            raise
 
     def check(self, study: Study, models: Models) -> None:
         """Refuse models that compute NaN: each answers one question before it is measured."""

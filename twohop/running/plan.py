@@ -234,7 +234,7 @@ def _remedy(
         tries.append((f"--device-map auto, over {len(spare.free)} GPUs", weights, spare))
     if wide:
         tries.append(("--dtype bfloat16", changed(n_bytes=2), machine))
-    if machine.kind != "cpu":
+    if machine.kind != "cpu" and all(of.stored is None for of in weights.values()):
         for packing in ("int8", "nf4"):
             how = changed(n_bytes=2, packing=packing)
             tries.append((f"--quantization {packing}", how, machine))

@@ -132,8 +132,13 @@ def downloads(places: Mapping[str, Path | str], weights: Mapping[Role, Weights])
             continue
         if any(isinstance(try_to_load_from_cache(repo, name), str) for name in INDEXES):
             continue
-        missing[repo] = published_bytes(repo) or HALF * of.parameters
+        missing[repo] = published_bytes(repo) or stored_bytes(of)
     return missing
+
+
+def stored_bytes(weights: Weights) -> int:
+    """Bytes of a checkpoint's files, which are packed only if they were before they are loaded."""
+    return replace(weights, n_bytes=HALF, packing=None).nbytes
 
 
 def plan_before(

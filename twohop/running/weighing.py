@@ -7,6 +7,7 @@ import torch
 
 from interventions import Model
 from interventions.architectures.blueprints import default_device
+from interventions.architectures.packed_sizes import packed_weights
 from interventions.sweeping.budget import free_bytes
 from twohop.ask.residence import held_on
 from twohop.ask.room import row_needs, rows_in
@@ -36,18 +37,22 @@ class Weights:
         Of a number.
     packing : str, optional
         A key of :data:`PACKED`.
+    stored : int, optional
+        Bytes of all but the whole ones in a checkpoint that is packed already.
     """
 
     parameters: int
     whole: int
     n_bytes: int = 2
     packing: str | None = None
+    stored: int | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
         each = self.n_bytes if self.packing is None else PACKED[self.packing]
-        return int((self.parameters - self.whole) * each) + self.whole * self.n_bytes
+        packed = int((self.parameters - self.whole) * each) if self.stored is None else self.stored
+        return packed + self.whole * self.n_bytes
 
     @classmethod
     def of(cls, model: Model, loading: Loading, *, on_cpu: bool) -> "Weights":
@@ -58,12 +63,14 @@ class Weights:
         dtype = getattr(torch, loading.dtype or "", None)
         if dtype is None:
             dtype = torch.float32 if on_cpu and not torch.cuda.is_available() else model.dtype
-        return cls(
-            sum(parameter.numel() for parameter in module.parameters()),
-            sum(parameter.numel() for parameter in ends.parameters()),
-            torch.empty(0, dtype=dtype).element_size(),
-            loading.quantization,
-        )
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        n_bytes = torch.empty(0, dtype=dtype).element_size()
+        device = loading.device_map or (loading.device[0] if loading.device else default_device())
+        packed = packed_weights(module, blocks=model.anatomy.blocks, device=device)
+        if packed is not None:
+            return cls(parameters, parameters - packed.parameters, n_bytes, stored=packed.nbytes)
+        ends_whole = sum(parameter.numel() for parameter in ends.parameters())
+        return cls(parameters, ends_whole, n_bytes, loading.quantization)
 
 
 @dataclass(frozen=True)

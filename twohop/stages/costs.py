@@ -16,8 +16,10 @@ from twohop.stages.maps.attributed import ROWS as ATTRIBUTED_ROWS
 from twohop.stages.maps.exact import window_edges
 from twohop.stages.patched import ANSWER_ROWS
 from twohop.stages.recovery.back_patching import ARMS_OF_IT, SOURCES, layer_pairs
+from twohop.stages.recovery.chains import ABOUT_NAME, WITHOUT_NAME
 from twohop.stages.recovery.recovery import SPAN_VALUES
 from twohop.stages.recovery.spans import ROWS as SPAN_ROWS
+from twohop.stages.recovery.transplants import WHOLE_ARMS
 from twohop.stages.resolution.states import BATCH_TOKENS, RAGGED_ROWS
 from twohop.stages.timetable import thinned
 from twohop.stages.work import Asked, Lengths, Work
@@ -25,10 +27,6 @@ from twohop.stages.work import Asked, Lengths, Work
 Cost = Callable[[Scope, Protocol], list[Work]]
 FORWARD = 2
 """Passes of an attribution that need no gradients: one of either side."""
-WHOLE_ARMS = 8
-"""Writes at all image tokens or the last one, :func:`.transplants.whole_arms`."""
-CHAINS = (3, 2)
-"""Arms of the recovery that name an entity first, and then ask about the name, or without it."""
 
 
 def backbone_text(scope: Scope, protocol: Protocol) -> list[Work]:
@@ -208,14 +206,14 @@ def recovery(scope: Scope, protocol: Protocol) -> list[Work]:
         inside = protocol.image_places if part.pictured and part.path != "plain" else 0
         starts = part.rows[-1] - part.ahead - part.behind + 1 + min(part.behind, places)
         random = min(protocol.random_seeds, starts) + 1
-        arms = (WHOLE_ARMS, places + inside, random, len(SPAN_VALUES) - 1)
+        arms = (len(WHOLE_ARMS), places + inside, random, len(SPAN_VALUES) - 1)
         for tries in (*arms, *([1] * len(ARMS_OF_IT))):
             works.append(vlm.answering(part, steps=scope.steps, most=ANSWER_ROWS, tries=tries))
         works += [vlm.reading(part), vlm.reading(part)]
     for share in filter(None, scope.spread(tried)):
         works += [
             vlm.answering(scope.chained.sample(arms * share), steps=scope.steps, most=ASKED_ROWS)
-            for arms in CHAINS
+            for arms in (len(ABOUT_NAME), len(WITHOUT_NAME))
         ]
     for _, part in scope.sampled(lost, "shown"):
         works.append(vlm.gradients(part, most=SPAN_ROWS, forward=0, backward=1))

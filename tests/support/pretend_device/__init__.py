@@ -161,6 +161,7 @@ def _device_module(backend: Any) -> types.ModuleType:
         backend.in_use(_index(device)) + held.get(_index(device), 0)
     )
     module.counts = backend.counts  # of operators, reads from the device and writes to it
+    module.fail = backend.fail  # a device, after so many more operators; -1: it is there again
     module.refuse_float64 = backend.refuse_float64  # as Apple's devices do
     generators = tuple(map(backend.default_generator, range(backend.device_count())))
     module.default_generators = generators

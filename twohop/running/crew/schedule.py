@@ -36,6 +36,7 @@ from twohop.running.crew.messages import (
 from twohop.running.crew.shard_store import ShardStore
 from twohop.running.crew.transport import Crew, Hand, Lost
 from twohop.running.crew.worker import RunAsked
+from twohop.running.devices import DeviceFailed
 from twohop.running.known import Known
 from twohop.running.pair_run import PairRun, Settings, open_run
 from twohop.running.reporter import Reporter, expect_more
@@ -419,6 +420,8 @@ class Schedule:
 
     def helped(self, seat: Seat, done: Computed) -> None:
         """Hand on what came of another's shard."""
+        if isinstance(done.error, DeviceFailed):
+            return self.lose(seat, Lost(f"a worker's device failed: {done.error}"))
         seat.helps = None
         job = self.job(done.job)
         if job is None or done.number not in job.posted:
@@ -446,6 +449,8 @@ class Schedule:
 
     def finish(self, seat: Seat, job: Job, finished: Finished) -> None:
         """Store a stage."""
+        if isinstance(finished.error, DeviceFailed):
+            return self.lose(seat, Lost(f"a worker's device failed: {finished.error}"))
         if finished.error is not None:
             raise finished.error
         assert finished.result is not None

@@ -30,6 +30,7 @@ from twohop.running.crew.messages import (
     Wanted,
     Yours,
 )
+from twohop.running.devices import DeviceFailed, explained, failed
 from twohop.running.loading import Models, Role
 from twohop.running.pair_run import PairRun, Settings, open_run
 
@@ -174,7 +175,8 @@ class Worker:
             result = shard.function(model, *shard.task, tick=tick)
             message = Computed(asked.job, asked.number, pickle.dumps(result))
         except Exception as error:
-            message = Computed(asked.job, asked.number, error=sendable(error))
+            own = DeviceFailed(explained(error, ())) if failed(error) else sendable(error)
+            message = Computed(asked.job, asked.number, error=own)
         self._say(message)
 
     def _say(self, message: Any) -> None:

@@ -13,6 +13,11 @@ from twohop.stages.recovery.transplants import Outcomes
 NO_UNNAMED = "the benchmark has no second question that does not say the name (`unnamed_chain`)"
 NO_TURN = "the benchmark has no prompt for a name and an answer in one turn (`one_turn`)"
 
+ABOUT_NAME: tuple[str, ...] = ("cot_named", "cot_gold", "cot_wrong")
+"""Arms that are asked about the name that was said."""
+WITHOUT_NAME: tuple[str, ...] = ("cot_unnamed", "cot_own")
+"""Arms that are asked without it."""
+
 
 def chains(
     questions: Questions, own_names: Sequence[str]
@@ -35,11 +40,12 @@ def chains(
         Arms that the benchmark has no prompts for, and why.
     """
     benchmark = questions.study.benchmark
-    named = {
-        "cot_named": list(own_names),
-        "cot_gold": [item.entity.name for item in questions.items],
-        "cot_wrong": [other.entity.name for other in questions.others.items],
-    }
+    said = (
+        list(own_names),
+        [item.entity.name for item in questions.items],
+        [other.entity.name for other in questions.others.items],
+    )
+    named = dict(zip(ABOUT_NAME, said, strict=True))
     arms = after_names(questions, named, benchmark.chain)
     arms["cot_wrong"] = arms["cot_wrong"].without(~questions.has_rival)
     unnamed: dict[str, list[str]] = {}

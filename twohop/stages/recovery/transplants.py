@@ -123,6 +123,19 @@ def at_the_end(prompt: Prompt, _rows: Rows) -> Positions:
     return last_entity_token(prompt)
 
 
+WHOLE_ARMS: dict[str, tuple[Component, str, Callable[[Prompt, Rows], Positions]]] = {
+    WHOLE: ("resid_post", "own", everywhere),
+    LAST: ("resid_post", "own", at_the_end),
+    WHOLE_MLP: ("mlp_out", "own", everywhere),
+    "whole_other_question": ("resid_post", "question", everywhere),
+    "whole_naming_prompt": ("resid_post", "naming", everywhere),
+    "wrong_entity": ("resid_post", "wrong", everywhere),
+    "mean_entity": ("resid_post", "mean", everywhere),
+    "norm_matched": ("resid_post", "noise", everywhere),
+}
+"""What each arm at all image tokens or the last one writes, of :class:`Sources`, and where."""
+
+
 @dataclass(frozen=True)
 class Sources:
     """What the arms write, read from the backbone in one go.
@@ -224,16 +237,10 @@ def whole_arms(questions: Questions, read: Sources) -> dict[str, Outcomes]:
     dict of str to Outcomes
         By :func:`own_arm`.
     """
-    resid: Component = "resid_post"
+    told = {"resid_post": read.resid, "mlp_out": read.mlp}
     table = {
-        WHOLE: Writing(resid, read.resid["own"], everywhere),
-        LAST: Writing(resid, read.resid["own"], at_the_end),
-        WHOLE_MLP: Writing("mlp_out", read.mlp["own"], everywhere),
-        "whole_other_question": Writing(resid, read.resid["question"], everywhere),
-        "whole_naming_prompt": Writing(resid, read.resid["naming"], everywhere),
-        "wrong_entity": Writing(resid, read.resid["wrong"], everywhere),
-        "mean_entity": Writing(resid, read.resid["mean"], everywhere),
-        "norm_matched": Writing(resid, read.resid["noise"], everywhere),
+        arm: Writing(component, told[component][source], at)
+        for arm, (component, source, at) in WHOLE_ARMS.items()
     }
     outcomes = free_outcomes(questions, table)
     outcomes["whole_other_question"] = outcomes["whole_other_question"].without(
