@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 from interventions import Model, run
 from interventions.sweeping.sizes import FLOPS, PASS_SECONDS, Sizes
@@ -46,23 +47,53 @@ class Rate:
         return done / self.flops + work.passes * asked.sizes.n_layers * self.of_pass
 
 
+@dataclass(frozen=True)
+class Timed:
+    """A call that was timed.
+
+    Attributes
+    ----------
+    tokens : int
+        Through each block, those of a shared beginning included, which a call runs once.
+    passes : int
+        Forward passes: one more where there is such a beginning.
+    seconds : float
+    """
+
+    tokens: int
+    passes: int
+    seconds: float
+
+
 def rate_of(model: Model, study: Study) -> Rate:
-    """Time a forward pass of one row of the study's first question in text, and one of many."""
-    sizes = Sizes.of(model)
+    """Time a call on one row of the study's first question in text, and one on many."""
+    few, many = timed_calls(model, study)
+    return rate_between(few, many, Sizes.of(model))
+
+
+def timed_calls(model: Model, study: Study) -> tuple[Timed, Timed]:
+    """Time the two calls.
+
+    Rows are taken again where there are fewer than :data:`ROWS`: of a few tokens more, the clock
+    tells nothing.
+    """
     questions = Questions(study, study.benchmark.items)
     rows = max(questions.parts(), key=len)
     width = int(questions.named(model, rows[:1]).lengths[0])
-    many = rows_at_once(model, "read", min(ROWS, len(rows)), width=width)
-    tokens, seconds = zip(*(_pass(model, questions, rows[:n]) for n in (1, many)), strict=True)
-    blocks = sizes.n_layers
-    more = max(seconds[1] - seconds[0], seconds[1] / 10)  # one row may hide among the rest
-    each = more / max(1, tokens[1] - tokens[0])
-    fixed = max(0.0, seconds[0] - tokens[0] * each)
-    return Rate(2 * sizes.block * blocks / each, fixed / blocks, timed=True)
+    many = rows_at_once(model, "read", ROWS, width=width)
+    few, more = (_timed(model, questions, [*islice(cycle(rows), n)]) for n in (1, many))
+    return few, more
 
 
-def _pass(model: Model, questions: Questions, rows: list[int]) -> tuple[int, float]:
-    """Tokens of a pass, and how long it takes."""
+def rate_between(few: Timed, many: Timed, sizes: Sizes) -> Rate:
+    """Return the rate at which a call of few tokens and one of many took what they took."""
+    longer = max(many.seconds - few.seconds, many.seconds / 10)  # few may hide among the rest
+    each = longer / max(1, many.tokens - few.tokens)
+    fixed = max(0.0, few.seconds - few.tokens * each) / few.passes
+    return Rate(2 * sizes.block * sizes.n_layers / each, fixed / sizes.n_layers, timed=True)
+
+
+def _timed(model: Model, questions: Questions, rows: list[int]) -> Timed:
     prompt = questions.named(model, rows)
     took = []
     for _ in range(TRIES):
@@ -71,4 +102,5 @@ def _pass(model: Model, questions: Questions, rows: list[int]) -> tuple[int, flo
         assert logits is not None
         logits.cpu()  # a device is done when its numbers are here
         took.append(time.perf_counter() - begun)
-    return len(prompt) * prompt.length, min(took)
+    before = len(prompt.prefix_ids)
+    return Timed(before + len(prompt) * prompt.length, 1 + bool(before), min(took))
