@@ -202,8 +202,10 @@ MODELS_OF_OURS = ("flags", "micro", "published")  # how they are made, not how t
 NOT_OF_THE_PROTOCOL = {
     "how fast: rows and bytes at a time": (
         *("ASKED_ROWS", "ALIKE_ROWS", "ANSWER_ROWS", "GROUP_ROWS", "ROWS", "RAGGED_ROWS"),
-        *("BATCH_TOKENS", "BATCH", "BLOCK", "REQUEST_BYTES", "WORKERS", "CHUNK"),
+        *("BATCH_TOKENS", "BATCH", "BLOCK", "REQUEST_BYTES", "CHUNK", "SHARD_ROWS"),
+        *("AHEAD", "USUAL", "CARD_SPARE", "MB"),
     ),
+    "when a stage is given up": ("MOST_LOST",),
     "blocks among which timetable_layers are never thinned": ("DENSE",),
     "which comes first, of panels and of stages": ("ALL_ARMS", "TABLE"),
     "what the word interval means, in every table": ("TAIL",),

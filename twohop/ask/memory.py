@@ -5,6 +5,7 @@ Rows do not see each other, so the size of a batch changes numbers by rounding a
 
 import gc
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,8 +20,6 @@ from interventions.errors import BudgetTooSmall, InterventionsError
 from twohop.ask.room import Kind, rows_at_once
 
 LOG = logging.getLogger(__name__)
-ANY = 2**31
-"""Rows, where it is asked how many there is room for."""
 SAYING = (
     *("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory"),  # on a CPU
     *("CUDA error: out of memory", "HIP error: out of memory"),  # of kernels, and of a context
@@ -83,7 +82,9 @@ def rows_for(model: Model, limit: Limit, kind: Kind, most: int, prompt: Prompt) 
     """
     width, before = prompt.length, len(prompt.prefix_ids)
     if (width, before) not in limit.rows:
-        limit.rows[width, before] = rows_at_once(model, kind, ANY, width=width, before=before)
+        limit.rows[width, before] = rows_at_once(
+            model, kind, sys.maxsize, width=width, before=before
+        )
     return min(most, limit.rows[width, before])
 
 

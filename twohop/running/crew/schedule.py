@@ -42,7 +42,7 @@ from twohop.running.pair_run import PairRun, Settings, open_run
 from twohop.running.reporter import Reporter, expect_more
 from twohop.stages.table import BACKBONE_STAGES, NEEDS, STAGES, TABLE, Selection
 
-TWO = 2
+MB = 10**6
 MOST_LOST = 3
 """Workers that may be lost to one stage before it is given up."""
 Task = tuple[Path, str]  # a store's folder, and a stage
@@ -158,7 +158,7 @@ class Traffic:
         if self.lost:
             parts[0] += f", {self.lost} lost"
         moved = (
-            f"of {shards} shards {self.helped} done by helpers, {self.n_bytes / 1e6:.1f} MB moved"
+            f"of {shards} shards {self.helped} done by helpers, {self.n_bytes / MB:.1f} MB moved"
         )
         if self.stored:
             moved += f", {self.stored} stored before"
