@@ -85,9 +85,8 @@ class Layout:
         UnknownLayout
             With the reason.
         """
-        kinds = {kind.__name__ for kind in type(processed.processor).__mro__}
         known = {f"{name}ImageProcessor{how}" for name in self.processors for how in ENGINES}
-        if not kinds & known:
+        if type(processed.processor).__name__ not in known:
             raise UnknownLayout(
                 f"{type(processed.processor).__name__} is none of the image processors that are "
                 f"known here for this family, {', '.join(self.processors)}"
@@ -100,6 +99,7 @@ ENGINES = ("", "Pil", "Fast")
 
 
 def size_of(value: Any, key: str) -> int | None:
+    """A length in a processor's setting of a size; None where it is not set so."""
     return value.get(key) if hasattr(value, "get") else None
 
 
@@ -194,7 +194,7 @@ def _resized(height: float, width: float, size: Any) -> tuple[int, int]:
 
 
 def blank_picture(height: int, width: int) -> np.ndarray:
-    """A picture for functions of transformers that look at nothing but its shape."""
+    """An empty picture for functions of transformers that look at nothing but its shape."""
     return np.broadcast_to(np.zeros(1, dtype=np.uint8), (3, height, width))
 
 

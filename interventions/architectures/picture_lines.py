@@ -5,7 +5,12 @@ from typing import Any
 
 import torch
 
-from interventions.architectures.picture_layouts import Processed, UnknownLayout, blank_picture, size_of
+from interventions.architectures.picture_layouts import (
+    Processed,
+    UnknownLayout,
+    blank_picture,
+    size_of,
+)
 from interventions.architectures.picture_views import Axis, View
 
 
@@ -25,7 +30,8 @@ def in_lines(processed: Processed, picture: int) -> list[View]:
     height, width = _fitted(processed, picture, (down * side, across * side))
     y = _centred(y.resized(height), down * side)
     x = _centred(x.resized(width), across * side)
-    thumbnail = View("thumbnail", *(axis.cells(n) for axis in processed.axes(picture)))
+    whole = processed.axes(picture)
+    thumbnail = View("thumbnail", whole[0].cells(n), whole[1].cells(n))
     return [thumbnail, _packed(processed, picture, y, x, (down * n, across * n), side / n)]
 
 
@@ -97,7 +103,7 @@ def _packed(
     y, x = y.cut(top * cell, n_rows * cell), x.cut(left * cell, n_columns * cell)
     most = getattr(processed.module.config, "vision_aspect_ratio", None)
     if most is not None:
-        limit = int(most.strip("anyres_max_")) * _patches(processed.module) ** 2
+        limit = int(most.removeprefix("anyres_max_")) * _patches(processed.module) ** 2
         ratio = math.sqrt(n_rows * n_columns / limit)
         if ratio > SHRUNK_ABOVE:
             n_rows, n_columns = int(n_rows // ratio), int(n_columns // ratio)

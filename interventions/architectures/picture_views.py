@@ -116,9 +116,7 @@ def patches_of(views: list[View]) -> Patches:
 def _of_view(view: View) -> Patches:
     n_rows, n_columns = len(view.y), len(view.x)
     down, across = view.tiles
-    cells = np.arange(n_rows * n_columns).reshape(
-        down, n_rows // down, across, n_columns // across
-    )
+    cells = np.arange(n_rows * n_columns).reshape(down, n_rows // down, across, n_columns // across)
     order = cells.transpose(0, 2, 1, 3).reshape(-1, n_columns // across)
     kinds = np.full(order.shape, view.kind, dtype=object)
     if view.newlines:

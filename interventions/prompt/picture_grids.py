@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from interventions.architectures.picture_layouts import Processed, UnknownLayout
 from interventions.architectures.picture_views import Patches, patches_of
 from interventions.architectures.wrapped import Wrapped

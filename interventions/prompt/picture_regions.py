@@ -15,6 +15,7 @@ from interventions.given import number, one_of, plain, several, shown, whole
 from interventions.prompt.picture_grids import PictureGrid
 
 IMAGE_ROLE = re.compile(r"image(?:_(\d+))?")
+ROUNDING = 1e-6
 FINEST = ("tile", "picture", "thumbnail")
 
 
@@ -40,6 +41,12 @@ class Region:
     picture: Any = None
     view: Any = None
     share: Any = 0.0
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything was asked for."""
+        given = self.box, self.mask, self.patch, self.picture, self.view
+        return any(value is not None for value in given) or self.share != 0
 
     @property
     def kind(self) -> str:
@@ -116,7 +123,8 @@ class Region:
 
 def _n_tokens(grids: Sequence[PictureGrid], row: int) -> int:
     return sum(
-        len(known_patches(grid, f"picture {which} of row {row}").kind) for which, grid in enumerate(grids)
+        len(known_patches(grid, f"picture {which} of row {row}").kind)
+        for which, grid in enumerate(grids)
     )
 
 
@@ -219,7 +227,7 @@ def _in_region(
         inside = share_in_box(patches.box, _checked_box(value, grid.size, where))
     else:
         inside = share_in_mask(patches.box, _checked_mask(value, grid.size, where))
-    tokens = np.flatnonzero(chosen & (inside > 0) & (inside >= share)).tolist()
+    tokens = np.flatnonzero(chosen & (inside > 0) & (inside >= share - ROUNDING)).tolist()
     if not tokens:
         x0, y0 = np.nanmin(patches.box[:, :2], axis=0)
         x1, y1 = np.nanmax(patches.box[:, 2:], axis=0)
@@ -295,6 +303,3 @@ def share_in_mask(boxes: np.ndarray, mask: np.ndarray) -> np.ndarray:
     # What is left of rounding in the sums is no pixel of the mask.
     shares[real] = np.where(inside > ROUNDING, inside, 0) / ((x1 - x0) * (y1 - y0))
     return shares
-
-
-ROUNDING = 1e-6

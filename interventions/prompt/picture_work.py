@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers.image_processing_utils import BaseImageProcessor
+
 STEP = "_preprocess"
 """What does the work in transformers' image processors, with all settings read."""
 
@@ -32,7 +34,7 @@ def watched(processor: Any) -> tuple[Any, Work]:
     """Return a copy of an image processor that keeps what it did last, and where it keeps it."""
     work = Work()
     step = getattr(processor, STEP, None)
-    if step is None:
+    if not isinstance(processor, BaseImageProcessor) or step is None:
         return processor, work
     own = copy.copy(processor)
 

@@ -164,7 +164,7 @@ class Prompt:
             raise RoleError(f"no role {role!r} in this prompt. {did_you_mean(role, known)}{hint}")
         lists: list[list[int]] = []
         region = Region(box, mask, patch, picture, view, share)
-        named = None if region == Region() else region.of(role, self.grids)
+        named = region.of(role, self.grids) if region.asked else None
         for row, roles in enumerate(self.roles):
             positions = roles.get(role, [])
             if named is not None:

@@ -1,7 +1,7 @@
 """Which tokens a part of a picture reaches, by painting it: no knowledge of layouts, and no boxes.
 
-The vision tower's blocks are made to pass on what they are given, so that a token's feature comes
-of its own patches alone, through the model's real patchify, merge, pooling and packing.
+Attention in the vision tower is made to give nothing, so that a token's feature comes of its own
+patches alone, through all else that the model does: patchify, blocks, merge, pooling, packing.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from families import arguments_of
 from PIL import Image
 
@@ -26,13 +27,13 @@ def painted(picture: Image.Image, box: Box) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _passes_on(_module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-    given = args[0] if args else kwargs["hidden_states"]
-    return (given, *output[1:]) if isinstance(output, tuple) else given
+def _nothing(_module: Any, _args: Any, output: Any) -> Any:
+    first = torch.zeros_like(output[0] if isinstance(output, tuple) else output)
+    return (first, *output[1:]) if isinstance(output, tuple) else first
 
 
 def entering(model: iv.Model, prompt: iv.Prompt) -> torch.Tensor:
-    """What enters the first block, [row, position, d_model], without mixing in the tower."""
+    """What enters the first block, [row, position, d_model], without attention in the tower."""
     tower = model.module.get_submodule(model.anatomy.vision_tower)
     kept: list[torch.Tensor] = []
 
@@ -40,25 +41,53 @@ def entering(model: iv.Model, prompt: iv.Prompt) -> torch.Tensor:
         kept.append(args[0] if args else kwargs["hidden_states"])
 
     with ExitStack() as stack, torch.no_grad():
-        for blocks in tower.modules():
-            if isinstance(blocks, torch.nn.ModuleList):
-                for block in blocks:
-                    if type(block).__name__.endswith(("Layer", "Block")):
-                        hook = block.register_forward_hook(_passes_on, with_kwargs=True)
-                        stack.callback(hook.remove)
-        first = model.module.get_submodule(model.anatomy.blocks[0])
+        mixing = [m for m in tower.modules() if type(m).__name__.endswith("Attention")]
+        assert mixing
+        for attention in mixing:
+            stack.callback(attention.register_forward_hook(_nothing).remove)
+        first = model.module.get_submodule(f"{model.anatomy.blocks}.0")
         stack.callback(first.register_forward_pre_hook(keep, with_kwargs=True).remove)
         model.module(**arguments_of(prompt))
     return kept[0]
 
 
 def reached(
-    model: iv.Model, text: str, pictures: Sequence[Image.Image], which: int, box: Box
+    model: iv.Model,
+    text: str,
+    pictures: Sequence[Image.Image],
+    which: int,
+    box: Box,
+    *,
+    told: dict[str, Any] | None = None,
 ) -> set[int]:
-    """Positions of the tokens that change when a box of one picture of a row is painted."""
+    """Positions of the tokens that change when a box of one picture of a row is painted.
+
+    ``told``: to the processor.
+    """
     changed = list(pictures)
     changed[which] = painted(pictures[which], box)
     before, after = (
-        entering(model, model.prompt([text], images=[list(shown)])) for shown in (pictures, changed)
+        entering(model, model.prompt([text], images=[list(shown)], processor_kwargs=told))
+        for shown in (pictures, changed)
     )
     return {*(before != after).any(-1)[0].nonzero().flatten().tolist()}
+
+
+def sides(grid: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Width and height of whole tokens of the view that each token is of."""
+    kinds, wide = grid["kind"].values, (grid["x1"] - grid["x0"]).values
+    tall = (grid["y1"] - grid["y0"]).values
+    for kind in {*kinds.tolist()} - {"newline", "class", "padding"}:
+        of_kind = kinds == kind
+        wide[of_kind], tall[of_kind] = wide[of_kind].max(), tall[of_kind].max()
+    return wide, tall
+
+
+def touched(grid: xr.Dataset, box: Any, *, by: float = 0.0, grown: Any = 0.0) -> set[int]:
+    """Positions of tokens of which more than a share of their sides lies in a box."""
+    wide, tall = sides(grid)
+    x0, y0, x1, y1 = (grid[name].values for name in ("x0", "y0", "x1", "y1"))
+    across = np.minimum(x1, box[2] + grown) - np.maximum(x0, box[0] - grown)
+    down = np.minimum(y1, box[3] + grown) - np.maximum(y0, box[1] - grown)
+    inside = (across > by * wide) & (down > by * tall)
+    return {*grid["position"].values[inside].tolist()}
