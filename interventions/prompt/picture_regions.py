@@ -1,7 +1,7 @@
 """Which tokens of a picture a box, a mask or a place on its grid names."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from interventions.architectures.picture_views import KINDS, Patches
-from interventions.errors import RoleError
+from interventions.errors import PictureError, RoleError
 from interventions.given import number, one_of, plain, several, shown, whole
 from interventions.prompt.picture_grids import PictureGrid
+from interventions.prompt.picture_numbers import array_of, is_array
 
 IMAGE_ROLE = re.compile(r"image(?:_(\d+))?")
 ROUNDING = 1e-6
@@ -143,7 +144,7 @@ def _per_row(given: Any, n_rows: int, kind: str) -> list[Any]:
     if SINGLE[kind](given):
         return [given] * n_rows
     expected = f"{EXPECTED[kind]}, or a list of one for each row"
-    if not isinstance(given, np.ndarray | torch.Tensor):
+    if not isinstance(given, np.ndarray | torch.Tensor) or given.ndim < 2:
         given = several(given, f"{kind}=", error=RoleError, expected=expected)
     if len(given) != n_rows:
         raise RoleError(f"{kind}= has {len(given)} entries for {n_rows} rows. Expected {expected}.")
@@ -151,15 +152,17 @@ def _per_row(given: Any, n_rows: int, kind: str) -> list[Any]:
 
 
 def _are_numbers(given: Any, n: int) -> bool:
+    if isinstance(given, str | bytes | Mapping) or getattr(given, "ndim", 1) != 1:
+        return False
     try:
         numbers = [plain(value) for value in given]
-    except TypeError:
+    except Exception:  # of a generator or a class of the user's own
         return False
     return len(numbers) == n and all(isinstance(value, int | float) for value in numbers)
 
 
 def _is_mask(given: Any) -> bool:
-    return isinstance(given, Image.Image) or getattr(given, "ndim", None) == 2
+    return isinstance(given, Image.Image) or (is_array(given) and getattr(given, "ndim", None) == 2)
 
 
 SINGLE: dict[str, Callable[[Any], bool]] = {
@@ -254,18 +257,21 @@ def _checked_box(value: Any, size: tuple[int, int], where: str) -> tuple[float, 
 def _checked_mask(value: Any, size: tuple[int, int], where: str) -> np.ndarray:
     if not _is_mask(value):
         raise RoleError(f"mask= is {shown(value)}. Expected {EXPECTED['mask']}.")
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    if isinstance(value, Image.Image) and len(value.getbands()) > 1:
-        raise RoleError(f"mask= is an image of mode {value.mode}. Give one of mode '1' or 'L'.")
-    mask = np.asarray(value)
+    if isinstance(value, Image.Image):
+        if len(value.getbands()) > 1:
+            raise RoleError(f"mask= is an image of mode {value.mode}. Give one of mode '1' or 'L'.")
+        value = np.asarray(value)
+    try:
+        mask = array_of(value)
+    except PictureError as error:
+        raise RoleError(f"mask= cannot be read: {error}. Expected {EXPECTED['mask']}.") from error
     if mask.shape != size[::-1]:
         raise RoleError(
             f"mask= has shape {list(mask.shape)}. Expected [{size[1]}, {size[0]}], the height and "
             f"width of {where}, upright."
         )
     levels = np.unique(mask)
-    if mask.dtype.kind not in "buif" or len(levels) > 2 or (levels[0] != 0 and len(levels) > 1):
+    if len(levels) > 2 or (len(levels) > 1 and levels[0] != 0):
         raise RoleError(
             f"mask= has {len(levels)} levels of {mask.dtype}. Expected bools, or 0 outside and one "
             "number inside, such as mask > 0.5."

@@ -18,7 +18,7 @@ def check_item(data: xr.DataArray, item: Any) -> None:
     items = data["item"].values.tolist() if "item" in data.dims else []
     if not any(type(known) is type(item) and known == item for known in items):
         raise ResultsError(
-            f"no item {shown(item)} in this Dataset. {did_you_mean(str(item), map(str, items))}"
+            f"no item {shown(item)} in this Dataset. {did_you_mean(shown(item), map(str, items))}"
         )
 
 

@@ -26,6 +26,8 @@ IN_A_LINE = 6
 COLOURS = "RdBu_r"
 OPAQUE = 0.6
 """How much of a colour covers the picture, which is grey beneath it."""
+WHITE = 255
+"""Of a grey picture, drawn from half grey to white, for colours to be seen on it."""
 SAVED = (".html", ".htm")
 
 
@@ -78,7 +80,7 @@ class PictureMap:
         lines = -(-len(self.layers) // across)
         ratio = self.picture.height / self.picture.width
         side = 1.7
-        height = lines * len(self.components) * (side * min(max(ratio, 0.4), 2.5) + 0.3) + 1.0
+        height = lines * len(self.components) * (side * min(max(ratio, 0.4), 2.5) + 0.3) + 0.8
         figure = Figure(figsize=(across * side + 1.4, height), layout="constrained")
         panels: Any = figure.subplots(lines * len(self.components), across, squeeze=False)
         grey = np.asarray(self.picture.convert("L"))
@@ -88,7 +90,7 @@ class PictureMap:
         for c, name in enumerate(self.components):
             for k, layer in enumerate(self.layers.tolist()):
                 axes = panels[c * lines + k // across, k % across]
-                axes.imshow(grey, cmap="gray", vmin=-80, vmax=335, extent=self._extent())
+                axes.imshow(grey, cmap="gray", vmin=-WHITE, vmax=WHITE, extent=self._extent())
                 drawn = axes.pcolormesh(
                     self.x,
                     self.y,
@@ -103,8 +105,7 @@ class PictureMap:
                 axes.set_ylim(self.picture.height, 0)
                 many = f"{name}, " if len(self.components) > 1 else ""
                 axes.set_title(f"{many}layer {layer:g}", fontsize=8)
-        bar = figure.colorbar(drawn, ax=list(panels.flat), label=self.label, shrink=0.8)
-        bar.solids.set_alpha(1)
+        figure.colorbar(drawn, ax=list(panels.flat), label=self.label, shrink=0.8)
         figure.suptitle(self.title, fontsize=11)
         if self.note:
             colour = "firebrick" if self.warned else "0.3"

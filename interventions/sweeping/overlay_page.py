@@ -76,8 +76,11 @@ def _rounded(values: np.ndarray) -> list[list[float | None]]:
 
 
 def _as_address(drawing: "PictureMap") -> str:
+    from interventions.sweeping.overlay import WHITE
+
     file = io.BytesIO()
-    drawing.picture.convert("L").save(file, "PNG", optimize=True)
+    light = drawing.picture.convert("L").point(lambda grey: (grey + WHITE) // 2)
+    light.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -139,7 +142,8 @@ h1{font-size:1.2rem;white-space:pre-line}h2{font-size:.95rem;margin:.3rem 0}
 figure{margin:0;flex:1 1 16rem;max-width:40rem}
 figcaption{font-size:.85rem;text-align:center}
 svg{display:block;width:100%;max-height:75vh}
-.cells{opacity:.6;shape-rendering:crispEdges}
+.cells,.bar{opacity:.6}
+.cells{shape-rendering:crispEdges}
 .scale{display:grid;grid-template-columns:auto 1fr auto;gap:.5rem;align-items:center;
 max-width:30rem;margin:1rem 0;font-size:.85rem}
 .bar{height:.8rem;border:1px solid #777}

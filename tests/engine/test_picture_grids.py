@@ -8,11 +8,12 @@ import pytest
 import tiny
 import torch
 from families import Case, case_of, model_of
+from hostile import VALUES
 from painting import reached, touched
 from PIL import Image
 
 import interventions as iv
-from interventions.errors import RoleError
+from interventions.errors import InterventionsError, RoleError
 from interventions.prompt.picture_grids import PictureGrid
 from interventions.prompt.picture_regions import share_in_box, share_in_mask
 
@@ -311,3 +312,15 @@ def test_why_it_is_not_known_is_said() -> None:
         prompt.image_grid()
     with pytest.raises(RoleError, match="of a resampler"):
         prompt.at("image", patch=(0, 0))
+
+
+@pytest.mark.parametrize("parameter", ["box", "mask", "patch", "picture", "view", "share"])
+def test_any_value_gives_positions_or_an_error_that_says_why(case: Case, parameter: str) -> None:
+    beside = {} if parameter in ("box", "mask", "patch") else {"box": [(0, 0, 9, 9), (0, 0, 9, 9)]}
+    for value in VALUES.values():
+        try:
+            positions = case.prompt.at("image", **{**beside, parameter: value()})
+        except InterventionsError as error:
+            assert str(error)  # noqa: PT017
+        else:
+            assert positions.index.shape[0] == 2
