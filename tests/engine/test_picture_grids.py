@@ -119,7 +119,7 @@ def test_what_a_processor_is_told_is_seen_in_the_boxes(
     for x0, y0 in ((0, 0), (size[0] // 2, size[1] // 2), (size[0] - 7, 4)):
         box = x0, y0, x0 + 7, y0 + 6
         shown = tiny.picture(size)
-        moved = reached(model, text, [shown], 0, box, told=settings)
+        [moved] = reached(model, text, [shown], 0, [box], told=settings)
         margin = 7 if name == "llava_onevision" else 2 if name == "idefics3" else 0
         assert touched(grid, box, by=1 / 4) <= moved
         assert moved <= touched(grid, box, grown=margin)
@@ -141,7 +141,7 @@ def test_a_picture_that_is_padded_to_a_square_first() -> None:
         assert table["kind"].tolist() == ["padding"] * 4 + ["picture"] * 8 + ["padding"] * 4
         assert table["y0"].tolist()[4:12] == [0] * 4 + [8] * 4
         text = f"{model.image_token} what?"
-        moved = reached(model, text, [picture], 0, (16, 0, 32, 8))
+        [moved] = reached(model, text, [picture], 0, [(16, 0, 32, 8)])
         assert moved == {*prompt.at("image", box=(16, 0, 32, 8)).index[0].tolist()}
     finally:
         processor_of(model).image_processor = before

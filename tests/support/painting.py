@@ -56,21 +56,22 @@ def reached(
     text: str,
     pictures: Sequence[Image.Image],
     which: int,
-    box: Box,
+    boxes: Sequence[Box],
     *,
     told: dict[str, Any] | None = None,
-) -> set[int]:
-    """Positions of the tokens that change when a box of one picture of a row is painted.
+) -> list[set[int]]:
+    """For each box, positions of the tokens that change when it is painted in a row's picture.
 
     ``told``: to the processor.
     """
-    changed = list(pictures)
-    changed[which] = painted(pictures[which], box)
-    before, after = (
-        entering(model, model.prompt([text], images=[list(shown)], processor_kwargs=told))
-        for shown in (pictures, changed)
+    rows = [list(pictures)]
+    for box in boxes:
+        rows.append(list(pictures))
+        rows[-1][which] = painted(pictures[which], box)
+    plain, *others = entering(
+        model, model.prompt([text] * len(rows), images=rows, processor_kwargs=told)
     )
-    return {*(before != after).any(-1)[0].nonzero().flatten().tolist()}
+    return [{*(plain != other).any(-1).nonzero().flatten().tolist()} for other in others]
 
 
 def sides(grid: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
