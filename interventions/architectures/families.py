@@ -2,34 +2,15 @@
 
 Most of a model is found from its structure (:mod:`interventions.architectures.anatomy`).
 What is left: how an image is written in a prompt, how its tensors stack, how many tokens its
-features fill and where in the image these lie, and which tokens of a prompt see each other both
-ways. A new architecture needs an
+features fill, and which tokens of a prompt see each other both ways. A new architecture needs an
 entry here only if one of these differs from the defaults of :class:`Family`.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
-
-from interventions.architectures.picture_layouts import (
-    Layout,
-    Processed,
-    closest_tiles,
-    counted_tiles,
-    fitted_tiles,
-    grid_canvas,
-    in_tiles,
-    numbered_canvas,
-    on_one_canvas,
-    sized_canvas,
-    stretched,
-)
-from interventions.architectures.picture_lines import in_lines
-from interventions.architectures.picture_views import View
 
 Tensors = dict[str, torch.Tensor]
 
@@ -61,8 +42,6 @@ class Family:
     count : callable
         ``count(module, tensors)``: number of image features that the family's usual parts make of
         one row's image tensors; None where there is no formula for it.
-    layout : Layout or None
-        Where in a picture its tokens lie.
     """
 
     placeholder: str = "{image_token}"
@@ -72,7 +51,6 @@ class Family:
     first_position: int = 0
     processor_begins: bool = False
     count: Callable[[Any, Tensors], int | None] = _no_count
-    layout: Layout | None = None
 
     def of(self, text: Any) -> "Family":
         """The facts about one model, whose text config may say how its images are read."""
@@ -156,99 +134,22 @@ def _idefics3_patches(module: Any, tensors: Tensors) -> int:
     return tensors["pixel_values"].shape[1] * (vision.image_size // vision.patch_size // scale) ** 2
 
 
-def _patch_side(module: Any) -> int:
-    return module.config.vision_config.patch_size
-
-
-def _merged_side(module: Any) -> int:
-    return _patch_side(module) * module.config.vision_config.spatial_merge_size
-
-
-def _pixtral_side(module: Any) -> int:
-    return _patch_side(module) * getattr(module.config, "spatial_merge_size", 1)
-
-
-def _gemma3_side(module: Any) -> int:
-    patches = module.config.vision_config.image_size // _patch_side(module)
-    return _patch_side(module) * (patches // math.isqrt(module.config.mm_tokens_per_image))
-
-
-def _gemma4_side(module: Any) -> int:
-    return _patch_side(module) * module.config.vision_config.pooling_kernel_size
-
-
-def _internvl_side(module: Any) -> float:
-    return module.config.vision_config.patch_size[0] / module.config.downsample_ratio
-
-
-def _idefics_side(module: Any) -> int:
-    return _patch_side(module) * module.config.scale_factor
-
-
-def _llama4_side(module: Any) -> float:
-    return _patch_side(module) / module.config.vision_config.pixel_shuffle_ratio
-
-
-def _keeps_class(module: Any) -> bool:
-    whole = getattr(module.config, "vision_feature_select_strategy", "default") == "full"
-    return whole and module.config.vision_config.model_type == "clip_vision_model"
-
-
-def _gemma3_crops(processed: Processed, picture: int) -> list[tuple[int, int, int, int]]:
-    settings = processed.settings
-    if not settings.get("do_pan_and_scan"):
-        return []
-    keys = ("min_crop_size", "max_num_crops", "min_ratio_to_activate")
-    asked = {f"pan_and_scan_{key}": settings[f"pan_and_scan_{key}"] for key in keys}
-    # Of a picture whose pixels are its places, so that crops say where they are from.
-    height, width = processed.sizes[picture]
-    crops = processed.processor.pan_and_scan(np.indices((height, width)), **asked)
-    return [(*(int(n) for n in crop[:, 0, 0]), *crop.shape[1:]) for crop in crops]
-
-
-def _llava_views(processed: Processed, picture: int) -> list[View]:
-    sized = processed.module.config.vision_config.model_type == "pixtral"
-    return (_SIZED if sized else _PLAIN)(processed, picture)
-
-
-_SIZED = stretched(sized_canvas, _pixtral_side)
-_PLAIN = on_one_canvas(_patch_side, class_token=_keeps_class)
-_PLAIN_PROCESSORS = ("CLIP", "Siglip", "Llava")
-_LINES = Layout(in_lines, ("LlavaNext", "LlavaOnevision"))
-_GRID = Layout(stretched(grid_canvas, _merged_side), ("Qwen2VL", "Glm4v", "Glm46V"))
-_TILES = Layout(in_tiles(counted_tiles, _idefics_side), ("Idefics3", "SmolVLM"))
-
-_QWEN = Family("<|vision_start|>{image_token}<|vision_end|>", count=_grid_patches, layout=_GRID)
-_GLM = Family("<|begin_of_image|>{image_token}<|end_of_image|>", count=_grid_patches, layout=_GRID)
-_IDEFICS = Family(per_row=True, count=_idefics3_patches, layout=_TILES)
+_QWEN = Family("<|vision_start|>{image_token}<|vision_end|>", count=_grid_patches)
+_GLM = Family("<|begin_of_image|>{image_token}<|end_of_image|>", count=_grid_patches)
+_IDEFICS = Family(per_row=True, count=_idefics3_patches)
 
 FAMILIES: dict[str, Family] = {
-    "llava": Family(
-        count=_llava_patches, layout=Layout(_llava_views, (*_PLAIN_PROCESSORS, "Pixtral"))
-    ),
-    "vipllava": Family(
-        count=_clip_patches, layout=Layout(on_one_canvas(_patch_side), _PLAIN_PROCESSORS)
-    ),
-    "mistral3": Family(count=_sized_patches, layout=Layout(_SIZED, ("Pixtral",))),
-    "llava_next": Family(count=_packed_patches, layout=_LINES),
-    "llava_onevision": Family(layout=_LINES),
-    "gemma3": Family(
-        two_way="image",
-        count=_gemma3_patches,
-        layout=Layout(on_one_canvas(_gemma3_side, crops=_gemma3_crops), ("Gemma3",)),
-    ),
+    "llava": Family(count=_llava_patches),
+    "vipllava": Family(count=_clip_patches),
+    "mistral3": Family(count=_sized_patches),
+    "llava_next": Family(count=_packed_patches),
+    "llava_onevision": Family(),
+    "gemma3": Family(two_way="image", count=_gemma3_patches),
     "gemma4": Family(
-        two_way="image",
-        two_way_key="use_bidirectional_attention",
-        count=_gemma4_patches,
-        layout=Layout(stretched(numbered_canvas, _gemma4_side), ("Gemma4",)),
+        two_way="image", two_way_key="use_bidirectional_attention", count=_gemma4_patches
     ),
     "paligemma": Family(
-        two_way="prompt",
-        first_position=1,
-        processor_begins=True,
-        count=_paligemma_patches,
-        layout=Layout(on_one_canvas(_patch_side), ("Siglip",)),
+        two_way="prompt", first_position=1, processor_begins=True, count=_paligemma_patches
     ),
     "qwen2_vl": _QWEN,
     "qwen2_5_vl": _QWEN,
@@ -256,14 +157,11 @@ FAMILIES: dict[str, Family] = {
     "qwen3_5": _QWEN,
     "glm4v": _GLM,
     "glm46v": _GLM,
-    "internvl": Family(
-        count=_internvl_patches,
-        layout=Layout(in_tiles(closest_tiles, _internvl_side), ("GotOcr2",)),
-    ),
+    "internvl": Family(count=_internvl_patches),
     "idefics3": _IDEFICS,
     "smolvlm": _IDEFICS,
     "mllama": Family(per_row=True),
-    "llama4": Family(layout=Layout(in_tiles(fitted_tiles, _llama4_side), ("Llama4",))),
+    "llama4": Family(),
 }
 """The VLM families of the conformance suite, by ``config.model_type``."""
 

@@ -136,7 +136,7 @@ def on_one_canvas(
         size, before = cell(processed.module), int(class_token(processed.module))
         parts = crops(processed, picture)
         whole = _plain(processed, processed.axes(picture), size)
-        first = View("thumbnail" if parts else "picture", *whole, before=before)
+        first = View("thumbnail" if parts else "picture", whole[0], whole[1], before=before)
         if not parts:
             return [first]
         y, x = processed.axes(picture)
@@ -226,8 +226,9 @@ def stretched(
             raise UnknownLayout("the processor cuts pictures of this family, do_center_crop")
         size = cell(processed.module)
         pairs = zip(processed.axes(picture), canvas(processed, picture), strict=True)
-        axes = [axis.resized(length) for axis, length in pairs]
-        return [View("picture", *(axis.cells(int(axis.length // size), size) for axis in axes))]
+        axes = (axis.resized(length) for axis, length in pairs)
+        y, x = (axis.cells(int(axis.length // size), size) for axis in axes)
+        return [View("picture", y, x)]
 
     return views
 
@@ -283,9 +284,9 @@ def in_tiles(canvas: Callable[[Processed, int], Tiled], cell: Callable[[Any], fl
         lines, columns = tiled.y.cells(n * tiled.down), tiled.x.cells(n * tiled.across)
         if tiled.down * tiled.across == 1:
             return [View("picture", lines, columns)]
-        whole = (axis.resized(tiled.side).cells(n) for axis in processed.axes(picture))
+        y, x = (axis.resized(tiled.side).cells(n) for axis in processed.axes(picture))
         tiles = View("tile", lines, columns, tiles=(tiled.down, tiled.across))
-        return [tiles, View("thumbnail", *whole)]
+        return [tiles, View("thumbnail", y, x)]
 
     return views
 

@@ -5,6 +5,7 @@ into a grid of tokens. An :class:`Axis` follows one side of the picture through 
 :class:`View` says in which order the tokens of a grid come.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -102,7 +103,7 @@ class Patches:
     box: np.ndarray
 
 
-def patches_of(views: list[View]) -> Patches:
+def patches_of(views: Sequence[View]) -> Patches:
     """Tokens of the views of one picture, one view behind another."""
     parts = [_of_view(view) for view in views]
     return Patches(
@@ -110,6 +111,13 @@ def patches_of(views: list[View]) -> Patches:
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("kind", "view", "row", "column", "box")
         )
+    )
+
+
+def n_tokens(views: Sequence[View]) -> int:
+    """Number of tokens of the views of one picture."""
+    return sum(
+        len(view.y) * (len(view.x) + view.newlines) + view.before + view.behind for view in views
     )
 
 

@@ -296,7 +296,7 @@ def _labels(model: Model, contrast: Contrast) -> xr.Dataset:
     }
     names = contrast.columns.names
     dim = "position" if contrast.each else "role"
-    coords |= places_of(contrast.prompt, contrast.columns, dim)
+    coords |= places_of(contrast.prompt.roles, contrast.prompt.grids, contrast.columns.tokens, dim)
     if not contrast.each:
         return xr.Dataset(coords={**coords, "role": names})
     coords |= {"position": np.arange(len(names)), **token_labels(model, contrast)}

@@ -12,8 +12,8 @@ from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PictureError, PromptError, PromptWarning
 from interventions.given import flag, named, of_kind, plain, several, text_of
 from interventions.prompt.feature_count import feature_count
-from interventions.prompt.picture_grids import grids_of
 from interventions.prompt.picture_numbers import check_one_range
+from interventions.prompt.picture_placing import grids_of
 from interventions.prompt.picture_sources import pictures_in
 from interventions.prompt.pictures import as_picture
 from interventions.prompt.processor_settings import image_settings

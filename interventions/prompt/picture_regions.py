@@ -41,13 +41,7 @@ class Region:
     patch: Any = None
     picture: Any = None
     view: Any = None
-    share: Any = 0.0
-
-    @property
-    def asked(self) -> bool:
-        """Whether anything was asked for."""
-        given = self.box, self.mask, self.patch, self.picture, self.view
-        return any(value is not None for value in given) or self.share != 0
+    share: Any = None
 
     @property
     def kind(self) -> str:
@@ -58,6 +52,15 @@ class Region:
         if not kinds:
             raise RoleError("picture=, view= and share= say which tokens of box=, mask= or patch=.")
         return kinds[0]
+
+    @property
+    def single(self) -> bool:
+        """Whether it names just one token in each row: it is one patch."""
+        patch = self.patch
+        if patch is None or SINGLE["patch"](patch):
+            return patch is not None
+        listed = isinstance(patch, list | tuple | np.ndarray | torch.Tensor)
+        return listed and all(SINGLE["patch"](pair) for pair in patch)
 
     def of(self, role: str, grids: Sequence[Sequence[PictureGrid]]) -> list[list[int]]:
         """Which tokens of a role it names in each row, counted from the role's first.
@@ -78,7 +81,7 @@ class Region:
         if not (match := IMAGE_ROLE.fullmatch(role)):
             raise RoleError(f"{kind}= names tokens of 'image' or of 'image_0', not of {role!r}.")
         view = None if self.view is None else one_of(self.view, "view", KINDS, error=RoleError)
-        share = number(self.share, "share", least=0, error=RoleError)
+        share = number(0 if self.share is None else self.share, "share", least=0, error=RoleError)
         if share > 1:
             raise RoleError(f"share is {share:g}. Expected a share of a token's area, 0 to 1.")
         asked = _per_row(getattr(self, kind), len(grids), kind)
@@ -175,15 +178,6 @@ EXPECTED = {
     "mask": "a bool array [height, width] of the picture's size, or a PIL image",
     "patch": "(row, column) on the grid of tokens",
 }
-
-
-def one_token_each(patch: Any) -> bool:
-    """Whether a ``patch=`` names one token in each row."""
-    if SINGLE["patch"](patch):
-        return True
-    return isinstance(patch, list | tuple | np.ndarray | torch.Tensor) and all(
-        SINGLE["patch"](pair) for pair in patch
-    )
 
 
 def _of_view(patches: Patches, view: str | None, where: str) -> np.ndarray:

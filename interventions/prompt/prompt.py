@@ -6,6 +6,7 @@ constants: ``image`` (every image token), ``image_0``, ``image_1`` ... (those of
 predicts the answer), and any named span of the text, such as ``entity``.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,6 @@ from interventions.digests import digest_of
 from interventions.errors import PromptError, RoleError, did_you_mean
 from interventions.given import index_of, rows_of, text_of
 from interventions.prompt.picture_grids import PictureGrid
-from interventions.prompt.picture_regions import Region, one_token_each
 from interventions.prompt.positions import Positions, from_lists
 from interventions.prompt.rows import SEQUENCE_KEYS, Row
 
@@ -102,7 +102,7 @@ class Prompt:
         patch: Any = None,
         picture: int | Sequence[int] | None = None,
         view: str | None = None,
-        share: float = 0.0,
+        share: float | None = None,
     ) -> Positions:
         """Positions of a token role in every row; of a picture's, also by where they lie in it.
 
@@ -130,8 +130,8 @@ class Prompt:
             Which picture of a row; only needed where it has several.
         view : {"picture", "tile", "thumbnail"}, optional
             Tokens of such views only. Default: of all, and for ``patch=`` of the finest.
-        share : float
-            Least share of a token's area, 0 to 1, that lies in the box or mask.
+        share : float, optional
+            Least share of a token's area, 0 to 1, that lies in the box or mask. Default: any.
 
         Returns
         -------
@@ -163,8 +163,12 @@ class Prompt:
                     hint = f" {NO_IMAGE_POSITIONS}"
             raise RoleError(f"no role {role!r} in this prompt. {did_you_mean(role, known)}{hint}")
         lists: list[list[int]] = []
-        region = Region(box, mask, patch, picture, view, share)
-        named = region.of(role, self.grids) if region.asked else None
+        asked = {"box": box, "mask": mask, "patch": patch}
+        asked |= {"picture": picture, "view": view, "share": share}
+        region = None
+        if any(value is not None for value in asked.values()):
+            region = _where_pictures_are("picture_regions").Region(**asked)
+        named = None if region is None else region.of(role, self.grids)
         for row, roles in enumerate(self.roles):
             positions = roles.get(role, [])
             if named is not None:
@@ -184,7 +188,7 @@ class Prompt:
                 positions = [positions[i] for i in wanted]
             lists.append(positions)
         single = isinstance(index, int) or role in SINGLE
-        single = single or (index is None and patch is not None and one_token_each(patch))
+        single = single or (index is None and region is not None and region.single)
         return from_lists(lists, length=self.length, single=single, role=role)
 
     def image_grid(self) -> "xr.Dataset":
@@ -212,9 +216,9 @@ class Prompt:
         >>> grid["x0"].values, grid["width"].values[0]
         (array([ 0., 12.,  0., 12.]), 24)
         """
-        from interventions.prompt.grid_table import grid_table
-
-        return grid_table(self)
+        if not any("image" in roles for roles in self.roles):
+            self.at("image")  # says why there are none
+        return _where_pictures_are("grid_table").grid_table(self.roles, self.grids)
 
     def every(self) -> Positions:
         """Every real token of every row (padding left out)."""
@@ -283,6 +287,17 @@ class Prompt:
             entries=entries,
             grids=[self.grids[row] for row in picked] if self.grids else [],
         )
+
+
+def _where_pictures_are(module: str) -> Any:
+    """A module that looks into pictures. Requests to a server go without: positions travel."""
+    try:
+        return importlib.import_module(f"{__package__}.{module}")
+    except ModuleNotFoundError as error:
+        raise RoleError(
+            "where tokens lie in a picture is looked up before a request is sent: call at() or "
+            "image_grid() outside of what runs on the server, and use its positions there."
+        ) from error
 
 
 def common_prefix(rows: Sequence[Row], text: str | None) -> int:

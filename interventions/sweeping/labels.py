@@ -69,7 +69,9 @@ def labelled(model: Model, job: Job, table: Table, settings: dict[str, Any]) -> 
     dataset = dataset.assign_coords(item=contrast.items)
     if grid.each:
         dataset = dataset.assign_coords(token_labels(model, contrast))
-    places = places_of(contrast.prompt, contrast.columns, "position" if grid.each else "role")
+    dim = "position" if grid.each else "role"
+    prompt, columns = contrast.prompt, contrast.columns
+    places = places_of(prompt.roles, prompt.grids, columns.tokens, dim)
     dataset = dataset.assign_coords(places)
     for which, metric in enumerate(contrast.metrics):
         units = {"units": UNITS[metric]}

@@ -18,21 +18,18 @@ from interventions.prompt.picture_regions import FINEST
 from interventions.prompt.pictures import as_picture
 from interventions.prompt.prompt import Prompt
 from interventions.sweeping.heatmap_data import chosen_map, drawable, footnote, of_item, title_of
+from interventions.sweeping.overlay_page import page_of
+from interventions.sweeping.picture_map import COLOURS, OPAQUE, WHITE, Drawing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 IN_A_LINE = 6
-COLOURS = "RdBu_r"
-OPAQUE = 0.6
-"""How much of a colour covers the picture, which is grey beneath it."""
-WHITE = 255
-"""Of a grey picture, drawn from half grey to white, for colours to be seen on it."""
 SAVED = (".html", ".htm")
 
 
 @dataclass(frozen=True)
-class PictureMap:
+class PictureMap(Drawing):
     """Values of a picture's tokens by component and layer; made by :func:`interventions.overlay`.
 
     Attributes
@@ -50,22 +47,6 @@ class PictureMap:
     warned : bool
         The note is a warning.
     """
-
-    picture: Image.Image
-    layers: np.ndarray
-    components: list[str]
-    x: np.ndarray
-    y: np.ndarray
-    values: np.ndarray
-    label: str
-    title: str
-    note: str = ""
-    warned: bool = False
-
-    @property
-    def most(self) -> float:
-        """The largest absolute value, the end of the colour scale."""
-        return float(np.nanmax(np.abs(self.values))) or 1.0
 
     def figure(self) -> "Figure":
         """Draw all layers as small multiples, one block of them per component.
@@ -120,8 +101,6 @@ class PictureMap:
 
         Arrow keys change the layer; on paper, all layers stand side by side.
         """
-        from interventions.sweeping.overlay_page import page_of
-
         return page_of(self)
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -8,19 +8,18 @@ import base64
 import io
 import json
 from html import escape
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
-if TYPE_CHECKING:
-    from interventions.sweeping.overlay import PictureMap
+from interventions.sweeping.picture_map import COLOURS, OPAQUE, WHITE, Drawing
 
 STEPS = 20
 """Colours on either side of zero."""
 DIGITS = 4
 
 
-def page_of(drawing: "PictureMap") -> str:
+def page_of(drawing: Drawing) -> str:
     """The page, as HTML."""
     title = escape(drawing.title or drawing.label)
     n = len(drawing.layers)
@@ -37,7 +36,7 @@ def page_of(drawing: "PictureMap") -> str:
     note = f'<p class="note{" warned" if drawing.warned else ""}">{escape(drawing.note)}</p>'
     return PAGE.format(
         title=title,
-        style=STYLE + fills,
+        style=f"{STYLE}.cells,.bar{{opacity:{OPAQUE}}}{fills}",
         width=drawing.picture.width,
         height=drawing.picture.height,
         picture=_as_address(drawing),
@@ -61,8 +60,6 @@ def _colours() -> list[str]:
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    from interventions.sweeping.overlay import COLOURS
-
     scale = colormaps[COLOURS]
     return [to_hex(scale(i / (2 * STEPS))) for i in range(2 * STEPS + 1)]
 
@@ -75,16 +72,14 @@ def _rounded(values: np.ndarray) -> list[list[float | None]]:
     ]
 
 
-def _as_address(drawing: "PictureMap") -> str:
-    from interventions.sweeping.overlay import WHITE
-
+def _as_address(drawing: Drawing) -> str:
     file = io.BytesIO()
-    light = drawing.picture.convert("L").point(lambda grey: (grey + WHITE) // 2)
-    light.save(file, "PNG", optimize=True)
+    light = (np.asarray(drawing.picture.convert("L")).astype(int) + WHITE) // 2
+    Image.fromarray(light.astype(np.uint8)).save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _figure(drawing: "PictureMap", k: int) -> str:
+def _figure(drawing: Drawing, k: int) -> str:
     """The drawings of one layer, one for each component."""
     layer = f"{drawing.layers[k]:g}"
     parts = []
@@ -104,7 +99,7 @@ def _figure(drawing: "PictureMap", k: int) -> str:
     )
 
 
-def _cells(drawing: "PictureMap", c: int, k: int) -> str:
+def _cells(drawing: Drawing, c: int, k: int) -> str:
     """Cells of one colour as one path, for each colour."""
     values = drawing.values[c, k]
     real = np.isfinite(values)
@@ -120,7 +115,7 @@ def _cells(drawing: "PictureMap", c: int, k: int) -> str:
     return "".join(paths)
 
 
-def _in_words(drawing: "PictureMap", c: int, k: int) -> str:
+def _in_words(drawing: Drawing, c: int, k: int) -> str:
     """Where the largest value is."""
     values = drawing.values[c, k]
     if not np.isfinite(values).any():
@@ -142,7 +137,6 @@ h1{font-size:1.2rem;white-space:pre-line}h2{font-size:.95rem;margin:.3rem 0}
 figure{margin:0;flex:1 1 16rem;max-width:40rem}
 figcaption{font-size:.85rem;text-align:center}
 svg{display:block;width:100%;max-height:75vh}
-.cells,.bar{opacity:.6}
 .cells{shape-rendering:crispEdges}
 .scale{display:grid;grid-template-columns:auto 1fr auto;gap:.5rem;align-items:center;
 max-width:30rem;margin:1rem 0;font-size:.85rem}

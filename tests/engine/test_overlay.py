@@ -59,15 +59,15 @@ def test_each_token_has_its_value_where_it_lies(name: str, view: str | None) -> 
         return
     drawing = iv.overlay(dataset, picture, grid=prompt, view=view)
     shown = view or ("tile" if "tile" in kinds else "picture")
-    for token in grid[grid["kind"] == shown].itertuples():
-        middle = (token.x0 + token.x1) / 2, (token.y0 + token.y1) / 2
-        expected = dataset["value"].sel(position=token.position).values
+    for token in grid[grid["kind"] == shown].to_dict("records"):
+        middle = (token["x0"] + token["x1"]) / 2, (token["y0"] + token["y1"]) / 2
+        expected = dataset["value"].sel(position=token["position"]).values
         assert value_at(drawing, *middle).tolist() == [expected.tolist()]
     panels = [axes for axes in drawing.figure().axes if axes.get_title()]
     assert [axes.get_title() for axes in panels] == [f"layer {layer}" for layer in LAYERS]
     for k, axes in enumerate(panels):
         [mesh] = axes.collections
-        drawn = np.ma.filled(mesh.get_array(), np.nan)
+        drawn: Any = np.ma.filled(np.ma.asarray(mesh.get_array()), np.nan)
         assert np.array_equal(drawn, drawing.values[0, k], equal_nan=True)
         assert axes.get_xlim() == (0, SIZE[0])
         assert axes.get_ylim() == (SIZE[1], 0)

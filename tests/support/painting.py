@@ -16,6 +16,7 @@ from PIL import Image
 
 import interventions as iv
 
+LEAST = 1e-5
 Box = tuple[int, int, int, int]
 
 
@@ -71,7 +72,9 @@ def reached(
     plain, *others = entering(
         model, model.prompt([text] * len(rows), images=rows, processor_kwargs=told)
     )
-    return [{*(plain != other).any(-1).nonzero().flatten().tolist()} for other in others]
+    differences = [(plain - other).abs().amax(-1) for other in others]
+    least = LEAST * float(plain.abs().max())  # rows of a batch differ by rounding
+    return [{*(change > least).nonzero().flatten().tolist()} for change in differences]
 
 
 def sides(grid: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
