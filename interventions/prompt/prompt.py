@@ -150,7 +150,7 @@ class Prompt:
         >>> named.at("entity", -1).index  # [row, token]
         tensor([[8]])
         >>> shown.at("image", patch=(0, -1)).index  # the top right corner
-        tensor([[2]])
+        tensor([[9]])
         """
         known = sorted({name for roles in self.roles for name in roles})
         role = text_of(role, "a role", error=RoleError)
@@ -213,8 +213,8 @@ class Prompt:
         Examples
         --------
         >>> grid = shown.image_grid()
-        >>> grid["x0"].values, grid["width"].values[0]
-        (array([ 0., 12.,  0., 12.]), 24)
+        >>> grid["position"].values.tolist(), grid["x0"].values.tolist()
+        ([8, 9, 10, 11], [0.0, 12.0, 0.0, 12.0])
         """
         if not any("image" in roles for roles in self.roles):
             self.at("image")  # says why there are none

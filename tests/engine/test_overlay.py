@@ -59,7 +59,7 @@ def test_each_token_has_its_value_where_it_lies(name: str, view: str | None) -> 
         return
     drawing = iv.overlay(dataset, picture, grid=prompt, view=view)
     shown = view or ("tile" if "tile" in kinds else "picture")
-    for token in grid[grid["kind"] == shown].to_dict("records"):
+    for _, token in grid[grid["kind"] == shown].iterrows():
         middle = (token["x0"] + token["x1"]) / 2, (token["y0"] + token["y1"]) / 2
         expected = dataset["value"].sel(position=token["position"]).values
         assert value_at(drawing, *middle).tolist() == [expected.tolist()]
