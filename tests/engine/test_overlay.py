@@ -39,7 +39,7 @@ def made_up(prompt: iv.Prompt) -> xr.Dataset:
     )
 
 
-def value_at(drawing: iv.PictureMap, x: float, y: float) -> np.ndarray:
+def value_at(drawing: iv.PictureMap, x: Any, y: Any) -> np.ndarray:
     j = int(np.searchsorted(drawing.x, x, side="right")) - 1
     i = int(np.searchsorted(drawing.y, y, side="right")) - 1
     return drawing.values[..., i, j]
