@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from interventions.collecting.folder import open_collection
     from interventions.probing.probe import probe
     from interventions.sweeping.heatmap import heatmap
+    from interventions.sweeping.overlay import PictureMap, overlay
     from interventions.sweeping.sweep import sweep
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "ModelPair",
     "Noise",
     "Patch",
+    "PictureMap",
     "Positions",
     "Prompt",
     "RoleSite",
@@ -56,6 +58,7 @@ __all__ = [
     "lens",
     "load",
     "open_collection",
+    "overlay",
     "pair",
     "patchscope",
     "probe",
@@ -72,8 +75,10 @@ __all__ = [
 LATER = {
     "attribute": "attribution.attribute",
     "collect": "collecting.collect",
+    "PictureMap": "sweeping.overlay",
     "heatmap": "sweeping.heatmap",
     "open_collection": "collecting.folder",
+    "overlay": "sweeping.overlay",
     "probe": "probing.probe",
     "sweep": "sweeping.sweep",
     "verify": "attribution.agreement",

@@ -23,6 +23,7 @@ from interventions.given import flag, names, of_kind, one_of, one_or_several, pl
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.model.sites import COMPONENTS, Component, Layers, check_runs
+from interventions.prompt.grid_table import places_of
 from interventions.prompt.prompt import Prompt
 from interventions.results import provenance, with_provenance
 from interventions.sweeping.contrast import Contrast, Embedded, prompt_of
@@ -294,6 +295,8 @@ def _labels(model: Model, contrast: Contrast) -> xr.Dataset:
         if tokens is not None
     }
     names = contrast.columns.names
+    dim = "position" if contrast.each else "role"
+    coords |= places_of(contrast.prompt.roles, contrast.prompt.grids, contrast.columns.tokens, dim)
     if not contrast.each:
         return xr.Dataset(coords={**coords, "role": names})
     coords |= {"position": np.arange(len(names)), **token_labels(model, contrast)}

@@ -13,6 +13,7 @@ from interventions.errors import PictureError, PromptError, PromptWarning
 from interventions.given import flag, named, of_kind, plain, several, text_of
 from interventions.prompt.feature_count import feature_count
 from interventions.prompt.picture_numbers import check_one_range
+from interventions.prompt.picture_placing import grids_of
 from interventions.prompt.picture_sources import pictures_in
 from interventions.prompt.pictures import as_picture
 from interventions.prompt.processor_settings import image_settings
@@ -61,16 +62,18 @@ def make_prompt(
             model.module, anatomy, tensors, tokens=tokens, known=known, told=bool(settings)
         )
 
-    rows = []
+    rows, sizes = [], []
     for i, (row, pictures) in enumerate(zip(written, per_row, strict=True)):
         chosen = {
             name: row.moved(checked_span(_of_row(span, i, len(given), name), name=name))
             for name, span in (spans or {}).items()
         }
+        pictures = _as_shown(pictures, i)
+        sizes.append([picture.size for picture in pictures])
         rows.append(
             build_row(
                 row.text,
-                _as_shown(pictures, i),
+                pictures,
                 chosen,
                 tokenizer=model.tokenizer,
                 processor=model.processor,
@@ -111,6 +114,8 @@ def make_prompt(
         cross_attention=cross,
         first_position=anatomy.family.first_position,
     )
+    grids = [grids_of(model, row, own) for row, own in zip(rows, sizes, strict=True)]
+    prompt = replace(prompt, grids=grids)
     if two_way == "prompt" and "token_type_ids" not in prompt.inputs:
         # Without it, text alone is read in one direction or in both, as attention goes.
         types = torch.zeros_like(prompt.inputs["input_ids"])

@@ -6,16 +6,22 @@ constants: ``image`` (every image token), ``image_0``, ``image_1`` ... (those of
 predicts the answer), and any named span of the text, such as ``entity``.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interventions.digests import digest_of
 from interventions.errors import PromptError, RoleError, did_you_mean
 from interventions.given import index_of, rows_of, text_of
+from interventions.prompt.picture_grids import PictureGrid
 from interventions.prompt.positions import Positions, from_lists
 from interventions.prompt.rows import SEQUENCE_KEYS, Row
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 SINGLE = ("last", "last_image")
 NO_IMAGE_POSITIONS = (
@@ -50,6 +56,8 @@ class Prompt:
         For each image tensor, how many of its entries along the first axis belong to each row.
     cross_attention : bool
         The prompt is for a model whose text has no image positions.
+    grids : list of list of PictureGrid
+        For each row, where the tokens of each of its pictures lie; see :meth:`image_grid`.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -58,6 +66,7 @@ class Prompt:
     prefix_ids: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     entries: dict[str, list[int]] = field(default_factory=dict)
     cross_attention: bool = False
+    grids: list[list[PictureGrid]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -83,8 +92,24 @@ class Prompt:
         """Of what a model is given; where roles lie in it is another matter."""
         return digest_of(dict(self.inputs), self.prefix_ids)
 
-    def at(self, role: str, index: int | slice | Sequence[int] | None = None) -> Positions:
-        """Positions of a token role in every row.
+    def at(
+        self,
+        role: str,
+        index: int | slice | Sequence[int] | None = None,
+        *,
+        box: Any = None,
+        mask: Any = None,
+        patch: Any = None,
+        picture: int | Sequence[int] | None = None,
+        view: str | None = None,
+        share: float | None = None,
+    ) -> Positions:
+        """Positions of a token role in every row; of a picture's, also by where they lie in it.
+
+        Of a picture, regions are in pixels of its own, upright, from the top left, and name every
+        token that shows some of them, whatever a processor did to it: see :meth:`image_grid`. A
+        region is for all rows, or a list of one for each; rows may differ in how many tokens theirs
+        names.
 
         Parameters
         ----------
@@ -93,22 +118,39 @@ class Prompt:
             of a span.
         index : int, slice or list of int, optional
             Which of the role's tokens: ``-1`` is the last one. Default: all of them. A slice takes
-            what there is, as a list's does.
+            what there is, as a list's does. With a region, of the tokens it names.
+        box : (x0, y0, x1, y1), optional
+            Of ``"image"``, or of ``"image_0"``...: the tokens that show some of this box.
+        mask : bool array [height, width] or PIL image, optional
+            Or of this mask of the picture's size: True, or the one number that is not 0, is inside.
+        patch : (row, column), optional
+            Or the token at this place of the grid of tokens, over all tiles together; negative
+            ones count from the end. A row may have a list of them.
+        picture : int or list of int, optional
+            Which picture of a row; only needed where it has several.
+        view : {"picture", "tile", "thumbnail"}, optional
+            Tokens of such views only. Default: of all, and for ``patch=`` of the finest.
+        share : float, optional
+            Least share of a token's area, 0 to 1, that lies in the box or mask. Default: any.
 
         Returns
         -------
         Positions
-            One position per row for an int (and for ``"last"`` and ``"last_image"``), else all.
+            One position per row for an int (and for ``"last"``, ``"last_image"`` and one patch),
+            else all.
 
         Raises
         ------
         RoleError
-            If the role, or the index, does not exist in some row.
+            If the role, the index or the region does not exist in some row, or it is not known
+            where the tokens of a picture lie.
 
         Examples
         --------
         >>> named.at("entity", -1).index  # [row, token]
         tensor([[8]])
+        >>> shown.at("image", patch=(0, -1)).index  # the top right corner
+        tensor([[9]])
         """
         known = sorted({name for roles in self.roles for name in roles})
         role = text_of(role, "a role", error=RoleError)
@@ -121,8 +163,16 @@ class Prompt:
                     hint = f" {NO_IMAGE_POSITIONS}"
             raise RoleError(f"no role {role!r} in this prompt. {did_you_mean(role, known)}{hint}")
         lists: list[list[int]] = []
+        asked = {"box": box, "mask": mask, "patch": patch}
+        asked |= {"picture": picture, "view": view, "share": share}
+        region = None
+        if any(value is not None for value in asked.values()):
+            region = _where_pictures_are("picture_regions").Region(**asked)
+        named = None if region is None else region.of(role, self.grids)
         for row, roles in enumerate(self.roles):
             positions = roles.get(role, [])
+            if named is not None:
+                positions = [positions[token] for token in named[row]]
             if isinstance(index, slice):
                 positions = positions[index]
             elif index is not None and positions:
@@ -138,7 +188,37 @@ class Prompt:
                 positions = [positions[i] for i in wanted]
             lists.append(positions)
         single = isinstance(index, int) or role in SINGLE
+        single = single or (index is None and region is not None and region.single)
         return from_lists(lists, length=self.length, single=single, role=role)
+
+    def image_grid(self) -> "xr.Dataset":
+        """Where in its picture each image token lies, token by token.
+
+        Returns
+        -------
+        Dataset
+            With the dim ``token``, row by row and in the tokens' order. ``row``; ``position`` in
+            the padded row; ``picture``, its number in the row; ``kind``: ``"picture"``, ``"tile"``
+            or ``"thumbnail"``, of which view it is a patch, ``"padding"``, which shows nothing of
+            the picture, or ``"newline"`` or ``"class"``, which is no patch; ``grid_row`` and
+            ``grid_column`` in that view, over all its tiles, or -1; ``x0``, ``y0``, ``x1`` and
+            ``y1`` in pixels of the picture, upright, from the top left: what it shows, or NaN;
+            ``width`` and ``height`` of the picture.
+
+        Raises
+        ------
+        RoleError
+            If the prompt has no image tokens, or it is not known where they lie: the reason.
+
+        Examples
+        --------
+        >>> grid = shown.image_grid()
+        >>> grid["position"].values.tolist(), grid["x0"].values.tolist()
+        ([8, 9, 10, 11], [0.0, 12.0, 0.0, 12.0])
+        """
+        if not any("image" in roles for roles in self.roles):
+            self.at("image")  # says why there are none
+        return _where_pictures_are("grid_table").grid_table(self.roles, self.grids)
 
     def every(self) -> Positions:
         """Every real token of every row (padding left out)."""
@@ -205,7 +285,19 @@ class Prompt:
             roles=[self.roles[row] for row in picked],
             texts=[self.texts[row] for row in picked],
             entries=entries,
+            grids=[self.grids[row] for row in picked] if self.grids else [],
         )
+
+
+def _where_pictures_are(module: str) -> Any:
+    """A module that looks into pictures. Requests to a server go without: positions travel."""
+    try:
+        return importlib.import_module(f"{__package__}.{module}")
+    except ModuleNotFoundError as error:
+        raise RoleError(
+            "where tokens lie in a picture is looked up before a request is sent: call at() or "
+            "image_grid() outside of what runs on the server, and use its positions there."
+        ) from error
 
 
 def common_prefix(rows: Sequence[Row], text: str | None) -> int:

@@ -18,6 +18,7 @@ import torch
 from interventions.architectures.wrapped import placeholder_of
 from interventions.errors import PromptError
 from interventions.given import several, shown, whole
+from interventions.prompt.picture_work import Work, watched
 from interventions.prompt.tokenizing import Listener
 
 Span = str | tuple[int, int]
@@ -45,6 +46,8 @@ class Row:
         What the processor made of the images.
     aligned : dict of str to Tensor
         What it gave with one entry per token, [position, ...].
+    work : Work or None
+        How it made them.
     """
 
     ids: list[int]
@@ -53,6 +56,7 @@ class Row:
     ends: list[int]
     images: dict[str, torch.Tensor]
     aligned: dict[str, torch.Tensor]
+    work: Work | None = None
 
 
 def checked_span(span: Any, *, name: str) -> str | tuple[int, int]:
@@ -102,16 +106,17 @@ def span_bounds(text: str, span: Span, *, name: str) -> tuple[int, int]:
 
 def _process(
     processor: Any, text: str, images: Sequence[Any], settings: Mapping[str, Any]
-) -> tuple[Any, Listener]:
+) -> tuple[Any, Listener, Work]:
     listener = Listener(processor.tokenizer)
     own = copy.copy(processor)
     own.tokenizer = listener
+    own.image_processor, work = watched(processor.image_processor)
     try:
         with warnings.catch_warnings():
             # PaliGemma's processor turns tensors into arrays in a way that numpy complains about.
             warnings.filterwarnings("ignore", "__array__", DeprecationWarning)
             processed = own(text=[text], images=[list(images)], return_tensors="pt", **settings)
-            return processed, listener
+            return processed, listener, work
     except Exception as error:  # processors check what they are given each in its own way
         raise PromptError(
             f"{type(processor).__name__} cannot process {text!r} with {len(images)} image(s): "
@@ -136,7 +141,7 @@ def _expansions(
             return [seen[len(first) : stop]]
         return None
     marked = SENTINEL.join([placeholder] * len(images))
-    _, listener = _process(processor, marked, images, settings)
+    _, listener, _ = _process(processor, marked, images, settings)
     parts = listener.text.split(SENTINEL)
     for end in ("", "\n"):  # what the processor may put behind a whole text
         expansions = [*parts[:-1], parts[-1].removesuffix(end)]
@@ -238,9 +243,9 @@ def build_row(
         raise PromptError("images were given, but there is no processor to read them.")
     literals = text.split(placeholder) if images and placeholder else [text]
     expansions: list[str] | None = []
-    begin = 0
+    begin, work = 0, None
     if images and placeholder:
-        encoded, listener = _process(processor, text, images, settings or {})
+        encoded, listener, work = _process(processor, text, images, settings or {})
         offsets, seen = listener.offsets, listener.text
         bos = tokenizer.bos_token
         if bos and seen.startswith(bos) and not text.startswith(bos):
@@ -301,7 +306,7 @@ def build_row(
     end = begin + len(literals[0])
     first = next((i for i, (_, b) in enumerate(offsets) if b > end), len(ids))
     ends = [max(b - begin, 0) for _, b in offsets[:first]]
-    return Row(ids, roles, text, ends, tensors, aligned)
+    return Row(ids, roles, text, ends, tensors, aligned, work)
 
 
 def _image_roles(

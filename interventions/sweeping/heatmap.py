@@ -5,15 +5,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from interventions.errors import ResultsError, did_you_mean
-from interventions.given import of_kind, plain, shown, text_of
+from interventions.errors import ResultsError
+from interventions.given import of_kind, plain, text_of
+from interventions.sweeping.heatmap_data import (
+    check_item,
+    chosen_map,
+    drawable,
+    footnote,
+    title_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS = ("position", "role")
-MAPS = ("score", "effect", "value")
-CHANGES = ("logprob", "logit_diff", "rank")  # drawn as the difference from the clean run
 MOST_LABELS = 40
 LONGEST_LABEL = 14
 LEAST, MOST, LOWEST_POWER = 1e-30, 1e30, -300
@@ -26,6 +30,8 @@ def heatmap(
     *,
     item: int | None = None,
     title: str | None = None,
+    over: Any = None,
+    **where: Any,
 ) -> "Figure":
     """Draw a map of layers and tokens (or roles), one panel per component.
 
@@ -45,6 +51,11 @@ def heatmap(
         Draw this item. Default: the mean over items, where they share their columns.
     title : str, optional
         Default: of an attribution, its method, and which of its two sides runs.
+    over : picture, optional
+        Lay the values of image tokens over this picture, a panel for each layer:
+        ``overlay(...).figure()``.
+    **where
+        With ``over``: ``grid``, ``picture`` and ``view`` of :func:`interventions.overlay`.
 
     Returns
     -------
@@ -61,12 +72,18 @@ def heatmap(
     >>> scores = iv.attribute(llm, other, named, answers="Marlow", foils="Brenn", verify=False)
     >>> iv.heatmap(scores, item=0).savefig("map.png")
     """
+    if over is not None:
+        from interventions.sweeping.overlay import overlay
+
+        return overlay(dataset, over, variable, item=item, title=title, **where).figure()
+    if where:
+        raise ResultsError(f"heatmap takes {', '.join(sorted(where))} with over= only.")
     of_kind(dataset, xr.Dataset, "the dataset", error=ResultsError)
     title = None if title is None else text_of(title, "title", error=ResultsError)
     item = plain(item)
-    data, column = _chosen(dataset, variable)
+    data, column = chosen_map(dataset, variable)
     if item is not None:
-        _check_item(data, item)
+        check_item(data, item)
     labels = _labels(dataset, column, item)
     note = ""
     if "item" in data.dims:
@@ -83,7 +100,7 @@ def heatmap(
             f"{data.name} also has {', '.join(sorted(map(str, extra)))}. Select one value of each "
             "first, such as dataset.sel(...), or take a mean."
         )
-    data = _drawable(data.transpose("component", "layer", column))
+    data = drawable(data.transpose("component", "layer", column))
     used = np.array(np.isfinite(data.values).any(axis=(0, 1)), ndmin=1)
     if not used.any():
         raise ResultsError(f"{data.name} is NaN everywhere, so there is nothing to draw.")
@@ -92,53 +109,8 @@ def heatmap(
         column,
         [label for label, keep in zip(labels, used, strict=True) if keep],
         dataset,
-        " · ".join(part for part in (title or _title(dataset), note) if part),
+        " · ".join(part for part in (title or title_of(dataset), note) if part),
     )
-
-
-def _check_item(data: xr.DataArray, item: Any) -> None:
-    """Refuse an item that there is not; True is no item, and 1.0 is none."""
-    items = data["item"].values.tolist() if "item" in data.dims else []
-    if not any(type(known) is type(item) and known == item for known in items):
-        raise ResultsError(
-            f"no item {shown(item)} in this Dataset. {did_you_mean(str(item), map(str, items))}"
-        )
-
-
-def _drawable(data: xr.DataArray) -> xr.DataArray:
-    """Values as numbers with layers in order, or say why they cannot be drawn."""
-    if data.dtype.kind not in "biuf":
-        raise ResultsError(f"{data.name} is of type {data.dtype}. Expected numbers to draw.")
-    layers = data["layer"].values
-    if layers.dtype.kind not in "iuf" or len({*layers.tolist()}) < layers.size:
-        raise ResultsError(
-            f"the layers of {data.name} are {shown(layers.tolist())}. Expected numbers, each once."
-        )
-    data = data.astype(float).sortby("layer")
-    return data.where(np.isfinite(data))
-
-
-def _chosen(dataset: xr.Dataset, variable: str | None) -> tuple[xr.DataArray, str]:
-    known = [
-        str(name)
-        for name, array in dataset.data_vars.items()
-        if "layer" in array.dims and set(COLUMNS) & set(array.dims)
-    ]
-    if variable is None:
-        usual = [name for name in MAPS if name in known] or known
-        if not usual:
-            raise ResultsError(
-                "this Dataset has no map: no variable has the dims layer and position or role."
-            )
-        variable = usual[0]
-    variable = text_of(variable, "variable", error=ResultsError)
-    if variable not in known:
-        raise ResultsError(f"no map {variable!r} in this Dataset. {did_you_mean(variable, known)}")
-    data = dataset[variable]
-    if variable in CHANGES and f"clean_{variable}" in dataset:
-        data = (data - dataset[f"clean_{variable}"]).assign_attrs(data.attrs)
-        data.name = f"change of {variable}"
-    return data, "position" if "position" in data.dims else "role"
 
 
 def _labels(dataset: xr.Dataset, column: str, item: int | None) -> list[str]:
@@ -180,31 +152,6 @@ def _short(text: str) -> str:
     return shown if len(shown) <= LONGEST_LABEL else shown[: LONGEST_LABEL - 1] + "…"
 
 
-def _title(dataset: xr.Dataset) -> str:
-    """What an attribution is called, and which of its two sides runs."""
-    if "method_name" not in dataset.attrs:
-        return ""
-    which = "\nprompt runs, values of source put in" if "source" in dataset.attrs else ""
-    return f"{dataset.attrs['method_name']}{which}"
-
-
-def _footnote(dataset: xr.Dataset, names: list[str]) -> str:
-    """How far the map agrees with exact patching, or that nobody looked."""
-    if "verified" not in dataset.attrs:
-        return ""
-    if "spearman" not in dataset:
-        return "NOT VERIFIED: no place was patched exactly"
-    parts = []
-    for name in names:
-        correlation = dataset["spearman"].sel(component=name)
-        n = int(dataset["n_checked"].sel(component=name, sample="random"))
-        parts.append(
-            f"{name} {float(correlation.sel(sample='random')):.2f} at random places, "
-            f"{float(correlation.sel(sample='top')):.2f} at the top (n={n} each)"
-        )
-    return "rank correlation with exact patching: " + "; ".join(parts)
-
-
 def _drawn(
     data: xr.DataArray, column: str, labels: list[str], dataset: xr.Dataset, title: str
 ) -> "Figure":
@@ -243,9 +190,9 @@ def _drawn(
     scaled = f", times 1e{power}" if power else ""
     figure.colorbar(drawn, ax=list(panels), label=f"{name}{scaled}")
     figure.suptitle(title, fontsize=11)
-    if footnote := _footnote(dataset, names):
+    if note := footnote(dataset, names):
         warned = "spearman" not in dataset
-        figure.supxlabel(footnote, fontsize=7.5, color="firebrick" if warned else "0.3", wrap=True)
+        figure.supxlabel(note, fontsize=7.5, color="firebrick" if warned else "0.3", wrap=True)
     return figure
 
 

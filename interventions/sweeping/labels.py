@@ -7,6 +7,7 @@ import xarray as xr
 
 from interventions.model.model import Model
 from interventions.prompt.columns import Columns, role_labels
+from interventions.prompt.grid_table import places_of
 from interventions.prompt.prompt import Prompt
 from interventions.results import origin, with_provenance
 from interventions.sweeping.contrast import Contrast
@@ -68,6 +69,10 @@ def labelled(model: Model, job: Job, table: Table, settings: dict[str, Any]) -> 
     dataset = dataset.assign_coords(item=contrast.items)
     if grid.each:
         dataset = dataset.assign_coords(token_labels(model, contrast))
+    dim = "position" if grid.each else "role"
+    prompt, columns = contrast.prompt, contrast.columns
+    places = places_of(prompt.roles, prompt.grids, columns.tokens, dim)
+    dataset = dataset.assign_coords(places)
     for which, metric in enumerate(contrast.metrics):
         units = {"units": UNITS[metric]}
         values = table.values[which].reshape(len(contrast.items), *grid.shape)

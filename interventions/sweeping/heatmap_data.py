@@ -1,0 +1,98 @@
+"""What of a Dataset is drawn as a map, and what is said beside it."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from interventions.errors import ResultsError, did_you_mean
+from interventions.given import shown, text_of
+
+COLUMNS = ("position", "role")
+MAPS = ("score", "effect", "value")
+CHANGES = ("logprob", "logit_diff", "rank")  # drawn as the difference from the clean run
+
+
+def check_item(data: xr.DataArray, item: Any) -> None:
+    """Refuse an item that there is not; True is no item, and 1.0 is none."""
+    items = data["item"].values.tolist() if "item" in data.dims else []
+    if not any(type(known) is type(item) and known == item for known in items):
+        raise ResultsError(
+            f"no item {shown(item)} in this Dataset. {did_you_mean(shown(item), map(str, items))}"
+        )
+
+
+def of_item(data: xr.DataArray, item: Any) -> xr.DataArray:
+    """Values of one item, if one is asked for.
+
+    Raises
+    ------
+    ResultsError
+        If there is no such item.
+    """
+    if item is None:
+        return data
+    check_item(data, item)
+    return data.isel(item=data["item"].values.tolist().index(item))
+
+
+def drawable(data: xr.DataArray) -> xr.DataArray:
+    """Values as numbers with layers in order, or say why they cannot be drawn."""
+    if data.dtype.kind not in "biuf":
+        raise ResultsError(f"{data.name} is of type {data.dtype}. Expected numbers to draw.")
+    layers = data["layer"].values
+    if layers.dtype.kind not in "iuf" or len({*layers.tolist()}) < layers.size:
+        raise ResultsError(
+            f"the layers of {data.name} are {shown(layers.tolist())}. Expected numbers, each once."
+        )
+    data = data.astype(float).sortby("layer")
+    return data.where(np.isfinite(data))
+
+
+def chosen_map(dataset: xr.Dataset, variable: str | None) -> tuple[xr.DataArray, str]:
+    """The map that is asked for, and the dim of its columns."""
+    known = [
+        str(name)
+        for name, array in dataset.data_vars.items()
+        if "layer" in array.dims and set(COLUMNS) & set(array.dims)
+    ]
+    if variable is None:
+        usual = [name for name in MAPS if name in known] or known
+        if not usual:
+            raise ResultsError(
+                "this Dataset has no map: no variable has the dims layer and position or role."
+            )
+        variable = usual[0]
+    variable = text_of(variable, "variable", error=ResultsError)
+    if variable not in known:
+        raise ResultsError(f"no map {variable!r} in this Dataset. {did_you_mean(variable, known)}")
+    data = dataset[variable]
+    if variable in CHANGES and f"clean_{variable}" in dataset:
+        data = (data - dataset[f"clean_{variable}"]).assign_attrs(data.attrs)
+        data.name = f"change of {variable}"
+    return data, "position" if "position" in data.dims else "role"
+
+
+def title_of(dataset: xr.Dataset) -> str:
+    """What an attribution is called, and which of its two sides runs."""
+    if "method_name" not in dataset.attrs:
+        return ""
+    which = "\nprompt runs, values of source put in" if "source" in dataset.attrs else ""
+    return f"{dataset.attrs['method_name']}{which}"
+
+
+def footnote(dataset: xr.Dataset, names: list[str]) -> str:
+    """How far the map agrees with exact patching, or that nobody looked."""
+    if "verified" not in dataset.attrs:
+        return ""
+    if "spearman" not in dataset:
+        return "NOT VERIFIED: no place was patched exactly"
+    parts = []
+    for name in names:
+        correlation = dataset["spearman"].sel(component=name)
+        n = int(dataset["n_checked"].sel(component=name, sample="random"))
+        parts.append(
+            f"{name} {float(correlation.sel(sample='random')):.2f} at random places, "
+            f"{float(correlation.sel(sample='top')):.2f} at the top (n={n} each)"
+        )
+    return "rank correlation with exact patching: " + "; ".join(parts)

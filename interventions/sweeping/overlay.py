@@ -1,0 +1,316 @@
+"""Values of image tokens, on the picture they are of, layer by layer."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from PIL import Image
+
+from interventions.architectures.picture_views import KINDS
+from interventions.errors import ResultsError
+from interventions.given import of_kind, one_of, shown, text_of, whole
+from interventions.prompt.grid_table import EDGES
+from interventions.prompt.picture_regions import FINEST
+from interventions.prompt.pictures import as_picture
+from interventions.prompt.prompt import Prompt
+from interventions.sweeping.heatmap_data import chosen_map, drawable, footnote, of_item, title_of
+from interventions.sweeping.overlay_page import page_of
+from interventions.sweeping.picture_map import COLOURS, OPAQUE, WHITE, Drawing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+IN_A_LINE = 6
+SAVED = (".html", ".htm")
+
+
+@dataclass(frozen=True)
+class PictureMap(Drawing):
+    """Values of a picture's tokens by component and layer; made by :func:`interventions.overlay`.
+
+    Attributes
+    ----------
+    picture : PIL.Image.Image
+        As the model was shown it.
+    layers : ndarray [layer]
+    components : list of str
+    x, y : ndarray [column + 1], [line + 1]
+        Ends of cells, in pixels of the picture. Where a view has no token, cells hold NaN.
+    values : ndarray [component, layer, line, column]
+    label : str
+        What they are, with their unit.
+    title, note : str
+    warned : bool
+        The note is a warning.
+    """
+
+    def figure(self) -> "Figure":
+        """Draw all layers as small multiples, one block of them per component.
+
+        Returns
+        -------
+        matplotlib Figure
+        """
+        from matplotlib.figure import Figure
+
+        across = min(len(self.layers), IN_A_LINE)
+        lines = -(-len(self.layers) // across)
+        ratio = self.picture.height / self.picture.width
+        side = 1.7
+        height = lines * len(self.components) * (side * min(max(ratio, 0.4), 2.5) + 0.3) + 0.8
+        figure = Figure(figsize=(across * side + 1.4, height), layout="constrained")
+        panels: Any = figure.subplots(lines * len(self.components), across, squeeze=False)
+        grey = np.asarray(self.picture.convert("L"))
+        drawn: Any = None
+        for axes in panels.flat:
+            axes.set_axis_off()
+        for c, name in enumerate(self.components):
+            for k, layer in enumerate(self.layers.tolist()):
+                axes = panels[c * lines + k // across, k % across]
+                axes.imshow(grey, cmap="gray", vmin=-WHITE, vmax=WHITE, extent=self._extent())
+                drawn = axes.pcolormesh(
+                    self.x,
+                    self.y,
+                    np.ma.masked_invalid(self.values[c, k]),
+                    cmap=COLOURS,
+                    vmin=-self.most,
+                    vmax=self.most,
+                    alpha=OPAQUE,
+                    linewidth=0,
+                )
+                axes.set_xlim(0, self.picture.width)
+                axes.set_ylim(self.picture.height, 0)
+                many = f"{name}, " if len(self.components) > 1 else ""
+                axes.set_title(f"{many}layer {layer:g}", fontsize=8)
+        figure.colorbar(drawn, ax=list(panels.flat), label=self.label, shrink=0.8)
+        figure.suptitle(self.title, fontsize=11)
+        if self.note:
+            colour = "firebrick" if self.warned else "0.3"
+            figure.supxlabel(self.note, fontsize=7.5, color=colour, wrap=True)
+        return figure
+
+    def _extent(self) -> tuple[float, float, float, float]:
+        return 0, self.picture.width, self.picture.height, 0
+
+    def html(self) -> str:
+        """Return a page with a slider over layers, which needs no server and no other file.
+
+        Arrow keys change the layer; on paper, all layers stand side by side.
+        """
+        return page_of(self)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it to a file.
+
+        Parameters
+        ----------
+        path : path
+            Ending in ``.html``, the page with a slider; in another ending that matplotlib knows,
+            such as ``.png`` or ``.pdf``, the figure.
+
+        Returns
+        -------
+        Path
+
+        Raises
+        ------
+        ResultsError
+            If matplotlib knows no such format, or the file cannot be written.
+        """
+        place = Path(path)
+        try:
+            if place.suffix.lower() in SAVED:
+                place.write_text(self.html(), encoding="utf-8")
+            else:
+                self.figure().savefig(place)
+        except (OSError, ValueError) as error:
+            raise ResultsError(f"{place} cannot be written: {error}") from error
+        return place
+
+
+def overlay(
+    dataset: xr.Dataset,
+    over: Any,
+    variable: str | None = None,
+    *,
+    grid: xr.Dataset | Prompt | None = None,
+    item: int | None = None,
+    picture: int | None = None,
+    view: str | None = None,
+    title: str | None = None,
+) -> PictureMap:
+    """Lay the values of image tokens over the picture they are of.
+
+    Red is up, blue is down; all panels share one scale. Tokens that have no value, such as those
+    that were not among the columns, and parts of the picture that no token shows, stay grey.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        With dims ``layer`` and ``position`` or ``role``, as :func:`interventions.heatmap` takes it:
+        a sweep or an attribution whose columns are single image tokens, such as
+        ``roles=["image"], each=True``; or your own, of a lens or of probes, with ``grid=``.
+    over : picture
+        What the model was shown, in any form that :func:`interventions.as_picture` takes.
+    variable : str, optional
+        As of :func:`interventions.heatmap`.
+    grid : Dataset or Prompt, optional
+        Where tokens lie, for a Dataset that does not say: what
+        :meth:`interventions.Prompt.image_grid` gives, or the prompt. The coordinate ``position`` of
+        the Dataset then has positions in the padded rows of that prompt.
+    item : int, optional
+        Needed where there are several.
+    picture : int, optional
+        Which picture of the row; needed where values are of several.
+    view : {"picture", "tile", "thumbnail"}, optional
+        Of which views tokens are drawn. Default: the finest with values.
+    title : str, optional
+        Default: as of :func:`interventions.heatmap`.
+
+    Returns
+    -------
+    PictureMap
+        With ``figure()``, ``html()`` and ``save(path)``.
+
+    Raises
+    ------
+    ResultsError
+        If the Dataset has no such map, does not say where its tokens lie, or the picture is of
+        another size than the one that was shown.
+
+    Examples
+    --------
+    >>> site = {"answers": "Marlow", "foils": "Brenn", "roles": ["image"], "each": True}
+    >>> scores = iv.attribute(vlm, shown, 0.0, components="resid_post", verify=False, **site)
+    >>> iv.overlay(scores, flag).save("map.html").name
+    'map.html'
+    """
+    of_kind(dataset, xr.Dataset, "the dataset", error=ResultsError)
+    view = None if view is None else one_of(view, "view", KINDS, error=ResultsError)
+    title = None if title is None else text_of(title, "title", error=ResultsError)
+    over = as_picture(over)
+    data, column = chosen_map(dataset, variable)
+    data, item = _one_item(data, item)
+    places = (
+        _placed(dataset, column, item) if grid is None else _looked_up(data, column, item, grid)
+    )
+    if "component" not in data.dims:
+        data = data.expand_dims(component=[str(data.name)])
+    if extra := set(data.dims) - {"component", "layer", column}:
+        raise ResultsError(
+            f"{data.name} also has {', '.join(sorted(map(str, extra)))}. Select one value of each "
+            "first, such as dataset.sel(...), or take a mean."
+        )
+    data = drawable(data.transpose("component", "layer", column))
+    names = [str(name) for name in data["component"].values]
+    there = np.isfinite(data.values).any(axis=(0, 1)) & np.isfinite(places["x0"])
+    there &= _of_picture(places, there, picture)
+    view = view or next((kind for kind in FINEST if (places["kind"][there] == kind).any()), None)
+    there &= places["kind"] == view
+    if not there.any():
+        raise ResultsError(f"{data.name} has no value at a token of a {view or 'picture'}.")
+    _check_size(over, places, there)
+    x, y, values = _on_mesh({name: places[name][there] for name in EDGES}, data.values[..., there])
+    units = data.attrs.get("units")
+    note = footnote(dataset, names)
+    said = [title or title_of(dataset), "" if item is None else f"item {item}"]
+    return PictureMap(
+        picture=over,
+        layers=data["layer"].values,
+        components=names,
+        x=x,
+        y=y,
+        values=values,
+        label=f"{data.name} ({units})" if units else str(data.name),
+        title=" · ".join(part for part in said if part),
+        note=note,
+        warned=bool(note) and "spearman" not in dataset,
+    )
+
+
+def _one_item(data: xr.DataArray, item: Any) -> tuple[xr.DataArray, Any]:
+    """Values of one item, and its number where there are several."""
+    if "item" not in data.dims:
+        return of_item(data, item), None
+    items = data["item"].values.tolist()
+    if item is None and len(items) > 1:
+        raise ResultsError(f"there are {len(items)} items, of as many pictures. Say which: item=.")
+    item = items[0] if item is None else item
+    return of_item(data, item), item
+
+
+def _placed(dataset: xr.Dataset, column: str, item: Any) -> dict[str, np.ndarray]:
+    """Where the token of each column lies, by the Dataset's own coordinates."""
+    if not {*EDGES} <= set(dataset.coords) or column not in dataset["x0"].dims:
+        raise ResultsError(
+            "this Dataset does not say where in a picture its columns lie: none is a single image "
+            'token. Name them, roles=["image"], each=True, or give grid=prompt.image_grid().'
+        )
+    names = (*EDGES, "picture", "kind", "width", "height")
+    places = dataset[list(names)]
+    if "item" in places.dims and item is not None:
+        places = places.isel(item=[*places["item"].values.tolist()].index(item))
+    return {name: np.asarray(places[name].squeeze().values).reshape(-1) for name in names}
+
+
+def _looked_up(
+    data: xr.DataArray, column: str, item: Any, grid: xr.Dataset | Prompt
+) -> dict[str, np.ndarray]:
+    """Where the token at each position of one row lies, by a grid."""
+    table = grid.image_grid() if isinstance(grid, Prompt) else grid
+    of_kind(table, xr.Dataset, "grid=", error=ResultsError)
+    names = (*EDGES, "picture", "kind", "width", "height")
+    if missing := {"row", "position", *names} - set(table.variables):
+        raise ResultsError(f"grid= has no {', '.join(sorted(missing))}. Give prompt.image_grid().")
+    rows = sorted({*table["row"].values.tolist()})
+    row = item if item in rows else rows[0] if len(rows) == 1 else None
+    if row is None:
+        raise ResultsError(f"grid= has rows {rows}, and none is item {item}. Select one of them.")
+    if column != "position" or data[column].dtype.kind not in "iu":
+        raise ResultsError(
+            f"the columns are {shown(data[column].values.tolist()[:3])}, no positions of a prompt. "
+            "With grid=, give the Dataset a coordinate 'position' with those of its tokens."
+        )
+    mine = table.isel(token=np.flatnonzero(table["row"].values == row))
+    where = {position: token for token, position in enumerate(mine["position"].values.tolist())}
+    tokens = np.array([where.get(position, -1) for position in data[column].values.tolist()])
+    places = {name: mine[name].values[tokens] for name in names}
+    places["x0"] = np.where(tokens < 0, np.nan, places["x0"])
+    return places
+
+
+def _of_picture(places: dict[str, np.ndarray], there: np.ndarray, picture: Any) -> np.ndarray:
+    numbers = sorted({*places["picture"][there].tolist()})
+    if picture is not None:
+        picture = whole(picture, "picture=", error=ResultsError)
+        if picture not in numbers:
+            raise ResultsError(f"no value is at a token of picture {picture}, but of {numbers}.")
+    elif len(numbers) > 1:
+        raise ResultsError(f"values are of pictures {numbers}. Say which one: picture=.")
+    return there if picture is None else places["picture"] == picture
+
+
+def _check_size(over: Image.Image, places: dict[str, np.ndarray], there: np.ndarray) -> None:
+    [(width, height)] = {*zip(places["width"][there], places["height"][there], strict=True)}
+    if over.size != (width, height):
+        raise ResultsError(
+            f"over= has {over.size[0]} x {over.size[1]} pixels, upright, and the picture that was "
+            f"shown {width:g} x {height:g}. Give that one."
+        )
+
+
+def _on_mesh(
+    box: dict[str, np.ndarray], values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values [component, layer, token] on the mesh of all ends of their boxes."""
+    x, y = (np.unique(np.concatenate([box[f"{axis}0"], box[f"{axis}1"]])) for axis in "xy")
+    mesh = np.full((*values.shape[:2], len(y) - 1, len(x) - 1), math.nan)
+    for token in range(values.shape[-1]):
+        left, right = np.searchsorted(x, [box["x0"][token], box["x1"][token]])
+        top, bottom = np.searchsorted(y, [box["y0"][token], box["y1"][token]])
+        mesh[..., top:bottom, left:right] = values[..., token, None, None]
+    return x, y, mesh
