@@ -101,7 +101,7 @@ def routers_of(module: nn.Module) -> dict[type, int]:
     classes: dict[type, int] = {}
     for part in module.modules():
         recorders = getattr(part, "_can_record_outputs", None) or {}
-        recorder = recorders.get("router_logits") if isinstance(recorders, dict) else None
+        recorder: Any = recorders.get("router_logits") if isinstance(recorders, dict) else None
         if isinstance(recorder, type):
             classes[recorder] = 0
         elif (kind := getattr(recorder, "target_class", None)) is not None:
@@ -243,9 +243,7 @@ def _router(mlp: nn.Module, name: str, routers: dict[type, int], mixture: bool) 
     for key, child in mlp.named_children():
         kind = type(original(child))
         if kind in routers:
-            return Spot(
-                "router", f"{name}.{key}", element=routers[kind], axes=(_n_experts(child),)
-            )
+            return Spot("router", f"{name}.{key}", element=routers[kind], axes=(_n_experts(child),))
     return Spot("router", why="has experts, but what chooses among them was not recognised")
 
 

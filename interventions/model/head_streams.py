@@ -132,6 +132,5 @@ class HeadStream(Stream):
 class ProjectedStream(HeadStream, InnerStream):
     """Queries, keys or values: behind their projection and norm, before rotary embeddings."""
 
-    _part = InnerStream._part
-    live = InnerStream.live
-    replace = InnerStream.replace
+    def _part(self, layer: int) -> Any:
+        return InnerStream._part(self, layer)

@@ -26,9 +26,9 @@ from interventions.model.cache_names import (
 )
 from interventions.model.fingerprints import fingerprint
 from interventions.model.generating import settings_of
-from interventions.model.prefix_cache import PrefixCache
 from interventions.model.head_streams import HeadStream, ProjectedStream
 from interventions.model.inner_streams import InnerStream, MidStream
+from interventions.model.prefix_cache import PrefixCache
 from interventions.model.streams import (
     EmbeddingStream,
     ImageFeatureStream,

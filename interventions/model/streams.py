@@ -79,7 +79,7 @@ class Stream:
 
     def __init__(self, model: Wrapped, component: Component) -> None:
         self._model = model
-        self._component = component
+        self._component: Component = component
 
     def __repr__(self) -> str:
         return f"<{self._component}: {self._model.n_layers} layers x {self._model.d_model}>"
