@@ -18,6 +18,7 @@ from interventions.architectures.wrapped import (
 from interventions.errors import LoadError, PatchError, PromptError, RemoteError
 from interventions.given import MOST_TOKENS, of_kind, whole
 from interventions.given_arrays import check_range, tensor_of
+from interventions.model.attention_streams import AttentionStream
 from interventions.model.cache_names import (
     cache_argument,
     installed_name,
@@ -57,6 +58,8 @@ class Model(Wrapped):
         Inside a block: indexed ``[layers, positions]``.
     q, k, v : ProjectedStream
         Indexed ``[layers, positions, heads]``.
+    q_rot, k_rot, attn_scores, attn_pattern : AttentionStream
+        Indexed ``[layers, positions, heads]``.
     embeddings, image_features, logits
         Indexed ``[positions]`` inside a trace.
     nn, anatomy, module, tokenizer, processor, remote, jobs, requests ...
@@ -93,6 +96,10 @@ class Model(Wrapped):
         self.q = ProjectedStream(self, "q")
         self.k = ProjectedStream(self, "k")
         self.v = ProjectedStream(self, "v")
+        self.q_rot = AttentionStream(self, "q_rot")
+        self.k_rot = AttentionStream(self, "k_rot")
+        self.attn_scores = AttentionStream(self, "attn_scores")
+        self.attn_pattern = AttentionStream(self, "attn_pattern")
         self.embeddings = EmbeddingStream(self)
         self.image_features = ImageFeatureStream(self)
         self.logits = LogitsStream(self)

@@ -123,7 +123,7 @@ class Patch:
         n_copies : int
         """
         like = next(iter(patches.values()))
-        last = width_of(model, like)
+        last = width_of(model, like, int(like.value.shape[-1]) if like.value.ndim else 0)
         n_rows, width = (
             like.positions.n_rows,
             max(p.positions.index.shape[1] for p in patches.values()),
@@ -157,13 +157,23 @@ def check_patches(model: Wrapped, prompt: Prompt, patches: Sequence[Patch]) -> N
         if patch.heads is not None:
             n_heads = n_heads_of(model, patch.component)
             written_once(index_list(patch.heads, n_heads, "head"), "head")
-        check_value(model, patch)
+        check_value(model, patch, n_keys_of(model, prompt, patch))
 
 
-def check_value(model: Wrapped, patch: Patch) -> None:
-    """Refuse a value that does not fit where it is to go, or holds NaN."""
+def n_keys_of(model: Wrapped, prompt: Prompt, patch: Patch) -> int:
+    """How many tokens there are to attend to; of an image, as many as the patch is for."""
+    if any(model.anatomy.parts[i].cross for i in layer_list(patch.layers, model.n_layers)):
+        return int(patch.value.shape[-1]) if patch.value.ndim else 0
+    return len(prompt.prefix_ids) + prompt.length
+
+
+def check_value(model: Wrapped, patch: Patch, n_keys: int = 0) -> None:
+    """Refuse a value that does not fit where it is to go, or holds NaN.
+
+    ``n_keys``: how many tokens there are to attend to.
+    """
     value, layers = patch.value, layer_list(patch.layers, model.n_layers)
-    last = width_of(model, patch)
+    last = width_of(model, patch, n_keys)
     if value.ndim and value.shape[-1] != last[-1]:
         raise PatchError(
             f"a value of width {value.shape[-1]} cannot be written into {patch.component} of "

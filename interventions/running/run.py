@@ -14,6 +14,7 @@ from interventions.model.model import Model
 from interventions.model.prefix_attention import SHORT, attending_apart
 from interventions.model.sites import (
     ANY,
+    ATTENDING,
     Site,
     check_place,
     check_sites,
@@ -25,6 +26,7 @@ from interventions.model.streams import stacked
 from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
+from interventions.running.attention_memory import check_attention_fits
 from interventions.running.checking import check_asked, check_start, start_of
 from interventions.running.knockout import Knockout, check_knockouts, knockout
 from interventions.running.patches import Patch, check_patches
@@ -114,6 +116,7 @@ def run(
     check_patches(model, prompt, patches)
     check_knockouts(model, prompt, knockouts)
     check_sites(model, prompt, reads)
+    check_attention_fits(model, prompt, patches, reads)
     keep_cache = flag(keep_cache, "keep_cache")
     logits = logits if isinstance(logits, Positions) else flag(logits, "logits (or Positions)")
     if isinstance(logits, Positions):
@@ -226,7 +229,8 @@ def run_checked(
     shared = given.get(cache_name)
     if shared is None and (before := model.prefix_cache(prompt)) is not None:
         given[cache_name] = before
-        shared = before if prompt.length <= SHORT and not knockouts else None
+        whole = knockouts or any(place.component in ATTENDING for place in (*patches, *reads))
+        shared = before if prompt.length <= SHORT and not whole else None
     # A server's sandbox answers a stop twice, and takes the second answer for the next trace's.
     sandboxed = weightless(model)
     number_format = model.dtype
