@@ -10,6 +10,7 @@ from interventions.given import index_of
 from interventions.given_arrays import tensor_of
 from interventions.model.inner_streams import InnerStream
 from interventions.model.sites import (
+    ATTENDING,
     Component,
     Heads,
     Layers,
@@ -133,4 +134,9 @@ class ProjectedStream(HeadStream, InnerStream):
     """Queries, keys or values: behind their projection and norm, before rotary embeddings."""
 
     def _part(self, layer: int) -> Any:
+        # What is inside the attention's forward can be asked for later in this pass only if its
+        # code is taken apart before it begins to run, which here it has not.
+        attending = self._model.anatomy.parts[layer].spot(ATTENDING[0])
+        if attending.path is not None:
+            _ = self._model.blocks[layer].get(attending.path).source
         return InnerStream._part(self, layer)

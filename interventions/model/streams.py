@@ -16,10 +16,21 @@ component           what it is
 ``image_features``  the same at image positions; in cross-attention models the projected
                     vision states [row, vision token, d_model]; no layers
 ``resid_pre``       input of the block
+``q, k, v``         queries, keys and values of each head, behind their norm if they have one
+                    and before rotary embeddings and the cache (in the order in which the
+                    model computes them, which :func:`interventions.run` knows)
+``q_rot, k_rot``    queries and keys as they are attended with; read only
+``attn_scores``     of each query head [query, head, key], before the softmax; read only
+``attn_pattern``    the weights behind it
 ``head_out``        each query head's result before the output projection
 ``attn_out``        what attention adds to the residual stream (behind its norm, if it has
                     one, and before the gate of a cross-attention block)
-``mlp_out``         what the MLP adds to the residual stream (the same)
+``resid_mid``       the residual stream between attention and MLP
+``router``          logits of the experts, in mixtures of them; read only
+``mlp_pre``         what the activation function is applied to: the gate, where there is one;
+                    read only
+``mlp_post``        the neurons: what the MLP projects down
+``mlp_out``         what the MLP adds to the residual stream (as ``attn_out``)
 ``resid_post``      output of the block: ``resid_pre + attn_out + mlp_out``
 ``logits``          output of the model; no layers
 ==================  ======================================================================
