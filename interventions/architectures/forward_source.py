@@ -47,8 +47,8 @@ class Code:
 
     def before(self, name: str, place: ast.AST) -> list[Written]:
         """Assignments to a variable on the lines above a place, the last one first."""
-        line = getattr(place, "lineno", 0)
-        above = [one for one in self.written if one.name == name and one.value.lineno < line]
+        top = getattr(place, "lineno", 0)
+        above = [line for line in self.written if line.name == name and line.value.lineno < top]
         return above[::-1]
 
 
@@ -132,11 +132,11 @@ def between(code: Code, mlp: str) -> str | None:
         value = above[0].value
         if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
             kept = [
-                one
-                for one in code.written
-                if isinstance(one.value, ast.Name)
-                and one.value.id == variable
-                and value.lineno < one.value.lineno <= call.lineno
+                line
+                for line in code.written
+                if isinstance(line.value, ast.Name)
+                and line.value.id == variable
+                and value.lineno < line.value.lineno <= call.lineno
             ]
             return child if kept else None
         inner = _child_of(value.func) if isinstance(value, ast.Call) else None

@@ -93,7 +93,8 @@ def check_component(component: str, among: tuple[Component, ...] = ANY) -> Compo
             f"{component} is read and written by iv.read, iv.run, iv.replay and in a trace, and "
             f"nowhere else. Expected one of {', '.join(among)}."
         )
-    return one_of(component, "component", among, error=SiteError)
+    known = [*COMPONENTS, *(name for name in INSIDE if name in among)]
+    return one_of(component, "component", known, error=SiteError)
 
 
 def of_head(component: str) -> bool:
