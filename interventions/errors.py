@@ -5,7 +5,7 @@ show its message without a traceback. A message names what was got, what was exp
 """
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
 
@@ -123,6 +123,8 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     "Did you mean 'entity'? Known: entity, last."
     """
     names = list(known)
-    close = get_close_matches(given, names, n=1)
+    close = get_close_matches(given, names, n=max(1, len(names)))
+    # Of those that are equally near, the first that is known.
+    close.sort(key=lambda name: (-SequenceMatcher(None, name, given).ratio(), names.index(name)))
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(names) or 'none'}."

@@ -5,7 +5,7 @@ A decoder block must add an attention's and an MLP's output to its input, in wha
 A model that cannot be understood so is refused with the reason.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -21,6 +21,7 @@ from interventions.architectures.blocks import (
 )
 from interventions.architectures.families import Family, family
 from interventions.architectures.quantisation import dependent_rows
+from interventions.architectures.spots import Sizes, routers_of, spots_of
 from interventions.errors import LoadError
 
 PROJECTORS = ("projector", "connector", "embed_vision")
@@ -187,6 +188,12 @@ def _find(module: Any, name: str) -> Anatomy:
     heads = first.num_attention_heads
     dim = head_dim(layers, parts, first)
     parts = with_equal_heads(layers, parts, n_heads=heads, dim=dim)
+    kv_heads = getattr(first, "num_key_value_heads", None) or heads
+    sizes, routers = Sizes(text.hidden_size, heads, kv_heads, dim), routers_of(module)
+    parts = tuple(
+        replace(part, inside=spots_of(block, part, sizes, routers))
+        for block, part in zip(layers, parts, strict=True)
+    )
     return Anatomy(
         model_type=config.model_type,
         decoder=paths[id(decoder)],
@@ -201,7 +208,7 @@ def _find(module: Any, name: str) -> Anatomy:
         n_layers=len(layers),
         d_model=text.hidden_size,
         n_heads=heads,
-        n_kv_heads=getattr(first, "num_key_value_heads", None) or heads,
+        n_kv_heads=kv_heads,
         head_dim=dim,
         vocab=text.vocab_size,
         added_between=hasattr(decoder, "_deepstack_process"),

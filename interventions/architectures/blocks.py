@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from interventions.architectures.spots import Spot
 from interventions.architectures.wrapping import original
 from interventions.errors import LoadError
 
@@ -52,6 +53,8 @@ class Block:
         A number by which the block multiplies what it gives.
     no_heads : str
         Why heads cannot be told apart, where there is no projection.
+    inside : tuple of Spot
+        What is inside its sublayers and between them, in the order in which it is computed.
     """
 
     attention: str
@@ -65,6 +68,11 @@ class Block:
     mlp_gate: str | None = None
     scale: str | None = None
     no_heads: str = UNKNOWN_HEADS
+    inside: tuple[Spot, ...] = ()
+
+    def spot(self, component: str) -> Spot:
+        """Where a component that is inside the block is, or why there is none."""
+        return next(spot for spot in self.inside if spot.component == component)
 
     @property
     def behind_norm(self) -> bool:

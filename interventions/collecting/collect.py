@@ -26,7 +26,14 @@ from interventions.given import flag, folder_of, named, of_kind, shown, whole
 from interventions.given_arrays import row_values
 from interventions.model.fingerprints import Unchanged, processing_of
 from interventions.model.model import Model
-from interventions.model.sites import Site, check_component, check_heads, check_sites, layer_list
+from interventions.model.sites import (
+    COMPONENTS,
+    Site,
+    check_component,
+    check_heads,
+    check_sites,
+    layer_list,
+)
 from interventions.progress import LateBar
 from interventions.prompt.positions import index_list
 from interventions.results import origin
@@ -252,7 +259,7 @@ def _checked(model: Model, sites: Any) -> dict[str, RoleSite]:
         if not fit or name in TAKEN or not name.strip("."):
             raise SiteError(f"{name!r} cannot name a site: it becomes a file and a variable.")
         of_kind(site, RoleSite, f"site {name!r}", error=SiteError)
-        check_component(site.component)
+        check_component(site.component, COMPONENTS)
         layer_list(site.layers, model.n_layers)
         check_heads(model, Site(site.component, site.layers, None, site.heads))
     if not sites:

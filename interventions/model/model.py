@@ -18,6 +18,7 @@ from interventions.architectures.wrapped import (
 from interventions.errors import LoadError, PatchError, PromptError, RemoteError
 from interventions.given import MOST_TOKENS, of_kind, whole
 from interventions.given_arrays import check_range, tensor_of
+from interventions.model.attention_streams import AttentionStream
 from interventions.model.cache_names import (
     cache_argument,
     installed_name,
@@ -26,10 +27,11 @@ from interventions.model.cache_names import (
 )
 from interventions.model.fingerprints import fingerprint
 from interventions.model.generating import settings_of
+from interventions.model.head_streams import HeadStream, ProjectedStream
+from interventions.model.inner_streams import InnerStream, MidStream
 from interventions.model.prefix_cache import PrefixCache
 from interventions.model.streams import (
     EmbeddingStream,
-    HeadStream,
     ImageFeatureStream,
     LogitsStream,
     Stream,
@@ -52,6 +54,12 @@ class Model(Wrapped):
         Indexed ``[layers, positions]`` inside a trace.
     head_out : HeadStream
         Indexed ``[layers, positions, heads]`` inside a trace.
+    resid_mid, router, mlp_pre, mlp_post : InnerStream
+        Inside a block: indexed ``[layers, positions]``.
+    q, k, v : ProjectedStream
+        Indexed ``[layers, positions, heads]``.
+    q_rot, k_rot, attn_scores, attn_pattern : AttentionStream
+        Indexed ``[layers, positions, heads]``.
     embeddings, image_features, logits
         Indexed ``[positions]`` inside a trace.
     nn, anatomy, module, tokenizer, processor, remote, jobs, requests ...
@@ -81,6 +89,17 @@ class Model(Wrapped):
         self.mlp_out = Stream(self, "mlp_out")
         self.resid_post = Stream(self, "resid_post")
         self.head_out = HeadStream(self)
+        self.resid_mid = MidStream(self, "resid_mid")
+        self.router = InnerStream(self, "router")
+        self.mlp_pre = InnerStream(self, "mlp_pre")
+        self.mlp_post = InnerStream(self, "mlp_post")
+        self.q = ProjectedStream(self, "q")
+        self.k = ProjectedStream(self, "k")
+        self.v = ProjectedStream(self, "v")
+        self.q_rot = AttentionStream(self, "q_rot")
+        self.k_rot = AttentionStream(self, "k_rot")
+        self.attn_scores = AttentionStream(self, "attn_scores")
+        self.attn_pattern = AttentionStream(self, "attn_pattern")
         self.embeddings = EmbeddingStream(self)
         self.image_features = ImageFeatureStream(self)
         self.logits = LogitsStream(self)

@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from interventions.architectures.spots import Spot
 from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PatchError, SiteError
 from interventions.given import index_of, of_kind, one_of
@@ -14,15 +15,119 @@ from interventions.prompt.prompt import Prompt
 
 Layers = int | slice | Sequence[int]
 Heads = int | slice | Sequence[int] | None
-Component = Literal["resid_pre", "head_out", "attn_out", "mlp_out", "resid_post"]
-COMPONENTS: tuple[Component, ...] = ("resid_pre", "head_out", "attn_out", "mlp_out", "resid_post")
+Component = Literal[
+    "resid_pre",
+    "q",
+    "k",
+    "v",
+    "q_rot",
+    "k_rot",
+    "attn_scores",
+    "attn_pattern",
+    "head_out",
+    "attn_out",
+    "resid_mid",
+    "router",
+    "mlp_pre",
+    "mlp_post",
+    "mlp_out",
+    "resid_post",
+]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What holds for a component in every model that has it.
+
+    Attributes
+    ----------
+    of_head : bool
+        It is divided into heads.
+    added : bool
+        It is one of those that the identity of a block is about, or the heads that make one of
+        them: these are what sweeps, attributions and collections take.
+    instead : str
+        It is only read: why, and what to write. Empty where it can be written.
+    """
+
+    of_head: bool = False
+    added: bool = False
+    instead: str = ""
+
+
+STREAMS: dict[Component, Declared] = {
+    "resid_pre": Declared(added=True),
+    "q": Declared(of_head=True),
+    "k": Declared(of_head=True),
+    "v": Declared(of_head=True),
+    "q_rot": Declared(of_head=True, instead="it is made of q. Write q"),
+    "k_rot": Declared(of_head=True, instead="keys are in the cache by then. Write k"),
+    "attn_scores": Declared(of_head=True, instead="they are made of q and k. Write attn_pattern"),
+    "attn_pattern": Declared(of_head=True),
+    "head_out": Declared(of_head=True, added=True),
+    "attn_out": Declared(added=True),
+    "resid_mid": Declared(),
+    "router": Declared(instead="what is chosen by it was chosen beside it. Write mlp_out"),
+    "mlp_pre": Declared(instead="it is one of two factors of a neuron. Write mlp_post"),
+    "mlp_post": Declared(),
+    "mlp_out": Declared(added=True),
+    "resid_post": Declared(added=True),
+}
+"""Every component of a block, in the order in which it is computed; for q, k and v: of a Llama."""
+ANY: tuple[Component, ...] = tuple(STREAMS)
+COMPONENTS: tuple[Component, ...] = tuple(name for name in ANY if STREAMS[name].added)
+"""Those that sweeps, attributions and collections take."""
+INSIDE: tuple[Component, ...] = tuple(name for name in ANY if not STREAMS[name].added)
+"""The others, which are inside a sublayer or between two: not every block has all of them."""
 RESIDUAL: tuple[Component, ...] = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-"""The components of width d_model."""
+"""The components of width d_model that add up."""
+PROJECTED: tuple[Component, ...] = ("q", "k", "v")
+ATTENDING: tuple[Component, ...] = ("q_rot", "k_rot", "attn_scores", "attn_pattern")
+"""What is seen where the attention function is called."""
 
 
-def check_component(component: str) -> Component:
-    """Return ``component`` if it names a stream with layers, else raise SiteError."""
-    return one_of(component, "component", COMPONENTS, error=SiteError)
+def check_component(component: str, among: tuple[Component, ...] = ANY) -> Component:
+    """Return ``component`` if it names one of these streams, else raise SiteError."""
+    if isinstance(component, str) and component in ANY and component not in among:
+        raise SiteError(
+            f"{component} is read and written by iv.read, iv.run, iv.replay and in a trace, and "
+            f"nowhere else. Expected one of {', '.join(among)}."
+        )
+    known = [*COMPONENTS, *(name for name in INSIDE if name in among)]
+    return one_of(component, "component", known, error=SiteError)
+
+
+def of_head(component: str) -> bool:
+    """Whether a component is divided into heads."""
+    return isinstance(component, str) and component in ANY and STREAMS[component].of_head
+
+
+def spot_of(model: Wrapped, component: Component, layer: int) -> Spot:
+    """Where a component that is inside a block is.
+
+    Raises
+    ------
+    SiteError
+        If the block has none: says why.
+    """
+    spot = model.anatomy.parts[layer].spot(component)
+    if spot.path is None:
+        raise SiteError(f"block {layer} of {model.name} {spot.why}.")
+    return spot
+
+
+def n_heads_of(model: Wrapped, component: Component) -> int:
+    """How many heads a component is divided into."""
+    shared = component in ("k", "v", "k_rot")
+    return model.anatomy.n_kv_heads if shared else model.anatomy.n_heads
+
+
+def rank_of(model: Wrapped, component: Component, layer: int) -> float:
+    """Place of a component in its block, in the order in which the model computes it."""
+    if component not in PROJECTED:
+        return ANY.index(component)
+    projected = [s.component for s in model.anatomy.parts[layer].inside if s.component in PROJECTED]
+    return ANY.index(PROJECTED[0]) + projected.index(component)
 
 
 def layer_list(layers: Layers, n_layers: int) -> list[int]:
@@ -52,7 +157,7 @@ class Place(Protocol):
 
     @property
     def heads(self) -> Heads:
-        """Which heads of ``"head_out"``; None: all."""
+        """Which heads of a component that has them; None: all."""
         ...
 
 
@@ -63,12 +168,17 @@ class Site:
     Attributes
     ----------
     component : str
-        ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"`` or ``"resid_post"``.
+        A stream with layers: ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"``,
+        ``"resid_post"``, or what is inside a block: ``"q"``, ``"k"``, ``"v"``, ``"q_rot"``,
+        ``"k_rot"``, ``"attn_scores"``, ``"attn_pattern"``, ``"resid_mid"``, ``"router"``,
+        ``"mlp_pre"``, ``"mlp_post"``. See :mod:`interventions.model.streams`.
     layers : int, slice or list of int
     positions : Positions, optional
-        From :meth:`interventions.Prompt.at`. None: every position.
+        From :meth:`interventions.Prompt.at`; of attention, those of the queries. None: every
+        position.
     heads : int, slice or list of int, optional
-        For ``"head_out"``. None: every query head.
+        Of a component that is divided into heads. None: every one. Keys and values have fewer
+        heads than queries where these share them.
     """
 
     component: Component
@@ -98,25 +208,55 @@ def check_runs(model: Wrapped, layer: int, *, images: bool) -> None:
         )
 
 
-def width_of(model: Wrapped, site: Place) -> list[int]:
-    """The axes of a value at one layer, row and position: d_model, or head and head_dim."""
-    if site.component != "head_out":
-        return [model.d_model]
+def width_of(model: Wrapped, site: Place, n_keys: int = 0) -> list[int]:
+    """The axes of a value at one layer, row and position: (width,), or (heads, width).
+
+    ``n_keys``: how many tokens there are to attend to.
+    """
+    axes = _axes_of(model, site, n_keys)
+    if not of_head(site.component):
+        return axes
     if isinstance(site.heads, int):
-        return [model.anatomy.head_dim]
+        return axes[1:]
     heads = slice(None) if site.heads is None else site.heads
-    return [len(index_list(heads, model.anatomy.n_heads, "head")), model.anatomy.head_dim]
+    return [len(index_list(heads, axes[0], "head")), axes[1]]
+
+
+def _axes_of(model: Wrapped, site: Place, n_keys: int) -> list[int]:
+    if site.component == "head_out":
+        return [model.anatomy.n_heads, model.anatomy.head_dim]
+    if site.component not in INSIDE:
+        return [model.d_model]
+    layers = layer_list(site.layers, model.n_layers)
+    axes = {layer: spot_of(model, site.component, layer).axes for layer in layers}
+    if len({*axes.values()}) > 1:
+        other = next(layer for layer in layers if axes[layer] != axes[layers[0]])
+        raise SiteError(
+            f"{site.component} of block {other} is {axes[other]} in size, and of block "
+            f"{layers[0]} {axes[layers[0]]}. Name blocks of one size."
+        )
+    return [width or n_keys for width in axes[layers[0]]]
 
 
 def check_heads(model: Wrapped, site: Place) -> None:
     """Refuse heads of a component that has none, or that do not exist."""
     if site.heads is None:
         return
-    if site.component != "head_out":
+    if not of_head(site.component):
         raise SiteError(
-            f"{site.component} is summed over heads and cannot be split into them. Use head_out."
+            f"{site.component} is not divided into heads. Use "
+            f"{', '.join(name for name in ANY if of_head(name))}."
+            if site.component in INSIDE
+            else f"{site.component} is summed over heads and cannot be split into them. Use "
+            "head_out."
         )
-    index_list(site.heads, model.anatomy.n_heads, "head")
+    index_list(site.heads, n_heads_of(model, site.component), "head")
+
+
+def check_written(component: Component) -> None:
+    """Refuse to write into what can only be read."""
+    if instead := STREAMS[component].instead:
+        raise PatchError(f"{component} can only be read: {instead}.")
 
 
 def check_place(
@@ -138,5 +278,6 @@ def check_sites(model: Wrapped, prompt: Prompt, sites: Sequence[Site]) -> None:
         check_component(site.component)
         check_place(model, prompt, "a site", site.layers, site.positions)
         check_heads(model, site)
+        width_of(model, site)  # refuses blocks that have none
         if site.positions is not None and site.positions.ragged:
             read_at(torch.empty(len(prompt), prompt.length, 0), site.positions)  # says what to do

@@ -16,10 +16,21 @@ component           what it is
 ``image_features``  the same at image positions; in cross-attention models the projected
                     vision states [row, vision token, d_model]; no layers
 ``resid_pre``       input of the block
+``q, k, v``         queries, keys and values of each head, behind their norm if they have one
+                    and before rotary embeddings and the cache (in the order in which the
+                    model computes them, which :func:`interventions.run` knows)
+``q_rot, k_rot``    queries and keys as they are attended with; read only
+``attn_scores``     of each query head [query, head, key], before the softmax; read only
+``attn_pattern``    the weights behind it
 ``head_out``        each query head's result before the output projection
 ``attn_out``        what attention adds to the residual stream (behind its norm, if it has
                     one, and before the gate of a cross-attention block)
-``mlp_out``         what the MLP adds to the residual stream (the same)
+``resid_mid``       the residual stream between attention and MLP
+``router``          logits of the experts, in mixtures of them; read only
+``mlp_pre``         what the activation function is applied to: the gate, where there is one;
+                    read only
+``mlp_post``        the neurons: what the MLP projects down
+``mlp_out``         what the MLP adds to the residual stream (as ``attn_out``)
 ``resid_post``      output of the block: ``resid_pre + attn_out + mlp_out``
 ``logits``          output of the model; no layers
 ==================  ======================================================================
@@ -36,8 +47,8 @@ from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PatchError, SiteError
 from interventions.given import index_of
 from interventions.given_arrays import tensor_of
-from interventions.model.sites import Component, Heads, Layers, check_runs, layer_list, written_once
-from interventions.prompt.positions import Mode, Positions, Where, index_list, read_at, write_at
+from interventions.model.sites import Component, Layers, check_runs, layer_list, written_once
+from interventions.prompt.positions import Mode, Positions, Where, read_at, write_at
 
 
 def split_index(key: Any, most: int = 2) -> tuple[Any, ...]:
@@ -79,7 +90,7 @@ class Stream:
 
     def __init__(self, model: Wrapped, component: Component) -> None:
         self._model = model
-        self._component = component
+        self._component: Component = component
 
     def __repr__(self) -> str:
         return f"<{self._component}: {self._model.n_layers} layers x {self._model.d_model}>"
@@ -176,102 +187,6 @@ def per_layer(layers: Layers, value: torch.Tensor, n: int) -> list[torch.Tensor]
             f"its shape is {tuple(value.shape)}."
         )
     return list(value)
-
-
-def _heads_of(heads: Any) -> Heads:
-    return None if heads is None else index_of(heads, "head")
-
-
-class HeadStream(Stream):
-    """Results of the query heads, indexed ``[layers, positions, heads]`` inside a trace.
-
-    Reading returns [layer, row, position, head, head_dim]; an int layer, one position per row and
-    an int head each drop their axis. Heads that share keys and values (grouped-query attention)
-    are still separate here.
-    """
-
-    def __init__(self, model: Wrapped) -> None:
-        super().__init__(model, "head_out")
-
-    def __repr__(self) -> str:
-        anatomy = self._model.anatomy
-        return f"<head_out: {anatomy.n_layers} layers x {anatomy.n_heads} x {anatomy.head_dim}>"
-
-    @property
-    def _reads_input(self) -> bool:
-        return True
-
-    def _part(self, layer: int) -> Any:
-        super()._part(layer)  # refuses a block that does not run
-        parts = self._model.anatomy.parts[layer]
-        if parts.projection is None:
-            raise SiteError(
-                f"block {layer} of {self._model.name} {parts.no_heads}, so heads cannot be told "
-                "apart there. Use attn_out."
-            )
-        return self._model.blocks[layer].get(parts.projection)
-
-    def _heads(self, heads: Heads) -> list[int]:
-        n = self._model.anatomy.n_heads
-        return index_list(slice(None) if heads is None else heads, n, "head")
-
-    def __getitem__(self, key: Any) -> Any:
-        layers, positions, heads = split_index(key, 3)
-        layers, heads = index_of(layers, "layer"), _heads_of(heads)
-        dim = self._model.anatomy.head_dim
-        chosen = self._heads(heads)
-        wanted = chosen[0] if isinstance(heads, int) else chosen
-        values = [
-            read_at(self.live(layer), positions).unflatten(-1, (-1, dim))[..., wanted, :]
-            for layer in layer_list(layers, self._model.n_layers)
-        ]
-        return values[0] if isinstance(layers, int) else stacked(values)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        layers, positions, heads = split_index(key, 3)
-        self.write(layers, positions, value, heads=heads)
-
-    def write(
-        self,
-        layers: Layers,
-        positions: Where,
-        value: Any,
-        *,
-        mode: Mode = "set",
-        heads: Heads = None,
-    ) -> None:
-        """Write into some heads of some layers; see :meth:`Stream.write`."""
-        dim = self._model.anatomy.head_dim
-        layers, heads, value = index_of(layers, "layer"), _heads_of(heads), tensor_of(value)
-        chosen = written_once(self._heads(heads), "head")
-        if value.ndim >= 2 and not isinstance(heads, int):
-            if tuple(value.shape[-2:]) != (len(chosen), dim):
-                raise PatchError(
-                    f"a value for {len(chosen)} heads must end in [{len(chosen)}, {dim}]; its "
-                    f"shape is {tuple(value.shape)}."
-                )
-            value = value.flatten(-2)
-        indices = written_once(layer_list(layers, self._model.n_layers), "layer")
-        for layer, own in zip(indices, per_layer(layers, value, len(indices)), strict=True):
-            self.put(layer, positions, own, mode=mode, heads=heads)
-
-    def put(
-        self,
-        layer: int,
-        positions: Where,
-        value: torch.Tensor,
-        *,
-        mode: Mode = "set",
-        checked: torch.dtype | None = None,
-        heads: Heads = None,
-    ) -> None:
-        """Write into some heads of one layer, whose values are behind one another."""
-        dim, chosen = self._model.anatomy.head_dim, self._heads(heads)
-        split = self.live(layer).unflatten(-1, (-1, dim)).clone()
-        old = split[:, :, chosen].flatten(2)
-        new = write_at(old, positions, value, mode, checked=checked)
-        split[:, :, chosen] = new.unflatten(-1, (-1, dim))
-        self.replace(layer, split.flatten(2))
 
 
 class EmbeddingStream:

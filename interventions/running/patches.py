@@ -17,8 +17,11 @@ from interventions.model.sites import (
     check_component,
     check_heads,
     check_place,
+    check_written,
     layer_list,
     make_plain,
+    n_heads_of,
+    of_head,
     width_of,
     written_once,
 )
@@ -39,12 +42,12 @@ class Patch:
     value : Tensor
         [layer, row, position, d_model]; without the layer axis for an int layer; without the
         position axis for one position per row, or to spread one value over all positions of a row.
-        For ``"head_out"`` [..., head, head_dim] in the place of d_model. A single number or a
-        vector [d_model] holds for all.
+        Of what is divided into heads, [..., head, head_dim] in the place of d_model; of
+        ``"mlp_post"``, its neurons. A single number or a vector [d_model] holds for all.
     mode : {"set", "add", "scale"}
         Overwrite with the value, add it (steering), or multiply by it (0: ablation).
     heads : int, slice or list of int, optional
-        For ``"head_out"``. None: every query head.
+        Of a component that is divided into heads. None: every one.
     """
 
     component: Component
@@ -64,7 +67,7 @@ class Patch:
     @property
     def _last_axes(self) -> int:
         """Number of axes that one layer, row and position has: d_model, or head and head_dim."""
-        return 2 if self.component == "head_out" and not isinstance(self.heads, int) else 1
+        return 2 if of_head(self.component) and not isinstance(self.heads, int) else 1
 
     @property
     def for_all(self) -> bool:
@@ -120,7 +123,7 @@ class Patch:
         n_copies : int
         """
         like = next(iter(patches.values()))
-        last = width_of(model, like)
+        last = width_of(model, like, int(like.value.shape[-1]) if like.value.ndim else 0)
         n_rows, width = (
             like.positions.n_rows,
             max(p.positions.index.shape[1] for p in patches.values()),
@@ -147,19 +150,30 @@ class Patch:
 def check_patches(model: Wrapped, prompt: Prompt, patches: Sequence[Patch]) -> None:
     """Refuse, before anything runs, patches that do not fit the model or the prompt."""
     for patch in patches:
-        check_component(patch.component)
+        check_written(check_component(patch.component))
         check_place(model, prompt, "a patch", patch.layers, patch.positions)
         check_heads(model, patch)
         written_once(layer_list(patch.layers, model.n_layers), "layer")
         if patch.heads is not None:
-            written_once(index_list(patch.heads, model.anatomy.n_heads, "head"), "head")
-        check_value(model, patch)
+            n_heads = n_heads_of(model, patch.component)
+            written_once(index_list(patch.heads, n_heads, "head"), "head")
+        check_value(model, patch, n_keys_of(model, prompt, patch))
 
 
-def check_value(model: Wrapped, patch: Patch) -> None:
-    """Refuse a value that does not fit where it is to go, or holds NaN."""
+def n_keys_of(model: Wrapped, prompt: Prompt, patch: Patch) -> int:
+    """How many tokens there are to attend to; of an image, as many as the patch is for."""
+    if any(model.anatomy.parts[i].cross for i in layer_list(patch.layers, model.n_layers)):
+        return int(patch.value.shape[-1]) if patch.value.ndim else 0
+    return len(prompt.prefix_ids) + prompt.length
+
+
+def check_value(model: Wrapped, patch: Patch, n_keys: int = 0) -> None:
+    """Refuse a value that does not fit where it is to go, or holds NaN.
+
+    ``n_keys``: how many tokens there are to attend to.
+    """
     value, layers = patch.value, layer_list(patch.layers, model.n_layers)
-    last = width_of(model, patch)
+    last = width_of(model, patch, n_keys)
     if value.ndim and value.shape[-1] != last[-1]:
         raise PatchError(
             f"a value of width {value.shape[-1]} cannot be written into {patch.component} of "

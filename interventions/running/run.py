@@ -12,17 +12,27 @@ from interventions.given import all_of_kind, flag, names, of_kind
 from interventions.model.cache_names import cache_argument, returned_cache, with_cache_named
 from interventions.model.model import Model
 from interventions.model.prefix_attention import SHORT, attending_apart
-from interventions.model.sites import COMPONENTS, Site, check_place, check_sites, layer_list
+from interventions.model.sites import (
+    ANY,
+    ATTENDING,
+    Site,
+    check_place,
+    check_sites,
+    layer_list,
+    of_head,
+    rank_of,
+)
 from interventions.model.streams import stacked
 from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
+from interventions.running.attention_memory import check_attention_fits
 from interventions.running.checking import check_asked, check_start, start_of
 from interventions.running.knockout import Knockout, check_knockouts, knockout
 from interventions.running.patches import Patch, check_patches
 
-MASK = COMPONENTS.index("head_out") - 0.5
-"""Place of a block's attention mask, which is used before its heads have a result."""
+MASK = ANY.index("resid_pre") + 0.5
+"""Place of a block's attention mask, which its attention is given before it projects anything."""
 
 
 @returnable
@@ -106,6 +116,7 @@ def run(
     check_patches(model, prompt, patches)
     check_knockouts(model, prompt, knockouts)
     check_sites(model, prompt, reads)
+    check_attention_fits(model, prompt, patches, reads)
     keep_cache = flag(keep_cache, "keep_cache")
     logits = logits if isinstance(logits, Positions) else flag(logits, "logits (or Positions)")
     if isinstance(logits, Positions):
@@ -181,10 +192,11 @@ def steps_of(
     for patch in patches:
         for single in patch.split(model.n_layers):
             assert isinstance(single.layers, int)
-            steps.append(Step(single.layers, COMPONENTS.index(single.component), single))
+            rank = rank_of(model, single.component, single.layers)
+            steps.append(Step(single.layers, rank, single))
     for which, site in enumerate(reads):
-        rank = COMPONENTS.index(site.component)
         for i, layer in enumerate(layer_list(site.layers, model.n_layers)):
+            rank = rank_of(model, site.component, layer)
             steps.append(Step(layer, rank, site, (which, i)))
     return sorted(steps, key=lambda step: (step.layer, step.rank))
 
@@ -204,7 +216,6 @@ def run_checked(
     """Run a prompt as :func:`run` does, here, when all it is given was looked at before."""
     if model.anatomy.added_between and prompt.has_images:
         start = None
-    streams = {name: getattr(model, name) for name in COMPONENTS}
     steps = steps_of(model, patches, knockouts, reads)
     kept: list[list[Any]] = [[None] * len(layer_list(s.layers, model.n_layers)) for s in reads]
     output: Any = None
@@ -218,7 +229,8 @@ def run_checked(
     shared = given.get(cache_name)
     if shared is None and (before := model.prefix_cache(prompt)) is not None:
         given[cache_name] = before
-        shared = before if prompt.length <= SHORT and not knockouts else None
+        whole = knockouts or any(place.component in ATTENDING for place in (*patches, *reads))
+        shared = before if prompt.length <= SHORT and not whole else None
     # A server's sandbox answers a stop twice, and takes the second answer for the next trace's.
     sandboxed = weightless(model)
     number_format = model.dtype
@@ -235,8 +247,8 @@ def run_checked(
                 if isinstance(what, Knockout):
                     knockout(model, layer, queries=what.queries, keys=what.keys)
                     continue
-                stream = streams[what.component]
-                extra = {"heads": what.heads} if what.component == "head_out" else {}
+                stream = getattr(model, what.component)
+                extra = {"heads": what.heads} if of_head(what.component) else {}
                 if isinstance(what, Patch):
                     stream.put(
                         layer,

@@ -177,7 +177,7 @@ def chosen_components(asked: str | Sequence[str]) -> list[Component]:
         If there is none, or one is not known or named twice.
     """
     given = names(asked, "components=", error=SiteError)
-    chosen: list[Component] = [check_component(name) for name in given]
+    chosen: list[Component] = [check_component(name, COMPONENTS) for name in given]
     if not chosen:
         raise SiteError(
             f"components= is empty, so there are no cells. Known: {', '.join(COMPONENTS)}."

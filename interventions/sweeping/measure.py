@@ -12,8 +12,8 @@ from interventions.model.model import Model
 from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
+from interventions.running.budget import Budget
 from interventions.running.patches import Patch
-from interventions.sweeping.budget import Budget
 from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.grid import Grid, Spec
 from interventions.sweeping.metrics import METRICS, Metric
@@ -43,7 +43,7 @@ class Job:
         Its source holds values of all rows, where they were read on another server.
     grid : Grid
     budget : int or None
-        Bytes; see :class:`interventions.sweeping.budget.Budget`.
+        Bytes; see :class:`interventions.running.budget.Budget`.
     """
 
     contrast: Contrast

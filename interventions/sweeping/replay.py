@@ -22,14 +22,14 @@ from interventions.model.cache_names import cache_argument
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.model.prefix_attention import is_shared, shared_cache
-from interventions.model.sites import Site, check_place
+from interventions.model.sites import ATTENDING, Site, check_place
 from interventions.prompt.positions import Positions, write_at
 from interventions.prompt.prompt import Prompt
 from interventions.prompt.rows import SEQUENCE_KEYS
+from interventions.running.budget import Budget
 from interventions.running.checking import check_asked
 from interventions.running.patches import Patch, check_patches
 from interventions.running.run import run_checked
-from interventions.sweeping.budget import Budget
 from interventions.sweeping.schedule import (
     BEHIND,
     Cell,
@@ -381,6 +381,8 @@ def _replay(
     """Run cells that were looked at."""
     prepared = [cell(model, patches) for patches in cells]
     path, _ = path_of(model, prompt)
+    if any(patch.component in ATTENDING for patches in cells for patch in patches):
+        path = "plain"  # a pattern is of the whole row
     if path == "suffix":
         _check_behind(at, prepared)
     allowed = Budget.of(model, budget)

@@ -14,8 +14,8 @@ from interventions.errors import PatchError
 from interventions.model.model import Model
 from interventions.model.prefix_attention import can_be_kept_apart
 from interventions.prompt.prompt import Prompt
+from interventions.running.budget import Budget
 from interventions.running.patches import Patch
-from interventions.sweeping.budget import Budget
 from interventions.sweeping.sizes import Sizes
 
 Path = Literal["suffix", "rows", "plain"]

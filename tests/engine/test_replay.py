@@ -16,8 +16,8 @@ from floors import FLOOR16, FLOOR32, FLOOR64, noise, relative
 import interventions as iv
 from interventions.errors import PatchError, SiteError
 from interventions.model.sites import COMPONENTS
+from interventions.running.budget import Budget
 from interventions.running.patches import Patch
-from interventions.sweeping.budget import Budget
 from interventions.sweeping.replay import replay, replayed, run_clean
 from interventions.sweeping.schedule import cell, groups, path_of
 from interventions.sweeping.sizes import Sizes

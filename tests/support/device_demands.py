@@ -25,7 +25,7 @@ from interventions import digests
 from interventions.model.fingerprints import fingerprint, hooks_of
 from interventions.model.prefix_attention import attention
 from interventions.results import read_provenance
-from interventions.sweeping.budget import SHARE, Budget
+from interventions.running.budget import SHARE, Budget
 from interventions.sweeping.sizes import Sizes
 from twohop.ask import residence
 from twohop.ask.memory import LIMITS, MemoryTooSmall, limit_of, read

@@ -7,7 +7,7 @@ engine misses is not missed by its reference too.
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -40,28 +40,45 @@ class Paths:
     two_way: bool = False  # image tokens see each other in both directions
     no_sdpa: bool = False  # transformers has no such attention for it
     image_first: bool = False  # its processor wants images in front of the text
+    mid: str = "post_attention_layernorm"  # the norm in front of the MLP
+    normed: tuple[str, ...] = ()  # of q, k and v, those behind a norm
+    heads_first: bool = False  # which sees them as [row, head, position, width]
+    gate: str = "gate_proj"  # what gives the gate, first where it gives more
+    experts: bool = False  # mixtures of experts in the place of MLPs
 
 
-RECURRENT: Any = {"recurrent": (0, 1, 2), "headless": (0, 1, 2), "float32_inside": True}
+RECURRENT: Any = {
+    **{"recurrent": (0, 1, 2), "headless": (0, 1, 2), "float32_inside": True},
+    "normed": ("q", "k"),
+}
+GEMMA_MID = "pre_feedforward_layernorm"
+GEMMA3: Any = {"mid": GEMMA_MID, "normed": ("q", "k"), "heads_first": True}
+GEMMA4: Any = {
+    **{"mid": GEMMA_MID, "normed": ("q", "k", "v")},
+    **{"scale": "layer_scalar", "headless": (5,)},
+}
 GLM_NORMS = ("post_self_attn_layernorm", "post_mlp_layernorm")
 PATHS: dict[str, Paths] = {
     **dict.fromkeys(tiny.TEXT, Paths("model.layers")),
     **dict.fromkeys(tiny.VLMS, Paths()),
-    "gemma2": Paths("model.layers", behind_norm=True, no_sdpa=True),
-    "gemma3_text": Paths("model.layers", behind_norm=True),
-    "glm4": Paths("model.layers", behind_norm=True, norms=GLM_NORMS),
-    **dict.fromkeys(("glm4v", "glm46v"), Paths(behind_norm=True, norms=GLM_NORMS)),
-    "gemma3": Paths(behind_norm=True, two_way=True),
-    "gemma4_text": Paths("model.layers", behind_norm=True, scale="layer_scalar", headless=(5,)),
-    "gemma4": Paths(behind_norm=True, two_way=True, scale="layer_scalar", headless=(5,)),
+    "qwen3": Paths("model.layers", normed=("q", "k")),
+    "gemma2": Paths("model.layers", behind_norm=True, no_sdpa=True, mid=GEMMA_MID),
+    "gemma3_text": Paths("model.layers", behind_norm=True, **GEMMA3),
+    "glm4": Paths("model.layers", behind_norm=True, norms=GLM_NORMS, gate="gate_up_proj"),
+    **dict.fromkeys(
+        ("glm4v", "glm46v"), Paths(behind_norm=True, norms=GLM_NORMS, gate="gate_up_proj")
+    ),
+    "gemma3": Paths(behind_norm=True, two_way=True, **GEMMA3),
+    "gemma4_text": Paths("model.layers", behind_norm=True, **GEMMA4),
+    "gemma4": Paths(behind_norm=True, two_way=True, **GEMMA4),
     "paligemma": Paths(two_way=True, image_first=True),
-    "qwen3_vl": Paths(added_between=(0, 1, 2)),
+    "qwen3_vl": Paths(added_between=(0, 1, 2), normed=("q", "k")),
     "qwen3_5_text": Paths("model.layers", **RECURRENT),
     "qwen3_5": Paths(**RECURRENT),
     "idefics3": Paths("model.text_model.layers"),
     "smolvlm": Paths("model.text_model.layers"),
     "mllama": Paths(cross_blocks=(1, 4), image_first=True),
-    "llama4": Paths("language_model.model.layers", mlp="feed_forward"),
+    "llama4": Paths("language_model.model.layers", mlp="feed_forward", experts=True),
 }
 
 
@@ -80,6 +97,9 @@ def twin_config(name: str) -> Any:
 
 
 PATHS |= {name: PATHS[twin_config(name).model_type] for name in TWINS}
+for _name in TWINS:  # of VLMs whose language model is another than that of the family's tiny one
+    if "qwen3" in getattr(twin_config(_name).get_text_config(), "model_type", ""):
+        PATHS[_name] = replace(PATHS[_name], normed=("q", "k"))
 
 
 def sees(name: str) -> bool:

@@ -19,7 +19,7 @@ from families import Case
 import interventions as iv
 from interventions.architectures.wrapped import about_weights
 from interventions.errors import SiteError
-from interventions.model.sites import COMPONENTS
+from interventions.model.sites import COMPONENTS, INSIDE, STREAMS, Component
 from interventions.remote.backend import Backend
 
 CLOSE = 1e-5
@@ -92,6 +92,49 @@ def patches_knockouts_and_reads(there: iv.Model, case: Case) -> None:
     same(ours.logits, theirs.logits)
     for one, other in zip(ours.reads, theirs.reads, strict=True):
         same(one, other)
+
+
+def same_where_seen(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Equal, and -inf at the same places: scores of what a query cannot see."""
+    assert torch.equal(ours.isinf(), theirs.isinf())
+    same(ours.nan_to_num(neginf=0.0), theirs.nan_to_num(neginf=0.0))
+
+
+def streams_inside_blocks(there: iv.Model, case: Case) -> None:
+    """Each read, and each written where it can be, by functions and by hand."""
+    layer, last = layers_of(case)[1], case.prompt.at("last")
+    names: list[Component] = [
+        name for name in INSIDE if case.model.anatomy.parts[layer].spot(name).path
+    ]
+    reads = [iv.Site(name, layer, last) for name in names]
+    values = iv.read(case.model, case.prompt, reads)
+    patches = [
+        iv.Patch(name, layer, last, value.flip(0) if name != "attn_pattern" else value)
+        for name, value in zip(names, values, strict=True)
+        if not STREAMS[name].instead
+    ]
+    for ours, theirs in zip(iv.read(there, case.prompt, reads), values, strict=True):
+        same_where_seen(ours, theirs)
+    ours, theirs = (
+        iv.run(model, case.prompt, patches=patches, reads=reads) for model in (there, case.model)
+    )
+    same(ours.logits, theirs.logits)
+    for mine, other in zip(ours.reads, theirs.reads, strict=True):
+        same_where_seen(mine, other)
+    cells = [[patch] for patch in patches]
+    same(*(iv.replay(model, case.prompt, cells) for model in (there, case.model)))
+    found = []
+    for model in (there, case.model):
+        prompt = case.prompt
+        with model.trace(prompt):
+            keys = model.k[layer, last].save()
+            pattern = model.attn_pattern[layer, last].save()
+            model.resid_mid[layer, last] *= 0.5
+            neurons = model.mlp_post[layer, last].save()
+            logits = model.logits[last].save()
+        found.append([keys, pattern, neurons, logits])
+    for mine, other in zip(*found, strict=True):
+        same(mine, other)
 
 
 def generation_with_a_patch(there: iv.Model, case: Case) -> None:
@@ -232,7 +275,8 @@ def attribution_and_its_agreement(there: iv.Model, case: Case) -> None:
 
 
 OPERATIONS = (
-    *(streams_in_a_trace, patches_knockouts_and_reads, generation_with_a_patch),
+    *(streams_in_a_trace, streams_inside_blocks, patches_knockouts_and_reads),
+    generation_with_a_patch,
     *(completion_and_choice, lens_and_unembedding, patchscope, noise_and_frozen),
     *(replays_and_sweeps, back_patching_noise_and_ablation, what_is_kept_is_not_asked_again),
     attribution_and_its_agreement,

@@ -13,7 +13,7 @@ import torch
 
 from interventions import Model
 from interventions.architectures.quantisation import quantisation_of
-from interventions.sweeping.budget import free_bytes
+from interventions.running.budget import free_bytes
 from twohop.ask.memory import MemoryTooSmall
 
 SPARE = 0.5

@@ -4,8 +4,8 @@ from typing import Literal
 
 from interventions import Model
 from interventions.architectures.wrapped import weightless
-from interventions.sweeping.budget import SHARE as ENGINES
-from interventions.sweeping.budget import free_on
+from interventions.running.budget import SHARE as ENGINES
+from interventions.running.budget import free_on
 from interventions.sweeping.sizes import Sizes
 
 Kind = Literal["read", "answers", "cells", "backward"]

@@ -8,7 +8,7 @@ import torch
 from interventions import Model
 from interventions.architectures.blueprints import default_device
 from interventions.architectures.packed_sizes import packed_weights
-from interventions.sweeping.budget import free_bytes
+from interventions.running.budget import free_bytes
 from twohop.ask.residence import held_on
 from twohop.ask.room import row_needs, rows_in
 from twohop.running.loading import Loading

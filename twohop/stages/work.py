@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from interventions.sweeping.budget import MOST_TOKENS
+from interventions.running.budget import MOST_TOKENS
 from interventions.sweeping.schedule import Path, parts_of
 from interventions.sweeping.sizes import Sizes
 from twohop.ask.room import Kind

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 
 from interventions.errors import BudgetTooSmall
@@ -62,6 +61,8 @@ def free_bytes(device: torch.device) -> int:
     """Bytes that can still be had on a device: what PyTorch holds there unused is free as well."""
     module: Any = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
     if not hasattr(module, "mem_get_info"):  # such as MPS, whose memory is the CPU's
+        import psutil
+
         return psutil.virtual_memory().available
     unused = module.memory_reserved(device) - module.memory_allocated(device)
     return module.mem_get_info(device)[0] + unused

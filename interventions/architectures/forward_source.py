@@ -1,0 +1,146 @@
+"""What the code of a module's forward says of the order and the names of what it computes.
+
+Only what a block's children cannot tell is read here: where the residual stream between attention
+and MLP is, and whether queries have their heads in front when a norm sees them.
+"""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from interventions.architectures.wrapping import original
+
+HEADS_FIRST = "transpose(1, 2)"
+
+
+@dataclass(frozen=True)
+class Written:
+    """One assignment to a name, in the order of the lines.
+
+    Attributes
+    ----------
+    name : str
+        The variable; where several are assigned at once, the first.
+    value : ast.expr
+    """
+
+    name: str
+    value: ast.expr
+
+
+@dataclass(frozen=True)
+class Code:
+    """A forward, as assignments and calls in the order of its lines."""
+
+    written: tuple[Written, ...]
+    calls: tuple[ast.Call, ...]
+
+    def called(self, child: str) -> ast.Call | None:
+        """The first call of a child module, ``self.child(...)``; None if there is none."""
+        return next((call for call in self.calls if _child_of(call.func) == child), None)
+
+    def before(self, name: str, place: ast.AST) -> list[Written]:
+        """Assignments to a variable on the lines above a place, the last one first."""
+        top = getattr(place, "lineno", 0)
+        above = [line for line in self.written if line.name == name and line.value.lineno < top]
+        return above[::-1]
+
+
+def code_of(module: nn.Module) -> Code | None:
+    """Return what a module's forward says; None where its code cannot be had."""
+    return _code_of(type(original(module)))
+
+
+@cache
+def _code_of(kind: Any) -> Code | None:
+    try:
+        text = textwrap.dedent(inspect.getsource(inspect.unwrap(kind.forward)))
+        tree = ast.parse(text)
+    except (OSError, TypeError, SyntaxError, AttributeError):
+        return None
+    nodes = sorted(
+        (node for node in ast.walk(tree) if isinstance(node, ast.Assign | ast.Call)),
+        key=lambda node: (node.lineno, node.col_offset),
+    )
+    written = tuple(line for node in nodes for line in _written(node))
+    return Code(written, tuple(node for node in nodes if isinstance(node, ast.Call)))
+
+
+def _written(node: ast.AST) -> Iterator[Written]:
+    if isinstance(node, ast.Assign):
+        target = node.targets[0]
+        first = target.elts[0] if isinstance(target, ast.Tuple) and target.elts else target
+        if isinstance(first, ast.Name):
+            yield Written(first.id, node.value)
+
+
+def _child_of(func: ast.expr) -> str | None:
+    if isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name):
+        return func.attr if func.value.id == "self" else None
+    return None
+
+
+def _variable(expression: ast.expr) -> str | None:
+    """The variable that an expression is a view or a transposition of."""
+    while isinstance(expression, ast.Attribute | ast.Call):
+        expression = expression.func if isinstance(expression, ast.Call) else expression.value
+    return expression.id if isinstance(expression, ast.Name) else None
+
+
+def calls_interface(code: Code) -> bool:
+    """Whether it attends through transformers' interchangeable attention functions."""
+    return any(_variable(call.func) == "attention_interface" for call in code.calls)
+
+
+def heads_first(code: Code, norm: str) -> bool:
+    """Whether a norm of queries or keys sees them as [row, head, position, width]."""
+    call = code.called(norm)
+    if call is None or not call.args:
+        return False
+    shown = call.args[0]
+    if HEADS_FIRST in ast.unparse(shown):
+        return True
+    above = code.before(_variable(shown) or "", call)
+    return bool(above) and HEADS_FIRST in ast.unparse(above[0].value)
+
+
+def between(code: Code, mlp: str) -> str | None:
+    """The child of a block that is given the residual stream between attention and MLP.
+
+    It is the norm in front of the MLP, or the MLP, where the block's code adds the attention's
+    part, keeps the very same tensor as the residual, and then calls that child on it. So what is
+    written into that tensor goes both ways.
+
+    Returns
+    -------
+    str or None
+        None where the code does something else, as in blocks whose sublayers are parallel.
+    """
+    call = code.called(mlp)
+    child = mlp
+    while call is not None and len(call.args) == 1 and isinstance(call.args[0], ast.Name):
+        variable = call.args[0].id
+        above = code.before(variable, call)
+        if not above:
+            return None
+        value = above[0].value
+        if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
+            kept = [
+                line
+                for line in code.written
+                if isinstance(line.value, ast.Name)
+                and line.value.id == variable
+                and value.lineno < line.value.lineno <= call.lineno
+            ]
+            return child if kept else None
+        inner = _child_of(value.func) if isinstance(value, ast.Call) else None
+        if inner is None or not isinstance(value, ast.Call):
+            return None
+        call, child = value, inner
+    return None

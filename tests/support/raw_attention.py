@@ -1,0 +1,71 @@
+"""What the attention of the suite's models is given and makes, by an attention function of ours.
+
+No nnsight: transformers calls it in the place of its own, and it calls the model's eager one.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from families import PATHS, Case
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "watched_by_tests"
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Seen:
+    """By block: rotated queries and keys, values and weights, [row, head, token, ...]."""
+
+    query: dict[int, torch.Tensor] = field(default_factory=dict)
+    key: dict[int, torch.Tensor] = field(default_factory=dict)
+    value: dict[int, torch.Tensor] = field(default_factory=dict)
+    weights: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+def raw_attention(
+    case: Case, *, change: tuple[int, Change] | None = None
+) -> tuple[torch.Tensor, Seen]:
+    """One forward pass: logits, and what each block attended with; ``change`` weights of one."""
+    paths, seen = PATHS[case.name], Seen()
+    layers = {}
+    for layer, block in enumerate(case.model.module.get_submodule(paths.blocks)):
+        attention = "cross_attn" if layer in paths.cross_blocks else "self_attn"
+        if hasattr(block, attention):
+            layers[id(getattr(block, attention))] = layer
+
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **given: Any) -> Any:
+        eager = sys.modules[type(module).__module__].eager_attention_forward
+        output, weights = eager(module, query, key, value, mask, **given)
+        if (layer := layers.get(id(module))) is None:
+            return output, weights
+        seen.query[layer], seen.key[layer], seen.value[layer] = query, key, value
+        seen.weights[layer] = weights
+        if change is not None and change[0] == layer:
+            weights = change[1](weights.clone())
+            values = value.repeat_interleave(weights.shape[1] // value.shape[1], 1)
+            output = torch.einsum("rhqk,rhkd->rqhd", weights, values)
+        return output, weights
+
+    with attending_with(case, attend), torch.no_grad():
+        logits = case.model.module(**case.arguments).logits
+    return logits, seen
+
+
+@contextmanager
+def attending_with(case: Case, function: Any) -> Iterator[None]:
+    """Let the decoder attend with a function of ours, and its masks be those of eager."""
+    ALL_ATTENTION_FUNCTIONS.register(NAME, function)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, eager_mask)
+    config = case.model.module.config.get_text_config(decoder=True)
+    before = config._attn_implementation_internal
+    config._attn_implementation_internal = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation_internal = before
