@@ -6,14 +6,12 @@ import torch
 
 from interventions.errors import InterventionsError
 from twohop.pairs import PAIRS, Pair
-from twohop.running.crew.on_ray import CARD_SPARE, OnRay, share_of_card
+from twohop.running.crew.on_ray import CARD_SPARE, ON_A_CPU, OnRay, share_of_card
 from twohop.running.crew.processes import Processes
 from twohop.running.crew.transport import Crew
 from twohop.running.pair_run import PairRun, Settings
 from twohop.running.planning import plan_of_rest
 
-USUAL = 2
-"""Processes of a machine without GPUs: each has half of the cores, and the models once more."""
 RAY = "ray"
 
 
@@ -41,14 +39,14 @@ def crew_of(
     if where is None and workers is not None:
         where = "processes"
     if where is None:
-        return Processes(USUAL) if worth_sharing(pairs, settings) else None
+        return Processes(ON_A_CPU) if worth_sharing(pairs, settings) else None
     if settings.remote:
         raise InterventionsError(
             f"--on {where} and --remote were both given: a server has workers of its own. Give one."
         )
     if where == "processes":
         gpus = 0 if settings.loading.device else torch.cuda.device_count()
-        return Processes(workers or gpus or USUAL, gpus=gpus)
+        return Processes(workers or gpus or ON_A_CPU, gpus=gpus, keep=built_in(pairs))
     if where == RAY or where.startswith(f"{RAY}://"):
         return OnRay(None if where == RAY else where, workers=workers)
     raise InterventionsError(f"--on {where}: expected processes, ray or ray://HOST:PORT.")
@@ -56,9 +54,13 @@ def crew_of(
 
 def worth_sharing(pairs: Sequence[Pair], settings: Settings) -> bool:
     """Whether to share unasked: several built-in pairs, small enough to be loaded twice."""
-    built_in = all(PAIRS.get(pair.key) is pair for pair in pairs)
     here = not (settings.remote or torch.cuda.is_available())
-    return len(pairs) > 1 and built_in and here and torch.get_num_threads() >= USUAL
+    return len(pairs) > 1 and built_in(pairs) and here and torch.get_num_threads() >= ON_A_CPU
+
+
+def built_in(pairs: Sequence[Pair]) -> bool:
+    """Whether all come with this package, and are so small that a worker can keep them."""
+    return all(PAIRS.get(pair.key) is pair for pair in pairs)
 
 
 def share_of(crew: Crew) -> Callable[[PairRun, Sequence[str]], float] | None:

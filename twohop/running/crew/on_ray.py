@@ -16,6 +16,8 @@ from interventions.errors import InterventionsError
 from twohop.running.crew.messages import Ready
 from twohop.running.crew.transport import Hand, Lost
 
+ON_A_CPU = 2
+"""Workers of a machine without GPUs, if it is not said how many: each loads the models."""
 CARD_SPARE = 0.95
 """Part of a GPU that is there to be taken: the driver has the rest."""
 
@@ -132,6 +134,8 @@ class OnRay:
         If Ray is not installed, or nothing answers at the address.
     """
 
+    keeps = False
+
     def __init__(self, address: str | None = None, *, workers: int | None = None) -> None:
         self._ray = ray_module()
         if not self._ray.is_initialized():
@@ -145,32 +149,33 @@ class OnRay:
                 ) from None
         self._has: dict[str, float] = self._ray.cluster_resources()
         self._workers = workers
-        self.said = f"a Ray cluster of {int(self._has.get('CPU', 0))} CPUs" + (
-            f" and {gpus} GPUs" if (gpus := int(self._has.get("GPU", 0))) else ""
-        )
 
     @property
     def card(self) -> int | None:
         """Bytes of the smallest of its GPUs; None if it has none."""
         if not self._has.get("GPU"):
             return None
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
         remote = self._ray.remote(num_gpus=1, num_cpus=0)(bytes_of_card)
-        nodes = [node for node in self._ray.nodes() if node["Alive"]]
-        with_gpus = [node for node in nodes if node["Resources"].get("GPU")]
-        asked = [
-            remote.options(
-                scheduling_strategy=self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-                    node_id=node["NodeID"], soft=False
-                )
-            ).remote()
-            for node in with_gpus
+        there = [
+            NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            for node in self._nodes()
+            if node["Resources"].get("GPU")
         ]
+        asked = [remote.options(scheduling_strategy=node).remote() for node in there]
         return min(self._ray.get(asked))
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return [node for node in self._ray.nodes() if node["Alive"]]
 
     def workers(self, share: float) -> int:
         """See :class:`twohop.running.crew.transport.Crew`."""
-        there = int(self._has.get("GPU", 0) / share) if share else int(self._has.get("CPU", 1))
-        return max(1, there if self._workers is None else min(there, self._workers))
+        if share:
+            there = int(self._has.get("GPU", 0) / share)
+            return max(1, there if self._workers is None else min(there, self._workers))
+        there = int(self._has.get("CPU", 1))
+        return max(1, min(there, self._workers or ON_A_CPU * len(self._nodes())))
 
     def start(self, share: float) -> Actor:
         """See :class:`twohop.running.crew.transport.Crew`."""

@@ -25,10 +25,10 @@ from twohop.running.crew.worker import Worker
 class Process:
     """A worker of this machine."""
 
-    def __init__(self, threads: int, gpu: int | None) -> None:
+    def __init__(self, threads: int, gpu: int | None, *, keep: bool = True) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, threads, gpu), daemon=True)
+        self.process = context.Process(target=work, args=(theirs, threads, gpu, keep), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -62,10 +62,12 @@ class Processes:
     workers : int
     gpus : int
         Of the machine, to be handed out in turn; 0: models go where their settings say.
+    keep : bool
+        Whether workers keep the models of one pair when they go on with another.
     """
 
-    def __init__(self, workers: int, *, gpus: int = 0) -> None:
-        self.said = f"{workers} processes"
+    def __init__(self, workers: int, *, gpus: int = 0, keep: bool = True) -> None:
+        self.keeps = keep
         self._workers = workers
         self._threads = max(1, torch.get_num_threads() // workers)
         self._gpus = gpus
@@ -79,7 +81,7 @@ class Processes:
         """See :class:`twohop.running.crew.transport.Crew`."""
         gpu = self._started % self._gpus if self._gpus else None
         self._started += 1
-        return Process(self._threads, gpu)
+        return Process(self._threads, gpu, keep=self.keeps)
 
     def wait(self, hands: Sequence[Process]) -> list[tuple[Hand, Any]]:
         """See :class:`twohop.running.crew.transport.Crew`."""
@@ -118,7 +120,7 @@ class Pipe:
         return parcel
 
 
-def work(connection: Connection, threads: int, gpu: int | None) -> None:
+def work(connection: Connection, threads: int, gpu: int | None, keep: bool) -> None:
     """Be a worker until killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -128,7 +130,7 @@ def work(connection: Connection, threads: int, gpu: int | None) -> None:
     torch.set_num_threads(threads)
     pipe = Pipe(connection)
     pipe.send(Ready())
-    Worker(pipe).loop()
+    Worker(pipe, keep=keep).loop()
 
 
 def end_with_parent() -> None:

@@ -346,10 +346,13 @@ class Schedule:
                 self.end(seat)  # others have its room
 
     def best(self, seat: Seat, ready: Sequence[Task]) -> Task:
-        """Which of the tasks that can be run a worker should take: of models that it has."""
+        """Which of the tasks that can be run a worker should take: of models that it has.
+
+        If it keeps those of all pairs, a stage that it has run: it has what that asks for again.
+        """
         mine = [task for task in ready if self.run_of(task) == seat.run]
         again = [task for task in ready if task[1] in seat.stages]
-        return (again or mine or ready)[0]
+        return (again or mine or ready if self.crew.keeps else mine or ready)[0]
 
     def run_of(self, task: Task) -> bytes:
         """The run that a task is done for, packed."""

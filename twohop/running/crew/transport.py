@@ -34,11 +34,11 @@ class Crew(Protocol):
 
     Attributes
     ----------
-    said : str
-        What they are, in words.
+    keeps : bool
+        Whether a worker keeps the models of one pair when it goes on with another.
     """
 
-    said: str
+    keeps: bool
 
     def workers(self, share: float) -> int:
         """How many there may be, of those that take this share of a GPU, or so many GPUs."""

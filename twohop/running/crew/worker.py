@@ -1,8 +1,10 @@
 """A worker: it runs stages, and does shards of stages that others run."""
 
+import contextlib
+import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +39,8 @@ from twohop.running.pair_run import PairRun, Settings, open_run
 ROLES: tuple[Role, Role] = ("backbone", "vlm")
 AHEAD = 2
 """Shards posted for each idle worker: one that it does, and one for when it is done."""
+POSTED_BYTES = 2**32
+"""Of shards that wait for others: an owner holds them until they are done."""
 
 
 class Channel(Protocol):
@@ -73,11 +77,14 @@ class RunAsked:
     out : Path
         Folder of runs.
     settings : Settings
+    within : str
+        The folder that relative paths start from.
     """
 
     pair: Pair
     out: Path
     settings: Settings
+    within: str = field(default_factory=os.getcwd)
 
     @classmethod
     def of(cls, run: PairRun) -> "RunAsked":
@@ -132,6 +139,8 @@ class Worker:
             asked: RunAsked = pickle.loads(packed)  # from the process that started this one
             if self.scratch is not None:
                 asked = replace(asked, out=self.scratch)
+                with contextlib.suppress(OSError):  # it may be another machine's
+                    os.chdir(asked.within)
             self.runs[packed] = open_run(asked.pair, out=asked.out, settings=asked.settings)
         run = self.runs[packed]
         if not self.keep:
@@ -215,6 +224,7 @@ class Sharing:
         self.helpers = 0
         self.numbers = 0
         self.posted: dict[int, tuple[Shard, str]] = {}
+        self.held: dict[int, int] = {}
         self.results: dict[int, Any] = {}
 
     def on_each(
@@ -251,13 +261,18 @@ class Sharing:
             if digest in self.stored:
                 self.posted[number] = shard, digest
                 self.channel.send(Wanted(number, digest))
-            elif len(self.posted) < AHEAD * self.helpers:
+            elif len(self.posted) < AHEAD * self.helpers and self._has_room():
                 self.posted[number] = shard, digest
                 blob = pickle.dumps(shard)
+                self.held[number] = len(blob)
                 self.channel.send(Posted(number, digest, self.channel.pack(blob), len(blob)))
             else:
                 self._do(model, number, shard, digest, tick)
         return [self.results[number] for number in range(first, self.numbers)]
+
+    def _has_room(self) -> bool:
+        held = sum(size for number, size in self.held.items() if number in self.posted)
+        return held < POSTED_BYTES
 
     def _numbered(
         self, role: Role, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]
