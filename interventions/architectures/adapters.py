@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from interventions.architectures.opening import place_of
+from interventions.architectures.checkpoint_place import place_of
 from interventions.architectures.unwrapping import check_adapters
 from interventions.architectures.wrapping import adapter_layers
 from interventions.errors import LoadError, did_you_mean

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from interventions.architectures.opening import place_of, reading
+from interventions.architectures.checkpoint_place import place_of
+from interventions.architectures.opening import reading
 from interventions.architectures.quantised_opening import check_opens
 from interventions.errors import InterventionsError, LoadError
 

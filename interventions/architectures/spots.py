@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from interventions.architectures.forward_source import (
@@ -217,6 +218,10 @@ def _neurons(mlp: nn.Module, name: str, routers: dict[type, int]) -> Iterator[Sp
         yield from (Spot(component, why=why) for component in ("mlp_pre", "mlp_post"))
         return
     width = _inner(children, down)
+    if width is None:
+        why = f"has a {down} that does not tell how many neurons it reads. Use mlp_out"
+        yield from (Spot(component, why=why) for component in ("mlp_pre", "mlp_post"))
+        return
     gate = next((key for key in GATES if key in children), None)
     if gate not in FUSED_GATES and not any(key in children for key in BESIDE_UP):
         gate = None
@@ -228,13 +233,17 @@ def _neurons(mlp: nn.Module, name: str, routers: dict[type, int]) -> Iterator[Sp
     yield Spot("mlp_post", f"{name}.{down}", "input", axes=(width,))
 
 
-def _inner(children: dict[str, nn.Module], down: str) -> int:
-    """Number of neurons; from the layer's own account, as packing changes a weight's shape."""
+def _inner(children: dict[str, nn.Module], down: str) -> int | None:
+    """Number of neurons, by the layer's own account, as packing changes a weight's shape.
+
+    None if it cannot be told.
+    """
     linear = original(children[down])
     for key in ("in_features", "nx", "infeatures"):
         if isinstance(width := getattr(linear, key, None), int):
             return width
-    return int(linear.weight.shape[-1])  # type: ignore[union-attr]
+    weight = getattr(linear, "weight", None)
+    return int(weight.shape[-1]) if isinstance(weight, torch.Tensor) else None
 
 
 def _router(mlp: nn.Module, name: str, routers: dict[type, int], mixture: bool) -> Spot:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from interventions.architectures.contents import CONFIG, as_json
+from interventions.architectures.llava_layout import LAYOUTS
 
 AKIN = {
     "llavaonevision15": (
@@ -34,7 +35,7 @@ def unknown_type(place: str, *, revision: str | None = None) -> str | None:
 
     said = _config_of(place, revision)
     kind = said.get("model_type")
-    if not isinstance(kind, str) or kind in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind in CONFIG_MAPPING or kind in LAYOUTS:
         return None
     akin = AKIN.get("".join(filter(str.isalnum, kind)).lower())
     known = f" ({akin})" if akin else ""

@@ -13,8 +13,9 @@ from interventions.architectures.adapters import add_adapters, named_adapters
 from interventions.architectures.anatomy import find_anatomy
 from interventions.architectures.blocks import OTHERWISE
 from interventions.architectures.blueprints import sees
+from interventions.architectures.checkpoint_place import place_of
 from interventions.architectures.families import tested
-from interventions.architectures.opening import place_of, reading, without_bars
+from interventions.architectures.opening import reading, without_bars
 from interventions.architectures.quantisation import keep_packed, settings_in
 from interventions.architectures.quantised_loading import quantisation_config
 from interventions.architectures.quantised_opening import check_opens

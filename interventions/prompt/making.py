@@ -12,13 +12,13 @@ from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PictureError, PromptError, PromptWarning
 from interventions.given import flag, named, of_kind, plain, several, text_of
 from interventions.prompt.feature_count import feature_count
+from interventions.prompt.picture_grids import PictureGrid
 from interventions.prompt.picture_numbers import check_one_range
-from interventions.prompt.picture_placing import grids_of
 from interventions.prompt.picture_sources import pictures_in
 from interventions.prompt.pictures import as_picture
 from interventions.prompt.processor_settings import image_settings
 from interventions.prompt.prompt import Prompt, collate
-from interventions.prompt.rows import Span, build_row, checked_span
+from interventions.prompt.rows import Row, Span, build_row, checked_span
 from interventions.prompt.tokenizing import ends_of
 from interventions.prompt.written import Written, read_rows, written_rows
 
@@ -114,13 +114,24 @@ def make_prompt(
         cross_attention=cross,
         first_position=anatomy.family.first_position,
     )
-    grids = [grids_of(model, row, own) for row, own in zip(rows, sizes, strict=True)]
-    prompt = replace(prompt, grids=grids)
+    prompt = replace(prompt, grids=_grids(model, rows, sizes))
     if two_way == "prompt" and "token_type_ids" not in prompt.inputs:
         # Without it, text alone is read in one direction or in both, as attention goes.
         types = torch.zeros_like(prompt.inputs["input_ids"])
         prompt = replace(prompt, inputs={**prompt.inputs, "token_type_ids": types})
     return _in_a_plane(model, prompt) if anatomy.three_axis_positions else prompt
+
+
+def _grids(
+    model: Wrapped, rows: Sequence[Row], sizes: Sequence[Sequence[tuple[int, int]]]
+) -> list[list[PictureGrid]]:
+    """Where the tokens of pictures lie; on a server, which has not the rules, the reason alone."""
+    try:
+        from interventions.prompt.picture_placing import grids_of
+    except ImportError:
+        why = "a prompt that is made on a server does not know them: make it before it is sent"
+        return [[PictureGrid(size, reason=why) for size in own] for own in sizes]
+    return [grids_of(model, row, own) for row, own in zip(rows, sizes, strict=True)]
 
 
 def _in_a_plane(model: Wrapped, prompt: Prompt) -> Prompt:

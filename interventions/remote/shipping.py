@@ -23,8 +23,12 @@ from typing import Any
 
 from interventions.errors import RemoteError
 
-STAYS = __package__ or "interventions.remote"
-"""What sends requests is not sent."""
+STAYS = (
+    __package__ or "interventions.remote",
+    "interventions.prompt.picture_placing",
+    "interventions.architectures.family_layouts",
+)
+"""What is not sent: what sends requests, and rules of where pictures' tokens lie."""
 
 # Runs on the server, with SOURCES, the bz2 of a JSON object {module: [text, is a package,
 # libraries it imports]}. It may not refer to anything of ours. Modules are kept between requests,

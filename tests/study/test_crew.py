@@ -16,11 +16,11 @@ import torch
 import xarray as xr
 from stored import as_computed
 
-from interventions.errors import InterventionsError
+from interventions.errors import InterventionsError, ResultsError
 from interventions.results import Store, read_tree
 from twohop.items.validation import check
 from twohop.pairs import PAIRS, own_pair, with_data
-from twohop.running.crew.crews import crew_of
+from twohop.running.crew.crews import crew_of, visible_gpus
 from twohop.running.crew.messages import Compute, Computed, Kept
 from twohop.running.crew.on_ray import OnRay, RayMissing
 from twohop.running.crew.processes import Process, Processes
@@ -213,12 +213,65 @@ def test_a_shard_that_cannot_be_read_is_computed_again(alone: Path, ahead: Path)
     xr.testing.assert_identical(result(alone), result(ahead))
 
 
-def test_forced_stages_are_computed_anew(ahead: Path) -> None:
-    stale = ShardStore(ahead / PAIR.key, "recall")
+@pytest.mark.parametrize("stage", ["recall", "resolution"])
+def test_forced_stages_are_computed_anew(ahead: Path, stage: str) -> None:
+    """Also one that was killed before it was stored."""
+    stale = ShardStore(ahead / PAIR.key, stage)
     stale.put("0123", [1.0])
     assert stale.digests() == {"0123"}
-    share(ahead, Processes(1), Selection.of(["recall"], force=["recall"]))
+    share(ahead, Processes(1), Selection.of([stage], force=[stage]))
     assert stale.digests() == frozenset()
+
+
+def test_large_shards_are_taken_up_again(tmp_path: Path) -> None:
+    """More goes both ways at once than a pipe holds."""
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    selection = Selection.of(["resolution"], force=False)
+    kept: list[int] = []
+
+    def kill(_hand: Hand, message: Any) -> bool:
+        if isinstance(message, Kept):
+            kept.append(len(message.result))
+        return isinstance(message, Kept) and len(kept) == 5
+
+    settings = Settings()
+    run_side_by_side([PAIR], Watched(1), out=whole, settings=settings, selection=selection)
+    run_side_by_side([PAIR], Watched(1, kill), out=again, settings=settings, selection=selection)
+    assert max(kept) > 2**18
+    xr.testing.assert_identical(result(whole, "resolution"), result(again, "resolution"))
+
+
+def test_too_few_items_stop_it_the_second_time_as_well(ahead: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("twohop.running.known.LEAST_KNOWN", 10**6)
+        patch.setattr("twohop.running.known.OF_FEW", 0.001)
+        with pytest.raises(InterventionsError, match="are both recognised"):
+            run_side_by_side([PAIR], Processes(1), out=ahead, settings=FEW, even_if_few=False)
+    assert {*read_tree(ahead / PAIR.key).children} == {*AHEAD}
+
+
+def test_a_worker_with_other_files_says_so(ahead: Path) -> None:
+    asked = RunAsked.of(open_run(PAIR, out=ahead, settings=FEW))
+    assert asked.opened().own.settings == asked.expected
+    other = replace(asked, expected={**asked.expected, "vlm_checkpoint": "another"})
+    with pytest.raises(ResultsError, match="a worker has another vlm_checkpoint"):
+        other.opened()
+
+
+def test_workers_have_a_gpu_each_of_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    assert visible_gpus() == ["4", "5"]
+    crew = Processes(2, gpus=visible_gpus())
+    first, second = crew.start(0.0), crew.start(0.0)
+    assert (first.gpu, second.gpu) == ("4", "5")
+    first.end()
+    third = crew.start(0.0)
+    assert third.gpu == "4", "the one that is free"
+    second.end()
+    third.end()
 
 
 def test_what_would_run_code_is_not_stored(tmp_path: Path) -> None:

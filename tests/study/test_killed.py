@@ -113,7 +113,7 @@ def test_a_killed_study_goes_on_to_the_same_bits(
     assert undisturbed.exitcode == 0
 
     generator = random.Random(0)
-    moments = [after(generator.uniform(0.05, 2)) for _ in range(4)]
+    moments = [after(0.05), *(after(generator.uniform(0.05, 2)) for _ in range(4))]
     moments += [soon_after_storing(generator.uniform(0, 0.3)) for _ in range(6)]
     moments += [before_the_report, in_the_middle_of_the_report]
     stored = []

@@ -1,5 +1,6 @@
 """Which workers a study is given to."""
 
+import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -37,6 +38,8 @@ def crew_of(
         If Ray is not installed or does not answer.
     """
     if where is None and workers is not None:
+        if settings.remote:
+            raise InterventionsError("--workers and --remote were both given. Give one of them.")
         where = "processes"
     if where is None:
         return Processes(ON_A_CPU) if worth_sharing(pairs, settings) else None
@@ -45,11 +48,20 @@ def crew_of(
             f"--on {where} and --remote were both given: a server has workers of its own. Give one."
         )
     if where == "processes":
-        gpus = 0 if settings.loading.device else torch.cuda.device_count()
-        return Processes(workers or gpus or ON_A_CPU, gpus=gpus, keep=built_in(pairs))
+        told = settings.loading.device or settings.loading.device_map is not None
+        gpus = [] if told else visible_gpus()
+        return Processes(workers or len(gpus) or ON_A_CPU, gpus=gpus, keep=built_in(pairs))
     if where == RAY or where.startswith(f"{RAY}://"):
         return OnRay(None if where == RAY else where, workers=workers)
     raise InterventionsError(f"--on {where}: expected processes, ray or ray://HOST:PORT.")
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    count = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [*map(str, range(count))] if given is None else given.split(",")
+    return [name.strip() for name in names[:count]]
 
 
 def worth_sharing(pairs: Sequence[Pair], settings: Settings) -> bool:

@@ -8,7 +8,7 @@ import os
 import queue
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ from twohop.running.crew.transport import Hand, Lost
 
 ON_A_CPU = 2
 """Workers of a machine without GPUs, if it is not said how many: each loads the models."""
+MOST_ON_A_CARD = 4
+ROUNDING = 1e-6
+CONTEXT = 600 * 2**20
+"""Bytes of a GPU that each process takes before anything is on it."""
 CARD_SPARE = 0.95
 """Part of a GPU that is there to be taken: the driver has the rest."""
 
@@ -58,11 +62,16 @@ class Post:
         self.outbox.put(Ready())
         scratch = Path(tempfile.mkdtemp(prefix="twohop-"))
         worker = Worker(Letters(self.inbox, self.outbox), scratch=scratch, keep=False)
-        threading.Thread(target=worker.loop, daemon=True).start()
+        self.due, self.early, self.lock = 0, dict[int, Any](), threading.Lock()
+        threading.Thread(target=_end_with, args=(worker.loop,), daemon=True).start()
 
-    def put(self, message: Any) -> None:
-        """Say something to the worker."""
-        self.inbox.put(message)
+    def put(self, number: int, message: Any) -> None:
+        """Say something to the worker; calls may overtake each other, letters do not."""
+        with self.lock:
+            self.early[number] = message
+            while self.due in self.early:
+                self.inbox.put(self.early.pop(self.due))
+                self.due += 1
 
     def next(self) -> list[Any]:
         """Wait for what it says: all that it has said by then."""
@@ -70,6 +79,14 @@ class Post:
         while not self.outbox.empty():
             said.append(self.outbox.get())
         return said
+
+
+def _end_with(loop: Callable[[], None]) -> None:
+    """Run a worker; end its process with it, so that it is known to be lost."""
+    try:
+        loop()
+    finally:
+        os._exit(1)
 
 
 class Letters:
@@ -106,11 +123,12 @@ class Actor:
     def __init__(self, actor: Any) -> None:
         self.actor = actor
         self.coming = actor.next.remote()
-        self.heard: list[Any] = []
+        self.sent = 0
 
     def send(self, message: Any) -> None:
         """See :class:`twohop.running.crew.transport.Hand`."""
-        self.actor.put.remote(message)
+        self.actor.put.remote(self.sent, message)
+        self.sent += 1
 
     def end(self) -> None:
         """See :class:`twohop.running.crew.transport.Hand`."""
@@ -172,16 +190,20 @@ class OnRay:
     def workers(self, share: float) -> int:
         """See :class:`twohop.running.crew.transport.Crew`."""
         if share:
-            there = int(self._has.get("GPU", 0) / share)
-            return max(1, there if self._workers is None else min(there, self._workers))
+            gpus = [node["Resources"].get("GPU", 0.0) for node in self._nodes()]
+            there = sum(int(count / share + ROUNDING) for count in gpus)
+            if not there:
+                raise InterventionsError(
+                    f"a pair takes {share:.0f} GPUs of one machine, and the largest of the "
+                    f"cluster has {max(gpus):.0f}. Pack the weights (--quantization nf4)."
+                )
+            return there if self._workers is None else min(there, self._workers)
         there = int(self._has.get("CPU", 1))
         return max(1, min(there, self._workers or ON_A_CPU * len(self._nodes())))
 
     def start(self, share: float) -> Actor:
         """See :class:`twohop.running.crew.transport.Crew`."""
-        remote = self._ray.remote(Post).options(
-            num_cpus=0 if share else 1, num_gpus=share, max_concurrency=3
-        )
+        remote = self._ray.remote(Post).options(num_cpus=1, num_gpus=share, max_concurrency=3)
         return Actor(remote.remote())
 
     def wait(self, hands: Sequence[Actor]) -> list[tuple[Hand, Any]]:
@@ -220,12 +242,13 @@ def share_of_card(needed: int, card: int | None) -> float:
 
     Examples
     --------
-    >>> share_of_card(30, 100), share_of_card(80, 100), share_of_card(250, 100)
-    (0.3333333333333333, 1.0, 3.0)
-    >>> share_of_card(30, None)
+    >>> gigabyte = 10**9
+    >>> [share_of_card(size * gigabyte, 80 * gigabyte) for size in (30, 60, 200)]
+    [0.5, 1.0, 3.0]
+    >>> share_of_card(30 * gigabyte, None)
     0.0
     """
     if not card:
         return 0.0
-    parts = int(card * CARD_SPARE // max(needed, 1))
+    parts = min(int(card * CARD_SPARE // (needed + CONTEXT)), MOST_ON_A_CARD)
     return 1.0 / parts if parts else float(-(-needed // int(card * CARD_SPARE)))

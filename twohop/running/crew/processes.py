@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import queue
 import signal
 import threading
 from collections.abc import Sequence
@@ -23,25 +24,37 @@ from twohop.running.crew.worker import Worker
 
 
 class Process:
-    """A worker of this machine."""
+    """A worker of this machine.
 
-    def __init__(self, threads: int, gpu: int | None, *, keep: bool = True) -> None:
+    Letters to it are posted by a thread: a worker may be saying something itself that is larger
+    than its pipe holds, and would not listen before that is heard.
+    """
+
+    def __init__(self, threads: int, gpu: str | None, *, keep: bool = True) -> None:
+        self.gpu = gpu
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(theirs, threads, gpu, keep), daemon=True)
         self.process.start()
         theirs.close()
+        self.letters: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self.post = threading.Thread(target=self._deliver, daemon=True)
+        self.post.start()
 
     def send(self, message: Any) -> None:
         """See :class:`twohop.running.crew.transport.Hand`."""
-        with contextlib.suppress(ConnectionError):  # one that is gone is heard to be
-            self.pipe.send_bytes(pickle.dumps(message))
+        self.letters.put(pickle.dumps(message))
+
+    def _deliver(self) -> None:
+        while (letter := self.letters.get()) is not None:
+            with contextlib.suppress(OSError):  # one that is gone is heard to be
+                self.pipe.send_bytes(letter)
 
     def heard(self) -> Any:
         """What it says next."""
         try:
             return pickle.loads(self.pipe.recv_bytes())
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # also in the middle of a message
             self.process.join()
             return Lost(
                 f"a worker ended with status {self.process.exitcode}, perhaps for lack of memory"
@@ -51,6 +64,8 @@ class Process:
         """See :class:`twohop.running.crew.transport.Hand`."""
         self.process.kill()
         self.process.join()
+        self.letters.put(None)
+        self.post.join()
         self.pipe.close()
 
 
@@ -60,18 +75,19 @@ class Processes:
     Parameters
     ----------
     workers : int
-    gpus : int
-        Of the machine, to be handed out in turn; 0: models go where their settings say.
+    gpus : sequence of str
+        Of the machine, by the names that CUDA_VISIBLE_DEVICES has for them: each worker is on
+        one. Empty: models go where their settings say.
     keep : bool
         Whether workers keep the models of one pair when they go on with another.
     """
 
-    def __init__(self, workers: int, *, gpus: int = 0, keep: bool = True) -> None:
+    def __init__(self, workers: int, *, gpus: Sequence[str] = (), keep: bool = True) -> None:
         self.keeps = keep
         self._workers = workers
         self._threads = max(1, torch.get_num_threads() // workers)
-        self._gpus = gpus
-        self._started = 0
+        self._gpus = [*gpus]
+        self._there: list[Process] = []
 
     def workers(self, share: float) -> int:
         """See :class:`twohop.running.crew.transport.Crew`."""
@@ -79,9 +95,12 @@ class Processes:
 
     def start(self, share: float) -> Process:
         """See :class:`twohop.running.crew.transport.Crew`."""
-        gpu = self._started % self._gpus if self._gpus else None
-        self._started += 1
-        return Process(self._threads, gpu, keep=self.keeps)
+        self._there = [hand for hand in self._there if hand.process.is_alive()]
+        on = [hand.gpu for hand in self._there]
+        gpu = min(self._gpus, key=on.count) if self._gpus else None
+        hand = Process(self._threads, gpu, keep=self.keeps)
+        self._there.append(hand)
+        return hand
 
     def wait(self, hands: Sequence[Process]) -> list[tuple[Hand, Any]]:
         """See :class:`twohop.running.crew.transport.Crew`."""
@@ -120,12 +139,12 @@ class Pipe:
         return parcel
 
 
-def work(connection: Connection, threads: int, gpu: int | None, keep: bool) -> None:
+def work(connection: Connection, threads: int, gpu: str | None, keep: bool) -> None:
     """Be a worker until killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     threading.Thread(target=end_with_parent, daemon=True).start()
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     quiet_libraries()
     torch.set_num_threads(threads)
     pipe = Pipe(connection)

@@ -221,7 +221,7 @@ def run_side_by_side(
                 task = (run.store(stage).folder, stage)
                 tasks.setdefault(task, []).append(run)
                 shares[task] = max(share, shares.get(task, 0.0))
-                if stage in stored:  # it is computed again, all of it
+                if stage in stored or stage in selection.force:  # again, all of it
                     ShardStore(*task).drop()
             else:
                 reused[label(run, stage)] = None
@@ -231,6 +231,9 @@ def run_side_by_side(
     if tasks:
         stops = not even_if_few and selection.stages == STAGES
         schedule = Schedule(tasks, shares, crew, reporter, few if stops else None)
+        for run in runs:
+            if "recall" in selection.usable(run.stored()):
+                schedule.judge(run, run.own.get("recall"))
         with ExitStack() as stack:
             for run in runs:
                 stack.enter_context(run.left_if_empty())
@@ -282,17 +285,14 @@ class Schedule:
         self.seats: list[Seat] = []
         self.jobs: list[Job] = []
         self.begun = 0
-        self.losses: dict[Task, int] = {}
-        self.packed: dict[str, bytes] = {}
+        self.losses: dict[Any, int] = {}
+        self.packed: dict[tuple[str, bool], bytes] = {}
         self.traffic = Traffic()
 
     def work(self) -> None:
         """Do all tasks."""
         with self.reporter.bars() as self.bars:
             try:
-                for share in sorted({*self.shares.values()}, reverse=True):
-                    for _ in range(self.crew.workers(share)):
-                        self.start(share)
                 while self.missing:
                     self.assign()
                     hands = [seat.hand for seat in self.seats]
@@ -317,23 +317,20 @@ class Schedule:
     def assign(self) -> None:
         """Give workers that are idle something to do."""
         for seat in [seat for seat in self.seats if seat.idle]:
-            ready = [
-                task
-                for task in self.left
-                if self.shares[task] == seat.share
-                and self.missing.isdisjoint(needs(self.tasks[task][0], task[1]))
-            ]
-            if ready:
+            if ready := self.ready(seat.share):
                 self.begin(seat, self.best(seat, ready))
         for job in self.jobs:
             while job.waiting and job.queue:
                 job.waiting = False
-                job.owner.hand.send(Yours(job.queue.popleft()))
+                number = job.queue.popleft()
+                del job.posted[number]
+                job.owner.hand.send(Yours(number))
         idle = [seat for seat in self.seats if seat.idle]
         for seat in idle:
             jobs = [job for job in self.jobs if job.queue and job.owner.share == seat.share]
-            if jobs:
-                self.help(seat, next((job for job in jobs if job.run == seat.run), jobs[0]))
+            mine = [job for job in jobs if job.run == seat.run]
+            if mine or (jobs and (self.crew.keeps or not seat.run)):  # else it would load anew
+                self.help(seat, (mine or jobs)[0])
         for job in self.jobs:
             beside = [s for s in self.seats if s.ready and s.share == job.owner.share]
             owners = sum(seat.job is not None for seat in beside)
@@ -341,9 +338,33 @@ class Schedule:
             if helpers != job.helpers:
                 job.helpers = helpers
                 job.owner.hand.send(Help(helpers))
+        self.make_room()
+
+    def ready(self, share: float) -> list[Task]:
+        """The tasks of such workers that can be run and are not."""
+        return [
+            task
+            for task in self.left
+            if self.shares[task] == share
+            and self.missing.isdisjoint(needs(self.tasks[task][0], task[1]))
+        ]
+
+    def make_room(self) -> None:
+        """End workers that others are waiting for the room of, and start those that are needed."""
+        shares = sorted({self.shares[task] for task in self.missing}, reverse=True)
+        waiting = [
+            share
+            for share in shares
+            if self.ready(share)
+            and not any(seat.ready for seat in self.seats if seat.share == share)
+        ]
         for seat in [seat for seat in self.seats if seat.idle]:
-            if not any(self.shares[task] == seat.share for task in self.missing):
-                self.end(seat)  # others have its room
+            if seat.share not in shares or (waiting and not self.ready(seat.share)):
+                self.end(seat)
+        for share in shares:
+            if self.ready(share) and not any(seat.share == share for seat in self.seats):
+                for _ in range(self.crew.workers(share)):
+                    self.start(share)
 
     def best(self, seat: Seat, ready: Sequence[Task]) -> Task:
         """Which of the tasks that can be run a worker should take: of models that it has.
@@ -357,10 +378,10 @@ class Schedule:
     def run_of(self, task: Task) -> bytes:
         """The run that a task is done for, packed."""
         run = self.tasks[task][0]
-        if run.pair.key not in self.packed:
-            asked = RunAsked.of(run)
-            self.packed[run.pair.key] = asked.spread(self.shares[task]).packed()
-        return self.packed[run.pair.key]
+        which = run.pair.key, self.shares[task] > 1
+        if which not in self.packed:
+            self.packed[which] = RunAsked.of(run).spread(self.shares[task]).packed()
+        return self.packed[which]
 
     def begin(self, seat: Seat, task: Task) -> None:
         """Let a worker run a stage."""
@@ -373,8 +394,13 @@ class Schedule:
         self.begun += 1
         seat.job = Job(self.begun, task, seat.run, seat, bar, shards, time.monotonic())
         self.jobs.append(seat.job)
-        again = frozenset(other for _, other in self.missing)
+        again = frozenset(self.coming(run))
         seat.hand.send(Begin(seat.run, stage, run.needed(stage), again, shards.digests()))
+
+    def coming(self, run: PairRun) -> set[str]:
+        """The stages of a run that are still to be computed."""
+        folders = (run.own.folder, run.common.folder)
+        return {stage for folder, stage in self.missing if folder in folders}
 
     def help(self, seat: Seat, job: Job) -> None:
         """Let a worker do a shard of another's stage."""
@@ -430,11 +456,13 @@ class Schedule:
         if job is None or done.number not in job.posted:
             return
         digest, _ = job.posted.pop(done.number)
-        if done.result is not None:
-            self.traffic.helped += 1
-            self.traffic.n_bytes += len(done.result)
-            job.shards.put(digest, done.opened())
-        self.give(job, Given(done.number, done.result, done.error))
+        if done.result is None:  # the owner sees whether that is the helper's own trouble
+            job.owner.hand.send(Yours(done.number))
+            return
+        self.traffic.helped += 1
+        self.traffic.n_bytes += len(done.result)
+        job.shards.put(digest, done.opened())
+        self.give(job, Given(done.number, done.result))
 
     def give_stored(self, job: Job, wanted: Wanted) -> None:
         """Give an owner what is stored of a shard; its to do, if that cannot be read."""
@@ -461,8 +489,7 @@ class Schedule:
         runs = self.tasks[job.task]
         computed = {other for _, other in self.tasks}
         for i, run in enumerate(runs):
-            coming = {other for _, other in self.missing}
-            gone = run.keep(stage, result, computed=i == 0, again=coming)
+            gone = run.keep(stage, result, computed=i == 0, again=self.coming(run))
             gone = [label(run, other) for other in gone if other not in computed]
             self.reporter.gave_up(gone, label(run, stage))
         job.shards.drop()
@@ -472,10 +499,15 @@ class Schedule:
         self.missing.remove(job.task)
         seat.job = None
         if stage == "recall":
-            known = Known.of(result)
+            self.judge(runs[0], result)
+
+    def judge(self, run: PairRun, recall: Any) -> None:
+        """Say how many items a pair recognises and knows; stop it if they are too few."""
+        known = Known.of(recall)
+        if any(run in of_task for of_task in self.tasks.values()):
             self.reporter.say(known.said())
-            if self.few is not None and (why := known.too_few(runs[0].pair.key)) is not None:
-                self.stop(runs[0], why)
+            if self.few is not None and (why := known.too_few(run.pair.key)) is not None:
+                self.stop(run, why)
 
     def stop(self, run: PairRun, why: InterventionsError) -> None:
         """Do nothing more for a pair."""
@@ -495,14 +527,15 @@ class Schedule:
     def lose(self, seat: Seat, lost: Lost) -> None:
         """Let others do what a worker that is lost was doing, and start one in its place."""
         self.traffic.lost += 1
-        job = seat.job or (seat.helps[0] if seat.helps else None)
         self.end(seat)
-        if job is not None:
-            self.losses[job.task] = self.losses.get(job.task, 0) + 1
-            if self.losses[job.task] >= MOST_LOST:
-                raise OSError(f"{lost.why}; so did {MOST_LOST - 1} before it in {job.task[1]}")
-        elif not seat.ready:
-            raise OSError(lost.why)
+        # What it was doing, if that is what ends workers: a stage, a shard, or to start.
+        doing: Any = seat.job.task if seat.job is not None else seat.share
+        if seat.helps is not None:
+            doing = (seat.helps[0].number, seat.helps[1])
+        self.losses[doing] = self.losses.get(doing, 0) + 1
+        if self.losses[doing] >= MOST_LOST:
+            where = f" in {seat.job.task[1]}" if seat.job is not None else ""
+            raise OSError(f"{lost.why}; so did {MOST_LOST - 1} before it{where}")
         self.reporter.say(f"  {lost.why}; another goes on")
         if seat.job is not None:
             self.jobs.remove(seat.job)

@@ -29,8 +29,8 @@ class ShardStore:
         return frozenset(path.stem for path in self.folder.glob("*.pt"))
 
     def put(self, digest: str, result: object) -> None:
-        """Store one, unless it holds what could not be read safely: then it is computed again."""
-        with contextlib.suppress(UnpicklingError):
+        """Store one, if there is room and it can be read safely; else it is computed again."""
+        with contextlib.suppress(UnpicklingError, OSError):
             write_atomically(self.folder / f"{digest}.pt", as_stored(result))
 
     def get(self, digest: str) -> object | None:
@@ -43,5 +43,5 @@ class ShardStore:
     def drop(self) -> None:
         """Remove all."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
+        with contextlib.suppress(OSError):  # other stages have theirs there
             self.folder.parent.rmdir()

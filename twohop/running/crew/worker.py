@@ -1,17 +1,21 @@
 """A worker: it runs stages, and does shards of stages that others run."""
 
 import contextlib
+import inspect
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from interventions import Model
 from interventions.digests import digest_of
+from interventions.errors import InterventionsError, ResultsError
 from twohop.ask.on_server import Progress
-from twohop.ask.residence import at_home
+from twohop.ask.residence import at_home, home_of
 from twohop.ask.shards import shared_with
 from twohop.pairs import Pair
 from twohop.running.crew.messages import (
@@ -79,17 +83,38 @@ class RunAsked:
     settings : Settings
     within : str
         The folder that relative paths start from.
+    expected : mapping
+        The settings of the run's folder, which those of a worker have to equal.
     """
 
     pair: Pair
     out: Path
     settings: Settings
     within: str = field(default_factory=os.getcwd)
+    expected: Mapping[str, Any] = field(default_factory=dict)
+
+    def opened(self) -> PairRun:
+        """Open the run, here.
+
+        Raises
+        ------
+        ResultsError
+            If what is here is not what was asked for: other weights, items or versions.
+        """
+        run = open_run(self.pair, out=self.out, settings=self.settings)
+        there = run.own.settings
+        if other := [key for key in self.expected if self.expected[key] != there.get(key)]:
+            raise ResultsError(
+                f"a worker has another {', '.join(other)} than the process that started it. "
+                "Install the same versions everywhere, and give every machine the same files."
+            )
+        return run
 
     @classmethod
     def of(cls, run: PairRun) -> "RunAsked":
         """Return what opens this run."""
-        return cls(run.pair, run.own.folder.parent, run.settings)
+        expected = run.own.settings
+        return cls(run.pair, run.own.folder.parent, run.settings, expected=expected)
 
     def spread(self, share: float) -> "RunAsked":
         """Return the same with each model's blocks over all GPUs, where there are several."""
@@ -141,7 +166,7 @@ class Worker:
                 asked = replace(asked, out=self.scratch)
                 with contextlib.suppress(OSError):  # it may be another machine's
                     os.chdir(asked.within)
-            self.runs[packed] = open_run(asked.pair, out=asked.out, settings=asked.settings)
+            self.runs[packed] = asked.opened()
         run = self.runs[packed]
         if not self.keep:
             here = {*run.folders.values()}
@@ -194,12 +219,25 @@ class Worker:
 
 
 def sendable(error: Exception) -> Exception:
-    """The error, if it can be sent; else what it says."""
-    try:
-        again = pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return again if type(again) is type(error) else RuntimeError(str(error))
+    """The error, if it can be sent; else one that says the same, a user's mistake as such.
+
+    Where it arose goes along as a note.
+    """
+    where = "".join(traceback.format_exception(error))
+    mistake = isinstance(error, InterventionsError)
+    again = InterventionsError(str(error)) if mistake else RuntimeError(f"{error!r}")
+    with contextlib.suppress(Exception):  # a class of its own may pickle as it likes
+        same = pickle.loads(pickle.dumps(error))
+        again = same if type(same) is type(error) else again
+    again.add_note(f"In a worker:\n{where}")
+    return again
+
+
+def code_of(function: Callable[..., Any]) -> str:
+    """Source of the module that a function is in, if it can be had: with other code, other shards."""
+    with contextlib.suppress(OSError, TypeError):
+        return inspect.getsource(sys.modules[function.__module__])
+    return ""
 
 
 class Sharing:
@@ -277,10 +315,12 @@ class Sharing:
     def _numbered(
         self, role: Role, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]
     ) -> Iterator[tuple[int, Shard, str]]:
+        model = self.run.model(role, self.models)
         name = f"{function.__module__}.{function.__qualname__}"
+        of = digest_of(role, name, code_of(function), str(model.dtype), home_of(model).type)
         for task in tasks:
             number, self.numbers = self.numbers, self.numbers + 1
-            yield number, Shard(role, function, task), digest_of(role, name, task)
+            yield number, Shard(role, function, task), digest_of(of, task)
 
     def _hear(self, model: Model, message: Any, tick: Callable[[int], None]) -> None:
         if isinstance(message, Help):
