@@ -234,7 +234,7 @@ def sendable(error: Exception) -> Exception:
 
 
 def code_of(function: Callable[..., Any]) -> str:
-    """Source of the module that a function is in, if it can be had: with other code, other shards."""
+    """Source of the module that a function is in, if it can be had: other code, other shards."""
     with contextlib.suppress(OSError, TypeError):
         return inspect.getsource(sys.modules[function.__module__])
     return ""
