@@ -127,7 +127,7 @@ class Server:
             "GRPC_ENABLE_FORK_SUPPORT": "0",
             "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_AUTH_MODE": "disabled",  # a token of another cluster of this machine is not its own
+            "RAY_AUTH_MODE": "disabled",  # not with a token that another cluster left here
             "NO_PROXY": f"127.0.0.1,{RAY_HOST},localhost",
         }
         if self.cpu:
