@@ -203,7 +203,8 @@ NOT_OF_THE_PROTOCOL = {
     "how fast: rows and bytes at a time": (
         *("ASKED_ROWS", "ALIKE_ROWS", "ANSWER_ROWS", "GROUP_ROWS", "ROWS", "RAGGED_ROWS"),
         *("BATCH_TOKENS", "BATCH", "BLOCK", "REQUEST_BYTES", "CHUNK", "SHARD_ROWS"),
-        *("AHEAD", "ON_A_CPU", "CARD_SPARE", "POSTED_BYTES", "MB"),
+        *("AHEAD", "ON_A_CPU", "CARD_SPARE", "POSTED_BYTES", "MB", "CONTEXT", "MOST_ON_A_CARD"),
+        *("ROUNDING",),
     ),
     "when a stage is given up": ("MOST_LOST",),
     "blocks among which timetable_layers are never thinned": ("DENSE",),
