@@ -18,6 +18,7 @@ from remote_operations import (
     PairOf,
     a_shared_prefix,
     other_placements,
+    streams_beside_weights,
     sweeps_from_another_deployment,
     transplants,
     transplants_around_cross_attention,
@@ -81,7 +82,9 @@ def there(name: str) -> iv.Model:
     return without_weights(iv.load(module, **{kind: given}), name)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "operation", [*OPERATIONS, streams_beside_weights], ids=lambda one: one.__name__
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_operations(
     name: str, operation: Callable[[iv.Model, Case], None], pair_of: PairOf

@@ -9,18 +9,29 @@ from remote_operations import (
     OPERATIONS,
     a_shared_prefix,
     other_placements,
+    streams_beside_weights,
     sweeps_from_another_deployment,
     transplants,
     transplants_around_cross_attention,
 )
 
 import interventions as iv
+from interventions.errors import JobError
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: one.__name__)
 @pytest.mark.parametrize("name", ["llama", "llava", "mllama"])
 def test_operations(name: str, operation: Callable[[iv.Model, Case], None], path: str) -> None:
     operation(*pair_of(name))
+
+
+@pytest.mark.parametrize("name", ["llama", "llava", "mllama"])
+def test_streams_beside_weights(name: str, path: str) -> None:
+    if path == "sandboxed":
+        with pytest.raises(JobError, match="run in a process of their own on this server"):
+            streams_beside_weights(*pair_of(name))
+    else:
+        streams_beside_weights(*pair_of(name))
 
 
 def test_a_shared_prefix(path: str) -> None:

@@ -94,6 +94,16 @@ def patches_knockouts_and_reads(there: iv.Model, case: Case) -> None:
         same(one, other)
 
 
+BESIDE_WEIGHTS: tuple[Component, ...] = (
+    "resid_mid",
+    "q_rot",
+    "k_rot",
+    "attn_scores",
+    "attn_pattern",
+)
+"""What is not to be had where requests run in a process of their own."""
+
+
 def same_where_seen(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     """Equal, and -inf at the same places: scores of what a query cannot see."""
     assert torch.equal(ours.isinf(), theirs.isinf())
@@ -101,11 +111,31 @@ def same_where_seen(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def streams_inside_blocks(there: iv.Model, case: Case) -> None:
-    """Each read, and each written where it can be, by functions and by hand."""
+    """Those that any server has: each read, and each written where it can be."""
+    _inside(there, case, [name for name in INSIDE if name not in BESIDE_WEIGHTS])
+
+
+def streams_beside_weights(there: iv.Model, case: Case) -> None:
+    """Those that only the process with the weights has, by functions and by hand."""
+    _inside(there, case, BESIDE_WEIGHTS)
     layer, last = layers_of(case)[1], case.prompt.at("last")
-    names: list[Component] = [
-        name for name in INSIDE if case.model.anatomy.parts[layer].spot(name).path
-    ]
+    found = []
+    for model in (there, case.model):
+        prompt = case.prompt
+        with model.trace(prompt):
+            keys = model.k[layer, last].save()
+            pattern = model.attn_pattern[layer, last].save()
+            model.resid_mid[layer, last] *= 0.5
+            neurons = model.mlp_post[layer, last].save()
+            logits = model.logits[last].save()
+        found.append([keys, pattern, neurons, logits])
+    for mine, other in zip(*found, strict=True):
+        same(mine, other)
+
+
+def _inside(there: iv.Model, case: Case, asked: Sequence[Component]) -> None:
+    layer, last = layers_of(case)[1], case.prompt.at("last")
+    names = [name for name in asked if case.model.anatomy.parts[layer].spot(name).path]
     reads = [iv.Site(name, layer, last) for name in names]
     values = iv.read(case.model, case.prompt, reads)
     patches = [
@@ -123,18 +153,6 @@ def streams_inside_blocks(there: iv.Model, case: Case) -> None:
         same_where_seen(mine, other)
     cells = [[patch] for patch in patches]
     same(*(iv.replay(model, case.prompt, cells) for model in (there, case.model)))
-    found = []
-    for model in (there, case.model):
-        prompt = case.prompt
-        with model.trace(prompt):
-            keys = model.k[layer, last].save()
-            pattern = model.attn_pattern[layer, last].save()
-            model.resid_mid[layer, last] *= 0.5
-            neurons = model.mlp_post[layer, last].save()
-            logits = model.logits[last].save()
-        found.append([keys, pattern, neurons, logits])
-    for mine, other in zip(*found, strict=True):
-        same(mine, other)
 
 
 def generation_with_a_patch(there: iv.Model, case: Case) -> None:
