@@ -135,7 +135,9 @@ def streams_beside_weights(there: iv.Model, case: Case) -> None:
 
 def _inside(there: iv.Model, case: Case, asked: Sequence[Component]) -> None:
     layer, last = layers_of(case)[1], case.prompt.at("last")
-    names = [name for name in asked if case.model.anatomy.parts[layer].spot(name).path]
+    names: list[Component] = [
+        name for name in asked if case.model.anatomy.parts[layer].spot(name).path
+    ]
     reads = [iv.Site(name, layer, last) for name in names]
     values = iv.read(case.model, case.prompt, reads)
     patches = [
