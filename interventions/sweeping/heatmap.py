@@ -8,10 +8,10 @@ import xarray as xr
 from interventions.errors import ResultsError
 from interventions.given import of_kind, plain, text_of
 from interventions.sweeping.heatmap_data import (
-    check_item,
     chosen_map,
     drawable,
     footnote,
+    of_item,
     title_of,
 )
 
@@ -82,25 +82,13 @@ def heatmap(
     title = None if title is None else text_of(title, "title", error=ResultsError)
     item = plain(item)
     data, column = chosen_map(dataset, variable)
-    if item is not None:
-        check_item(data, item)
+    data = of_item(data, item)
     labels = _labels(dataset, column, item)
-    note = ""
+    note = "" if item is None else f"item {item}"
     if "item" in data.dims:
-        items = data["item"].values.tolist()
-        if item is None:
-            note = f"mean of {len(items)} items" if len(items) > 1 else ""
-            data = data.mean("item", skipna=True, keep_attrs=True)
-        else:
-            data, note = data.isel(item=items.index(item)), f"item {item}"
-    if "component" not in data.dims:
-        data = data.expand_dims(component=[str(data.name)])
-    if extra := set(data.dims) - {"component", "layer", column}:
-        raise ResultsError(
-            f"{data.name} also has {', '.join(sorted(map(str, extra)))}. Select one value of each "
-            "first, such as dataset.sel(...), or take a mean."
-        )
-    data = drawable(data.transpose("component", "layer", column))
+        note = f"mean of {data.sizes['item']} items" if data.sizes["item"] > 1 else ""
+        data = data.mean("item", skipna=True, keep_attrs=True)
+    data = drawable(data, column)
     used = np.array(np.isfinite(data.values).any(axis=(0, 1)), ndmin=1)
     if not used.any():
         raise ResultsError(f"{data.name} is NaN everywhere, so there is nothing to draw.")

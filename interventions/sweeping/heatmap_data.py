@@ -36,8 +36,22 @@ def of_item(data: xr.DataArray, item: Any) -> xr.DataArray:
     return data.isel(item=data["item"].values.tolist().index(item))
 
 
-def drawable(data: xr.DataArray) -> xr.DataArray:
-    """Values as numbers with layers in order, or say why they cannot be drawn."""
+def drawable(data: xr.DataArray, column: str) -> xr.DataArray:
+    """Return a map by component, layer and column, in numbers that a plot can hold.
+
+    Raises
+    ------
+    ResultsError
+        If it has other dims, is no numbers, or its layers are not numbers, each once.
+    """
+    if "component" not in data.dims:
+        data = data.expand_dims(component=[str(data.name)])
+    if extra := set(data.dims) - {"component", "layer", column}:
+        raise ResultsError(
+            f"{data.name} also has {', '.join(sorted(map(str, extra)))}. Select one value of each "
+            "first, such as dataset.sel(...), or take a mean."
+        )
+    data = data.transpose("component", "layer", column)
     if data.dtype.kind not in "biuf":
         raise ResultsError(f"{data.name} is of type {data.dtype}. Expected numbers to draw.")
     layers = data["layer"].values

@@ -198,14 +198,7 @@ def overlay(
     places = (
         _placed(dataset, column, item) if grid is None else _looked_up(data, column, item, grid)
     )
-    if "component" not in data.dims:
-        data = data.expand_dims(component=[str(data.name)])
-    if extra := set(data.dims) - {"component", "layer", column}:
-        raise ResultsError(
-            f"{data.name} also has {', '.join(sorted(map(str, extra)))}. Select one value of each "
-            "first, such as dataset.sel(...), or take a mean."
-        )
-    data = drawable(data.transpose("component", "layer", column))
+    data = drawable(data, column)
     names = [str(name) for name in data["component"].values]
     there = np.isfinite(data.values).any(axis=(0, 1)) & np.isfinite(places["x0"])
     there &= _of_picture(places, there, picture)
