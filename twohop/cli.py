@@ -131,7 +131,7 @@ def run_studies(options: argparse.Namespace) -> int:
     from twohop.report.compare import read_summary, write_comparison
     from twohop.report.console import print_comparison, print_summary
     from twohop.running.crew.crews import crew_of, share_of
-    from twohop.running.crew.schedule import run_side_by_side
+    from twohop.running.crew.side_by_side import run_side_by_side
     from twohop.running.study import Settings, run_in_turn
     from twohop.stages.table import STAGES, Selection
 

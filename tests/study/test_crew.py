@@ -24,8 +24,10 @@ from twohop.running.crew.crews import crew_of, visible_gpus
 from twohop.running.crew.messages import Compute, Computed, Kept
 from twohop.running.crew.on_ray import OnRay, RayMissing
 from twohop.running.crew.processes import Process, Processes
-from twohop.running.crew.schedule import Schedule, Traffic, run_side_by_side
+from twohop.running.crew.schedule import Schedule
+from twohop.running.crew.seats import Traffic
 from twohop.running.crew.shard_store import ShardStore
+from twohop.running.crew.side_by_side import run_side_by_side
 from twohop.running.crew.transport import Hand, Lost
 from twohop.running.crew.worker import RunAsked
 from twohop.running.loading import Loading
@@ -358,7 +360,7 @@ import psutil
 from twohop.pairs import PAIRS
 from twohop.running.crew.messages import Computed, Kept
 from twohop.running.crew.on_ray import OnRay, RayMissing
-from twohop.running.crew.schedule import run_side_by_side
+from twohop.running.crew.side_by_side import run_side_by_side
 from twohop.running.pair_run import Settings
 from twohop.stages.table import Selection
 

@@ -29,7 +29,7 @@ from twohop.report.settings import command, command_note, protocol_rows, setting
 from twohop.report.summary import summarise
 from twohop.running.checkpoints import SIDECAR, Digests, kind_of
 from twohop.running.crew.processes import Processes
-from twohop.running.crew.schedule import run_side_by_side
+from twohop.running.crew.side_by_side import run_side_by_side
 from twohop.running.pair_run import Models, PairRun, open_run
 from twohop.running.study import Settings, run_study, study_of
 from twohop.stages.provenance import check_same_models

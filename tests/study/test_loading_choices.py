@@ -16,7 +16,7 @@ from twohop.pairs import PAIRS
 from twohop.report.comparison import differing
 from twohop.report.settings import command, settings_rows
 from twohop.running.crew.processes import Processes
-from twohop.running.crew.schedule import run_side_by_side
+from twohop.running.crew.side_by_side import run_side_by_side
 from twohop.running.loading import Loading, Models
 from twohop.running.options import asked_loading
 from twohop.running.pair_run import PairRun, open_run

@@ -201,7 +201,7 @@ PACKAGE = Path(twohop.__file__).parent
 MODELS_OF_OURS = ("flags", "micro", "published")  # how they are made, not how they are measured
 NOT_OF_THE_PROTOCOL = {
     "how fast: rows and bytes at a time": (
-        *("ASKED_ROWS", "ALIKE_ROWS", "ANSWER_ROWS", "GROUP_ROWS", "ROWS", "RAGGED_ROWS"),
+        *("ANSWER_ROWS", "GROUP_ROWS", "ROWS", "RAGGED_ROWS"),
         *("BATCH_TOKENS", "BATCH", "BLOCK", "REQUEST_BYTES", "CHUNK", "SHARD_ROWS"),
         *("AHEAD", "ON_A_CPU", "CARD_SPARE", "POSTED_BYTES", "MB", "CONTEXT", "MOST_ON_A_CARD"),
         *("ROUNDING",),

@@ -16,7 +16,7 @@ from twohop.ask.on_server import Progress
 from twohop.cli import main, parser
 from twohop.pairs import PAIRS
 from twohop.running.crew.processes import Processes
-from twohop.running.crew.schedule import run_side_by_side
+from twohop.running.crew.side_by_side import run_side_by_side
 from twohop.running.pair_run import Models, Settings
 from twohop.running.reporter import Reporter
 from twohop.running.study import run_in_turn, run_study, study_of

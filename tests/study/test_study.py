@@ -21,7 +21,7 @@ from twohop.pairs import PAIRS
 from twohop.protocol import Protocol
 from twohop.running.crew.messages import Begin, Finished, Ready
 from twohop.running.crew.processes import Process, Processes
-from twohop.running.crew.schedule import run_side_by_side
+from twohop.running.crew.side_by_side import run_side_by_side
 from twohop.running.crew.transport import Lost
 from twohop.running.reporter import Reporter
 from twohop.running.study import Settings, run_study

@@ -18,12 +18,11 @@ from interventions.prompt.thoughts import behind_thoughts
 from interventions.running.forced_choice import Rule
 from twohop.ask.memory import Batches, limit_of, rows_for
 from twohop.ask.on_server import Tick, no_tick
+from twohop.ask.shards import SHARD_ROWS
 
 DEFAULT_RULE: Rule = "sum"
 """It is right most often of the three on both embedded pairs, by text and from pictures."""
 WITHOUT_PRIOR: tuple[Rule, ...] = ("sum", "per_token")
-ASKED_ROWS = 64  # rows of like length, so that little padding is run
-ALIKE_ROWS = 192  # where all are of one length
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,9 @@ def answers(
     """
     every = candidates is not None and prior is None
     answered: dict[int, Answer] = {}
-    ragged = len(prompt.lengths.unique()) > 1
     order = prompt.lengths.argsort(stable=True)
     limit = limit_of(model, "answers")
-    most = rows_for(model, limit, "answers", ASKED_ROWS if ragged else ALIKE_ROWS, prompt)
+    most = rows_for(model, limit, "answers", SHARD_ROWS, prompt)
     batches = Batches(order, most, limit=limit, width=prompt.length)
     for rows in batches:
         trimmed, _ = prompt.select(rows).trimmed()

@@ -8,7 +8,7 @@ of blocks, cells, places and rows are those of the stages' own functions.
 from collections.abc import Callable
 from itertools import pairwise
 
-from twohop.ask.answers import ALIKE_ROWS, ASKED_ROWS
+from twohop.ask.shards import SHARD_ROWS
 from twohop.protocol import Protocol
 from twohop.stages.ablation import READ_ROWS, Grid
 from twohop.stages.asked import Relation, Scope
@@ -48,18 +48,14 @@ def _text_gate(scope: Scope, asked: Asked) -> list[Work]:
 def _answered(scope: Scope, asked: Asked, relation: Relation, lengths: Lengths) -> Work:
     """Free answers and forced choices: most beginnings were gone through, or are ruled out."""
     return asked.answering(
-        lengths, steps=scope.steps, most=_rows(lengths), beginnings=min(1, relation.beginnings)
+        lengths, steps=scope.steps, most=SHARD_ROWS, beginnings=min(1, relation.beginnings)
     )
-
-
-def _rows(lengths: Lengths) -> int:
-    return ALIKE_ROWS if len({*lengths.rows}) == 1 else ASKED_ROWS
 
 
 def recall(scope: Scope, protocol: Protocol) -> list[Work]:
     """Every entity's name, every item from its picture, and from a blank one."""
     vlm, naming = scope.vlm, scope.naming
-    works = [vlm.answering(naming, steps=scope.steps, most=_rows(naming))]
+    works = [vlm.answering(naming, steps=scope.steps, most=SHARD_ROWS)]
     for relation in scope.relations:
         blank = relation.shown.sample(1)
         works += [
@@ -212,7 +208,7 @@ def recovery(scope: Scope, protocol: Protocol) -> list[Work]:
         works += [vlm.reading(part), vlm.reading(part)]
     for share in filter(None, scope.spread(tried)):
         works += [
-            vlm.answering(scope.chained.sample(arms * share), steps=scope.steps, most=ASKED_ROWS)
+            vlm.answering(scope.chained.sample(arms * share), steps=scope.steps, most=SHARD_ROWS)
             for arms in (len(ABOUT_NAME), len(WITHOUT_NAME))
         ]
     for _, part in scope.sampled(lost, "shown"):

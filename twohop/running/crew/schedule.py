@@ -1,21 +1,14 @@
-"""Studies on several workers, that take stages as soon as these can be run, and help each other.
+"""Which worker does what: stages as soon as these can be run, and parts of others' stages.
 
 A stage is run by one worker, its owner. Workers that have no stage to run do shards of those that
-others own (:mod:`twohop.running.crew.messages`). This process alone stores: stages as when pairs
-run one after the other, and shards as they come, so that a stage whose owner is lost, or that is
-killed, is not begun anew.
+others own (:mod:`twohop.running.crew.messages`).
 """
 
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from interventions.errors import InterventionsError
-from twohop.pairs import Pair
 from twohop.running.crew.messages import (
     Begin,
     Compute,
@@ -33,214 +26,18 @@ from twohop.running.crew.messages import (
     Wanted,
     Yours,
 )
+from twohop.running.crew.seats import Job, Seat, Task, Traffic
 from twohop.running.crew.shard_store import ShardStore
-from twohop.running.crew.transport import Crew, Hand, Lost
+from twohop.running.crew.transport import Crew, Lost
 from twohop.running.crew.worker import RunAsked
 from twohop.running.devices import DeviceFailed
 from twohop.running.known import Known
-from twohop.running.pair_run import PairRun, Settings, open_run
+from twohop.running.pair_run import PairRun
 from twohop.running.reporter import Reporter, expect_more
-from twohop.stages.table import BACKBONE_STAGES, NEEDS, STAGES, TABLE, Selection
+from twohop.stages.table import BACKBONE_STAGES, NEEDS, TABLE
 
-MB = 10**6
 MOST_LOST = 3
 """Workers that may be lost to one stage before it is given up."""
-Task = tuple[Path, str]  # a store's folder, and a stage
-
-
-@dataclass
-class Seat:
-    """A worker, and what it is doing.
-
-    Attributes
-    ----------
-    hand : Hand
-    share : float
-        Of a GPU, or so many GPUs; 0: it has none.
-    ready : bool
-        Whether it has started.
-    job : Job or None
-        The stage that it owns.
-    helps : (Job, int) or None
-        The shard of another's stage that it does.
-    run : bytes
-        The run whose models it has.
-    stages : set of str
-        What it has run: it keeps models and states that the next pair's will ask for again.
-    loads : int
-        Models that it has loaded.
-    """
-
-    hand: Hand
-    share: float
-    ready: bool = False
-    job: "Job | None" = None
-    helps: "tuple[Job, int] | None" = None
-    run: bytes = b""
-    stages: set[str] = field(default_factory=set)
-    loads: int = 0
-
-    @property
-    def idle(self) -> bool:
-        """Whether it has nothing to do."""
-        return self.ready and self.job is None and self.helps is None
-
-
-@dataclass
-class Job:
-    """A stage that is being run.
-
-    Attributes
-    ----------
-    number : int
-    task : (Path, str)
-    run : bytes
-        Of the pair that it is run for.
-    owner : Seat
-    bar : int
-    shards : ShardStore
-    started : float
-    posted : dict of int to (str, Parcel)
-        Digests of shards that others may do, and what they are given.
-    queue : deque of int
-        Those of them that nobody does yet.
-    helpers : int
-        How many workers the owner was told of.
-    waiting : bool
-        Whether the owner has nothing left to do but what it posted.
-    """
-
-    number: int
-    task: Task
-    run: bytes
-    owner: Seat
-    bar: Any
-    shards: ShardStore
-    started: float
-    posted: dict[int, tuple[str, Any]] = field(default_factory=dict)
-    queue: deque[int] = field(default_factory=deque)
-    helpers: int = 0
-    waiting: bool = False
-
-
-@dataclass
-class Traffic:
-    """What sharing took.
-
-    Attributes
-    ----------
-    workers, lost, loads : int
-        Workers started and lost, and models that they loaded.
-    own, helped, stored : int
-        Shards that owners did, that others did for them, and that were stored before.
-    n_bytes : int
-        Of shards that were handed on, and of what came back.
-    """
-
-    workers: int = 0
-    lost: int = 0
-    loads: int = 0
-    own: int = 0
-    helped: int = 0
-    stored: int = 0
-    n_bytes: int = 0
-
-    def said(self) -> str:
-        """Say it in a line.
-
-        Examples
-        --------
-        >>> Traffic(workers=2, loads=4, own=30, helped=10, n_bytes=2_500_000).said()
-        '2 workers, 4 models loaded; of 40 shards 10 done by helpers, 2.5 MB moved'
-        """
-        shards = self.own + self.helped + self.stored
-        parts = [f"{self.workers} workers, {self.loads} models loaded"]
-        if self.lost:
-            parts[0] += f", {self.lost} lost"
-        moved = (
-            f"of {shards} shards {self.helped} done by helpers, {self.n_bytes / MB:.1f} MB moved"
-        )
-        if self.stored:
-            moved += f", {self.stored} stored before"
-        return "; ".join([*parts, moved])
-
-
-def run_side_by_side(
-    pairs: Sequence[Pair],
-    crew: Crew,
-    *,
-    out: Path,
-    settings: Settings | None = None,
-    selection: Selection | None = None,
-    reporter: Reporter | None = None,
-    even_if_few: bool = True,
-    before: Callable[[PairRun, Sequence[str]], None] | None = None,
-    share_of: Callable[[PairRun, Sequence[str]], float] | None = None,
-) -> list[dict[str, Any] | None]:
-    """Run the study of several pairs, or what is missing of it, on several workers.
-
-    Parameters
-    ----------
-    pairs : sequence of Pair
-    crew : Crew
-        Where the workers come from.
-    out, settings, selection, reporter, even_if_few, before
-        As in :func:`twohop.running.study.run_in_turn`.
-    share_of : callable, optional
-        ``share_of(run, stages)`` is the part of a GPU that these stages of a run take, or the
-        number of GPUs. Default: none.
-
-    Returns
-    -------
-    list of dict or None
-        The summaries; None of a pair of which stages are missing still.
-
-    Raises
-    ------
-    InterventionsError
-        If a stage cannot be run, or the only pair's study stops at too few items.
-    OSError
-        If workers are lost again and again.
-    """
-    reporter = reporter or Reporter()
-    runs = [open_run(pair, out=out, settings=settings or Settings()) for pair in pairs]
-    for run in runs:
-        reporter.say(f"[bold]{run.pair.key}[/bold]: {len(run.benchmark.items)} items")
-    selection = selection or Selection()
-    tasks: dict[Task, list[PairRun]] = {}
-    shares: dict[Task, float] = {}
-    reused: dict[str, None] = {}
-    for run in runs:
-        stored = run.stored()
-        to_run = selection.to_run(stored)
-        if before is not None and to_run:
-            before(run, to_run)
-        share = share_of(run, to_run) if share_of is not None and to_run else 0.0
-        for stage in selection.wanted():
-            if stage in to_run:
-                task = (run.store(stage).folder, stage)
-                tasks.setdefault(task, []).append(run)
-                shares[task] = max(share, shares.get(task, 0.0))
-                if stage in stored or stage in selection.force:  # again, all of it
-                    ShardStore(*task).drop()
-            else:
-                reused[label(run, stage)] = None
-    for name in reused:
-        reporter.reused(name)
-    few: dict[str, InterventionsError] = {}
-    if tasks:
-        stops = not even_if_few and selection.stages == STAGES
-        schedule = Schedule(tasks, shares, crew, reporter, few if stops else None)
-        for run in runs:
-            if "recall" in selection.usable(run.stored()):
-                schedule.judge(run, run.own.get("recall"))
-        with ExitStack() as stack:
-            for run in runs:
-                stack.enter_context(run.left_if_empty())
-            schedule.work()
-    if few and len(pairs) == 1:
-        raise next(iter(few.values()))
-    return [None if run.pair.key in few else run.finish(reporter) for run in runs]
 
 
 def label(run: PairRun, stage: str) -> str:
