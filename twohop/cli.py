@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from twohop.pairs import Pair
     from twohop.protocol import Protocol
     from twohop.running.pair_run import PairRun, Settings
+    from twohop.running.weighing import Machine
 
 
 FLAGS = "flags"
@@ -150,11 +152,13 @@ def run_studies(options: argparse.Namespace) -> int:
         protocol=protocol,
         loading=loading,
     )
-    if options.plan:
-        return plan_studies(pairs, settings, selection.wanted())
-    asked = {"out": options.out, "settings": settings, "selection": selection}
-    asked |= {"before": say_plan, "even_if_few": options.even_if_few}
     crew = crew_of(options.on, options.workers, pairs, settings)
+    machines = [] if crew is None else [*crew.machines(loading)]
+    if options.plan:
+        timing = crew is None or not crew.away
+        return plan_studies(pairs, settings, selection.wanted(), machines, timing=timing)
+    asked = {"out": options.out, "settings": settings, "selection": selection}
+    asked |= {"before": partial(say_plan, machines=machines), "even_if_few": options.even_if_few}
     if crew is None:
         run = run_in_turn(pairs, **asked)
     else:
@@ -176,14 +180,22 @@ def run_studies(options: argparse.Namespace) -> int:
     return 2 if stopped else 0
 
 
-def plan_studies(pairs: "Sequence[Pair]", settings: "Settings", stages: "Sequence[str]") -> int:
+def plan_studies(
+    pairs: "Sequence[Pair]",
+    settings: "Settings",
+    stages: "Sequence[str]",
+    machines: "Sequence[Machine]",
+    *,
+    timing: bool,
+) -> int:
     """``twohop study --plan``: of each pair, what it takes anew; refused if one does not fit."""
     from rich.console import Console
 
     from twohop.running.plan_text import print_plan
     from twohop.running.planning import plan_before
 
-    plans = [plan_before(pair, settings, stages=stages, timing=True) for pair in pairs]
+    asked = {"stages": stages, "machines": machines, "timing": timing}
+    plans = [plan_before(pair, settings, **asked) for pair in pairs]
     for plan in plans:
         print_plan(plan, Console())
     for plan in plans:
@@ -191,7 +203,9 @@ def plan_studies(pairs: "Sequence[Pair]", settings: "Settings", stages: "Sequenc
     return 0
 
 
-def say_plan(run: "PairRun", to_run: "Sequence[str]") -> None:
+def say_plan(
+    run: "PairRun", to_run: "Sequence[str]", *, machines: "Sequence[Machine]" = ()
+) -> None:
     """Say in a line what is left of a run takes; refuse it if not even the weights fit.
 
     What else does not fit by the plan is said, and tried: rows are an estimate.
@@ -201,7 +215,7 @@ def say_plan(run: "PairRun", to_run: "Sequence[str]") -> None:
     from twohop.running.plan_text import said
     from twohop.running.planning import plan_of_rest
 
-    plan = plan_of_rest(run, to_run)
+    plan = plan_of_rest(run, to_run, machines)
     if plan is not None:
         console = Console(stderr=True)
         console.print(f"  {said(plan)}", highlight=False, markup=False, soft_wrap=True)

@@ -9,6 +9,8 @@ from interventions.errors import BudgetTooSmall
 from interventions.model.model import Model
 
 SHARE = 0.4  # of the memory that is free
+SHARED = {"processes": 1}
+"""How many processes run models in this memory: each counts on its part of what is free."""
 MOST_TOKENS = {"cpu": 4096, "cuda": 65536}  # more per forward pass is not faster
 
 
@@ -52,9 +54,23 @@ class Budget:
         return max(1, min(self.n_bytes // needed, self.n_tokens // tokens))
 
 
+def share_memory(processes: int) -> None:
+    """Leave others of a machine, or of a GPU, their part of the memory that is free.
+
+    Parameters
+    ----------
+    processes : int
+        How many run models there, this one included.
+    """
+    SHARED["processes"] = processes
+
+
 def free_on(model: Model) -> int:
-    """Bytes that can still be had where a model is; of several devices, on that with the least."""
-    return min(map(free_bytes, _devices(model)))
+    """Bytes that can still be had where a model is; of several devices, on that with the least.
+
+    Of what is free, the part of this process, see :func:`share_memory`.
+    """
+    return min(map(free_bytes, _devices(model))) // SHARED["processes"]
 
 
 def free_bytes(device: torch.device) -> int:

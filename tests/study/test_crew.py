@@ -16,12 +16,14 @@ import torch
 import xarray as xr
 from stored import as_computed
 
+from interventions import load
 from interventions.errors import InterventionsError, ResultsError
 from interventions.results import Store, read_tree
+from interventions.running.budget import free_on, share_memory
 from twohop.items.validation import check
 from twohop.pairs import PAIRS, own_pair, with_data
 from twohop.running.crew.crews import crew_of, visible_gpus
-from twohop.running.crew.messages import Compute, Computed, Kept
+from twohop.running.crew.messages import Compute, Computed, Kept, Ready
 from twohop.running.crew.on_ray import OnRay, RayMissing
 from twohop.running.crew.processes import Process, Processes
 from twohop.running.crew.schedule import Schedule
@@ -32,7 +34,9 @@ from twohop.running.crew.transport import Hand, Lost
 from twohop.running.crew.worker import RunAsked
 from twohop.running.loading import Loading
 from twohop.running.pair_run import Settings, open_run
+from twohop.running.planning import plan_of_rest
 from twohop.running.study import run_study
+from twohop.running.weighing import GB, Machine
 from twohop.stages.table import Selection
 
 PAIR = PAIRS["micro-late"]
@@ -167,6 +171,123 @@ def test_a_helper_that_is_lost_costs_its_shard_alone(alone: Path, ahead: Path) -
     assert sent
     assert crew.count(Lost) == 1
     xr.testing.assert_identical(result(alone), result(ahead))
+
+
+def test_an_idle_worker_that_is_lost_is_replaced(
+    alone: Path, ahead: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed: list[Hand] = []
+
+    def kill(hand: Hand, message: Any) -> bool:
+        idle = isinstance(message, Ready) and bool(crew.count(Ready) == 2) and not killed
+        if idle:
+            killed.append(hand)
+        return idle
+
+    crew = Watched(2, kill)
+    share(ahead, crew)
+    assert killed
+    assert crew.count(Lost) == 1
+    assert "3 workers" in capsys.readouterr().err
+    xr.testing.assert_identical(result(alone), result(ahead))
+
+
+def test_workers_make_room_for_those_that_take_more(tmp_path: Path) -> None:
+    pairs = [PAIR, PAIRS["micro-naming"]]
+    started: list[float] = []
+
+    class Told(Processes):
+        def start(self, share: float) -> Process:
+            started.append(share)
+            alive = [hand for hand in self._there if hand.process.is_alive()]
+            assert len(alive) < 2, "what others had room for is taken"
+            return super().start(share)
+
+    run_side_by_side(
+        pairs,
+        Told(1),
+        out=tmp_path,
+        settings=Settings(limit=2),
+        selection=Selection.of(["recall"], force=False),
+        share_of=lambda run, _stages: 1.0 if run.pair is PAIR else 0.5,
+    )
+    assert {*started} == {0.5, 1.0}
+    for pair in pairs:
+        assert "recall" in read_tree(tmp_path / pair.key).children
+
+
+def test_what_a_pair_that_is_stopped_was_doing_is_ended(tmp_path: Path) -> None:
+    """Another pair is run to its end meanwhile."""
+    crew = Watched(2)
+    settings = Settings(limit=2)
+    other = PAIRS["micro-naming"]
+    few = Schedule.judge
+
+    def judge(schedule: Schedule, run: Any, recall: Any) -> None:
+        few(schedule, run, recall)
+        if run.pair is PAIR and not stopped:
+            stopped.append(run)
+            doing = [job for job in schedule.jobs if schedule.tasks[job.task] == [run]]
+            schedule.few = {}
+            schedule.stop(run, InterventionsError("too few"))
+            assert not any(job in schedule.jobs for job in doing)
+            assert not any(schedule.tasks[task] == [run] for task in schedule.missing)
+
+    stopped: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Schedule, "judge", judge)
+        run_side_by_side(
+            [PAIR, other],
+            crew,
+            out=tmp_path,
+            settings=settings,
+            selection=Selection.of(["recall", "resolution"], force=False),
+        )
+    assert stopped
+    assert {"recall", "resolution"} <= {*read_tree(tmp_path / other.key).children}
+
+
+def test_each_worker_counts_on_its_part_of_the_memory() -> None:
+    whole = Machine("cpu", (120,), ("cpu",))
+    assert whole.part(3).free == (40,)
+    [mine] = Processes(4).machines(Loading())
+    [its] = Processes(1).machines(Loading())
+    assert 3 < its.free[0] / mine.free[0] < 5
+    model = load(PAIR.vlm())
+    before = free_on(model)
+    share_memory(4)
+    try:
+        assert 3 < before / free_on(model) < 5
+    finally:
+        share_memory(1)
+
+
+def test_a_study_is_planned_for_the_cluster_not_for_where_it_is_started(tmp_path: Path) -> None:
+    class Cards(OnRay):
+        card = 80 * GB  # type: ignore[assignment]
+
+        def __init__(self, gpus: list[float]) -> None:
+            self.gpus = gpus
+
+        def _nodes(self) -> list[dict[str, Any]]:
+            return [{"Resources": {"GPU": count}} for count in self.gpus]
+
+    [one] = Cards([1.0]).machines(Loading())
+    assert (one.kind, one.names, one.spread) == ("cuda", ("cuda:0",), False)
+    assert 70 * GB < one.free[0] < 80 * GB
+    small, large = Cards([1.0, 4.0]).machines(Loading())
+    assert small == one
+    assert large.names == ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
+    assert large.spread
+    run = open_run(PAIR, out=tmp_path, settings=FEW)
+    plan = plan_of_rest(run, ["recall"], [small, large])
+    assert plan is not None
+    assert plan.machine == small
+    none = replace(small, free=(1000,))
+    plan = plan_of_rest(run, ["recall"], [none, large])
+    assert plan is not None
+    assert plan.machine == large, "blocks are spread where one GPU has no room"
+    assert not plan.remedy
 
 
 def test_a_stage_that_takes_every_worker_with_it_is_given_up(ahead: Path) -> None:

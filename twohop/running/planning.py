@@ -39,6 +39,7 @@ def plan_of(
     benchmark: Benchmark | None = None,
     same: bool = False,
     timing: bool = False,
+    machines: Sequence[Machine] = (),
 ) -> Plan:
     """Plan a pair's study here, from configs and prompts.
 
@@ -57,6 +58,8 @@ def plan_of(
     timing : bool
         Load the models whose weights are here, one after the other, and time forward passes; else
         no weight is read.
+    machines : sequence of Machine
+        Where it is to run: on the first of these that it fits on. Default: here.
     """
     places = pair.places(remote=settings.remote)
     alone = places["vlm"] == places["backbone"]
@@ -66,7 +69,7 @@ def plan_of(
     }
     asked_of = pair.benchmark().limited(settings.limit) if benchmark is None else benchmark
     study = study_on(asked_of, models["vlm"], models.get("backbone", models["vlm"]), settings)
-    here = Machine.here(settings.loading)
+    here = machines[0] if machines else Machine.here(settings.loading)
     weights: dict[Role, Weights] = {
         role: Weights.of(models[role], settings.loading, on_cpu=here.kind == "cpu")
         for role in roles
@@ -75,7 +78,10 @@ def plan_of(
     asked: dict[str, Any] = {"protocol": settings.protocol, "stages": stages}
     asked["remote"] = bool(settings.remote)
     plan = planned(pair.key, scope, weights, here, **asked)
-    if plan.remedy:  # only now are other GPUs looked at, which begins something on each
+    for larger in machines[1:]:
+        if plan.remedy:
+            plan = planned(pair.key, scope, weights, larger, **asked)
+    if plan.remedy and not machines:  # only now, as looking at other GPUs begins something on each
         plan = planned(pair.key, scope, weights, here, spare=spare_of(here), **asked)
     missing = {} if settings.remote else downloads(places, weights)
     if timing and not plan.remedy and not missing and not settings.remote:
@@ -142,7 +148,12 @@ def stored_bytes(weights: Weights) -> int:
 
 
 def plan_before(
-    pair: Pair, settings: Settings, *, stages: Sequence[str] = STAGES, timing: bool = False
+    pair: Pair,
+    settings: Settings,
+    *,
+    stages: Sequence[str] = STAGES,
+    timing: bool = False,
+    machines: Sequence[Machine] = (),
 ) -> Plan:
     """Plan a study anew; of a published pair whose config cannot be had, from what is published.
 
@@ -150,7 +161,7 @@ def plan_before(
     ----------
     pair : Pair
     settings : Settings
-    stages, timing
+    stages, timing, machines
         As in :func:`plan_of`; from what is published, of all stages.
 
     Raises
@@ -159,20 +170,21 @@ def plan_before(
         If a config cannot be had, and nothing is published of the pair.
     """
     try:
-        return plan_of(pair, settings, stages=stages, timing=timing)
+        return plan_of(pair, settings, stages=stages, timing=timing, machines=machines)
     except LoadError as error:
         place = pair.places(remote=settings.remote)["vlm"]
         known = [key for key, of in PUBLISHED.items() if of.vlm == place]
         if not known:
             raise
-        here = Machine.here(settings.loading)
+        here = machines[0] if machines else Machine.here(settings.loading)
+        spare = spare_of(here) if not machines else machines[1] if machines[1:] else None
         plan = published_plan(
             known[0],
             here,
             protocol=settings.protocol,
             packing=settings.loading.quantization,
             n_bytes=width_of(settings.loading, here),
-            spare=spare_of(here),
+            spare=spare,
             remote=bool(settings.remote),
         )
         why = str(error).split("\n")[0]
@@ -192,8 +204,12 @@ def width_of(loading: Loading, machine: Machine) -> int:
     return torch.empty(0, dtype=dtype).element_size()
 
 
-def plan_of_rest(run: PairRun, to_run: Sequence[str]) -> Plan | None:
+def plan_of_rest(
+    run: PairRun, to_run: Sequence[str], machines: Sequence[Machine] = ()
+) -> Plan | None:
     """Plan what is left of a run, with the items that its stages have counted.
+
+    ``machines`` as in :func:`plan_of`.
 
     None where its configs cannot be had: what is amiss is said when they are opened.
     """
@@ -203,7 +219,12 @@ def plan_of_rest(run: PairRun, to_run: Sequence[str]) -> Plan | None:
         if not {"recall", "backbone_text"} & {*to_run} and "recall" in stored:
             counts = Counts.of(run.own.get("recall"), run.own.get("backbone_text"))
         return plan_of(
-            run.pair, run.settings, stages=to_run, counts=counts, benchmark=run.benchmark
+            run.pair,
+            run.settings,
+            stages=to_run,
+            counts=counts,
+            benchmark=run.benchmark,
+            machines=machines,
         )
     except LoadError:
         return None

@@ -118,6 +118,10 @@ class Machine:
         names = tuple(f"cuda:{i}" for i in range(count))
         return cls("cuda", (gigabytes * GB,) * count, names, count > 1)
 
+    def part(self, processes: int) -> "Machine":
+        """Return what each of several processes has of it."""
+        return replace(self, free=tuple(free // processes for free in self.free))
+
     def room(self, role: Role) -> int:
         """Bytes where a model goes."""
         context = CONTEXT if self.kind == "cuda" else 0

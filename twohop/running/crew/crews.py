@@ -10,6 +10,7 @@ from twohop.pairs import PAIRS, Pair
 from twohop.running.crew.on_ray import CARD_SPARE, ON_A_CPU, OnRay, share_of_card
 from twohop.running.crew.processes import Processes
 from twohop.running.crew.transport import Crew
+from twohop.running.loading import Loading
 from twohop.running.pair_run import PairRun, Settings
 from twohop.running.planning import plan_of_rest
 
@@ -80,9 +81,10 @@ def share_of(crew: Crew) -> Callable[[PairRun, Sequence[str]], float] | None:
     card = crew.card if isinstance(crew, OnRay) else None
     if card is None:
         return None
+    machines = crew.machines(Loading())
 
     def share(run: PairRun, stages: Sequence[str]) -> float:
-        plan, room = plan_of_rest(run, stages), int(card * CARD_SPARE)
+        plan, room = plan_of_rest(run, stages, machines[:1]), int(card * CARD_SPARE)
         needed = room if plan is None else max(plan.least, min(plan.peak, room))
         return share_of_card(needed, card)
 

@@ -4,8 +4,10 @@ Ray places each by what the models take, says when one is lost, and carries shar
 worker without passing through the process that schedules.
 """
 
+import contextlib
 import os
 import queue
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -15,11 +17,15 @@ from typing import Any
 from interventions.errors import InterventionsError
 from twohop.running.crew.messages import Ready
 from twohop.running.crew.transport import Hand, Lost
+from twohop.running.loading import Loading
+from twohop.running.weighing import Machine
 
 ON_A_CPU = 2
 """Workers of a machine without GPUs, if it is not said how many: each loads the models."""
 MOST_ON_A_CARD = 4
 ROUNDING = 1e-6
+LEAVING = 5.0
+"""Seconds for a worker to remove its files, before it is ended."""
 CONTEXT = 600 * 2**20
 """Bytes of a GPU that each process takes before anything is on it."""
 CARD_SPARE = 0.95
@@ -52,16 +58,18 @@ def ray_module() -> Any:
 class Post:
     """The actor: a worker in a thread of its own, and its letter boxes."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: int) -> None:
         from interventions.progress import quiet_libraries
+        from interventions.running.budget import share_memory
         from twohop.running.crew.worker import Worker
 
         quiet_libraries()
+        share_memory(beside)
         self.inbox: queue.Queue[Any] = queue.Queue()
         self.outbox: queue.Queue[Any] = queue.Queue()
         self.outbox.put(Ready())
-        scratch = Path(tempfile.mkdtemp(prefix="twohop-"))
-        worker = Worker(Letters(self.inbox, self.outbox), scratch=scratch, keep=False)
+        self.scratch = Path(tempfile.mkdtemp(prefix="twohop-"))
+        worker = Worker(Letters(self.inbox, self.outbox), scratch=self.scratch, keep=False)
         self.due, self.early, self.lock = 0, dict[int, Any](), threading.Lock()
         threading.Thread(target=_end_with, args=(worker.loop,), daemon=True).start()
 
@@ -79,6 +87,10 @@ class Post:
         while not self.outbox.empty():
             said.append(self.outbox.get())
         return said
+
+    def leave(self) -> None:
+        """Leave no files behind."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 def _end_with(loop: Callable[[], None]) -> None:
@@ -132,7 +144,10 @@ class Actor:
 
     def end(self) -> None:
         """See :class:`twohop.running.crew.transport.Hand`."""
-        ray_module().kill(self.actor)
+        ray = ray_module()
+        with contextlib.suppress(ray.exceptions.RayError):  # one that is lost leaves nothing more
+            ray.get(self.actor.leave.remote(), timeout=LEAVING)
+        ray.kill(self.actor)
 
 
 class OnRay:
@@ -153,6 +168,7 @@ class OnRay:
     """
 
     keeps = False
+    away = True
 
     def __init__(self, address: str | None = None, *, workers: int | None = None) -> None:
         self._ray = ray_module()
@@ -184,6 +200,25 @@ class OnRay:
         asked = [remote.options(scheduling_strategy=node).remote() for node in there]
         return min(self._ray.get(asked))
 
+    def machines(self, loading: Loading) -> list[Machine]:
+        """See :class:`twohop.running.crew.transport.Crew`."""
+        card = self.card
+        if card is None:
+            # What Ray leaves to workers of a machine, by its own count.
+            free = min(int(node["Resources"].get("memory", 0)) for node in self._nodes())
+            return [Machine("cpu", (free,), ("cpu",)).part(self._beside(0.0))]
+        most = max(int(node["Resources"].get("GPU", 0)) for node in self._nodes())
+        names = tuple(f"cuda:{i}" for i in range(most))
+        room = int(card * CARD_SPARE)
+        single = Machine("cuda", (room,), names[:1])
+        return [single, Machine("cuda", (room,) * most, names, True)] if most > 1 else [single]
+
+    def _beside(self, share: float) -> int:
+        """How many workers are on one GPU, or on one machine without."""
+        if share:
+            return max(1, round(1 / share))
+        return -(-self.workers(0.0) // len(self._nodes()))
+
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self._ray.nodes() if node["Alive"]]
 
@@ -203,8 +238,11 @@ class OnRay:
 
     def start(self, share: float) -> Actor:
         """See :class:`twohop.running.crew.transport.Crew`."""
-        remote = self._ray.remote(Post).options(num_cpus=1, num_gpus=share, max_concurrency=3)
-        return Actor(remote.remote())
+        asked = {"num_cpus": 1, "num_gpus": share, "max_concurrency": 3}
+        if not share:  # else they crowd on the first machine
+            asked["scheduling_strategy"] = "SPREAD"
+        remote = self._ray.remote(Post).options(**asked)
+        return Actor(remote.remote(self._beside(share)))
 
     def wait(self, hands: Sequence[Actor]) -> list[tuple[Hand, Any]]:
         """See :class:`twohop.running.crew.transport.Crew`."""

@@ -12,15 +12,20 @@ import queue
 import signal
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 
+from interventions.architectures.blueprints import default_device
 from interventions.progress import quiet_libraries
+from interventions.running.budget import share_memory
 from twohop.running.crew.messages import Ready
 from twohop.running.crew.transport import Hand, Lost
 from twohop.running.crew.worker import Worker
+from twohop.running.loading import Loading
+from twohop.running.weighing import Machine
 
 
 class Process:
@@ -30,11 +35,12 @@ class Process:
     than its pipe holds, and would not listen before that is heard.
     """
 
-    def __init__(self, threads: int, gpu: str | None, *, keep: bool = True) -> None:
+    def __init__(self, threads: int, gpu: str | None, *, beside: int, keep: bool = True) -> None:
         self.gpu = gpu
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, threads, gpu, keep), daemon=True)
+        told = (theirs, threads, gpu, beside, keep)
+        self.process = context.Process(target=work, args=told, daemon=True)
         self.process.start()
         theirs.close()
         self.letters: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -82,12 +88,20 @@ class Processes:
         Whether workers keep the models of one pair when they go on with another.
     """
 
+    away = False
+
     def __init__(self, workers: int, *, gpus: Sequence[str] = (), keep: bool = True) -> None:
         self.keeps = keep
         self._workers = workers
         self._threads = max(1, torch.get_num_threads() // workers)
         self._gpus = [*gpus]
+        self._beside = -(-workers // max(1, len(self._gpus)))  # of a GPU, or of the machine
         self._there: list[Process] = []
+
+    def machines(self, loading: Loading) -> list[Machine]:
+        """See :class:`twohop.running.crew.transport.Crew`."""
+        here = Machine.here(replace(loading, device=(default_device(),)) if self._gpus else loading)
+        return [here.part(self._beside)]
 
     def workers(self, share: float) -> int:
         """See :class:`twohop.running.crew.transport.Crew`."""
@@ -98,7 +112,7 @@ class Processes:
         self._there = [hand for hand in self._there if hand.process.is_alive()]
         on = [hand.gpu for hand in self._there]
         gpu = min(self._gpus, key=on.count) if self._gpus else None
-        hand = Process(self._threads, gpu, keep=self.keeps)
+        hand = Process(self._threads, gpu, beside=self._beside, keep=self.keeps)
         self._there.append(hand)
         return hand
 
@@ -139,7 +153,7 @@ class Pipe:
         return parcel
 
 
-def work(connection: Connection, threads: int, gpu: str | None, keep: bool) -> None:
+def work(connection: Connection, threads: int, gpu: str | None, beside: int, keep: bool) -> None:
     """Be a worker until killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -147,6 +161,7 @@ def work(connection: Connection, threads: int, gpu: str | None, keep: bool) -> N
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     quiet_libraries()
     torch.set_num_threads(threads)
+    share_memory(beside)
     pipe = Pipe(connection)
     pipe.send(Ready())
     Worker(pipe, keep=keep).loop()

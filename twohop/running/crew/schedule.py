@@ -318,6 +318,12 @@ class Schedule:
             else:
                 self.left.remove(task)
                 self.missing.remove(task)
+        for job in [job for job in self.jobs if self.tasks[job.task] == [run]]:
+            self.missing.remove(job.task)
+            self.jobs.remove(job)
+            self.bars.remove_task(job.bar)
+            self.end(job.owner)
+            self.start(job.owner.share)
 
     # When one is gone
 

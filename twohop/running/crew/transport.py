@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from twohop.running.loading import Loading
+from twohop.running.weighing import Machine
+
 
 @dataclass(frozen=True)
 class Lost:
@@ -36,9 +39,19 @@ class Crew(Protocol):
     ----------
     keeps : bool
         Whether a worker keeps the models of one pair when it goes on with another.
+    away : bool
+        Whether workers may be on other machines.
     """
 
     keeps: bool
+    away: bool
+
+    def machines(self, loading: Loading) -> Sequence[Machine]:
+        """What a worker may have, that a study is planned for: the smallest first.
+
+        More than one where it has more of a machine when what it runs does not fit on less.
+        """
+        ...
 
     def workers(self, share: float) -> int:
         """How many there may be, of those that take this share of a GPU, or so many GPUs."""
