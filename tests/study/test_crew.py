@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -523,3 +525,40 @@ def test_a_ray_of_two_with_one_killed_gives_the_same_bits(alone: Path, ahead: Pa
         for process in psutil.process_iter(["cmdline"])
         if (process.info["cmdline"] or [""])[0].startswith("ray::Post")
     ], "actors outlive the study"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_cluster_that_this_machine_is_no_part_of(alone: Path, ahead: Path) -> None:
+    """By its address, as a client: what is started elsewhere does the work."""
+    ray, port, client = Path(sys.executable).parent / "ray", free_port(), free_port()
+    start = [ray, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
+    start += [f"--port={port}", f"--ray-client-server-port={client}", "--include-dashboard=false"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    head = subprocess.Popen(
+        start, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(client):
+            assert head.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        command = [sys.executable, "-m", "twohop", "study", PAIR.key, "--limit", "4"]
+        command += ["--stage", "recovery", "--out", str(ahead), "--on", f"ray://127.0.0.1:{client}"]
+        ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    finally:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+    assert ran.returncode == 0, ran.stderr
+    assert "2 workers" in ran.stderr
+    xr.testing.assert_identical(result(alone), result(ahead))
