@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -544,9 +543,7 @@ def test_a_cluster_that_this_machine_is_no_part_of(alone: Path, ahead: Path) -> 
     start = [ray, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
     start += [f"--port={port}", f"--ray-client-server-port={client}", "--include-dashboard=false"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-    head = subprocess.Popen(
-        start, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    head = subprocess.Popen(start, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
         while not answers(client):
@@ -557,7 +554,8 @@ def test_a_cluster_that_this_machine_is_no_part_of(alone: Path, ahead: Path) -> 
         command += ["--stage", "recovery", "--out", str(ahead), "--on", f"ray://127.0.0.1:{client}"]
         ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     finally:
-        os.killpg(head.pid, signal.SIGKILL)
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            process.kill()
         head.wait()
     assert ran.returncode == 0, ran.stderr
     assert "2 workers" in ran.stderr
