@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEWEST := .venv-newest
 
-.PHONY: help study test check test-newest test-ndif devices gpu real-size golden docs docs-serve bench lint style setup train figures clean
+.PHONY: help study test check test-newest test-ndif devices gpu real-size golden docs docs-serve bench growth lint style setup train figures clean
 
 help:
 	@echo "make study    a first look at the three embedded pairs; reports in runs/"
@@ -21,6 +21,7 @@ help:
 	@echo "make golden BEFORE=COMMIT  whether studies and operations give the numbers they gave"
 	@echo "make docs     the documentation, in site/; make docs-serve shows it while it is written"
 	@echo "make bench    time sweeps, attribution, probes and collection beside other libraries"
+	@echo "make growth   how a sweep's cost grows with cells, tokens and layers: docs/growth.png"
 	@echo "make figures  remake the figures of the README from runs/"
 
 setup: $(READY)
@@ -129,6 +130,11 @@ $(BENCH_READY): tests/benchmarks/requirements.txt pyproject.toml constraints.txt
 
 bench: $(BENCH_READY)
 	@PYTHONPATH=tests:tests/support $(BENCH)/bin/python -m benchmarks $(BENCH_ARGS)
+
+# How a sweep's cost grows, beside a forward pass for each cell; the picture is that of the docs.
+growth: $(READY)
+	@PYTHONPATH=tests:tests/support $(BIN)/python -m benchmarks.growth
+	@cp runs/growth/growth.png docs/growth.png
 
 clean:
 	rm -rf $(VENV) $(BENCH) $(NEWEST) runs site
