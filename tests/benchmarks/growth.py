@@ -1,9 +1,9 @@
 """How a sweep's cost grows with cells, tokens and layers: ``make growth``.
 
 On a Llama of random weights: cells drawn evenly from all layers x positions of a prompt, each a
-patch of ``resid_post`` at one token, on the one hand as :func:`interventions.replay` runs them and on
-the other by a full forward pass for each with a PyTorch hook (a few of them timed, the rest
-extrapolated). Written are the seconds of both, and the tokens that went through blocks.
+patch of ``resid_post`` at one token. They are run as :func:`interventions.replay` runs them, and by a
+full forward pass for each with a PyTorch hook (a few of them timed, the rest extrapolated). Written
+are the seconds of both, and the tokens that went through blocks.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from rich.console import Console
 
 import interventions as iv
 from benchmarks.bound import counted, needed
@@ -26,6 +27,7 @@ from benchmarks.peers import Cell, Task, raw
 from benchmarks.report import machine
 from interventions.sweeping.replay import replay
 
+say = Console(highlight=False, soft_wrap=True).print
 BASE = Shape(128, 40, 4, 384, side=2, text=4, alone=256)
 CELLS, SAMPLE, TURNS, LONG = 256, 3, 3, 60
 """Where tokens or layers grow; cells that take a pass of their own; repeats, of which the median is
@@ -142,9 +144,7 @@ def main() -> None:
             point = {"at": value, **measured(shape, n_cells)}
             points.setdefault(axis, []).append(point)
             faster = point["seconds_full"] / point["seconds"]
-            print(
-                f"{axis} {value}: {point['seconds']:.2f} s, {faster:.1f} times faster", flush=True
-            )
+            say(f"{axis} {value}: {point['seconds']:.2f} s, {faster:.1f} times faster")
     about = {"machine": machine(make(SHAPES["quick"]).vlm), "shape": vars(base), "points": points}
     (asked.out / "growth.json").write_text(json.dumps(about, indent=1))
     draw(points, asked.out / "growth.png")
