@@ -1,9 +1,9 @@
 """How a sweep's cost grows with cells, tokens and layers: ``make growth``.
 
 On a Llama of random weights: cells drawn evenly from all layers x positions of a prompt, each a
-patch of ``resid_post`` at one token. They are run as :func:`interventions.replay` runs them, and by a
-full forward pass for each with a PyTorch hook (a few of them timed, the rest extrapolated). Written
-are the seconds of both, and the tokens that went through blocks.
+patch of ``resid_post`` at one token. They are run as :func:`interventions.replay` runs them, and by
+a full forward pass for each with a PyTorch hook (a few of them timed, the rest extrapolated).
+Written are the seconds of both, and the tokens that went through blocks.
 """
 
 import argparse
