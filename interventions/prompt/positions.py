@@ -58,6 +58,16 @@ class Positions:
         """Number of positions of each row, [row]."""
         return self.mask.sum(-1)
 
+    @property
+    def span(self) -> slice | None:
+        """The positions, if they are the same ones, one behind the other, in every row."""
+        n_rows, n = self.index.shape
+        if not n_rows or not n:
+            return None
+        first = int(self.index[0, 0])
+        span = torch.arange(first, first + n, device=self.index.device)
+        return slice(first, first + n) if bool((self.index == span).all()) else None
+
     def last(self) -> "Positions":
         """Return the last position of each row."""
         index = self.index.gather(1, self.counts[:, None] - 1)
@@ -191,17 +201,20 @@ def read_at(hidden: torch.Tensor, positions: Where) -> torch.Tensor:
 
 
 def read_padded(
-    hidden: torch.Tensor, positions: Positions, *, layer_axis: bool = False
+    hidden: torch.Tensor, positions: Positions, *, layer_axis: bool = False, copy: bool = True
 ) -> torch.Tensor:
     """Copy positions out of ``hidden`` [row, position, ...], however many a row has.
 
-    ``layer_axis``: ``hidden`` has one in front.
+    ``layer_axis``: ``hidden`` has one in front. Without ``copy`` it may be a view.
 
     Returns
     -------
     Tensor [row, n, ...]
         What ``positions.mask`` leaves out is meaningless.
     """
+    if (span := positions.span) is not None:  # far less than gathering takes
+        part = hidden[:, :, span] if layer_axis else hidden[:, span]
+        return part.clone() if copy else part
     rows = torch.arange(positions.n_rows, device=hidden.device)[:, None]
     index = positions.index.to(hidden.device)
     return hidden[:, rows, index] if layer_axis else hidden[rows, index]
