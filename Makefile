@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEWEST := .venv-newest
 
-.PHONY: help study test check test-newest test-ndif devices gpu real-size golden docs docs-serve bench growth lint style setup train figures clean
+.PHONY: help study test check test-newest test-ndif devices gpu real-size golden docs docs-serve bench growth demo lint style setup train figures clean
 
 help:
 	@echo "make study    a first look at the three embedded pairs; reports in runs/"
@@ -22,6 +22,7 @@ help:
 	@echo "make docs     the documentation, in site/; make docs-serve shows it while it is written"
 	@echo "make bench    time sweeps, attribution, probes and collection beside other libraries"
 	@echo "make growth   how a sweep's cost grows with cells, tokens and layers: docs/growth.png"
+	@echo "make demo     TransformerLens' activation patching demo beside ours, cell by cell"
 	@echo "make figures  remake the figures of the README from runs/"
 
 setup: $(READY)
@@ -130,6 +131,10 @@ $(BENCH_READY): tests/benchmarks/requirements.txt pyproject.toml constraints.txt
 
 bench: $(BENCH_READY)
 	@PYTHONPATH=tests:tests/support $(BENCH)/bin/python -m benchmarks $(BENCH_ARGS)
+
+# The maps of TransformerLens' activation patching demo beside ours, cell by cell.
+demo: $(BENCH_READY)
+	@PYTHONPATH=tests:tests/support $(BENCH)/bin/python -m benchmarks.demo
 
 # How a sweep's cost grows, beside a forward pass for each cell; the picture is that of the docs.
 growth: $(READY)
