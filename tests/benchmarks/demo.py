@@ -37,6 +37,8 @@ MAPS = {
     "head_out": "get_act_patch_attn_head_out_all_pos",
 }
 TURNS = 5
+WHOSE = ("TransformerLens", "interventions")
+SHARE = "0: the other prompt, 1: this one"
 Maps = dict[str, torch.Tensor]
 
 
@@ -116,9 +118,7 @@ def draw(both: dict[str, tuple[torch.Tensor, torch.Tensor]], words: list[str], o
     """Their maps above ours."""
     figure, panels = plt.subplots(2, len(both), figsize=(12, 6), layout="constrained")
     for column, (name, pair) in enumerate(both.items()):
-        for row, (whose, found) in enumerate(
-            zip(("TransformerLens", "interventions"), pair, strict=True)
-        ):
+        for row, (whose, found) in enumerate(zip(WHOSE, pair, strict=True)):
             panel = panels[row, column]
             drawn = panel.imshow(found, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
             panel.set_title(f"{name}: {whose}", fontsize=9)
@@ -127,9 +127,7 @@ def draw(both: dict[str, tuple[torch.Tensor, torch.Tensor]], words: list[str], o
             panel.set_xlabel("head" if by_head else "")
             if not by_head:
                 panel.set_xticks(range(len(words)), words, rotation=60, fontsize=7)
-        figure.colorbar(
-            drawn, ax=panels[:, column], shrink=0.6, label="0: the other prompt, 1: this one"
-        )
+        figure.colorbar(drawn, ax=panels[:, column], shrink=0.6, label=SHARE)
     figure.savefig(out, dpi=90)
     plt.close(figure)
 
@@ -141,10 +139,11 @@ def main() -> int:
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     model = iv.load(micro_folder("micro-backbone"))
-    texts = tuple(TEMPLATES["capital"].fill(name) for name in (CLEAN, CORRUPT))
+    clean, corrupt = (TEMPLATES["capital"].fill(name) for name in (CLEAN, CORRUPT))
+    texts = (clean, corrupt)
     prompt = model.prompt(texts[1])
-    ids = [model.tokenizer.convert_tokens_to_ids(word) for word in (ANSWER, FOIL)]
-    its, seconds_its = timed(theirs(model, texts, tuple(ids)))
+    answer, foil = (int(model.tokenizer.convert_tokens_to_ids(word)) for word in (ANSWER, FOIL))
+    its, seconds_its = timed(theirs(model, texts, (answer, foil)))
     mine, seconds_mine = timed(ours(model, texts))
     table = Table(title="TransformerLens' activation patching demo, on the micro backbone")
     for name in ("map", "cells", "largest", "largest difference"):
