@@ -44,8 +44,7 @@ Maps = dict[str, torch.Tensor]
 
 def timed(call: Callable[[], Maps]) -> tuple[Maps, float]:
     """What a call gives, and the least seconds that it takes."""
-    call()
-    took = []
+    made, took = call(), []
     for _ in range(TURNS):
         begun = time.perf_counter()
         made = call()
@@ -120,14 +119,14 @@ def draw(both: dict[str, tuple[torch.Tensor, torch.Tensor]], words: list[str], o
     for column, (name, pair) in enumerate(both.items()):
         for row, (whose, found) in enumerate(zip(WHOSE, pair, strict=True)):
             panel = panels[row, column]
-            drawn = panel.imshow(found, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+            panel.imshow(found, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
             panel.set_title(f"{name}: {whose}", fontsize=9)
             panel.set_ylabel("layer")
             by_head = name == "head_out"
             panel.set_xlabel("head" if by_head else "")
             if not by_head:
                 panel.set_xticks(range(len(words)), words, rotation=60, fontsize=7)
-        figure.colorbar(drawn, ax=panels[:, column], shrink=0.6, label=SHARE)
+        figure.colorbar(panels[1, column].images[0], ax=panels[:, column], shrink=0.6, label=SHARE)
     figure.savefig(out, dpi=90)
     plt.close(figure)
 
