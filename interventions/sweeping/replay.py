@@ -7,9 +7,9 @@ rows of one forward pass. Where tokens see each other in both directions whole r
 the first patched block on; and where even that would change the numbers, each cell is run in full.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from transformers.cache_utils import DynamicCache
@@ -99,7 +99,15 @@ def run_clean(
         }
     )
     if path == "plain":
-        return Clean(prompt, at, _plain(model, prompt, at, {}, apart=apart), {}, {}, [], 0)
+        return Clean(
+            prompt,
+            at,
+            _plain(model, prompt, at, Edits(patches=[], knockouts=[]), apart=apart),
+            {},
+            {},
+            [],
+            0,
+        )
     where = _from(prompt, first)
     running = range(n) if prompt.has_images else model.anatomy.self_blocks
     blocks = sorted({cell.block for cell in cells})
@@ -180,15 +188,25 @@ def replayed(
         yield group, logits.unflatten(0, (n, len(chosen))).transpose(0, 1)
 
 
+class Edits(TypedDict):
+    """What a forward pass is given of edits."""
+
+    patches: list[Patch]
+    knockouts: list[Knockout]
+
+
 def _plain(
-    model: Model, prompt: Prompt, at: Positions, edits: Mapping[str, Sequence[Any]], *, apart: bool
+    model: Model, prompt: Prompt, at: Positions, edits: Edits, *, apart: bool
 ) -> torch.Tensor:
     """Logits of whole rows, together or one after the other."""
     if not apart or len(prompt) == 1:
         return _logits(run_checked(model, prompt, **edits, logits=at))
     logits = []
     for row in torch.arange(len(prompt)).split(1):
-        own = {name: [edit.of_rows(row) for edit in among] for name, among in edits.items()}
+        own = Edits(
+            patches=[patch.of_rows(row) for patch in edits["patches"]],
+            knockouts=[cut.of_rows(row) for cut in edits["knockouts"]],
+        )
         logits.append(_logits(run_checked(model, prompt.select(row), **own, logits=at.rows(row))))
     return torch.cat(logits)
 
@@ -241,7 +259,7 @@ def _continued(
     )
 
 
-def _merged(model: Model, chosen: Sequence[Cell], at: int, length: int) -> dict[str, list[Any]]:
+def _merged(model: Model, chosen: Sequence[Cell], at: int, length: int) -> Edits:
     """Edits of cells, each for its own rows, as few as places and modes allow."""
     patches: dict[Any, dict[int, Patch]] = {}
     cuts: dict[Any, dict[int, Knockout]] = {}
@@ -253,10 +271,10 @@ def _merged(model: Model, chosen: Sequence[Cell], at: int, length: int) -> dict[
         for order, cut in enumerate(own.knockouts):
             key = (order, cut.layers, repr(cut.heads), cut.keep_self)
             cuts.setdefault(key, {})[which] = cut.shifted(at, length)
-    return {
-        "patches": [Patch.merge(model, alike, len(chosen)) for alike in patches.values()],
-        "knockouts": [Knockout.merge(alike, len(chosen)) for alike in cuts.values()],
-    }
+    return Edits(
+        patches=[Patch.merge(model, alike, len(chosen)) for alike in patches.values()],
+        knockouts=[Knockout.merge(alike, len(chosen)) for alike in cuts.values()],
+    )
 
 
 def _suffix(prompt: Prompt, rows: torch.Tensor, at: int, *, prefix: bool) -> Prompt:
