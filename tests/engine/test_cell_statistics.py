@@ -12,6 +12,7 @@ import xarray as xr
 import interventions as iv
 from interventions.errors import ResultsError
 from interventions.sweeping.clustered import (
+    CORRECTIONS,
     LEAST_CLUSTERS,
     adjusted,
     cluster_totals,
@@ -139,8 +140,8 @@ def test_other_corrections_are_the_textbooks() -> None:
     assert adjusted(p, "holm") == pytest.approx([0.04, 0.09, np.nan, 0.09, 0.2], nan_ok=True)
     assert adjusted(p, "fdr") == pytest.approx([0.04, 0.16 / 3, np.nan, 0.16 / 3, 0.2], nan_ok=True)
     swept = drawn_map(30, (4, 3), seed=5, effect=2.0)
-    for correction in ("max", "holm", "fdr"):
-        by_cell = iv.cell_statistics(swept, correction=correction)  # type: ignore[arg-type]
+    for correction in CORRECTIONS:
+        by_cell = iv.cell_statistics(swept, correction=correction)
         assert bool(by_cell["clear"][0, 0])
         assert by_cell.attrs["correction"] == correction
 
