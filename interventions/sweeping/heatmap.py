@@ -187,8 +187,7 @@ def _drawn(
         )
         unclear = np.isfinite(values[i]) & (True if clear is None else ~clear[i])
         if clear is not None and unclear.any():
-            shown_as = np.ma.masked_where(~unclear, np.zeros(unclear.shape))
-            axes.pcolor(*edges, shown_as, hatch=HATCH, alpha=0, edgecolor=HATCHING, linewidth=0)
+            axes.add_collection(_hatching(unclear, *edges), autolim=False)
         axes.set_facecolor("0.85")
         axes.set_title(name, fontsize=10)
         axes.set_xticks([i for i, _ in shown], [label for _, label in shown])
@@ -208,6 +207,19 @@ def _drawn(
         warned = "verified" in dataset.attrs and "spearman" not in dataset
         figure.supxlabel(note, fontsize=7.5, color="firebrick" if warned else "0.3", wrap=True)
     return figure
+
+
+def _hatching(unclear: np.ndarray, x: np.ndarray, y: np.ndarray) -> Any:
+    """Hatched squares over cells [layer, column] of a map with these edges."""
+    from matplotlib.collections import PolyCollection
+
+    squares = [
+        [(x[j], y[i]), (x[j + 1], y[i]), (x[j + 1], y[i + 1]), (x[j], y[i + 1])]
+        for i, j in np.argwhere(unclear)
+    ]
+    return PolyCollection(
+        squares, hatch=HATCH, facecolor="none", edgecolor=HATCHING, linewidth=0, label="not clear"
+    )
 
 
 def _runs(labels: list[str]) -> list[tuple[float, str]]:

@@ -62,9 +62,10 @@ def knockout_curves(
         From keys to queries: ``"image -> last"``, ``"entity[-1] -> last"``. A mapping gives a name
         to such a text, or to a pair of roles or of positions of the prompt, such as
         ``{"cat": (prompt.at("image", box=cat), "last")}``. A token always goes on seeing itself.
-        The queries ``"answer"`` are all tokens that predict the answer's, which is more than
-        ``"last"`` where it has several. In a model that attends to pictures in blocks of
-        their own, ``"image"`` is all that these see.
+        ``"question"`` is without the last token here, which is an end of its own. The queries
+        ``"answer"`` are all tokens that predict the answer's, which is more than ``"last"`` where
+        it has several. In a model that attends to pictures in blocks of their own, ``"image"`` is
+        all that these see.
     answers, foils, metrics
         As of :func:`interventions.sweep`.
     layers : int, slice or list of int, optional

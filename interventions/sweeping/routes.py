@@ -25,6 +25,8 @@ from interventions.sweeping.schedule import Edit
 ARROW = re.compile(r"\s*(?:->|→)\s*")
 PREDICTING = "answer"
 """As queries: every token that predicts one of the answer's, appended when it is scored."""
+QUESTION, LAST = "question", "last"
+"""The first is without the second here: else what goes to the one is cut with what goes to both."""
 PICTURE = "image"
 """What blocks of cross-attention attend to, whose tokens have no positions in the text."""
 End = str | Positions
@@ -206,7 +208,7 @@ def ends_of(model: Model, prompt: Prompt, routes: Routes) -> Ends:
         nothing: Column = [[] for _ in range(len(prompt))]
         for end, columns, tokens in (
             (source, keys, nothing if pictures else None),
-            (sink, queries, role_tokens(prompt, "last") if predicting[-1] else None),
+            (sink, queries, role_tokens(prompt, LAST) if predicting[-1] else None),
         ):
             columns.tokens.append(_tokens(prompt, end, name) if tokens is None else tokens)
             columns.names.append(end.role if isinstance(end, Positions) else end)
@@ -255,6 +257,9 @@ def _pair(name: str, route: Any) -> tuple[End, End]:
 
 def _tokens(prompt: Prompt, end: End, name: str) -> Column:
     """Tokens of one end of a route in each row."""
+    if end == QUESTION:
+        ends = zip(role_tokens(prompt, QUESTION), role_tokens(prompt, LAST), strict=True)
+        return [[token for token in own if token not in last] for own, last in ends]
     if isinstance(end, str):
         return role_tokens(prompt, end)
     if (end.n_rows, end.length) != (len(prompt), prompt.length):

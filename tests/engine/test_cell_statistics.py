@@ -182,14 +182,16 @@ def test_what_is_never_below_zero_is_not_tested() -> None:
 
 
 def hatched(figure: Any) -> int:
-    """How many collections of a figure are hatched."""
-    return sum(bool(part.get_hatch()) for axes in figure.axes for part in axes.collections)
+    """How many cells of a figure are hatched."""
+    parts = [part for axes in figure.axes for part in axes.collections if part.get_hatch()]
+    assert all(len(part.get_facecolor()) == 0 for part in parts)
+    return sum(len(part.get_paths()) for part in parts)
 
 
 def test_maps_hatch_what_is_not_clear_and_say_so(tmp_path: Path) -> None:
     swept = drawn_map(30, (4, 3), seed=9, effect=2.0)
     figure = iv.heatmap(swept)
-    assert hatched(figure) == 1
+    assert hatched(figure) == 4 * 3 - 1
     assert "n = 30; clear: p < 0.05, corrected for all cells" in figure.get_supxlabel()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["not clear"]
     figure.savefig(tmp_path / "map.png")

@@ -56,6 +56,25 @@ def test_routes_by_region_position_and_name(case: Case) -> None:
         assert np.abs(ours - theirs).max() < FLOOR32 * np.abs(theirs).max()
 
 
+def test_the_question_is_without_the_last_token(case: Case) -> None:
+    routes = ["image -> question", "question -> last"]
+    curves = iv.knockout_curves(case.model, case.prompt, routes, layers=[1], **ASKED)
+    roles = case.prompt.roles
+    assert all({*own["last"]} <= {*own["question"]} for own in roles)
+    for row, own in enumerate(roles):
+        behind = [token for token in own["question"] if token > own["image"][-1]]
+        assert curves["edges"].values[row].tolist() == [
+            len(own["image"]) * (len(behind) - 1),
+            len(own["question"]) - 1,
+        ]
+    places = [[token for token in own["question"] if token not in own["last"]] for own in roles]
+    others = from_lists(places, length=case.prompt.length, single=False, role="others")
+    cut = iv.Knockout(1, others, case.prompt.at("image"))
+    theirs = knocked(case, cut).numpy()
+    ours = curves["logprob"].sel(layer=1, route="image -> question").values
+    assert np.abs(ours - theirs).max() < FLOOR32 * np.abs(theirs).max()
+
+
 def test_a_token_goes_on_seeing_itself_only_where_asked(case: Case) -> None:
     entity, last = case.prompt.at("entity"), case.prompt.at("last")
     cuts = [iv.Knockout([0, 1], entity, entity, keep_self=keep) for keep in (False, True)]
