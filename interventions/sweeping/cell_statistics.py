@@ -81,12 +81,12 @@ def cell_statistics(
 
     Examples
     --------
-    >>> texts = [chain.text for chain in chains[:8]]
-    >>> batch = llm.prompt(texts, spans={"entity": [chain.name for chain in chains[:8]]})
+    >>> names = ["Avaria", "Belmora", "Corvenia", "Dravia", "Elsenia", "Fenmark", "Quenlo"]
+    >>> batch = llm.prompt([question.format(name) for name in names], spans={"entity": names})
     >>> swept = iv.sweep(llm, batch, 0.0, answers="Marlow", roles=["entity", "last"])
     >>> by_cell = iv.cell_statistics(swept)
     >>> by_cell.attrs["smallest_p"]
-    0.0078125
+    0.015625
     """
     of_kind(dataset, xr.Dataset, "the dataset", error=ResultsError)
     correction = one_of(correction, "correction", CORRECTIONS, error=ResultsError)

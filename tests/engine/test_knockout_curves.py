@@ -15,6 +15,8 @@ import interventions as iv
 from interventions.errors import PromptError, ResultsError, RoleError, SiteError
 from interventions.prompt.positions import from_lists
 from interventions.results import read_provenance
+from interventions.sweeping.schedule import parts_of
+from interventions.sweeping.sizes import Sizes
 
 ASKED: dict[str, Any] = {"answers": [[7], [9]], "progress": False}
 FIELD = ["image -> entity", "entity -> last", "image -> last"]
@@ -136,13 +138,34 @@ def test_cells_cost_a_tenth_of_as_many_runs_at_the_most(case: Case) -> None:
     assert sum(counts) * 10 < cells * one_run
 
 
+@pytest.mark.parametrize(("device", "ratio"), [("cuda", 22), ("cpu", 44)])
+def test_at_real_size_cells_cost_what_the_page_says(device: str, ratio: int) -> None:
+    """LLaVA 1.5 7B: a picture of 576 tokens, 43 of text, by the division that the engine makes."""
+    n_layers, d_model, inner, length = 32, 4096, 11008, 624
+    block = 4 * d_model**2 + 3 * d_model * inner
+    sizes = Sizes(n_layers, d_model, 32, 32, 128, 32064, inner, 2, block)
+    first = sorted([length - 43, length - 1, length - 1])  # image -> question, and two -> last
+    overhead = sizes.pass_tokens(device)
+    above = sum(
+        (part.stop - part.start) * (length - first[part.start])
+        for part in parts_of(first, 1, length, overhead)
+    )
+    sent = n_layers * length + above * sum(range(1, n_layers + 1))
+    assert round(3 * n_layers * n_layers * length / sent) == ratio
+
+
 def test_a_killed_run_goes_on_and_other_settings_are_refused(case: Case, tmp_path: Path) -> None:
     first = iv.knockout_curves(case.model, case.prompt, FIELD, out=tmp_path / "curves", **ASKED)
     again = iv.knockout_curves(case.model, case.prompt, FIELD, out=tmp_path / "curves", **ASKED)
     assert again.identical(first)
     settings = read_provenance(first)["settings"]
     assert settings["axes"]["route"] == FIELD
-    for other in ({"window": 2}, {"heads": {0: 1}}, {"clusters": ["a", "b"]}):
+    changes: list[dict[str, Any]] = [
+        {"window": 2},
+        {"heads": {0: 1}},
+        {"clusters": ["a", "b"]},
+    ]
+    for other in changes:
         with pytest.raises(ResultsError, match="other settings"):
             iv.knockout_curves(
                 case.model, case.prompt, FIELD, out=tmp_path / "curves", **ASKED, **other
