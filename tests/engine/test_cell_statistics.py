@@ -207,7 +207,7 @@ def test_maps_hatch_what_is_not_clear_and_say_so(tmp_path: Path) -> None:
 def test_curves_have_bands_and_filled_markers(tmp_path: Path) -> None:
     swept = drawn_map(30, (4, 3), seed=9, effect=2.0)
     figure = iv.lineplot(swept, title="a title")
-    [axes] = figure.axes
+    axes: Any = figure.axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["r0", "r1", "r2"]
     assert len(axes.collections) == 3
     filled = [line for line in axes.lines if line.get_label() == "_clear"]
