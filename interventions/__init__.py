@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from interventions.collecting.collect import collect
     from interventions.collecting.folder import open_collection
     from interventions.probing.probe import probe
+    from interventions.sweeping.cell_statistics import cell_statistics
     from interventions.sweeping.heatmap import heatmap
+    from interventions.sweeping.knockout_curves import knockout_curves
+    from interventions.sweeping.lineplot import lineplot
     from interventions.sweeping.overlay import PictureMap, overlay
     from interventions.sweeping.sweep import sweep
 
@@ -49,13 +52,16 @@ __all__ = [
     "ablated",
     "as_picture",
     "attribute",
+    "cell_statistics",
     "collect",
     "complete",
     "embedding_noise",
     "frozen",
     "heatmap",
     "knockout",
+    "knockout_curves",
     "lens",
+    "lineplot",
     "load",
     "open_collection",
     "overlay",
@@ -74,9 +80,12 @@ __all__ = [
 # These give Datasets: xarray and pandas are imported when one is first used.
 LATER = {
     "attribute": "attribution.attribute",
+    "cell_statistics": "sweeping.cell_statistics",
     "collect": "collecting.collect",
     "PictureMap": "sweeping.overlay",
     "heatmap": "sweeping.heatmap",
+    "knockout_curves": "sweeping.knockout_curves",
+    "lineplot": "sweeping.lineplot",
     "open_collection": "collecting.folder",
     "overlay": "sweeping.overlay",
     "probe": "probing.probe",

@@ -260,9 +260,13 @@ def named(value: Any, what: str) -> dict[str, Any]:
     return settings
 
 
-def all_of_kind(given: Any, kind: type, what: str, *, error: Refusal) -> list[Any]:
-    """Return things of a class of ours as a list; one that stands alone is refused."""
-    entries = several(given, what, error=error, expected=f"a list of {kind.__name__}")
+def all_of_kind(
+    given: Any, kind: type | tuple[type, ...], what: str, *, error: Refusal
+) -> list[Any]:
+    """Return things of classes of ours as a list; one that stands alone is refused."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    expected = f"a list of {' or '.join(known.__name__ for known in kinds)}"
+    entries = several(given, what, error=error, expected=expected)
     return [
         of_kind(entry, kind, f"{what}: entry {i}", error=error) for i, entry in enumerate(entries)
     ]

@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from interventions.sweeping.clustered import TAIL, Labels, Shares, shares
+from interventions.sweeping.clustered import cluster_totals as of_entities
 from twohop.protocol import DEFAULT, Protocol
 
-TAIL = 0.025  # on each side of what is called an interval everywhere: 95 %
-LEAST_ICC = 0.2
-"""Correlation of the items of one entity that is assumed where so few entities show less."""
-Labels = Sequence[str] | np.ndarray
 Numbers = Sequence[float] | Sequence[bool] | np.ndarray
 
 
@@ -134,58 +132,6 @@ def cluster_sums(
     return np.tensordot(weights, totals, axes=1), weights @ sizes
 
 
-@dataclass(frozen=True)
-class Shares:
-    """Shares of clustered items and their intervals, of as many samples as one likes.
-
-    Attributes
-    ----------
-    value, low, high : ndarray [...]
-    residuals : ndarray [..., entity]
-        What each entity's items add beyond the share.
-    """
-
-    value: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    residuals: np.ndarray
-
-
-def shares(totals: np.ndarray, sizes: np.ndarray, *, tail: float = TAIL) -> Shares:
-    """Shares with the intervals of Korn and Graubard.
-
-    Parameters
-    ----------
-    totals : ndarray [..., entity]
-        Sums of the values, from 0 to 1 each, of an entity's items.
-    sizes : ndarray [entity]
-        How many items these are.
-    tail : float
-        Of the interval, on each side; smaller where several are looked at together.
-    """
-    # Loaded where it is used: importing the package is to stay light.
-    from scipy.special import betaincinv, stdtrit
-
-    totals, sizes = np.asarray(totals, float), np.asarray(sizes, float)
-    n, entities = sizes.sum(), len(sizes)
-    value = totals.sum(-1) / n
-    residuals = totals - value[..., None] * sizes
-    spread = value * (1 - value)
-    varies = (spread > 0) & (entities > 1)
-    seen = (residuals**2).sum(-1) / np.where(varies, spread, 1)
-    seen = seen * entities / max(entities - 1, 1) / n
-    least = 1 + ((sizes**2).sum() / n - 1) * LEAST_ICC
-    # Where all are alike, nothing is seen of how alike one entity's items are.
-    worth = np.where(varies, n / np.maximum(seen, least), entities)
-    if entities > 1:  # the design effect is itself an estimate, from as many entities
-        worth = worth * (stdtrit(n - 1, tail) / stdtrit(entities - 1, tail)) ** 2
-    won, lost = value * worth, (1 - value) * worth
-    few = np.finfo(float).tiny
-    low = np.where(won > 0, betaincinv(np.maximum(won, few), lost + 1, tail), 0.0)
-    high = np.where(lost > 0, betaincinv(won + 1, np.maximum(lost, few), 1 - tail), 1.0)
-    return Shares(value, np.minimum(low, value), np.maximum(high, value), residuals)
-
-
 def differences(won: Shares, lost: Shares) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Differences of two shares of the same items, and the ends of their intervals.
 
@@ -209,15 +155,6 @@ def _together(first: Shares, second: Shares) -> np.ndarray:
     both = (first.residuals**2).sum(-1) * (second.residuals**2).sum(-1)
     product = (first.residuals * second.residuals).sum(-1)
     return np.where(both > 0, product / np.sqrt(np.where(both > 0, both, 1)), 0.0)
-
-
-def of_entities(values: np.ndarray, clusters: Labels) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of values [..., item] over the items of each entity [..., entity], and their numbers."""
-    codes, index = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
-    sizes = np.bincount(index, minlength=len(codes))
-    member = np.zeros((len(index), len(codes)))
-    member[np.arange(len(index)), index] = 1
-    return values @ member, sizes
 
 
 def mean(values: Numbers, clusters: Labels) -> Estimate:

@@ -156,7 +156,8 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention as transformers calls it; ``key.shared`` holds the prefix's keys and values.
 
-    ``query`` is [row, head, position, width], the mask [row, 1, position, prefix + own token].
+    ``query`` is [row, head, position, width], the mask [row, 1 or head, position, prefix + own
+    token].
     """
     prefix = getattr(key, "shared", None)
     if prefix is None or any(kwargs.get(name) is not None for name in OTHER_SCORES):
@@ -184,8 +185,9 @@ def attention(
     )
     hidden_before = hidden = None
     if attention_mask is not None:
-        masked = ~attention_mask.reshape(groups, 1, cells, 1, n, length + n_own)
-        masked = masked.expand(-1, -1, -1, n_each, -1, -1).flatten(3, 4)
+        own_heads = (1, 1) if attention_mask.shape[1] == 1 else (kv_heads, n_each)
+        masked = ~attention_mask.reshape(groups, cells, *own_heads, n, length + n_own)
+        masked = masked.transpose(1, 2).expand(-1, -1, -1, n_each, -1, -1).flatten(3, 4)
         hidden_before, hidden = masked.split([length, n_own], -1)
         hidden_before = hidden_before.flatten(2, 3) if bool(hidden_before.any()) else None
     before, likely_before = _attended(queries.flatten(2, 3), keys, values, hidden_before)

@@ -1,6 +1,6 @@
 """Where in each row of a prompt a value is read or written; reading and writing there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -140,6 +140,26 @@ def ragged(lists: Sequence[Sequence[int]], *, fill: int = 0) -> tuple[torch.Tens
     counts = torch.tensor([len(numbers) for numbers in lists], dtype=torch.long)
     mask = torch.arange(width) < counts[:, None]
     return torch.tensor(padded, dtype=torch.long).reshape(len(lists), width), mask
+
+
+def of_copies(positions: Mapping[int, Positions], n_copies: int) -> Positions:
+    """Positions in rows that stand ``n_copies`` times, each copy with its own.
+
+    Parameters
+    ----------
+    positions : dict of int to Positions
+        By copy, counted from 0: copies of a row are next to each other. Those that are not named
+        have none.
+    n_copies : int
+    """
+    like = next(iter(positions.values()))
+    width = max(at.index.shape[1] for at in positions.values())
+    index = torch.zeros(like.n_rows, n_copies, width, dtype=torch.long)
+    mask = torch.zeros(like.n_rows, n_copies, width, dtype=torch.bool)
+    for copy, at in positions.items():
+        index[:, copy, : at.index.shape[1]] = at.index
+        mask[:, copy, : at.index.shape[1]] = at.mask
+    return Positions(index.flatten(0, 1), mask.flatten(0, 1), like.length, False, "cells")
 
 
 def from_lists(lists: list[list[int]], *, length: int, single: bool, role: str) -> Positions:

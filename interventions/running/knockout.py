@@ -4,18 +4,18 @@ After Geva et al., "Dissecting Recall of Factual Associations in Auto-Regressive
 (EMNLP 2023): the attention edges from keys to queries are cut in a window of layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from interventions.errors import SiteError
-from interventions.given import index_of, of_kind
+from interventions.given import flag, index_of, of_kind
 from interventions.model.cache_names import given_cache
 from interventions.model.model import Model
-from interventions.model.sites import Layers, layer_list
-from interventions.prompt.positions import Positions, check_rows
+from interventions.model.sites import Heads, Layers, layer_list
+from interventions.prompt.positions import Positions, check_rows, index_list, of_copies
 from interventions.prompt.prompt import Prompt
 
 
@@ -30,14 +30,23 @@ class Knockout:
         Tokens that may not see ...
     keys : Positions
         ... these, in the same row. A token goes on seeing itself unless it is named here too.
+    heads : int, slice or list of int, optional
+        Query heads in which the edges are cut. None: in every one.
+    keep_self : bool
+        A token goes on seeing itself, also where it is named among the keys.
     """
 
     layers: Layers
     queries: Positions
     keys: Positions
+    heads: Heads = None
+    keep_self: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", index_of(self.layers, "layer"))
+        if self.heads is not None:
+            object.__setattr__(self, "heads", index_of(self.heads, "head"))
+        object.__setattr__(self, "keep_self", flag(self.keep_self, "keep_self"))
         for at, what in ((self.queries, "queries"), (self.keys, "keys")):
             of_kind(at, Positions, f"{what} of a knockout", error=SiteError)
 
@@ -45,8 +54,35 @@ class Knockout:
         """Return the knockout for some rows of its prompt."""
         return replace(self, queries=self.queries.rows(rows), keys=self.keys.rows(rows))
 
+    def shifted(self, left: int, length: int) -> "Knockout":
+        """Return the knockout in a prompt that lost ``left`` columns in front; keys may lie there.
 
-def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Positions) -> None:
+        These have negative positions, and are found in front of what runs.
+        """
+        queries, keys = (at.shifted(left, length) for at in (self.queries, self.keys))
+        return replace(self, queries=queries, keys=keys)
+
+    def split(self, n_layers: int) -> list["Knockout"]:
+        """Return a knockout for each layer, of a model that has ``n_layers``."""
+        return [replace(self, layers=layer) for layer in layer_list(self.layers, n_layers)]
+
+    @staticmethod
+    def merge(knockouts: Mapping[int, "Knockout"], n_copies: int) -> "Knockout":
+        """Return one knockout for rows that stand ``n_copies`` times, as :meth:`Patch.merge`."""
+        queries = of_copies({copy: cut.queries for copy, cut in knockouts.items()}, n_copies)
+        keys = of_copies({copy: cut.keys for copy, cut in knockouts.items()}, n_copies)
+        return replace(next(iter(knockouts.values())), queries=queries, keys=keys)
+
+
+def knockout(
+    model: Model,
+    layers: Layers,
+    *,
+    queries: Positions,
+    keys: Positions,
+    heads: Heads = None,
+    keep_self: bool = False,
+) -> None:
     """Cut attention edges inside a trace; the attention weights there become exactly 0.
 
     Parameters
@@ -55,6 +91,10 @@ def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Position
     layers : int, slice or list of int
     queries, keys : Positions
         Tokens that may not see, and what they may not see.
+    heads : int, slice or list of int, optional
+        Query heads in which they are cut. Default: all.
+    keep_self : bool
+        A token goes on seeing itself, also where it is named among the keys.
 
     Raises
     ------
@@ -70,7 +110,7 @@ def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Position
     >>> logits.shape  # [row, vocab]
     torch.Size([1, 109])
     """
-    asked = Knockout(layers, queries, keys)
+    asked = Knockout(layers, queries, keys, heads, keep_self)
     for layer in layer_list(asked.layers, model.n_layers):
         check_not_cross(model, layer)
         parts = model.anatomy.parts[layer]
@@ -86,7 +126,7 @@ def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Position
                 "cut. Load it with attn_implementation='eager'."
             )
         mask = whole_mask(kwargs[name], hidden, given_cache(kwargs), layer)
-        attention.inputs = (args, {**kwargs, name: cut(mask, queries, keys)})
+        attention.inputs = (args, {**kwargs, name: cut(mask, asked, model.anatomy.n_heads)})
 
 
 def check_not_cross(model: Model, layer: int) -> None:
@@ -122,6 +162,8 @@ def check_knockouts(model: Model, prompt: Prompt, knockouts: Sequence[Knockout])
         for layer in layer_list(knockout.layers, model.n_layers):
             check_not_cross(model, layer)
             at_layer.setdefault(layer, []).append(knockout)
+        if knockout.heads is not None:
+            index_list(knockout.heads, model.anatomy.n_heads, "head")
         for at in (knockout.queries, knockout.keys):
             if (at.n_rows, at.length) != (len(prompt), prompt.length):
                 raise SiteError(
@@ -133,11 +175,25 @@ def check_knockouts(model: Model, prompt: Prompt, knockouts: Sequence[Knockout])
         return  # tokens see others than the earlier ones of their row
     together = {tuple(id(knockout) for knockout in cuts): cuts for cuts in at_layer.values()}
     for cuts in together.values():
-        check_sight(prompt, cuts)
+        named = [_heads(knockout, model.anatomy.n_heads) for knockout in cuts]
+        # Of heads that the same knockouts act in, one is looked at; -1 stands for those in none.
+        for acting in {tuple(head in heads for heads in named) for head in {-1}.union(*named)}:
+            seen = [
+                knockout
+                for knockout, acts in zip(cuts, acting, strict=True)
+                if acts or knockout.heads is None
+            ]
+            if seen:
+                check_sight(prompt, seen)
+
+
+def _heads(knockout: Knockout, n_heads: int) -> set[int]:
+    """The heads that a knockout names; none where it is for all."""
+    return set() if knockout.heads is None else {*index_list(knockout.heads, n_heads, "head")}
 
 
 def check_sight(prompt: Prompt, cuts: Sequence[Knockout]) -> None:
-    """Refuse cuts of one layer that leave a token with none of its row's tokens up to itself."""
+    """Refuse cuts of one head that leave a token with none of its row's tokens up to itself."""
     real = prompt.inputs["attention_mask"].bool()
     place = torch.arange(prompt.length)
     for row in range(len(prompt)):
@@ -147,7 +203,8 @@ def check_sight(prompt: Prompt, cuts: Sequence[Knockout]) -> None:
         for part in parts:
             mine = torch.isin(queries, part.queries.index[part.queries.mask])
             keys = torch.isin(place, part.keys.index[part.keys.mask])
-            sees &= ~(mine[:, None] & keys)
+            itself = (place == queries[:, None]) & part.keep_self
+            sees &= ~(mine[:, None] & keys) | itself
         if not bool(sees.any(-1).all()):
             raise blinding(row)
 
@@ -167,15 +224,22 @@ def whole_mask(mask: Any, hidden: torch.Tensor, cache: Any, layer: int) -> torch
     return mask.expand(rows, -1, -1, -1).clone()
 
 
-def cut(mask: torch.Tensor, queries: Positions, keys: Positions) -> torch.Tensor:
-    """Forbid edges in a mask [row, head, query, key], bool or additive, in place."""
-    before = mask.shape[-1] - keys.length  # a shared prefix comes first
-    forbidden = torch.zeros(mask.shape[0], *mask.shape[2:], dtype=torch.bool)
-    for row in range(queries.n_rows):
-        q = queries.index[row][queries.mask[row]]
-        k = keys.index[row][keys.mask[row]] + before
-        forbidden[row, q[:, None], k[None]] = True
-    forbidden = forbidden.to(mask.device)[:, None]
+def cut(mask: torch.Tensor, knockout: Knockout, n_heads: int) -> torch.Tensor:
+    """Forbid edges in a mask [row, head, query, key], bool or additive."""
+    n, length = mask.shape[-2:]
+    before = length - knockout.keys.length  # a shared prefix comes first
+    queries = _marked(knockout.queries, n, 0)
+    forbidden = queries[:, :, None] & _marked(knockout.keys, length, before)[:, None]
+    if knockout.keep_self:
+        itself = torch.arange(n)
+        forbidden[:, itself, itself + before] = False
+    forbidden = forbidden[:, None]
+    if knockout.heads is not None:
+        chosen = torch.zeros(n_heads, dtype=torch.bool)
+        chosen[index_list(knockout.heads, n_heads, "head")] = True
+        forbidden = forbidden & chosen[:, None, None]
+        mask = mask.expand(-1, n_heads, -1, -1)
+    forbidden = forbidden.to(mask.device)
     if mask.dtype == torch.bool:
         allowed = mask & ~forbidden
     else:
@@ -187,3 +251,11 @@ def cut(mask: torch.Tensor, queries: Positions, keys: Positions) -> torch.Tensor
     if mask.dtype == torch.bool:
         return allowed
     return mask.masked_fill(forbidden.expand_as(mask), torch.finfo(mask.dtype).min)
+
+
+def _marked(at: Positions, length: int, before: int) -> torch.Tensor:
+    """True at positions of each row, [row, before + position]."""
+    marked = torch.zeros(at.n_rows, length, dtype=torch.bool)
+    rows = torch.arange(at.n_rows)[:, None].expand_as(at.mask)[at.mask]
+    marked[rows, at.index[at.mask] + before] = True
+    return marked

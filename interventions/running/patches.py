@@ -25,7 +25,7 @@ from interventions.model.sites import (
     width_of,
     written_once,
 )
-from interventions.prompt.positions import MODES, Mode, Positions, index_list
+from interventions.prompt.positions import MODES, Mode, Positions, index_list, of_copies
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
 
@@ -124,12 +124,8 @@ class Patch:
         """
         like = next(iter(patches.values()))
         last = width_of(model, like, int(like.value.shape[-1]) if like.value.ndim else 0)
-        n_rows, width = (
-            like.positions.n_rows,
-            max(p.positions.index.shape[1] for p in patches.values()),
-        )
-        index = torch.zeros(n_rows, n_copies, width, dtype=torch.long)
-        mask = torch.zeros(n_rows, n_copies, width, dtype=torch.bool)
+        at = of_copies({copy: p.positions for copy, p in patches.items()}, n_copies)
+        n_rows, width = like.positions.n_rows, at.index.shape[1]
         wide = reduce(torch.promote_types, (patch.value.dtype for patch in patches.values()))
         if wide == torch.float64:  # numbers of Python and numpy
             wide = torch.promote_types(model.dtype, torch.float32)
@@ -139,11 +135,7 @@ class Patch:
             own = patch.value
             if own.ndim == 1 + len(last):  # one per row
                 own = own[:, None]
-            index[:, copy, : shape[1]] = patch.positions.index
-            mask[:, copy, : shape[1]] = patch.positions.mask
             value[:, copy, : shape[1]] = own.expand(*shape, *last)
-        length = like.positions.length
-        at = Positions(index.flatten(0, 1), mask.flatten(0, 1), length, False, "cells")
         return replace(like, positions=at, value=value.flatten(0, 1))
 
 

@@ -245,7 +245,14 @@ def run_checked(
             for step in steps:
                 what, layer = step.what, step.layer
                 if isinstance(what, Knockout):
-                    knockout(model, layer, queries=what.queries, keys=what.keys)
+                    knockout(
+                        model,
+                        layer,
+                        queries=what.queries,
+                        keys=what.keys,
+                        heads=what.heads,
+                        keep_self=what.keep_self,
+                    )
                     continue
                 stream = getattr(model, what.component)
                 extra = {"heads": what.heads} if of_head(what.component) else {}

@@ -154,9 +154,7 @@ def make_contrast(
     RoleError
         If tokens do not correspond, or no row has all roles.
     """
-    measured = _metrics(metrics, foils)
-    answers = one_or_several(answers, "answers")
-    foils = None if foils is None else one_or_several(foils, "foils")
+    measured, answers, foils = measures(metrics, answers, foils)
     prompt, other = prompt_of(run), _read_in(run, source)
     if len(other) != len(prompt):
         raise PromptError(
@@ -226,8 +224,10 @@ def _read_in(run: Side, source: Any) -> Prompt:
     return source.prompt if isinstance(source, FromModel | Embedded) else prompt_of(run)
 
 
-def _metrics(given: Metric | Sequence[Metric], foils: Answers | None) -> list[Metric]:
-    """The metrics asked for, each once."""
+def measures(
+    given: Metric | Sequence[Metric], answers: Answers, foils: Answers | None
+) -> tuple[list[Metric], Answers, Answers | None]:
+    """The metrics asked for, each once, and the answers and foils they are of."""
     asked = [given] if isinstance(plain(given), str) else several(given, "metrics=")
     wanted: list[Metric] = [one_of(metric, "metric", METRICS) for metric in asked]
     if len(set(wanted)) < len(wanted):
@@ -236,4 +236,5 @@ def _metrics(given: Metric | Sequence[Metric], foils: Answers | None) -> list[Me
         raise PromptError(f"metrics= is empty. Known: {', '.join(METRICS)}.")
     if "logit_diff" in wanted and foils is None:
         raise PromptError('metric "logit_diff" compares with another answer: give foils=.')
-    return wanted
+    answers = one_or_several(answers, "answers")
+    return wanted, answers, None if foils is None else one_or_several(foils, "foils")

@@ -111,6 +111,11 @@ class Grid:
                     column,
                 )
 
+    @property
+    def per_block(self) -> float:
+        """Cells of one component that start in one layer."""
+        return len(self) / max(1, len(self.layers) * len(self.components))
+
     def read_layers(self) -> list[int]:
         """Every layer that some cell reads."""
         return sorted({layer for spec in self.specs() for layer in spec.read})

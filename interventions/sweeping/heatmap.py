@@ -7,7 +7,9 @@ import xarray as xr
 
 from interventions.errors import ResultsError
 from interventions.given import of_kind, plain, text_of
+from interventions.sweeping.cell_statistics import tested
 from interventions.sweeping.heatmap_data import (
+    change_of,
     chosen_map,
     drawable,
     footnote,
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 MOST_LABELS = 40
 LONGEST_LABEL = 14
+HATCH, HATCHING = "////", "0.45"
 LEAST, MOST, LOWEST_POWER = 1e-30, 1e30, -300
 """Largest values that are drawn as they are; others are scaled by a power of ten."""
 
@@ -42,8 +45,8 @@ def heatmap(
     Parameters
     ----------
     dataset : Dataset
-        With dims ``layer`` and ``position`` or ``role``, and any of ``item`` and ``component``;
-        what :func:`interventions.attribute` or a sweep returns.
+        With dims ``layer`` and ``position``, ``role`` or ``route``, and any of ``item`` and
+        ``component``; what :func:`interventions.attribute` or a sweep returns.
     variable : str, optional
         Default: ``score``, ``effect`` or ``value``, whichever there is; else the only one with
         those dims.
@@ -82,18 +85,26 @@ def heatmap(
     title = None if title is None else text_of(title, "title", error=ResultsError)
     item = plain(item)
     data, column = chosen_map(dataset, variable)
+    name = change_of(dataset, variable)[1]
     data = of_item(data, item)
     labels = _labels(dataset, column, item)
     note = "" if item is None else f"item {item}"
+    clear, said = None, ""
     if "item" in data.dims:
+        by_cell, said = tested(dataset, name)
+        if by_cell is not None and bool(by_cell["p_map"].notnull().any()):
+            clear = drawable(by_cell["clear"].rename(data.name), column)
         note = f"mean of {data.sizes['item']} items" if data.sizes["item"] > 1 else ""
         data = data.mean("item", skipna=True, keep_attrs=True)
     data = drawable(data, column)
     used = np.array(np.isfinite(data.values).any(axis=(0, 1)), ndmin=1)
     if not used.any():
         raise ResultsError(f"{data.name} is NaN everywhere, so there is nothing to draw.")
+    kept = {column: np.flatnonzero(used)}
     return _drawn(
-        data.isel({column: np.flatnonzero(used)}),
+        data.isel(kept),
+        None if clear is None else clear.isel(kept).values.astype(bool),
+        said,
         column,
         [label for label, keep in zip(labels, used, strict=True) if keep],
         dataset,
@@ -103,8 +114,8 @@ def heatmap(
 
 def _labels(dataset: xr.Dataset, column: str, item: int | None) -> list[str]:
     """What the columns are called: tokens, where they are known for all that is drawn."""
-    if column == "role":
-        return [_short(str(name)) for name in dataset["role"].values]
+    if column != "position":
+        return [_short(str(name)) for name in dataset[column].values]
     numbers = [str(position) for position in dataset["position"].values]
     if not {"token", "role"} <= set(dataset.coords) or "position" not in dataset["token"].dims:
         return numbers
@@ -141,9 +152,17 @@ def _short(text: str) -> str:
 
 
 def _drawn(
-    data: xr.DataArray, column: str, labels: list[str], dataset: xr.Dataset, title: str
+    data: xr.DataArray,
+    clear: np.ndarray | None,
+    said: str,
+    column: str,
+    labels: list[str],
+    dataset: xr.Dataset,
+    title: str,
 ) -> "Figure":
+    """Draw a map; ``clear`` [component, layer, column]: what is not is hatched, as ``said``."""
     from matplotlib.figure import Figure  # 0.4 s, which import interventions need not wait for
+    from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
     names = [str(name) for name in data["component"].values]
@@ -158,14 +177,17 @@ def _drawn(
     layers = data["layer"].values
     drawn: Any = None
     for i, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        edges = np.arange(len(labels) + 1) - 0.5, np.append(layers, layers[-1] + 1) - 0.5
         drawn = axes.pcolormesh(
-            np.arange(len(labels) + 1) - 0.5,
-            np.append(layers, layers[-1] + 1) - 0.5,
+            *edges,
             np.ma.masked_invalid(values[i]),
             cmap="RdBu_r",
             vmin=-most,
             vmax=most,
         )
+        unclear = np.isfinite(values[i]) & (True if clear is None else ~clear[i])
+        if clear is not None and unclear.any():
+            axes.add_collection(_hatching(unclear, *edges), autolim=False)
         axes.set_facecolor("0.85")
         axes.set_title(name, fontsize=10)
         axes.set_xticks([i for i, _ in shown], [label for _, label in shown])
@@ -178,10 +200,26 @@ def _drawn(
     scaled = f", times 1e{power}" if power else ""
     figure.colorbar(drawn, ax=list(panels), label=f"{name}{scaled}")
     figure.suptitle(title, fontsize=11)
-    if note := footnote(dataset, names):
-        warned = "spearman" not in dataset
+    if clear is not None and not clear.all():
+        hatched = Patch(facecolor="white", edgecolor=HATCHING, hatch=HATCH, label="not clear")
+        figure.legend(handles=[hatched], loc="outside upper right", fontsize=7.5)
+    if note := " · ".join(part for part in (footnote(dataset, names), said) if part):
+        warned = "verified" in dataset.attrs and "spearman" not in dataset
         figure.supxlabel(note, fontsize=7.5, color="firebrick" if warned else "0.3", wrap=True)
     return figure
+
+
+def _hatching(unclear: np.ndarray, x: np.ndarray, y: np.ndarray) -> Any:
+    """Hatched squares over cells [layer, column] of a map with these edges."""
+    from matplotlib.collections import PolyCollection
+
+    squares = [
+        [(x[j], y[i]), (x[j + 1], y[i]), (x[j + 1], y[i + 1]), (x[j], y[i + 1])]
+        for i, j in np.argwhere(unclear)
+    ]
+    return PolyCollection(
+        squares, hatch=HATCH, facecolor="none", edgecolor=HATCHING, linewidth=0, label="not clear"
+    )
 
 
 def _runs(labels: list[str]) -> list[tuple[float, str]]:

@@ -8,7 +8,7 @@ import xarray as xr
 from interventions.errors import ResultsError, did_you_mean
 from interventions.given import shown, text_of
 
-COLUMNS = ("position", "role")
+COLUMNS = ("position", "role", "route")
 MAPS = ("score", "effect", "value")
 CHANGES = ("logprob", "logit_diff", "rank")  # drawn as the difference from the clean run
 
@@ -63,28 +63,48 @@ def drawable(data: xr.DataArray, column: str) -> xr.DataArray:
     return data.where(np.isfinite(data))
 
 
-def chosen_map(dataset: xr.Dataset, variable: str | None) -> tuple[xr.DataArray, str]:
-    """The map that is asked for, and the dim of its columns."""
-    known = [
-        str(name)
-        for name, array in dataset.data_vars.items()
-        if "layer" in array.dims and set(COLUMNS) & set(array.dims)
-    ]
+def change_of(dataset: xr.Dataset, variable: str | None) -> tuple[xr.DataArray, str]:
+    """What of a Dataset is looked at, and its variable: of some metrics, the change they show.
+
+    Raises
+    ------
+    ResultsError
+        If there is no such variable, or no map where none is named.
+    """
+    known = maps_of(dataset)
     if variable is None:
         usual = [name for name in MAPS if name in known] or known
         if not usual:
             raise ResultsError(
-                "this Dataset has no map: no variable has the dims layer and position or role."
+                "this Dataset has no map: no variable has the dims layer and position, role or "
+                "route."
             )
         variable = usual[0]
     variable = text_of(variable, "variable", error=ResultsError)
-    if variable not in known:
+    if variable not in dataset.data_vars:
         raise ResultsError(f"no map {variable!r} in this Dataset. {did_you_mean(variable, known)}")
     data = dataset[variable]
     if variable in CHANGES and f"clean_{variable}" in dataset:
         data = (data - dataset[f"clean_{variable}"]).assign_attrs(data.attrs)
         data.name = f"change of {variable}"
-    return data, "position" if "position" in data.dims else "role"
+    return data, variable
+
+
+def maps_of(dataset: xr.Dataset) -> list[str]:
+    """Variables that are maps."""
+    return [
+        str(name)
+        for name, array in dataset.data_vars.items()
+        if "layer" in array.dims and set(COLUMNS) & set(array.dims)
+    ]
+
+
+def chosen_map(dataset: xr.Dataset, variable: str | None) -> tuple[xr.DataArray, str]:
+    """The map that is asked for, and the dim of its columns."""
+    data, name = change_of(dataset, variable)
+    if name not in (known := maps_of(dataset)):
+        raise ResultsError(f"no map {name!r} in this Dataset. {did_you_mean(name, known)}")
+    return data, next(column for column in COLUMNS if column in data.dims)
 
 
 def title_of(dataset: xr.Dataset) -> str:

@@ -10,9 +10,11 @@ from interventions.prompt.columns import Columns, role_labels
 from interventions.prompt.grid_table import places_of
 from interventions.prompt.prompt import Prompt
 from interventions.results import origin, with_provenance
+from interventions.sweeping.cell_statistics import with_statistics
 from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.measure import FROM_SOURCE, Job
 from interventions.sweeping.metrics import UNITS
+from interventions.sweeping.routes import RouteGrid
 from interventions.sweeping.schedule import path_of
 from interventions.sweeping.sources import FromModel, Noise
 from interventions.sweeping.table import Table, with_text
@@ -61,18 +63,29 @@ def as_text(model: Model, answers: list[list[int]] | None) -> str | list[str] | 
     return words[0] if words and len(set(words)) == 1 else words
 
 
-def labelled(model: Model, job: Job, table: Table, settings: dict[str, Any]) -> xr.Dataset:
-    """The numbers of a sweep with what they are called, and how they were made."""
+def labelled(
+    model: Model,
+    job: Job,
+    table: Table,
+    settings: dict[str, Any],
+    clusters: list[str] | None = None,
+) -> xr.Dataset:
+    """The numbers of a sweep with what they are called, what they show, and how they were made."""
     contrast, grid = job.contrast, job.grid
     dims = ("item", *grid.axes)
     dataset = xr.Dataset(coords={name: list(labels) for name, labels in grid.axes.items()})
     dataset = dataset.assign_coords(item=contrast.items)
-    if grid.each:
-        dataset = dataset.assign_coords(token_labels(model, contrast))
-    dim = "position" if grid.each else "role"
-    prompt, columns = contrast.prompt, contrast.columns
-    places = places_of(prompt.roles, prompt.grids, columns.tokens, dim)
-    dataset = dataset.assign_coords(places)
+    if clusters is not None:
+        dataset = dataset.assign_coords(cluster=("item", clusters))
+    if isinstance(grid, RouteGrid):
+        dataset = dataset.assign_coords(grid.labels)
+    else:
+        if grid.each:
+            dataset = dataset.assign_coords(token_labels(model, contrast))
+        dim = "position" if grid.each else "role"
+        prompt, columns = contrast.prompt, contrast.columns
+        places = places_of(prompt.roles, prompt.grids, columns.tokens, dim)
+        dataset = dataset.assign_coords(places)
     for which, metric in enumerate(contrast.metrics):
         units = {"units": UNITS[metric]}
         values = table.values[which].reshape(len(contrast.items), *grid.shape)
@@ -87,6 +100,7 @@ def labelled(model: Model, job: Job, table: Table, settings: dict[str, Any]) -> 
         "left_out": contrast.left_out,
         "cells": len(grid),
     }
+    dataset = with_statistics(dataset, contrast.metrics)
     source = contrast.source
     models = {"backbone": source.pair.backbone} if isinstance(source, FromModel) else {}
     about = origin(model=model, **models)

@@ -9,6 +9,7 @@ import torch
 
 from interventions.architectures.wrapped import where_the_model_is
 from interventions.model.model import Model
+from interventions.prompt.columns import Columns
 from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
@@ -16,9 +17,10 @@ from interventions.running.budget import Budget
 from interventions.running.patches import Patch
 from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.grid import Grid, Spec
-from interventions.sweeping.metrics import METRICS, Metric
+from interventions.sweeping.metrics import METRICS, Metric, Target
 from interventions.sweeping.replay import replayed, run_clean
-from interventions.sweeping.schedule import Cell, cell, groups, path_of
+from interventions.sweeping.routes import RouteGrid
+from interventions.sweeping.schedule import cell, groups, path_of
 from interventions.sweeping.sizes import Sizes
 from interventions.sweeping.sources import (
     FromModel,
@@ -41,13 +43,13 @@ class Job:
     ----------
     contrast : Contrast
         Its source holds values of all rows, where they were read on another server.
-    grid : Grid
+    grid : Grid or RouteGrid
     budget : int or None
         Bytes; see :class:`interventions.running.budget.Budget`.
     """
 
     contrast: Contrast
-    grid: Grid
+    grid: Grid | RouteGrid
     budget: int | None
 
 
@@ -88,8 +90,7 @@ def batches(model: Model, job: Job, kept: list[int]) -> list[list[int]]:
     # Twice: half is for the cells.
     budget = Budget.of(model, job.budget)
     most = budget.fit(2 * target.repeats * each, 1, "the run of one row")
-    per_block = len(job.grid) / max(1, len(job.grid.layers) * len(job.grid.components))
-    wanted = int(budget.n_tokens / 4 / max(1.0, per_block * longest / 2))
+    wanted = int(budget.n_tokens / 4 / max(1.0, job.grid.per_block * longest / 2))
     size = max(1, min(most, wanted, MOST_ROWS))
     order = sorted(kept, key=lambda row: int(prompt.lengths[row]))
     return [order[i : i + size] for i in range(0, len(order), size)]
@@ -97,9 +98,9 @@ def batches(model: Model, job: Job, kept: list[int]) -> list[list[int]]:
 
 def _value_bytes(model: Model, job: Job) -> int:
     """Bytes of the values that are read for the cells of one row, and once more to stack them."""
-    if isinstance(job.contrast.source, torch.Tensor):
-        return 0
     anatomy, grid = model.anatomy, job.grid
+    if isinstance(job.contrast.source, torch.Tensor) or isinstance(grid, RouteGrid):
+        return 0
     n_tokens = sum(max(len(row) for row in column) for column in job.contrast.read_columns.tokens)
     widths = [
         anatomy.n_heads * anatomy.head_dim if component == "head_out" else model.d_model
@@ -118,25 +119,21 @@ def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Itera
     prompt, left = part.prompt.trimmed()
     scored = part.target.scored(prompt)
     columns = part.columns.shifted(left)
-    everyone = [*range(len(rows))] * part.target.repeats
-    places = [
-        columns.positions(k, scored.length).rows(everyone) if any(columns.tokens[k]) else None
-        for k in range(len(columns.names))
-    ]
-    values = values_of(model, part, job.grid)
+    places = _places(columns, scored, part.target)
     source = None
-    if isinstance(values, Values):
-        values.check(model.dtype)
-        source = _numbers(part, values.logits, of=FROM_SOURCE)
-        values = values.repeated(part.target.repeats)
+    if isinstance(job.grid, RouteGrid):
+        keys = _places(part.read_columns.shifted(left), scored, part.target)
+        edits = job.grid.edits(places, keys, predicting=part.target.positions(scored))
+    else:
+        values = values_of(model, part, job.grid)
+        if isinstance(values, Values):
+            values.check(model.dtype)
+            source = _numbers(part, values.logits, of=FROM_SOURCE)
+            values = values.repeated(part.target.repeats)
+        edits = _patches(job.grid, places, values)
     specs = list(job.grid.specs())
-    numbers: list[int] = []
-    cells: list[Cell] = []
-    for i, spec in enumerate(specs):
-        place = places[spec.column]
-        if place is not None and spec.layers:
-            numbers.append(i)
-            cells.append(cell(model, _patches(spec, place, values)))
+    numbers = [i for i, own in enumerate(edits) if own]
+    cells = [cell(model, own) for own in edits if own]
     path, _ = path_of(model, prompt)
     apart = model.anatomy.dependent_rows is not None
     clean = run_clean(model, scored, part.target.positions(scored), cells, path, apart=apart)
@@ -218,7 +215,26 @@ def values_of(model: Model, contrast: Contrast, grid: Grid) -> Values | torch.Te
     return noisy(values, source, contrast.items) if isinstance(source, Noise) else values
 
 
-def _patches(spec: Spec, place: Positions, values: Values | torch.Tensor) -> list[Patch]:
+def _places(columns: Columns, scored: Prompt, target: Target) -> list[Positions | None]:
+    """Where each column is in what is scored; None for one that no row has."""
+    everyone = [*range(len(scored) // target.repeats)] * target.repeats
+    return [
+        columns.positions(k, scored.length).rows(everyone) if any(column) else None
+        for k, column in enumerate(columns.tokens)
+    ]
+
+
+def _patches(
+    grid: Grid, places: Sequence[Positions | None], values: Values | torch.Tensor
+) -> list[list[Patch]]:
+    """The patches of every cell; none of one that writes nothing."""
+    return [
+        _patches_of(spec, place, values) if (place := places[spec.column]) is not None else []
+        for spec in grid.specs()
+    ]
+
+
+def _patches_of(spec: Spec, place: Positions, values: Values | torch.Tensor) -> list[Patch]:
     """The patches of one cell."""
     patches = []
     for layer, read in zip(spec.layers, spec.read, strict=True):

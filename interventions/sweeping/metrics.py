@@ -18,6 +18,8 @@ from interventions.running.complete import following
 
 Metric = Literal["logprob", "logit_diff", "kl", "changed", "rank"]
 METRICS: tuple[Metric, ...] = ("logprob", "logit_diff", "kl", "changed", "rank")
+UNSIGNED: tuple[Metric, ...] = ("kl", "changed")
+"""Those that are never below 0: no sum of them is 0 by chance, so their signs show nothing."""
 Answers = str | Sequence[str | Sequence[int]]
 """One text for all rows; or one answer for each, as a text or as the ids of its tokens."""
 UNITS = {

@@ -9,7 +9,7 @@ the first patched block on; and where even that would change the numbers, each c
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from transformers.cache_utils import DynamicCache
@@ -23,16 +23,19 @@ from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.model.prefix_attention import is_shared, shared_cache
 from interventions.model.sites import ATTENDING, Site, check_place
-from interventions.prompt.positions import Positions, write_at
+from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
 from interventions.prompt.rows import SEQUENCE_KEYS
 from interventions.running.budget import Budget
 from interventions.running.checking import check_asked
+from interventions.running.knockout import Knockout, check_knockouts
 from interventions.running.patches import Patch, check_patches
 from interventions.running.run import run_checked
+from interventions.sweeping.folding import folded, scale_of
 from interventions.sweeping.schedule import (
     BEHIND,
     Cell,
+    Edit,
     Group,
     Path,
     cell,
@@ -85,7 +88,7 @@ def run_clean(
     """Run a prompt once, and keep what ``cells`` start from; ``apart`` as in :func:`replayed`."""
     n = model.n_layers
     first = 0 if path != "suffix" else min([cell.position for cell in cells] + [prompt.length - 1])
-    folded = sorted(
+    written = sorted(
         {
             _layer(patch)
             for cell in cells
@@ -96,7 +99,15 @@ def run_clean(
         }
     )
     if path == "plain":
-        return Clean(prompt, at, _plain(model, prompt, at, [], apart=apart), {}, {}, [], 0)
+        return Clean(
+            prompt,
+            at,
+            _plain(model, prompt, at, Edits(patches=[], knockouts=[]), apart=apart),
+            {},
+            {},
+            [],
+            0,
+        )
     where = _from(prompt, first)
     running = range(n) if prompt.has_images else model.anatomy.self_blocks
     blocks = sorted({cell.block for cell in cells})
@@ -109,8 +120,8 @@ def run_clean(
             if block in running
             else Site("resid_post", below[-1], where)
         )
-    if folded:
-        reads.append(Site("mlp_out", folded, where))
+    if written:
+        reads.append(Site("mlp_out", written, where))
     suffix = path == "suffix"
     inputs: dict[str, Any] = {}
     if suffix and not len(prompt.prefix_ids):
@@ -120,7 +131,7 @@ def run_clean(
     resid = dict(zip(blocks, run.reads, strict=False))
     for value in resid.values():
         check_range(value, model.dtype, "what enters a block of the run without patches")
-    mlp_out = dict(zip(folded, run.reads[-1], strict=True)) if folded else {}
+    mlp_out = dict(zip(written, run.reads[-1], strict=True)) if written else {}
     layers = []
     if suffix:
         whole = is_shared(run.cache)
@@ -170,24 +181,33 @@ def replayed(
         rows = torch.arange(n).repeat_interleave(len(chosen))
         if path == "plain":
             repeated = clean.prompt.select(rows)
-            patches = _merged(model, chosen, group.position, clean.prompt.length)
-            logits = _plain(model, repeated, clean.at.rows(rows), patches, apart=apart)
+            edits = _merged(model, chosen, group.position, clean.prompt.length)
+            logits = _plain(model, repeated, clean.at.rows(rows), edits, apart=apart)
         else:
             logits = _continued(model, clean, group, chosen, rows, suffix=path == "suffix")
         yield group, logits.unflatten(0, (n, len(chosen))).transpose(0, 1)
 
 
+class Edits(TypedDict):
+    """What a forward pass is given of edits."""
+
+    patches: list[Patch]
+    knockouts: list[Knockout]
+
+
 def _plain(
-    model: Model, prompt: Prompt, at: Positions, patches: Sequence[Patch], *, apart: bool
+    model: Model, prompt: Prompt, at: Positions, edits: Edits, *, apart: bool
 ) -> torch.Tensor:
     """Logits of whole rows, together or one after the other."""
     if not apart or len(prompt) == 1:
-        return _logits(run_checked(model, prompt, patches=patches, logits=at))
+        return _logits(run_checked(model, prompt, **edits, logits=at))
     logits = []
     for row in torch.arange(len(prompt)).split(1):
-        own = [patch.of_rows(row) for patch in patches]
-        run = run_checked(model, prompt.select(row), patches=own, logits=at.rows(row))
-        logits.append(_logits(run))
+        own = Edits(
+            patches=[patch.of_rows(row) for patch in edits["patches"]],
+            knockouts=[cut.of_rows(row) for cut in edits["knockouts"]],
+        )
+        logits.append(_logits(run_checked(model, prompt.select(row), **own, logits=at.rows(row))))
     return torch.cat(logits)
 
 
@@ -207,15 +227,18 @@ def _continued(
     inside: list[Cell] = []
     for which, chosen_cell in enumerate(chosen):
         mine = slice(which, None, len(chosen))
-        folded, behind = [], []
+        behind, left = [], []
         for patch in chosen_cell.patches:
             skipped = first_block(patch) == group.block and patch.component in BEHIND
-            (folded if skipped else behind).append(patch)
-        if folded:
-            scale = _scale_of(model, _layer(folded[0]))
-            resid[mine] = _folded(resid[mine], folded, clean, at, scale)
-        inside.append(replace(chosen_cell, patches=tuple(behind)))
-    patches = _merged(model, inside, at, length)
+            (behind if skipped else left).append(patch)
+        if behind:
+            layer = _layer(behind[0])
+            given = clean.mlp_out.get(layer)
+            given = None if given is None else given[:, at - clean.first :]
+            scale = scale_of(model, layer)
+            resid[mine] = folded(resid[mine], behind, given, at, scale)
+        inside.append(replace(chosen_cell, patches=tuple(left)))
+    edits = _merged(model, inside, at, length)
     before_it = at + len(clean.prompt.prefix_ids)
     inputs: dict[str, Any] = {}
     if suffix:
@@ -228,7 +251,7 @@ def _continued(
         run_checked(
             model,
             _suffix(clean.prompt, rows, at, prefix=not suffix),
-            patches=patches,
+            **edits,
             logits=clean.at.rows(rows).shifted(at, length),
             start=(group.block, resid),
             inputs=inputs,
@@ -236,54 +259,22 @@ def _continued(
     )
 
 
-def _scale_of(model: Model, layer: int) -> torch.Tensor | None:
-    """The factor by which a block multiplies what it gives, if it has one."""
-    name = model.anatomy.parts[layer].scale
-    if name is None:
-        return None
-    return model.module.get_submodule(f"{model.anatomy.blocks}.{layer}").get_buffer(name)
-
-
-def _folded(
-    resid: torch.Tensor,
-    patches: Sequence[Patch],
-    clean: Clean,
-    at: int,
-    scale: torch.Tensor | None,
-) -> torch.Tensor:
-    """What patches behind a block make of the next one's input [row, position, d_model]."""
-    mlp = [patch for patch in patches if patch.component == "mlp_out"]
-    post = [patch for patch in patches if patch.component == "resid_post"]
-    if not mlp or (scale is None and all(patch.mode == "add" for patch in mlp)):
-        post = mlp + post
-    else:
-        here = changed = clean.mlp_out[_layer(mlp[0])].to(resid)[:, at - clean.first :]
-        for patch in mlp:
-            changed = _put(changed, patch, at)
-        difference = changed - here
-        resid = resid + (difference if scale is None else difference * scale.to(resid.device))
-    for patch in post:
-        resid = _put(resid, patch, at)
-    # Each value was looked at, but what comes of adding and multiplying was not.
-    if mlp or any(patch.mode != "set" for patch in post):
-        check_range(resid, resid.dtype, "what patches behind a block make of its result")
-    return resid
-
-
-def _put(hidden: torch.Tensor, patch: Patch, at: int) -> torch.Tensor:
-    places = patch.positions.shifted(at, hidden.shape[1])
-    return write_at(hidden, places, patch.value, patch.mode, checked=hidden.dtype)
-
-
-def _merged(model: Model, chosen: Sequence[Cell], at: int, length: int) -> list[Patch]:
-    """The patches of cells, each for its own rows, as few as places and modes allow."""
-    alike: dict[Any, dict[int, Patch]] = {}
+def _merged(model: Model, chosen: Sequence[Cell], at: int, length: int) -> Edits:
+    """Edits of cells, each for its own rows, as few as places and modes allow."""
+    patches: dict[Any, dict[int, Patch]] = {}
+    cuts: dict[Any, dict[int, Knockout]] = {}
     for which, own in enumerate(chosen):
         for order, patch in enumerate(own.patches):
             heads = None if patch.heads is None else repr(patch.heads)
             key = (order, patch.component, patch.layers, patch.mode, heads)
-            alike.setdefault(key, {})[which] = patch.shifted(at, length)
-    return [Patch.merge(model, patches, len(chosen)) for patches in alike.values()]
+            patches.setdefault(key, {})[which] = patch.shifted(at, length)
+        for order, cut in enumerate(own.knockouts):
+            key = (order, cut.layers, repr(cut.heads), cut.keep_self)
+            cuts.setdefault(key, {})[which] = cut.shifted(at, length)
+    return Edits(
+        patches=[Patch.merge(model, alike, len(chosen)) for alike in patches.values()],
+        knockouts=[Knockout.merge(alike, len(chosen)) for alike in cuts.values()],
+    )
 
 
 def _suffix(prompt: Prompt, rows: torch.Tensor, at: int, *, prefix: bool) -> Prompt:
@@ -306,19 +297,19 @@ def _reduced(kept: Any, n_cells: int) -> torch.Tensor:
 def replay(
     model: Model,
     prompt: Prompt,
-    cells: Sequence[Sequence[Patch]],
+    cells: Sequence[Sequence[Edit]],
     *,
     logits: Positions | None = None,
     budget: int | None = None,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Run a prompt once for each set of patches, at the cost of what it changes.
+    """Run a prompt once for each set of patches and knockouts, at the cost of what it changes.
 
     Parameters
     ----------
     model : Model
     prompt : Prompt
-    cells : sequence of sequences of Patch
+    cells : sequence of sequences of Patch or Knockout
         Each an intervention of its own, over all rows of the prompt.
     logits : Positions, optional
         Where logits are wanted. Default: each row's last token.
@@ -345,15 +336,16 @@ def replay(
     check_place(model, prompt, "logits", 0, of_kind(at, Positions, "logits", error=SiteError))
     budget = None if budget is None else whole(budget, "budget", least=1)
     reduce = callback(reduce, "reduce", error=PatchError)
-    expected = "a list of lists of Patch"
+    expected = "a list of lists of Patch or Knockout"
     cells = [
-        all_of_kind(patches, Patch, f"cell {i}", error=PatchError)
-        for i, patches in enumerate(several(cells, "cells", error=PatchError, expected=expected))
+        all_of_kind(edits, (Patch, Knockout), f"cell {i}", error=PatchError)
+        for i, edits in enumerate(several(cells, "cells", error=PatchError, expected=expected))
     ]
     if not cells:
         raise PatchError("cells is empty, so there is nothing to run. Give at least one.")
-    for patches in cells:
-        check_patches(model, prompt, patches)
+    for edits in cells:
+        check_patches(model, prompt, [edit for edit in edits if isinstance(edit, Patch)])
+        check_knockouts(model, prompt, [edit for edit in edits if isinstance(edit, Knockout)])
     return _replay(model, prompt, cells, at, budget, reduce)
 
 
@@ -373,15 +365,15 @@ def _check_behind(at: Positions, cells: Sequence[Cell]) -> None:
 def _replay(
     model: Model,
     prompt: Prompt,
-    cells: Sequence[Sequence[Patch]],
+    cells: Sequence[Sequence[Edit]],
     at: Positions,
     budget: int | None,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None,
 ) -> torch.Tensor:
     """Run cells that were looked at."""
-    prepared = [cell(model, patches) for patches in cells]
+    prepared = [cell(model, edits) for edits in cells]
     path, _ = path_of(model, prompt)
-    if any(patch.component in ATTENDING for patches in cells for patch in patches):
+    if any(patch.component in ATTENDING for own in prepared for patch in own.patches):
         path = "plain"  # a pattern is of the whole row
     if path == "suffix":
         _check_behind(at, prepared)

@@ -15,20 +15,23 @@ from interventions.model.model import Model
 from interventions.model.prefix_attention import can_be_kept_apart
 from interventions.prompt.prompt import Prompt
 from interventions.running.budget import Budget
+from interventions.running.knockout import Knockout
 from interventions.running.patches import Patch
 from interventions.sweeping.sizes import Sizes
 
 Path = Literal["suffix", "rows", "plain"]
+Edit = Patch | Knockout
 BEHIND = ("mlp_out", "resid_post")  # a patch there changes nothing but the next block's input
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Patches of one layer each, over all rows of a prompt, and from where they change it.
+    """Patches and knockouts of one layer each, over all rows of a prompt, and what they change.
 
     Attributes
     ----------
     patches : tuple of Patch
+    knockouts : tuple of Knockout
     block : int
         The first block that has to be run; ``n_layers`` if none.
     position : int
@@ -36,6 +39,7 @@ class Cell:
     """
 
     patches: tuple[Patch, ...]
+    knockouts: tuple[Knockout, ...]
     block: int
     position: int
 
@@ -90,22 +94,30 @@ def path_of(model: Model, prompt: Prompt) -> tuple[Path, str]:
     return "suffix", ""
 
 
-def cell(model: Model, patches: Sequence[Patch]) -> Cell:
-    """Split patches by layer, and find where they begin to change a run."""
-    single = [part for patch in patches for part in patch.split(model.n_layers)]
+def cell(model: Model, edits: Sequence[Edit]) -> Cell:
+    """Split patches and knockouts by layer, and find where they begin to change a run."""
+    single = [part for edit in edits for part in edit.split(model.n_layers)]
     if not single:
-        raise PatchError("a cell needs at least one patch; without any, it is the clean run.")
-    places = [part.positions.index[part.positions.mask] for part in single]
+        raise PatchError(
+            "a cell needs at least one patch or knockout; without any, it is the clean run."
+        )
+    changed = [part.queries if isinstance(part, Knockout) else part.positions for part in single]
+    places = [at.index[at.mask] for at in changed]
     position = min(
-        (int(place.min()) for place in places if len(place)), default=single[0].positions.length - 1
+        (int(place.min()) for place in places if len(place)), default=changed[0].length - 1
     )
-    return Cell(tuple(single), min(first_block(part) for part in single), position)
+    return Cell(
+        patches=tuple(part for part in single if isinstance(part, Patch)),
+        knockouts=tuple(part for part in single if isinstance(part, Knockout)),
+        block=min(first_block(part) for part in single),
+        position=position,
+    )
 
 
-def first_block(patch: Patch) -> int:
-    """The first block that a patch of one layer changes the input of, or the inside of."""
-    assert isinstance(patch.layers, int)
-    return patch.layers + (patch.component in BEHIND)
+def first_block(edit: Edit) -> int:
+    """The first block that an edit of one layer changes the input of, or the inside of."""
+    assert isinstance(edit.layers, int)
+    return edit.layers + (isinstance(edit, Patch) and edit.component in BEHIND)
 
 
 def groups(

@@ -1,7 +1,6 @@
 """Exact activation patching over grids: component x layer x tokens, for many prompts."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +8,20 @@ import torch
 import xarray as xr
 
 from interventions.digests import digest_of
-from interventions.errors import InterventionsError, SweepInterrupted
-from interventions.given import flag, folder_of, whole
+from interventions.given import flag, whole
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.model.sites import Heads, Layers
-from interventions.progress import LateBar
 from interventions.prompt.prompt import Prompt
 from interventions.results import origin
 from interventions.running.checking import check_asked
 from interventions.sweeping.contrast import make_contrast
-from interventions.sweeping.grid import make_grid
-from interventions.sweeping.labels import as_text, labelled
-from interventions.sweeping.measure import Job, Piece, batches, costs, measured, run_rows
+from interventions.sweeping.filling import cluster_names, cluster_settings, filled
+from interventions.sweeping.grid import Grid, make_grid
+from interventions.sweeping.labels import as_text
+from interventions.sweeping.measure import Job
 from interventions.sweeping.metrics import Answers, Metric
-from interventions.sweeping.sources import (
-    FromModel,
-    Source,
-    checked_source,
-    mapped_layers,
-    read_values,
-)
-from interventions.sweeping.table import Table
+from interventions.sweeping.sources import FromModel, Source, checked_source
 
 
 def sweep(
@@ -48,6 +39,7 @@ def sweep(
     each: bool = False,
     heads: Heads = None,
     window: int = 1,
+    clusters: Sequence[Any] | None = None,
     out: Path | str | None = None,
     budget: int | None = None,
     progress: bool = True,
@@ -89,6 +81,9 @@ def sweep(
         A cell for each of these heads of ``"head_out"``. Default: all heads together.
     window : int
         Write that many layers from each layer on.
+    clusters : sequence, optional
+        What each row belongs to, such as its entity or picture, where rows are not independent:
+        kept as the coordinate ``cluster``.
     out : Path, optional
         Folder to keep the numbers in; killed or interrupted, the same call goes on there.
     budget : int, optional
@@ -126,6 +121,7 @@ def sweep(
     check_asked(model, prompt)
     progress = flag(progress, "progress")
     budget = None if budget is None else whole(budget, "budget", least=1)
+    labels = cluster_names(clusters, len(prompt))
     contrast = make_contrast(
         model,
         prompt,
@@ -142,81 +138,22 @@ def sweep(
     )
     asked = [model, *([source.pair.backbone] if isinstance(source, FromModel) else [])]
     with Unchanged(*asked):
-        return _swept(model, Job(contrast, grid, budget), asked, out=out, progress=progress)
-
-
-def _swept(
-    model: Model,
-    job: Job,
-    asked: Sequence[Model],
-    *,
-    out: Path | str | None,
-    progress: bool,
-) -> xr.Dataset:
-    """Fill the table of a job whose models do not change meanwhile."""
-    contrast, kept = job.contrast, job.contrast.kept
-    settings = _settings(model, job)
-    table = Table(
-        len(contrast.metrics),
-        len(contrast.items),
-        len(job.grid),
-        folder=None if out is None else folder_of(out),
-        settings=settings,
-    )
-    if (finished := table.finished) is not None:
-        return finished
-    cost = costs(model, job)
-    before = sum(model.requests for model in asked)
-    try:
-        spent, total = 0.0, float(cost.sum()) * len(kept)
-        what = f"sweep of {len(job.grid)} cells"
-        with LateBar(what, total, shown=progress, transient=False) as bar:
-            for piece in _pieces(model, job, kept, table):
-                table.add(piece)
-                spent += float(cost[piece.cells].sum()) * len(piece.rows)
-                bar.update(spent)
-    except KeyboardInterrupt:
-        table.save()
-        raise SweepInterrupted(labelled(model, job, table, settings), out) from None
-    except InterventionsError:
-        table.give_up()
-        raise
-    except BaseException:
-        table.save()
-        raise
-    dataset = labelled(model, job, table, settings)
-    if any(model.remote for model in asked):
-        dataset.attrs["requests"] = sum(model.requests for model in asked) - before
-    table.finish(dataset)
-    return dataset
-
-
-def _pieces(model: Model, job: Job, kept: list[int], table: Table) -> Iterator[Piece]:
-    """Run what is not done: here, piece by piece, or on a server, as one request."""
-    if not model.remote:
-        for rows in batches(model, job, kept):
-            yield from run_rows(model, job, rows, table.done[rows])
-        return
-    rows = [row for row in kept if not table.done[row].all()]
-    source = job.contrast.source
-    if isinstance(source, FromModel):  # another deployment: only values are moved
-        needed = job.grid.read_layers()
-        values = read_values(
-            source.pair.backbone,
-            source.prompt,
-            job.contrast.read_columns,
-            components=job.grid.components,
-            layers=mapped_layers(source.pair, needed),
-            names=needed,
+        job = Job(contrast, grid, budget)
+        return filled(
+            model,
+            job,
+            asked,
+            settings=_settings(model, job) | cluster_settings(labels),
+            clusters=labels,
+            out=out,
+            progress=progress,
         )
-        job = replace(job, contrast=replace(job.contrast, source=values))
-    if rows:
-        yield from measured(model, job, rows, table.done)
 
 
 def _settings(model: Model, job: Job) -> dict[str, Any]:
     """What the numbers depend on, in JSON types."""
     contrast, target = job.contrast, job.contrast.target
+    assert isinstance(job.grid, Grid)
     source: Any = contrast.source
     if isinstance(source, Prompt):
         source = {"prompt": source.digest}

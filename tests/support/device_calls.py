@@ -295,6 +295,18 @@ def swept(model: iv.Model, case: Case, source: Any, **more: Any) -> xr.Dataset:
 
 
 @call
+def curves_of_knockouts(model: iv.Model, case: Case) -> Any:
+    """Of all heads, of each of two, and of what is not next to the last token."""
+    routes = {"name": "entity -> last", "answer": (case.place, "answer")}
+    return [
+        iv.knockout_curves(
+            model, case.prompt, routes, **ASKED, window=2, heads=heads, progress=False
+        )
+        for heads in (None, [0, 1])
+    ]
+
+
+@call
 def swept_from_layers(model: iv.Model, case: Case) -> Any:
     return swept(model, case, iv.FromLayers(layers_of(case)[1:]))
 

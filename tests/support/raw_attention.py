@@ -69,3 +69,39 @@ def attending_with(case: Case, function: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation_internal = before
+
+
+def without_edges(
+    case: Case, hidden: dict[int, torch.Tensor], arguments: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Logits of one forward pass in which scores are -inf where ``hidden`` [row, head, query, key].
+
+    By block; written down apart from the engine's own masks.
+    """
+    paths = PATHS[case.name]
+    blocks = case.model.module.get_submodule(paths.blocks)
+    layers = {id(blocks.get_submodule(f"{layer}.self_attn")): layer for layer in hidden}
+
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **given: Any) -> Any:
+        eager = sys.modules[type(module).__module__].eager_attention_forward
+        if (layer := layers.get(id(module))) is not None:
+            lowest = torch.finfo(query.dtype).min
+            if mask is None:
+                n = query.shape[-2]
+                later = torch.ones(n, n, dtype=torch.bool).triu(1)
+                mask = torch.zeros(n, n, dtype=query.dtype).masked_fill(later, lowest)
+            gone = hidden[layer].expand(-1, query.shape[1], -1, -1)
+            mask = torch.where(gone, lowest, mask)
+        if query.dtype != torch.float64:
+            return eager(module, query, key, value, mask, **given)
+        # The library's takes the softmax in float32: here all of it, in float64.
+        each = query.shape[1] // key.shape[1]
+        keys, values = (part.repeat_interleave(each, 1) for part in (key, value))
+        scores = torch.einsum("rhqd,rhkd->rhqk", query, keys) * given["scaling"]
+        if (cap := given.get("softcap")) is not None:
+            scores = (scores / cap).tanh() * cap
+        weights = (scores if mask is None else scores + mask).softmax(-1)
+        return torch.einsum("rhqk,rhkd->rqhd", weights, values), weights
+
+    with attending_with(case, attend), torch.no_grad():
+        return case.model.module(**arguments).logits

@@ -236,6 +236,32 @@ def replays_and_sweeps(there: iv.Model, case: Case) -> None:
         same(*(torch.from_numpy(one[name].values.copy()) for one in (ours, theirs)))
 
 
+def curves_of_knockouts(there: iv.Model, case: Case) -> None:
+    """Routes, heads across layers, and cut cells of a replay: one request each."""
+    layers, last, place = layers_of(case), case.prompt.at("last"), case.prompt.at("entity")
+    routes = {"entity -> last": "entity -> last", "to the answer": (place, "answer")}
+    if case.pictures:
+        routes["image -> last"] = "image -> last"
+    for heads in (None, [0, 1], {"few": [(layer, 1) for layer in range(case.model.n_layers)]}):
+        asked: dict[str, Any] = {"heads": heads, "metrics": ["logprob", "kl"], "window": 2}
+        ours, theirs = (
+            iv.knockout_curves(
+                model, case.prompt, routes, answers=["Paris", "the big river"], **asked
+            )
+            for model in (there, case.model)
+        )
+        same_dataset(ours, theirs)
+        assert ours.attrs["requests"] == 1
+    cells = [
+        [
+            iv.Knockout(layer, last, place, heads=[0], keep_self=True),
+            iv.ablated("mlp_out", layer, last),
+        ]
+        for layer in layers
+    ]
+    same(*(iv.replay(model, case.prompt, cells) for model in (there, case.model)))
+
+
 def back_patching_noise_and_ablation(there: iv.Model, case: Case) -> None:
     layers = layers_of(case)
     for source in (iv.FromLayers(layers[1:]), iv.Noise(seed=4), 0.0):
@@ -299,6 +325,7 @@ OPERATIONS = (
     generation_with_a_patch,
     *(completion_and_choice, lens_and_unembedding, patchscope, noise_and_frozen),
     *(replays_and_sweeps, back_patching_noise_and_ablation, what_is_kept_is_not_asked_again),
+    curves_of_knockouts,
     attribution_and_its_agreement,
 )
 
