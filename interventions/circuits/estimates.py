@@ -132,9 +132,7 @@ class EdgeProduct:
                     )
                     for part in (self.here, self.there)
                 )
-            attention = torch.stack(
-                [self._change(a, b) for a, b in zip(theirs, mine, strict=True)]
-            )
+            attention = torch.stack([self._change(a, b) for a, b in zip(theirs, mine, strict=True)])
             change[known : known + len(attention)] = attention
             below = known
             known += len(attention)

@@ -12,6 +12,7 @@ from typing import Any
 import nnsight
 import torch
 
+from interventions.circuits.graph import PARTS
 from interventions.circuits.layout import Entry, Layout
 from interventions.circuits.nodes import (
     attention_writes,
@@ -20,7 +21,6 @@ from interventions.circuits.nodes import (
     normed,
     scale_of,
 )
-from interventions.circuits.graph import PARTS
 from interventions.model.model import Model
 from interventions.model.sites import rank_of
 from interventions.prompt.positions import Positions, write_at

@@ -83,7 +83,9 @@ class _Climb:
                 self._keep(0, parts.layer, hidden - above)
             self.streams.append(hidden.detach())
             above = self._block(which, parts, hidden)
-        model.final_norm.input = self._copy(len(self.layout.entries), "logits", model.final_norm.input)
+        model.final_norm.input = self._copy(
+            len(self.layout.entries), "logits", model.final_norm.input
+        )
 
     def _block(self, which: int, parts: Entry, hidden: torch.Tensor) -> torch.Tensor:
         model, layer = self.model, parts.layer

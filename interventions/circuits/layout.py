@@ -247,7 +247,9 @@ def _projections(model: Model, layer: int, seen: Seen) -> dict[str, Projection]:
         for name, value in seen.given.items()
         if name.startswith(f"{parts.attention}.") and _same(value, given)
     }
-    readers = {name for name in readers if any(True for _ in block.get_submodule(name).parameters())}
+    readers = {
+        name for name in readers if any(True for _ in block.get_submodule(name).parameters())
+    }
     return projections if readers == {p.linear for p in projections.values()} else {}
 
 

@@ -91,9 +91,7 @@ def head_inputs(
         if module.bias is not None:
             value = value + module.bias.unflatten(0, (projection.heads, -1))[list(heads)]
         return value if projection.norm is None else block.get(projection.norm)(value)
-    whole = [
-        projected(block, projection, given[i])[:, :, head] for i, head in enumerate(heads)
-    ]
+    whole = [projected(block, projection, given[i])[:, :, head] for i, head in enumerate(heads)]
     return torch.stack(whole, 2)
 
 

@@ -112,9 +112,7 @@ def plain_logits(case: Case, prompt: iv.Prompt) -> torch.Tensor:
 
 def test_all_edges_carry_the_source_and_none_leave_the_run(case: Case) -> None:
     case, floor = double(case)
-    [edges] = carried(
-        case.model, [contrast(case)], [Choice([], but=True), Choice([])], budget=None
-    )
+    [edges] = carried(case.model, [contrast(case)], [Choice([], but=True), Choice([])], budget=None)
     scale = np.abs(edges.run).max()
     assert np.abs(edges.values[0] - edges.source).max() / scale < 10 * floor
     assert np.abs(edges.values[1] - edges.run).max() / scale < 10 * floor
@@ -262,7 +260,10 @@ def hooked_write(case: Case, prompt: iv.Prompt, node: Node) -> list[torch.Tensor
             if paths.scale:  # what enters is scaled on its way
                 return [kept["pre0"]]
             none = torch.zeros_like(kept["pre0"])
-            return [kept["pre0"], *(b if i in paths.added_between else none for i, b in enumerate(between))]
+            return [
+                kept["pre0"],
+                *(b if i in paths.added_between else none for i, b in enumerate(between)),
+            ]
         block = block_of(case, node.layer)
         if node.layer in paths.cross_blocks:
             watch(block, "pre", before=True)
@@ -299,9 +300,7 @@ def hook_receiver(case: Case, stack: ExitStack, node: Node, change: torch.Tensor
     paths, model = PATHS[case.name], case.model
     if node.kind == "logits":
         norm = model.module.get_submodule(paths.blocks.rsplit(".", 1)[0] + ".norm")
-        stack.callback(
-            norm.register_forward_pre_hook(lambda _m, args: (args[0] + change,)).remove
-        )
+        stack.callback(norm.register_forward_pre_hook(lambda _m, args: (args[0] + change,)).remove)
         return
     block = block_of(case, node.layer)
     kept: dict[str, torch.Tensor] = {}
