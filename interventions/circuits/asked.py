@@ -1,4 +1,4 @@
-"""What is asked about edges, looked at before anything runs: prompts, metric, and what is refused."""
+"""What is asked about edges, looked at before anything runs."""
 
 import json
 from collections.abc import Sequence

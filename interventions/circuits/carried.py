@@ -10,7 +10,8 @@ from interventions.architectures.wrapped import where_the_model_is
 from interventions.attribution.sides import metric_of, scored
 from interventions.circuits.flow import Carry, Written, flow
 from interventions.circuits.graph import Graph
-from interventions.circuits.layout import Layout, check_reachable, layout_of
+from interventions.circuits.layout import Layout, layout_of, unreachable
+from interventions.circuits.places import places_of
 from interventions.errors import SiteError
 from interventions.model.model import Model
 from interventions.prompt.positions import Positions
@@ -116,12 +117,14 @@ def sides_of(model: Model, layout: Layout, contrast: Contrast, *, streams: bool 
     assert there.written is not None
     assert here.written is not None
     where = torch.zeros(len(run.prompt), run.prompt.length, dtype=torch.bool)
-    rows = torch.arange(len(where))[:, None].expand_as(run.at.mask)[run.at.mask]
-    where[rows, run.at.index[run.at.mask]] = True
+    places = places_of(contrast, columns=False)
+    mask = places.run.mask
+    rows = torch.arange(len(where))[:, None].expand_as(mask)[mask]
+    where[rows, places.run.index[mask]] = True
     tokens = len(run.prompt) * run.prompt.length + len(source.prompt) * source.prompt.length
     return Sides(
         at=at,
-        there=there.written.moved(source.at, run.at),
+        there=there.written.moved(places.source, places.run),
         here=here.written,
         streams=here.streams,
         where=where,
@@ -136,7 +139,8 @@ def carried(
     model: Model, contrasts: Sequence[Contrast], choices: Sequence[Choice], budget: int | None
 ) -> list[Carried]:
     """Run every choice of edges for the rows of each contrast."""
-    check_reachable(model)
+    if why := unreachable(model):
+        return [refused(why)]
     layout = layout_of(model, contrasts[0].prompt)
     return [_carried(model, layout, part, choices, budget) for part in contrasts]
 
@@ -151,7 +155,8 @@ def carried_by_name(
     isolated: bool,
 ) -> list[Carried]:
     """Run paths whose edges are given by name; see :func:`interventions.path_patch`."""
-    check_reachable(model)
+    if why := unreachable(model):
+        return [refused(why)]
     layout = layout_of(model, contrasts[0].prompt)
     graph = layout.graph
     try:
@@ -160,9 +165,14 @@ def carried_by_name(
             for path in paths
         ]
     except SiteError as error:
-        nothing = np.zeros(0)
-        return [Carried(graph, nothing, nothing, nothing, 0, str(error))]
+        return [refused(str(error))]
     return [_carried(model, layout, part, choices, budget) for part in contrasts]
+
+
+def refused(why: str) -> Carried:
+    """Nothing that was run."""
+    nothing = np.zeros(0)
+    return Carried(Graph([], 0), nothing, nothing, nothing, 0, why)
 
 
 def path_choice(graph: Graph, edges: Sequence[int], *, isolated: bool) -> Choice:
@@ -175,9 +185,11 @@ def path_choice(graph: Graph, edges: Sequence[int], *, isolated: bool) -> Choice
     if not isolated:
         return Choice([*edges])
     named = graph.edges[list(edges)]
-    entered = {s for r in named[:, 1] for s in graph.feeds[r]}
-    begin = [e for e, (s, _) in zip(edges, named, strict=True) if s not in entered]
-    passed = entered & {int(s) for s in named[:, 0]}
+    senders = {int(sender) for sender in named[:, 0]}
+    entered = [graph.feeds[receiver] for receiver in named[:, 1]]
+    begin = [e for e in edges if not any(graph.edges[e, 0] in fed for fed in entered)]
+    # Heads that share keys or values are all entered, and go on along named edges only if one does.
+    passed = {head for fed in entered if senders & {*fed} for head in fed}
     frozen = np.isin(graph.edges[:, 1], named[:, 1]) | np.isin(graph.edges[:, 0], [*passed])
     frozen[list(edges)] = False
     return Choice(begin, clean=tuple(np.flatnonzero(frozen).tolist()))

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 UP, DOWN, BESIDE = "#b2182b", "#2166ac", "#555555"
 PART_COLOURS = {"q": "#1b9e77", "k": "#d95f02", "v": "#7570b3"}
 THICKEST, THINNEST = 4.5, 0.6
-MOST_LABELLED = 60
 
 
 def draw_circuit(circuit: Circuit, *, title: str | None = None) -> Figure:
@@ -39,13 +38,13 @@ def draw_circuit(circuit: Circuit, *, title: str | None = None) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     sizes = np.abs(np.nan_to_num(circuit.scores))
-    largest = sizes.max() if sizes.size and sizes.max() > 0 else 1.0
+    largest = float(sizes.max(initial=0.0)) or 1.0
     order = np.argsort(sizes)  # the widest on top
     for i in order:
         sender, receiver, part = ends[i]
         score = circuit.scores[i]
         colour = BESIDE if not np.isfinite(score) or score == 0 else UP if score > 0 else DOWN
-        thickness = THINNEST + (THICKEST - THINNEST) * sizes[i] / largest
+        thickness = THINNEST + (THICKEST - THINNEST) * float(sizes[i]) / largest
         _edge(axes, places[sender], places[receiver], part, colour, thickness)
     for name, (x, y) in places.items():
         axes.annotate(

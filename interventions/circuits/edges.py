@@ -120,13 +120,11 @@ def attribute_edges(
     batches = batches_of(model, contrast, batch_size)
     with Unchanged(model):
         parts = edge_estimates(model, batches, method, steps, columns=columns)
-    if parts is None:
-        raise SiteError(
-            f"requests for {model.name} run in a process of their own on this server, where "
-            "gradients do not get. Sweep head_out and mlp_out (iv.sweep), or load the model here."
-        )
+    if isinstance(parts, str):
+        raise SiteError(parts)
     graph = parts[0].graph
-    score = np.concatenate([part.score for part in parts])
+    roles_of_scores = max((part.columns for part in parts), key=len)
+    score = np.concatenate([_padded(part.score, len(roles_of_scores)) for part in parts])
     dims = ("item", "edge", "role") if columns else ("item", "edge")
     data = xr.Dataset(
         {
@@ -155,9 +153,15 @@ def attribute_edges(
         },
     )
     if columns:
-        data = data.assign_coords(role=contrast.columns.names)
+        data = data.assign_coords(role=roles_of_scores)
     settings = settings_of(contrast, {**asked, "method": method, "steps": steps})
     return EdgeScores(with_provenance(data, provenance(model=model), settings=settings))
+
+
+def _padded(score: np.ndarray, n_columns: int) -> np.ndarray:
+    """Scores [item, edge, column] with as many columns as rows with longer answers have."""
+    missing = n_columns - score.shape[-1]
+    return np.pad(score, ((0, 0), (0, 0), (0, missing)))
 
 
 def _passes(method: Method, steps: int) -> str:
@@ -224,6 +228,8 @@ def verify_edges(
     edges = sorted({int(edge) for own in samples.values() for edge in own})
     with Unchanged(model):
         parts = exact_edges(model, batches_of(model, contrast, None), edges, budget)
+    if isinstance(parts, str):
+        raise SiteError(parts)
     effect = np.concatenate([part.effect for part in parts])
     spent, alone = (sum(getattr(part, n) for part in parts) for n in ("token_blocks", "alone"))
     place = {edge: i for i, edge in enumerate(edges)}

@@ -7,14 +7,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from interventions.architectures.wrapped import weightless, where_the_model_is
+from interventions.architectures.wrapped import where_the_model_is
 from interventions.attribution.estimates import _points
 from interventions.attribution.sides import metric_of, scored
 from interventions.circuits.flow import Written, flow
 from interventions.circuits.gradients import Slopes, receiver_slopes, slopes
 from interventions.circuits.graph import Graph
-from interventions.circuits.layout import Layout, layout_of
+from interventions.circuits.layout import Layout, layout_of, unreachable
 from interventions.circuits.nodes import attention_writes, scale_of
+from interventions.circuits.places import Places, places_of
 from interventions.model.model import Model
 from interventions.returnable import returnable
 from interventions.sweeping.contrast import Contrast
@@ -37,12 +38,14 @@ class EdgeEstimate:
     graph : Graph
     score : ndarray [item, edge, column], float32
         One column where they were not asked for.
+    columns : list of str
     run, source : ndarray [item]
         The metric of each without anything carried.
     """
 
     graph: Graph
     score: np.ndarray
+    columns: list[str]
     run: np.ndarray
     source: np.ndarray
 
@@ -50,10 +53,10 @@ class EdgeEstimate:
 @where_the_model_is
 def edge_estimates(
     model: Model, contrasts: Sequence[Contrast], method: Method, steps: int, *, columns: bool
-) -> list[EdgeEstimate] | None:
-    """Scores of each contrast; None if the weights, and so gradients, are in another process."""
-    if weightless(model):
-        return None
+) -> list[EdgeEstimate] | str:
+    """Scores of each contrast; a text says why there are none."""
+    if why := unreachable(model):
+        return why
     layout = layout_of(model, contrasts[0].prompt)
     return [_estimate(model, layout, part, method, steps, columns) for part in contrasts]
 
@@ -65,9 +68,10 @@ def _estimate(
     at = contrast.target.positions(source.prompt)
     there = flow(model, layout, source.prompt, at, before=source.before, keep=True)
     assert there.written is not None
-    moved = there.written.moved(source.at, run.at)
+    places = places_of(contrast, columns=columns)
+    moved = there.written.moved(places.source, places.run)
     first = slopes(model, layout, contrast, run)
-    product = EdgeProduct(model, layout, contrast, moved, first.written, columns=columns)
+    product = EdgeProduct(model, layout, contrast, places, moved, first.written)
     if method == "eap":
         score = product.of(first)
     else:
@@ -82,6 +86,7 @@ def _estimate(
     return EdgeEstimate(
         layout.graph,
         score.cpu().numpy(),
+        places.names,
         first.metric.cpu().double().numpy(),
         metric_of(contrast, there.logits).cpu().double().numpy(),
     )
@@ -95,20 +100,17 @@ class EdgeProduct:
         model: Model,
         layout: Layout,
         contrast: Contrast,
+        places: Places,
         there: Written,
         here: Written,
-        *,
-        columns: bool,
     ) -> None:
         self.model, self.layout, self.contrast = model, layout, contrast
         self.there, self.here = there, here
-        at = scored(contrast, "run").at
-        column = contrast.columns.flat()[1].repeat(contrast.target.repeats, 1)
-        n_columns = len(contrast.columns.tokens) if columns else 1
-        self.at = at.index
-        own = column if columns else torch.zeros_like(column)
+        self.at = places.run.index
         # [column, row, token]: which tokens count for a column
-        self.counted = torch.stack([at.mask & (own == which) for which in range(n_columns)])
+        self.counted = torch.stack(
+            [places.run.mask & (places.column == which) for which in range(len(places.names))]
+        )
 
     def of(self, run: Slopes) -> torch.Tensor:
         """Scores of every edge under the slopes of a run, [item, edge, column]."""

@@ -23,7 +23,7 @@ from interventions.circuits.carried import (
     sides_of,
 )
 from interventions.circuits.graph import Graph, Node
-from interventions.circuits.layout import Entry, Layout, check_reachable, layout_of
+from interventions.circuits.layout import Entry, Layout, layout_of, unreachable
 from interventions.circuits.nodes import attention_writes, head_inputs, mlp_writes, scale_of
 from interventions.model.model import Model
 from interventions.prompt.positions import Positions, ragged
@@ -64,9 +64,13 @@ def exact_edges(
     contrasts: Sequence[Contrast],
     edges: Sequence[int] | None,
     budget: int | None = None,
-) -> list[ExactEdges]:
-    """Change of the metric when each edge alone carries the source; None: of every edge."""
-    check_reachable(model)
+) -> list[ExactEdges] | str:
+    """Change of the metric when each edge alone carries the source; None: of every edge.
+
+    A text says why there is none.
+    """
+    if why := unreachable(model):
+        return why
     layout = layout_of(model, contrasts[0].prompt)
     chosen = [*range(len(layout.graph.edges))] if edges is None else [*edges]
     return [_exact(model, layout, part, chosen, budget) for part in contrasts]

@@ -53,11 +53,19 @@ class Faithfulness(Stored):
         data, rng = self.data, np.random.default_rng(seed_of(seed))
         run, source = (data[f"{side}_metric"].values for side in ("run", "source"))
         gain = data["value"].values - source
+        if not (run - source).sum():
+            raise ResultsError(
+                "both runs give the same metric, so there is nothing that a circuit could keep. "
+                "Give prompts between which the metric differs."
+            )
         lines: dict[str, np.ndarray] = {"n_edges": data["n_edges"].values}
         lines["faithfulness"] = gain.sum(-1) / (run - source).sum()
         draws = rng.integers(len(run), size=(RESAMPLES, len(run)))
+        draws = draws[(run - source)[draws].sum(-1) != 0]
         again = gain[:, draws].sum(-1) / (run - source)[draws].sum(-1)
-        lines["low"], lines["high"] = np.quantile(again, INTERVAL, axis=-1)
+        nowhere = np.full((2, len(gain)), np.nan)
+        ends = np.quantile(again, INTERVAL, axis=-1) if len(draws) else nowhere
+        lines["low"], lines["high"] = ends
         if data.sizes["seed"]:
             drawn = (data["random"].values - source).sum(-1) / (run - source).sum()
             lines["random"] = drawn.mean(-1)
@@ -78,7 +86,8 @@ class Faithfulness(Stored):
         columns = ["circuit", "n_edges", "seed", "item", "value"]
         frame = pd.concat([own, drawn[drawn["seed"] >= 0]], ignore_index=True)
         sizes = self.data["n_edges"].values
-        return frame.assign(n_edges=sizes[frame["circuit"]])[columns]
+        frame["n_edges"] = sizes[frame["circuit"]]
+        return frame.loc[:, columns]
 
     def draw(self, *, title: str | None = None) -> "Figure":
         """Draw the curve with its interval, and the band of random circuits."""
@@ -164,13 +173,15 @@ def faithfulness(
             choices.append(Choice(graph.connected(len(edges), rng).tolist(), but=True))
     with Unchanged(model):
         parts = carried(model, batches_of(model, contrast, None), choices, budget)
+    if parts[0].refused:
+        raise SiteError(parts[0].refused)
     if parts[0].graph != graph:
         raise ResultsError(
             "the model's blocks and heads are not those that the edges were scored for. Score the "
             "edges again."
         )
     values = np.concatenate([part.values for part in parts], 1)
-    drawn = values[len(chosen) :].reshape(len(chosen), n_random, -1)
+    drawn = values[len(chosen) :].reshape(len(chosen), n_random, values.shape[1])
     units: dict[str, Any] = {"units": UNITS[asked["metric"]]}
     data = xr.Dataset(
         {

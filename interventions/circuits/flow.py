@@ -110,6 +110,7 @@ class Difference:
         return torch.where(self.where, value, 0)
 
     def add_input(self, layer: int, added: torch.Tensor | None) -> None:
+        """Count what enters the stream before a block and is no block's."""
         there = self.written.added.get(layer)
         if added is None or there is None:
             return
@@ -119,7 +120,7 @@ class Difference:
     def add_attention(
         self, model: Model, entry: Entry, heads: torch.Tensor | None, here: torch.Tensor
     ) -> None:
-        """``here`` [sender, row, position, d_model]: what is written in this run."""
+        """Count ``here`` [sender, row, position, d_model], what is written in this run."""
         self._follow(here.device)
         layer = entry.layer
         results = None if heads is None else self.written.heads[layer].to(heads.device)
@@ -128,10 +129,12 @@ class Difference:
         self._append(there - here)
 
     def add_mlp(self, layer: int, here: torch.Tensor) -> None:
+        """Count what an MLP adds in this run."""
         self._follow(here.device)
         self._append((self._there(self.written.mlp[layer]) - here)[None])
 
     def scale(self, factor: torch.Tensor) -> None:
+        """Multiply all so far, as a block does with the stream."""
         self.values[: self.known] *= factor.to(self.values.device)
 
     def of(self, receivers: Sequence[int], like: torch.Tensor) -> torch.Tensor:

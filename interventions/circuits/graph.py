@@ -20,6 +20,7 @@ from interventions.returnable import returnable
 Kind = Literal["input", "head", "attn", "mlp", "logits"]
 Part = Literal["q", "k", "v", ""]
 ARROW = "->"
+MOST_TRIES = 20
 PARTS: tuple[Part, ...] = ("q", "k", "v")
 
 
@@ -231,35 +232,47 @@ class Graph:
         """
         n = min(n, len(self.edges))
         chosen: set[int] = set()
-        readers: dict[int, list[int]] = {}
-        for r, fed in enumerate(self.feeds):
-            for s in fed:
-                readers.setdefault(s, []).append(r)
-        misses = 0
-        while len(chosen) < n and misses < 20:
-            path, receiver = [], len(self.receivers) - 1
-            while True:
-                sender = int(rng.integers(self.n_before[receiver]))
-                path.append(int(self.starts[receiver] + sender))
-                if sender == 0:
-                    break
-                receiver = int(rng.choice(readers[sender]))
-            fits = len(chosen | {*path}) <= n
-            misses += not fits
-            if fits:
-                chosen |= {*path}
-        if len(chosen) < n:
+        for _ in range(MOST_TRIES):
+            chosen = self._paths(n, rng)
             chosen |= {*self._among(chosen, n - len(chosen), rng)}
+            if len(chosen) == n:
+                break
         if left := n - len(chosen):
             others = np.setdiff1d(np.arange(len(self.edges)), [*chosen])
             chosen |= {*rng.choice(others, left, replace=False).tolist()}
         return np.array(sorted(chosen), dtype=int)
 
+    @cached_property
+    def _readers(self) -> dict[int, list[int]]:
+        """The receivers that each sender has, by the sender's number."""
+        readers: dict[int, list[int]] = {}
+        for r, fed in enumerate(self.feeds):
+            for s in fed:
+                readers.setdefault(s, []).append(r)
+        return readers
+
+    def _paths(self, n: int, rng: np.random.Generator) -> set[int]:
+        """Edges of random paths, as many as fit into ``n``."""
+        chosen: set[int] = set()
+        misses = 0
+        while len(chosen) < n and misses < MOST_TRIES:
+            path: list[int] = []
+            receiver, sender = len(self.receivers) - 1, -1
+            while sender != 0:
+                sender = int(rng.integers(self.n_before[receiver]))
+                path.append(int(self.starts[receiver] + sender))
+                receiver = int(rng.choice(self._readers[sender])) if sender else receiver
+            fits = len(chosen | {*path}) <= n
+            misses += not fits
+            if fits:
+                chosen |= {*path}
+        return chosen
+
     def _among(self, chosen: set[int], n: int, rng: np.random.Generator) -> list[int]:
-        """Up to ``n`` more edges between nodes that chosen edges join, or from the input."""
-        numbers = [*chosen] or [int(self.starts[-1])]
-        inside = self.edges[numbers]
-        there = np.isin(self.edges[:, 0], [0, *inside[:, 0]])
-        there &= np.isin(self.edges[:, 1], [*inside[:, 1], len(self.receivers) - 1])
+        """Up to ``n`` more edges between nodes that chosen edges join."""
+        if not chosen or not n:
+            return []
+        inside = self.edges[[*chosen]]
+        there = np.isin(self.edges[:, 0], inside[:, 0]) & np.isin(self.edges[:, 1], inside[:, 1])
         more = np.setdiff1d(np.flatnonzero(there), [*chosen])
         return rng.choice(more, min(n, len(more)), replace=False).tolist()

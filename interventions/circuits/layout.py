@@ -99,19 +99,15 @@ class Seen:
     gave: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def check_reachable(model: Model) -> None:
-    """Refuse a model whose weights are in another process.
-
-    Raises
-    ------
-    SiteError
-    """
-    if weightless(model) and not model.remote:
-        raise SiteError(
-            f"requests for {model.name} run in a process of their own on this server, which has no "
-            "weights, and edges are told apart by them. Sweep head_out and mlp_out (iv.sweep), or "
-            "load the model here."
-        )
+def unreachable(model: Model) -> str:
+    """Why edges of a model cannot be told apart where its requests run; empty if they can."""
+    if model.remote or not weightless(model):
+        return ""
+    return (
+        f"requests for {model.name} run in a process of their own on this server, which has no "
+        "weights, and edges are told apart by them. Sweep head_out and mlp_out (iv.sweep), or load "
+        "the model here."
+    )
 
 
 def layout_of(model: Model, prompt: Prompt) -> Layout:

@@ -214,7 +214,7 @@ class EdgeScores(Stored):
         pairs = graph.edges[frame["edge"]]
         extra = ["role"] if "role" in frame else []
         frame = frame.assign(sender=senders[pairs[:, 0]], receiver=receivers[pairs[:, 1]])
-        return frame[["item", "edge", "sender", "receiver", *extra, "score"]]
+        return frame.loc[:, ["item", "edge", "sender", "receiver", *extra, "score"]]
 
 
 def circuit_of(graph: Graph, edges: Sequence[str]) -> Circuit:

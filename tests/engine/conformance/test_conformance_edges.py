@@ -13,8 +13,8 @@ from floors import FLOOR32, FLOOR64
 import interventions as iv
 from interventions.attribution.sides import contrast_of, scored
 from interventions.circuits.carried import Choice, carried
-from interventions.circuits.estimates import edge_estimates
-from interventions.circuits.exact import exact_edges
+from interventions.circuits.estimates import EdgeEstimate, edge_estimates
+from interventions.circuits.exact import ExactEdges, exact_edges
 from interventions.circuits.flow import flow
 from interventions.circuits.graph import Graph, Node
 from interventions.circuits.layout import layout_of
@@ -39,7 +39,7 @@ def float32_inside(case: Case) -> bool:
 
 
 def corrupted(case: Case) -> iv.Prompt:
-    """Other pictures; the same tokens in another order, where there are none or they enter aside."""
+    """Other pictures; or tokens in another order, without pictures or where they enter aside."""
     spans = {"entity": ["France", "the town"]}
     if case.pictures and not case.model.anatomy.cross_blocks:
         pictures = [tiny.picture(own.size, seed=7 + i) for i, own in enumerate(case.pictures)]
@@ -135,6 +135,7 @@ def test_single_edges_are_what_plain_hooks_make_of_them(case: Case) -> None:
     model, graph = case.model, layout_of(case.model, case.prompt).graph
     edges = sampled(graph, 4)
     [exact] = exact_edges(model, [own], edges)
+    assert isinstance(exact, ExactEdges)
     [one_by_one] = carried(model, [own], [Choice([edge]) for edge in edges], budget=None)
     scale = np.abs(exact.effect).max() + np.abs(one_by_one.run).max()
     flowing = (one_by_one.values - one_by_one.run).T
@@ -148,7 +149,8 @@ def test_scores_are_the_slopes_that_autograd_has_of_an_edge(case: Case) -> None:
     case, _ = double(case)
     own = contrast(case)
     graph = layout_of(case.model, case.prompt).graph
-    [estimate] = edge_estimates(case.model, [own], "eap", 1, columns=False) or []
+    [estimate] = edge_estimates(case.model, [own], "eap", 1, columns=False)
+    assert isinstance(estimate, EdgeEstimate)
     edges = sampled(graph, 3)
     slopes = np.stack([hooked_slope(case, own, graph, edge) for edge in edges], -1)
     scores = estimate.score[:, edges, 0]
@@ -197,10 +199,7 @@ def hooked_change(case: Case, own: Contrast, graph: Graph, edge: int) -> torch.T
     for layer in layers:
         if scale := PATHS[case.name].scale:
             change = change * block_of(case, layer).get_buffer(scale)
-    real = torch.zeros(run.inputs["attention_mask"].shape, dtype=torch.bool)
-    at = scored(own, "run").at
-    rows = torch.arange(len(real))[:, None].expand_as(at.mask)[at.mask]
-    real[rows, at.index[at.mask]] = True
+    real = run.inputs["attention_mask"].bool()
     return torch.where(real[..., None], change, 0).detach()
 
 
