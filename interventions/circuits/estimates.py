@@ -124,14 +124,13 @@ class EdgeProduct:
             layer = entry.layer
             change = change.to(run.streams[which].device)
             if layer in self.here.added:
-                change[0] += self._change(self.there.added[layer], self.here.added[layer])
+                new = self._change(self.there.added[layer], self.here.added[layer])
+                change[0] += new.to(change.device)
             slope = receiver_slopes(model, layout, run, which)
             scores.append(self._product(slope, change[:known]))
             with torch.no_grad():
                 mine, theirs = (
-                    attention_writes(
-                        model, entry, part.heads.get(layer), part.attention[layer].to(like.device)
-                    )
+                    attention_writes(model, entry, part.heads.get(layer), part.attention[layer])
                     for part in (self.here, self.there)
                 )
             attention = torch.stack([self._change(a, b) for a, b in zip(theirs, mine, strict=True)])
@@ -143,7 +142,7 @@ class EdgeProduct:
             change[known] = self._change(self.there.mlp[layer], self.here.mlp[layer])
             known += 1
             if (factor := scale_of(model, entry)) is not None:
-                change[:known] *= factor
+                change[:known] *= factor.to(change.device)
         scores.append(self._product(run.logits[None], change.to(run.logits.device)[:known]))
         return torch.cat([score.cpu() for score in scores], 1)
 
@@ -158,7 +157,7 @@ class EdgeProduct:
         rows = torch.arange(len(self.at))[:, None]
         wide = torch.promote_types(slope.dtype, torch.float32)
         slope = slope[:, rows, self.at].to(wide)
-        change = change.to(wide)
+        change = change.to(slope.device, wide)
         columns = []
         for counted in self.counted.to(slope.device):
             tokens = counted.any(0)

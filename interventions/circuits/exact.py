@@ -146,7 +146,7 @@ class Changes:
             start = self.graph.senders[sender].layer
             for layer, factor in self.factors.get(node.layer, []) if sender else []:
                 if layer >= start:
-                    change[i] = change[i] * factor
+                    change[i] = change[i] * factor.to(change.device)
         return change
 
 
@@ -177,7 +177,7 @@ def _changes(model: Model, layout: Layout, sides: Sides) -> Changes:
             parts += [difference(a, b) for a, b in zip(theirs, mine, strict=True)]
             parts.append(difference(sides.there.mlp[layer], sides.here.mlp[layer]))
             if (factor := scale_of(model, entry)) is not None:
-                total = total * factor
+                total = total * factor.to(total.device)
                 scales.append((layer, factor))
     assert total is not None
     added.append(total)

@@ -253,7 +253,7 @@ class Passing:
                 added = hidden
                 self.differences = [Difference(self.layout, c, hidden) for c in self.carries]
             elif model.anatomy.added_between and model.running_images:
-                added = hidden - above
+                added = hidden - above.to(hidden.device)
             if added is not None:
                 self._keep(0, entry.layer, added)
             for difference in self.differences:
@@ -276,7 +276,7 @@ class Passing:
             reader = block.get(entry.mlp if entry.mlp_norm is None else entry.mlp_norm)
             middle = reader.input.reshape(hidden.shape)
         if entry.measured:
-            total = middle - hidden
+            total = middle - hidden.to(middle.device)
         if heads is not None:
             self._keep(1, layer, heads)
         self._keep(2, layer, total)
@@ -298,7 +298,7 @@ class Passing:
             above = above[0] if isinstance(above, tuple) else above
         if entry.measured:
             assert above is not None
-            result = above - middle
+            result = above - middle.to(above.device)
         self._keep(3, layer, result)
         factor = scale_of(model, entry)
         for difference in self.differences:

@@ -80,7 +80,7 @@ class _Climb:
                 block.input = hidden
                 self._keep(0, parts.layer, hidden)
             elif model.anatomy.added_between and model.running_images:
-                self._keep(0, parts.layer, hidden - above)
+                self._keep(0, parts.layer, hidden - above.to(hidden.device))
             self.streams.append(hidden.detach())
             above = self._block(which, parts, hidden)
         model.final_norm.input = self._copy(
@@ -107,7 +107,7 @@ class _Climb:
         if not parts.parallel:
             reader = block.get(parts.mlp if parts.mlp_norm is None else parts.mlp_norm)
             middle = reader.input.reshape(hidden.shape)
-        self._keep(2, layer, middle - hidden if parts.measured else total)
+        self._keep(2, layer, middle - hidden.to(middle.device) if parts.measured else total)
         part = block.get(parts.mlp)
         value = mlp_input(model, parts, self._copy(which, "mlp", middle))
         part.input = value.reshape(part.input.shape)
@@ -116,7 +116,7 @@ class _Climb:
         if parts.measured or (model.anatomy.added_between and model.running_images):
             above = block.output
             above = above[0] if isinstance(above, tuple) else above
-        self._keep(3, layer, above - middle if parts.measured else result)
+        self._keep(3, layer, above - middle.to(above.device) if parts.measured else result)
         return above
 
     def _copy(self, which: int, name: str, value: torch.Tensor) -> torch.Tensor:

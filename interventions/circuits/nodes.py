@@ -86,6 +86,7 @@ def head_inputs(
     )
     module = module_of(model, entry, projection.linear)
     if is_plain(module) and (projection.norm is None or projection.by_head):
+        given = given.to(module.weight.device)
         weight = module.weight.unflatten(0, (projection.heads, -1))[list(heads)]
         value = torch.einsum("hrpd,hed->rphe", given, weight)
         if module.bias is not None:

@@ -411,7 +411,8 @@ def edges_scored_and_checked(model: iv.Model, case: Case) -> Any:
     """Scores along the input, and some edges patched exactly."""
     given = (case.prompt, iv.read(model, case.prompt, [iv.Site("resid_pre", 0)])[0] * 0.5)
     scores = iv.attribute_edges(model, *given, **ASKED, method="ig", steps=2)
-    return iv.verify_edges(model, scores, *given, **ASKED, k=4).data
+    verified = iv.verify_edges(model, scores, *given, **ASKED, k=4).data
+    return verified[["score", "checked_effect"]]  # signs of what is nearly 0 are no numbers
 
 
 @call

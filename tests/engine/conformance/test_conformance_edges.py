@@ -119,7 +119,7 @@ def test_all_edges_carry_the_source_and_none_leave_the_run(case: Case) -> None:
     assert np.abs(edges.source - edges.run).max() / scale > 1e-3
 
 
-def sampled(graph: Graph, n: int = 12) -> list[int]:
+def sampled(graph: Graph, n: int) -> list[int]:
     """Some edges of every kind of receiver."""
     rng = np.random.default_rng(0)
     kinds: dict[Any, list[int]] = {}
@@ -133,7 +133,7 @@ def test_single_edges_are_what_plain_hooks_make_of_them(case: Case) -> None:
     case, floor = double(case)
     own = contrast(case)
     model, graph = case.model, layout_of(case.model, case.prompt).graph
-    edges = sampled(graph, 4)
+    edges = sampled(graph, 2)
     [exact] = exact_edges(model, [own], edges)
     assert isinstance(exact, ExactEdges)
     [one_by_one] = carried(model, [own], [Choice([edge]) for edge in edges], budget=None)
@@ -151,7 +151,7 @@ def test_scores_are_the_slopes_that_autograd_has_of_an_edge(case: Case) -> None:
     graph = layout_of(case.model, case.prompt).graph
     [estimate] = edge_estimates(case.model, [own], "eap", 1, columns=False)
     assert isinstance(estimate, EdgeEstimate)
-    edges = sampled(graph, 3)
+    edges = sampled(graph, 2)
     slopes = np.stack([hooked_slope(case, own, graph, edge) for edge in edges], -1)
     scores = estimate.score[:, edges, 0]
     assert np.abs(scores).max() > 1e-4
