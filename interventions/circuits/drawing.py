@@ -1,48 +1,50 @@
 """Circuits and faithfulness curves that people can read."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
-from interventions.circuits.scores import Circuit
+from interventions.circuits.graph import Graph
 from interventions.errors import ResultsError
-from interventions.given import of_kind, text_of
-
-if TYPE_CHECKING:
-    from interventions.circuits.faithful import Faithfulness
+from interventions.given import text_of
 
 UP, DOWN, BESIDE = "#b2182b", "#2166ac", "#555555"
 PART_COLOURS = {"q": "#1b9e77", "k": "#d95f02", "v": "#7570b3"}
 THICKEST, THINNEST = 4.5, 0.6
 
 
-def draw_circuit(circuit: Circuit, *, title: str | None = None) -> Figure:
-    """Draw a circuit: layers upward, heads left and MLPs right, wider edges for larger scores.
+def draw_circuit(
+    graph: Graph, edges: np.ndarray, scores: np.ndarray, *, title: str | None = None
+) -> Figure:
+    """Draw a circuit: layers upward, MLPs to the right of heads, wider edges for larger scores.
 
-    Red edges have a positive score, blue ones a negative one, grey ones none. A letter at an
-    edge's end says whether a head's queries, keys or values read it.
+    Red edges have a positive score, blue ones a negative one, grey ones none. A letter below a
+    head says whether its queries, keys or values are read into.
 
     Parameters
     ----------
-    circuit : Circuit
+    graph : Graph
+    edges : ndarray of int
+    scores : ndarray [edge]
+        Of these.
     title : str, optional
     """
-    of_kind(circuit, Circuit, "the circuit", error=ResultsError)
     title = None if title is None else text_of(title, "title", error=ResultsError)
-    ends = _ends(circuit)
+    ends = _ends(graph, edges)
     places = _places({name for pair in ends for name in pair[:2]} | {"input", "logits"})
     height = 1.4 + 0.75 * (max(y for _, y in places.values()) + 1)
     width = 3.0 + 0.95 * max(_width_of_rows(places), 2)
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
-    sizes = np.abs(np.nan_to_num(circuit.scores))
+    sizes = np.abs(np.nan_to_num(scores))
     largest = float(sizes.max(initial=0.0)) or 1.0
     order = np.argsort(sizes)  # the widest on top
     for i in order:
         sender, receiver, part = ends[i]
-        score = circuit.scores[i]
+        score = scores[i]
         colour = BESIDE if not np.isfinite(score) or score == 0 else UP if score > 0 else DOWN
         thickness = THINNEST + (THICKEST - THINNEST) * float(sizes[i]) / largest
         _edge(axes, places[sender], places[receiver], part, colour, thickness)
@@ -60,15 +62,15 @@ def draw_circuit(circuit: Circuit, *, title: str | None = None) -> Figure:
     axes.set_xlim(min(xs) - 0.8, max(xs) + 0.8)
     axes.set_ylim(min(ys) - 0.6, max(ys) + 0.6)
     axes.set_axis_off()
-    note = f"{len(circuit)} of {len(circuit.graph.edges)} edges"
+    note = f"{len(edges)} of {len(graph.edges)} edges"
     axes.set_title(note if title is None else f"{title}\n{note}", fontsize=9)
     return figure
 
 
-def _ends(circuit: Circuit) -> list[tuple[str, str, str]]:
+def _ends(graph: Graph, edges: np.ndarray) -> list[tuple[str, str, str]]:
     """Sender, the node that reads, and which part of it, of every edge."""
-    graph, ends = circuit.graph, []
-    for sender, receiver in graph.edges[circuit.edges]:
+    ends = []
+    for sender, receiver in graph.edges[edges]:
         node = graph.receivers[receiver]
         fed = graph.feeds[receiver]
         # Keys and values that several heads share are drawn at the first of these.
@@ -151,16 +153,16 @@ def _edge(
         )
 
 
-def draw_curve(kept: "Faithfulness", *, title: str | None = None) -> Figure:
+def draw_curve(curve: pd.DataFrame, heading: str) -> Figure:
     """Draw faithfulness against the number of edges, with the band of random circuits.
 
     Parameters
     ----------
-    kept : Faithfulness
-    title : str, optional
+    curve : DataFrame
+        As :meth:`interventions.Faithfulness.curve` gives it.
+    heading : str
     """
-    title = None if title is None else text_of(title, "title", error=ResultsError)
-    curve = kept.curve().sort_values("n_edges")
+    curve = curve.sort_values("n_edges")
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axes = figure.add_subplot()
     x = curve["n_edges"].to_numpy()
@@ -178,5 +180,5 @@ def draw_curve(kept: "Faithfulness", *, title: str | None = None) -> Figure:
     axes.set_xlabel("edges in the circuit")
     axes.set_ylabel("faithfulness")
     axes.legend(fontsize=8, frameon=False)
-    axes.set_title(title or f"{kept.data.attrs['metric']}, {kept.data.attrs['method']}", fontsize=9)
+    axes.set_title(text_of(heading, "title", error=ResultsError), fontsize=9)
     return figure

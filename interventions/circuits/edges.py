@@ -109,7 +109,7 @@ def attribute_edges(
     if kind := without_gradients(model.module):
         raise SiteError(
             f"{model.name} is quantised ({kind}): no gradient comes back through its layers. Score "
-            "edges on the model that it was made from, or patch paths (iv.path_patch)."
+            "edges on the model that it was made from, or sweep (iv.sweep)."
         )
     one_of(method, "method", METHODS)
     steps = whole(steps, "steps (at least 1)", least=1, most=MOST_STEPS)

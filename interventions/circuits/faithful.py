@@ -93,7 +93,8 @@ class Faithfulness(Stored):
         """Draw the curve with its interval, and the band of random circuits."""
         from interventions.circuits.drawing import draw_curve
 
-        return draw_curve(self, title=title)
+        attrs = self.data.attrs
+        return draw_curve(self.curve(), title or f"{attrs['metric']}, {attrs['method']}")
 
 
 def faithfulness(

@@ -142,7 +142,7 @@ class Circuit:
         """Draw the circuit: layers upward, wider edges for larger scores."""
         from interventions.circuits.drawing import draw_circuit
 
-        return draw_circuit(self, title=title)
+        return draw_circuit(self.graph, self.edges, self.scores, title=title)
 
 
 class EdgeScores(Stored):

@@ -80,7 +80,7 @@ def test_a_circuit_wired_by_hand_is_found_and_nothing_else_matters(method: Any) 
     kept = iv.faithfulness(
         model, scores, clean, corrupt, circuits=[0, 3, len(scores.mean)], n_random=5, **COPIED
     )
-    curve = kept.curve()
+    curve = {name: values.to_list() for name, values in kept.curve().items()}
     assert np.allclose(curve["faithfulness"], [0, 1, 1], atol=1e-9)
     assert curve["random_high"][1] < 0.5
     assert curve["n_edges"][1] == 3

@@ -65,7 +65,7 @@ def test_the_circuit_is_recall_at_the_entity_and_reading_behind_it(
     assert np.abs(scores.per_item[:, zero]).max() == 0
     # Recall is where the entity is: what the recall MLPs read counts at its token.
     into = [scores.graph.number(f"input->L{layer}.mlp") for layer in RECALL_BLOCKS]
-    by_role = np.abs(scores.data["score"].isel(edge=into)).sum(("item", "edge"))
+    by_role = abs(scores.data["score"].isel(edge=into)).sum(("item", "edge"))
     assert by_role.idxmax("role") == "entity"
 
 
@@ -105,7 +105,7 @@ def test_a_twentieth_of_the_edges_keeps_most_and_random_ones_keep_nothing(
     scores = iv.attribute_edges(llm, **asked, method="ig")
     n = len(scores.mean)
     kept = iv.faithfulness(llm, scores, **asked, circuits=[0, n // 20, n], n_random=5)
-    curve = kept.curve()
+    curve = {name: values.to_list() for name, values in kept.curve().items()}
     assert curve["faithfulness"][0] == pytest.approx(0, abs=1e-4)
     assert curve["faithfulness"][1] > 0.4
     assert curve["low"][1] > curve["random_high"][1]
