@@ -24,6 +24,9 @@ from interventions.sweeping.sources import FromLayers, FromModel, Noise
 if TYPE_CHECKING:
     from interventions.attribution.agreement import verify
     from interventions.attribution.attribute import attribute
+    from interventions.circuits.edges import attribute_edges, path_patch, verify_edges
+    from interventions.circuits.faithful import Faithfulness, faithfulness
+    from interventions.circuits.scores import Circuit, EdgeScores
     from interventions.collecting.collect import collect
     from interventions.collecting.folder import open_collection
     from interventions.probing.probe import probe
@@ -35,7 +38,10 @@ if TYPE_CHECKING:
     from interventions.sweeping.sweep import sweep
 
 __all__ = [
+    "Circuit",
     "Completion",
+    "EdgeScores",
+    "Faithfulness",
     "FromLayers",
     "FromModel",
     "Knockout",
@@ -53,9 +59,11 @@ __all__ = [
     "as_picture",
     "attribute",
     "cell_statistics",
+    "attribute_edges",
     "collect",
     "complete",
     "embedding_noise",
+    "faithfulness",
     "frozen",
     "heatmap",
     "knockout",
@@ -67,6 +75,7 @@ __all__ = [
     "overlay",
     "pair",
     "patchscope",
+    "path_patch",
     "probe",
     "read",
     "replay",
@@ -75,12 +84,20 @@ __all__ = [
     "sweep",
     "transplant",
     "verify",
+    "verify_edges",
 ]
 
 # These give Datasets: xarray and pandas are imported when one is first used.
 LATER = {
     "attribute": "attribution.attribute",
     "cell_statistics": "sweeping.cell_statistics",
+    "attribute_edges": "circuits.edges",
+    "Circuit": "circuits.scores",
+    "EdgeScores": "circuits.scores",
+    "Faithfulness": "circuits.faithful",
+    "faithfulness": "circuits.faithful",
+    "path_patch": "circuits.edges",
+    "verify_edges": "circuits.edges",
     "collect": "collecting.collect",
     "PictureMap": "sweeping.overlay",
     "heatmap": "sweeping.heatmap",

@@ -418,6 +418,25 @@ def attributed_to_a_baseline(model: iv.Model, case: Case) -> Any:
     )
 
 
+@call
+def edges_scored_and_checked(model: iv.Model, case: Case) -> Any:
+    """Scores along the input, and some edges patched exactly."""
+    given = (case.prompt, iv.read(model, case.prompt, [iv.Site("resid_pre", 0)])[0] * 0.5)
+    scores = iv.attribute_edges(model, *given, **ASKED, method="ig", steps=2)
+    verified = iv.verify_edges(model, scores, *given, **ASKED, k=4).data
+    return verified[["score", "checked_effect"]]  # signs of what is nearly 0 are no numbers
+
+
+@call
+def circuits_and_paths(model: iv.Model, case: Case) -> Any:
+    """All edges but a circuit's carry another run; and single ones do."""
+    given = (case.prompt, iv.read(model, case.prompt, [iv.Site("resid_pre", 0)])[0] * 0.5)
+    scores = iv.attribute_edges(model, *given, **ASKED, roles=["last"])
+    kept = iv.faithfulness(model, scores, *given, **ASKED, circuits=[50], n_random=1).data
+    paths = scores.circuit(2, prune=False).names
+    return [kept, iv.path_patch(model, *given, paths, **ASKED, roles=["last"])]
+
+
 # Collections
 
 

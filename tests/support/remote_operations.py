@@ -320,13 +320,39 @@ def attribution_and_its_agreement(there: iv.Model, case: Case) -> None:
         assert there.requests - before == 2
 
 
+def edges_and_circuits(there: iv.Model, case: Case) -> None:
+    """Scores, exact edges, circuits and paths: a request each."""
+    asked: dict[str, Any] = {"answers": "Paris", "foils": "Madrid"}
+    corrupt = drawn(case.model.d_model)  # enters the first block, in place of the embeddings
+    if not there.job(about_weights)[1]:
+        with pytest.raises(SiteError, match=r"has no weights.*iv\.sweep"):
+            iv.attribute_edges(there, case.prompt, corrupt, roles=["last"], **asked)
+        return
+    results = []
+    for model in (there, case.model):
+        before = model.requests
+        scores = iv.attribute_edges(
+            model, case.prompt, corrupt, roles=["entity[-1]", "last"], **asked
+        )
+        given = (model, scores, case.prompt, corrupt)
+        verified = iv.verify_edges(*given, k=2, **asked)
+        kept = iv.faithfulness(*given, circuits=[200], n_random=1, **asked)
+        path = scores.circuit(2, prune=False).names
+        patched = iv.path_patch(model, case.prompt, corrupt, [path], roles=["last"], **asked)
+        results.append((scores.data, kept.data, patched, model.requests - before))
+        assert (verified.data["n_checked"] == 2).all()
+    for ours, theirs in zip(results[0][:3], results[1][:3], strict=True):
+        same_dataset(ours, theirs)
+    assert results[0][3] == 4
+
+
 OPERATIONS = (
     *(streams_in_a_trace, streams_inside_blocks, patches_knockouts_and_reads),
     generation_with_a_patch,
     *(completion_and_choice, lens_and_unembedding, patchscope, noise_and_frozen),
     *(replays_and_sweeps, back_patching_noise_and_ablation, what_is_kept_is_not_asked_again),
     curves_of_knockouts,
-    attribution_and_its_agreement,
+    *(attribution_and_its_agreement, edges_and_circuits),
 )
 
 
