@@ -12,6 +12,7 @@ from interventions.prompt.prompt import Prompt
 from interventions.running.checking import check_asked
 from interventions.running.patches import Patch
 from interventions.running.run import read
+from interventions.running.steps import PREFILL, Steps
 
 SIGMAS = 3.0
 
@@ -74,21 +75,52 @@ def frozen(
 
 
 def ablated(
-    component: Component, layers: Layers, positions: Positions, mean: torch.Tensor | None = None
+    component: Component,
+    layers: Layers,
+    positions: Positions,
+    mean: torch.Tensor | None = None,
+    *,
+    steps: Steps = PREFILL,
 ) -> Patch:
-    """Patch that sets a component to zero, or to a mean [d_model] or [layer, row, d_model]."""
-    return Patch(component, layers, positions, torch.zeros(()) if mean is None else mean)
+    """Patch that sets a component to zero, or to a mean [d_model] or [layer, row, d_model].
+
+    ``steps``: of a generation, as of :class:`interventions.Patch`.
+    """
+    value = torch.zeros(()) if mean is None else mean
+    return Patch(component, layers, positions, value, steps=steps)
 
 
 def steering(
-    layers: Layers, positions: Positions, vector: torch.Tensor, *, scale: float = 1.0
+    layers: Layers,
+    positions: Positions,
+    vector: torch.Tensor,
+    *,
+    scale: float = 1.0,
+    steps: Steps = PREFILL,
 ) -> Patch:
-    """Patch that adds a vector [d_model] to ``resid_post``."""
+    """Patch that adds a vector [d_model] to ``resid_post``.
+
+    Parameters
+    ----------
+    layers : int, slice or list of int
+    positions : Positions
+        In the prefill; behind it, the new token of each row that has one.
+    vector : Tensor [d_model]
+    scale : float
+    steps : {"prefill", "all"}, int or slice
+        Of a generation, as of :class:`interventions.Patch`.
+
+    Examples
+    --------
+    >>> vector = torch.ones(llm.d_model)
+    >>> towards = iv.steering(3, named.at("last"), vector, scale=0.1, steps="all")
+    >>> answered = iv.complete(llm, named, patches=[towards])
+    """
     # Multiplied in a wide format: whole numbers wrap around, and short ones overflow.
     wide = tensor_of(vector, "the vector")
     wide = wide.to(torch.promote_types(wide.dtype, torch.float32))
     scaled = number(scale, "scale", error=PatchError) * wide
-    return Patch("resid_post", layers, positions, scaled, "add")
+    return Patch("resid_post", layers, positions, scaled, "add", steps=steps)
 
 
 def check_written_at(model: Model, prompt: Prompt, positions: Positions, layers: Layers) -> None:

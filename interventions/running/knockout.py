@@ -17,6 +17,13 @@ from interventions.model.model import Model
 from interventions.model.sites import Layers, layer_list
 from interventions.prompt.positions import Positions, check_rows
 from interventions.prompt.prompt import Prompt
+from interventions.running.steps import (
+    PREFILL,
+    Steps,
+    acts_at,
+    check_acts_in_prefill,
+    checked_steps,
+)
 
 
 @dataclass(frozen=True)
@@ -30,13 +37,18 @@ class Knockout:
         Tokens that may not see ...
     keys : Positions
         ... these, in the same row. A token goes on seeing itself unless it is named here too.
+    steps : {"prefill", "all"}, int or slice
+        As of :class:`interventions.Patch`: behind the prefill the new token of each row that has a
+        query does not see the keys.
     """
 
     layers: Layers
     queries: Positions
     keys: Positions
+    steps: Steps = PREFILL
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", checked_steps(self.steps))
         object.__setattr__(self, "layers", index_of(self.layers, "layer"))
         for at, what in ((self.queries, "queries"), (self.keys, "keys")):
             of_kind(at, Positions, f"{what} of a knockout", error=SiteError)
@@ -44,6 +56,11 @@ class Knockout:
     def of_rows(self, rows: torch.Tensor | list[int]) -> "Knockout":
         """Return the knockout for some rows of its prompt."""
         return replace(self, queries=self.queries.rows(rows), keys=self.keys.rows(rows))
+
+    def shifted(self, left: int, length: int) -> "Knockout":
+        """Return the same edges in a prompt that lost ``left`` columns in front."""
+        queries, keys = (at.shifted(left, length) for at in (self.queries, self.keys))
+        return replace(self, queries=queries, keys=keys)
 
 
 def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Positions) -> None:
@@ -70,7 +87,15 @@ def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Position
     >>> logits.shape  # [row, vocab]
     torch.Size([1, 109])
     """
-    asked = Knockout(layers, queries, keys)
+    cut_edges(model, Knockout(layers, queries, keys))
+
+
+def cut_edges(model: Model, asked: Knockout, *, later: int = 0) -> None:
+    """Cut edges inside a trace; ``later``: how many tokens the answer has with those that run.
+
+    Its keys are of the prompt; its queries are among the tokens that run.
+    """
+    queries, keys = asked.queries, asked.keys
     for layer in layer_list(asked.layers, model.n_layers):
         check_not_cross(model, layer)
         parts = model.anatomy.parts[layer]
@@ -78,7 +103,8 @@ def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Position
         args, kwargs = attention.inputs
         hidden = args[0] if args else kwargs["hidden_states"]
         check_rows(hidden, queries)
-        check_rows(hidden, keys)
+        if not later:
+            check_rows(hidden, keys)
         name = "attention_mask"
         if name not in kwargs:
             raise SiteError(
@@ -86,7 +112,7 @@ def knockout(model: Model, layers: Layers, *, queries: Positions, keys: Position
                 "cut. Load it with attn_implementation='eager'."
             )
         mask = whole_mask(kwargs[name], hidden, given_cache(kwargs), layer)
-        attention.inputs = (args, {**kwargs, name: cut(mask, queries, keys)})
+        attention.inputs = (args, {**kwargs, name: cut(mask, queries, keys, later=later)})
 
 
 def check_not_cross(model: Model, layer: int) -> None:
@@ -112,16 +138,22 @@ def blinding(row: int) -> SiteError:
     )
 
 
-def check_knockouts(model: Model, prompt: Prompt, knockouts: Sequence[Knockout]) -> None:
+def check_knockouts(
+    model: Model, prompt: Prompt, knockouts: Sequence[Knockout], *, generating: bool = False
+) -> None:
     """Refuse, before anything runs, knockouts that do not fit the model or the prompt.
 
     A token that only a window or chunk of the model's leaves blind is found when it runs.
+    ``generating``: steps follow on the prefill.
     """
     at_layer: dict[int, list[Knockout]] = {}
     for knockout in knockouts:
+        if not generating:
+            check_acts_in_prefill(knockout.steps, "a knockout")
         for layer in layer_list(knockout.layers, model.n_layers):
             check_not_cross(model, layer)
-            at_layer.setdefault(layer, []).append(knockout)
+            if acts_at(knockout.steps, 0):  # a new token always sees itself
+                at_layer.setdefault(layer, []).append(knockout)
         for at in (knockout.queries, knockout.keys):
             if (at.n_rows, at.length) != (len(prompt), prompt.length):
                 raise SiteError(
@@ -167,13 +199,17 @@ def whole_mask(mask: Any, hidden: torch.Tensor, cache: Any, layer: int) -> torch
     return mask.expand(rows, -1, -1, -1).clone()
 
 
-def cut(mask: torch.Tensor, queries: Positions, keys: Positions) -> torch.Tensor:
-    """Forbid edges in a mask [row, head, query, key], bool or additive, in place."""
-    before = mask.shape[-1] - keys.length  # a shared prefix comes first
+def cut(mask: torch.Tensor, queries: Positions, keys: Positions, *, later: int = 0) -> torch.Tensor:
+    """Forbid edges in a mask [row, head, query, key], bool or additive, in place.
+
+    ``later``: tokens behind those of the prompt, whose ``keys`` are.
+    """
+    before = mask.shape[-1] - keys.length - later  # of a shared prefix; or gone out of a window
     forbidden = torch.zeros(mask.shape[0], *mask.shape[2:], dtype=torch.bool)
     for row in range(queries.n_rows):
         q = queries.index[row][queries.mask[row]]
         k = keys.index[row][keys.mask[row]] + before
+        k = k[k >= 0]
         forbidden[row, q[:, None], k[None]] = True
     forbidden = forbidden.to(mask.device)[:, None]
     if mask.dtype == torch.bool:

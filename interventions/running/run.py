@@ -1,7 +1,7 @@
 """Running a prompt with values written into it and read out of it, in one forward pass."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
 from interventions.running.attention_memory import check_attention_fits
 from interventions.running.checking import check_asked, check_start, start_of
-from interventions.running.knockout import Knockout, check_knockouts, knockout
+from interventions.running.knockout import Knockout, check_knockouts, cut_edges
 from interventions.running.patches import Patch, check_patches
 
 MASK = ANY.index("resid_pre") + 0.5
@@ -201,6 +201,31 @@ def steps_of(
     return sorted(steps, key=lambda step: (step.layer, step.rank))
 
 
+def edit(model: Model, step: Step, number_format: torch.dtype, *, later: int = 0) -> None:
+    """Write or cut inside a trace, what is not only read; ``later`` as of :func:`cut_edges`."""
+    what, layer = step.what, step.layer
+    if isinstance(what, Knockout):
+        cut_edges(model, replace(what, layers=layer), later=later)
+        return
+    assert isinstance(what, Patch)
+    getattr(model, what.component).put(
+        layer,
+        what.positions,
+        what.flat_value,
+        mode=what.mode,
+        checked=number_format,
+        **({"heads": what.heads} if of_head(what.component) else {}),
+    )
+
+
+def read_step(model: Model, step: Step) -> Any:
+    """Read inside a trace."""
+    site = step.what
+    assert isinstance(site, Site)
+    heads = (site.heads,) if of_head(site.component) else ()
+    return getattr(model, site.component)[(step.layer, site.positions, *heads)]
+
+
 def run_checked(
     model: Model,
     prompt: Prompt,
@@ -243,24 +268,11 @@ def run_checked(
                     if prompt.has_images or not model.anatomy.parts[block].cross:
                         model.blocks[block].skip(start[1])
             for step in steps:
-                what, layer = step.what, step.layer
-                if isinstance(what, Knockout):
-                    knockout(model, layer, queries=what.queries, keys=what.keys)
+                if step.kept is None:
+                    edit(model, step, number_format)
                     continue
-                stream = getattr(model, what.component)
-                extra = {"heads": what.heads} if of_head(what.component) else {}
-                if isinstance(what, Patch):
-                    stream.put(
-                        layer,
-                        what.positions,
-                        what.flat_value,
-                        mode=what.mode,
-                        checked=number_format,
-                        **extra,
-                    )
-                elif step.kept is not None:
-                    which, i = step.kept
-                    kept[which][i] = stream[(layer, what.positions, *extra.values())].save()
+                which, i = step.kept
+                kept[which][i] = read_step(model, step).save()
             if logits is not False or keep_cache:
                 # A slice of positions reaches the head with gaps between rows, for which a linear
                 # layer falls back to one product per row: several times slower on a CPU.
