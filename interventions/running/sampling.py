@@ -34,16 +34,16 @@ class Sampling:
 
     def drawn(self, logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
         """Token of each row [row], from its logits [row, vocab]."""
-        probabilities, tokens = (
-            (logits.double() / self.temperature).softmax(-1).sort(-1, descending=True, stable=True)
-        )
+        # On the CPU, as devices differ in their cumulated sums, and some have no float64.
+        probabilities = (logits.cpu().double() / self.temperature).softmax(-1)
+        probabilities, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
         behind = probabilities.cumsum(-1)
         kept = behind - probabilities < self.top_p  # the likeliest always is
         behind = torch.where(kept, probabilities, 0.0).cumsum(-1)
-        place = self.uniform[rows.cpu(), step].to(logits.device) * behind[:, -1]
+        place = self.uniform[rows.cpu(), step] * behind[:, -1]
         chosen = torch.searchsorted(behind, place[:, None], right=True)
         last = kept.sum(-1, keepdim=True) - 1
-        return tokens.gather(-1, chosen.minimum(last))[:, 0]
+        return tokens.gather(-1, chosen.minimum(last))[:, 0].to(logits.device)
 
 
 def sampling_of(

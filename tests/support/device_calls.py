@@ -222,6 +222,23 @@ def patched_answers(model: iv.Model, case: Case) -> Any:
 
 
 @call
+def answers_edited_at_every_step(model: iv.Model, case: Case) -> Any:
+    layers, last = layers_of(case), case.prompt.at("last")
+    vector = iv.read(model, case.prompt, [iv.Site("resid_post", 0, case.place)])[0][0]
+    answered = iv.complete(
+        model,
+        case.prompt,
+        patches=[iv.steering(layers[1], last, vector, steps="all")],
+        knockouts=[iv.Knockout(layers[2], queries=last, keys=case.place, steps="all")],
+        candidates=WORDS,
+        every_score=True,
+        temperature=0.8,
+        max_new_tokens=3,
+    )
+    return [answered.texts, answered.choices, answered.scores]
+
+
+@call
 def answers_behind_a_shared_prefix(model: iv.Model, case: Case) -> Any:
     prompt = model.prompt([f"{BEGINNING} town", f"{BEGINNING} river in France"], share_prefix=True)
     answered = iv.complete(model, prompt, candidates=WORDS, every_score=True, max_new_tokens=3)

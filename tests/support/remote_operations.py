@@ -181,6 +181,31 @@ def completion_and_choice(there: iv.Model, case: Case) -> None:
     assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
+def edits_at_every_step(there: iv.Model, case: Case) -> None:
+    """One request; greedy, drawn, and of candidates."""
+    layers, last = layers_of(case), case.prompt.at("last")
+    asked: dict[str, Any] = {
+        "patches": [
+            iv.steering(layers[0], last, drawn(case.model.d_model), steps="all"),
+            iv.ablated("mlp_out", layers[1], last, steps=slice(1, None)),
+        ],
+        "knockouts": [iv.Knockout(layers[1:], queries=last, keys=case.place, steps="all")],
+        "candidates": ["Paris", "the big river"],
+        "every_score": True,
+        "max_new_tokens": 4,
+    }
+    for temperature in (0.0, 0.7):
+        before = there.requests
+        ours, theirs = (
+            iv.complete(model, case.prompt, temperature=temperature, **asked)
+            for model in (there, case.model)
+        )
+        assert there.requests - before == int(there is not case.model)
+        assert ours.texts == theirs.texts
+        assert ours.choices == theirs.choices
+        same(*(torch.tensor(answered.scores) for answered in (ours, theirs)))
+
+
 def lens_and_unembedding(there: iv.Model, case: Case) -> None:
     hidden = drawn(2, 2, case.model.d_model, seed=1)
     tokens = torch.tensor([[5, 6], [7, 8]])
@@ -297,7 +322,8 @@ def attribution_and_its_agreement(there: iv.Model, case: Case) -> None:
 OPERATIONS = (
     *(streams_in_a_trace, streams_inside_blocks, patches_knockouts_and_reads),
     generation_with_a_patch,
-    *(completion_and_choice, lens_and_unembedding, patchscope, noise_and_frozen),
+    *(completion_and_choice, edits_at_every_step, lens_and_unembedding),
+    *(patchscope, noise_and_frozen),
     *(replays_and_sweeps, back_patching_noise_and_ablation, what_is_kept_is_not_asked_again),
     attribution_and_its_agreement,
 )
