@@ -295,8 +295,9 @@ def without_planes(inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor
 def put_planes(model: Wrapped, position: torch.Tensor | None) -> None:
     """Give the model, at the beginning of a trace, what :func:`without_planes` took out."""
     if position is not None:
-        args, kwargs = model.nn.inputs
-        model.nn.inputs = (args, {**kwargs, "position_ids": position})
+        nn: Any = model.nn
+        args, kwargs = nn.inputs
+        nn.inputs = (args, {**kwargs, "position_ids": position})
 
 
 def normed_and_projected(model: Wrapped, hidden: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from interventions.model.sites import (
     rank_of,
 )
 from interventions.model.streams import stacked
-from interventions.prompt.positions import Positions
+from interventions.prompt.positions import Positions, Readout
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
 from interventions.running.attention_memory import check_attention_fits
@@ -246,6 +246,7 @@ def run_checked(
     output: Any = None
     cache: Any = None
     last: Any = None
+    final: Any = None
     keep = 1
     if isinstance(logits, Positions):
         keep = prompt.length - int(logits.index[logits.mask].min())
@@ -273,6 +274,8 @@ def run_checked(
                     continue
                 which, i = step.kept
                 kept[which][i] = read_step(model, step).save()
+            if isinstance(logits, Readout):
+                final = model.final_norm.input.save()
             if logits is not False or keep_cache:
                 # A slice of positions reaches the head with gaps between rows, for which a linear
                 # layer falls back to one product per row: several times slower on a CPU.
@@ -289,8 +292,11 @@ def run_checked(
         for site, parts in zip(reads, kept, strict=True)
     ]
     if isinstance(logits, Positions):
+        rows = torch.arange(len(prompt), device=last.device)[:, None]
         index = logits.index.to(last.device) - (prompt.length - keep)
-        last = last[torch.arange(len(prompt), device=last.device)[:, None], index.clamp(min=0)]
+        last = last[rows, index.clamp(min=0)]
+        if final is not None:
+            last = torch.cat([last, final.to(last)[rows, logits.index.to(last.device)]], -1)
     elif last is not None:
         last = last[:, -1]
     return Run(last, values, cache, prompt)

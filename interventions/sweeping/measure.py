@@ -1,6 +1,6 @@
 """Running the cells of a sweep, and reducing each to its metrics where the model is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from interventions.running.budget import Budget
 from interventions.running.patches import Patch
 from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.grid import Grid, Spec
-from interventions.sweeping.metrics import METRICS, Metric
+from interventions.sweeping.metrics import OF_TWO_RUNS
 from interventions.sweeping.replay import replayed, run_clean
 from interventions.sweeping.schedule import Cell, cell, groups, path_of
 from interventions.sweeping.sizes import Sizes
@@ -30,7 +30,6 @@ from interventions.sweeping.sources import (
 )
 
 MOST_ROWS = 64
-FROM_SOURCE: tuple[Metric, ...] = ("logprob", "logit_diff", "rank")  # of the source's own run
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Itera
     source = None
     if isinstance(values, Values):
         values.check(model.dtype)
-        source = _numbers(part, values.logits, of=FROM_SOURCE)
+        source = _numbers(part, values.logits, two_runs=False)
         values = values.repeated(part.target.repeats)
     specs = list(job.grid.specs())
     numbers: list[int] = []
@@ -169,15 +168,16 @@ def _numbers(
     logits: torch.Tensor | None,
     *,
     clean: torch.Tensor | None = None,
-    of: Sequence[Metric] = METRICS,
+    two_runs: bool = True,
 ) -> Any:
-    """Metrics [metric, row]; NaN for those that are not in ``of``."""
+    """Metrics [metric, row]; without ``two_runs`` NaN for those that compare with another run."""
     if logits is None:
         return None
     numbers = np.full((len(contrast.metrics), len(contrast.items)), np.nan, dtype=np.float32)
     for which, metric in enumerate(contrast.metrics):
-        if metric in of:
-            numbers[which] = contrast.target.values(metric, logits, clean=clean).cpu().numpy()
+        if two_runs or metric not in OF_TWO_RUNS:
+            values = contrast.target.values(metric, logits, clean=clean)
+            numbers[which] = values.detach().cpu().numpy()
     return numbers
 
 

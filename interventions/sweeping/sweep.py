@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 from interventions.digests import digest_of
-from interventions.errors import InterventionsError, SweepInterrupted
+from interventions.errors import InterventionsError, PromptError, SweepInterrupted
 from interventions.given import flag, folder_of, whole
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
@@ -18,11 +18,12 @@ from interventions.progress import LateBar
 from interventions.prompt.prompt import Prompt
 from interventions.results import origin
 from interventions.running.checking import check_asked
-from interventions.sweeping.contrast import make_contrast
+from interventions.sweeping.contrast import Contrast, make_contrast
 from interventions.sweeping.grid import make_grid
 from interventions.sweeping.labels import as_text, labelled
 from interventions.sweeping.measure import Job, Piece, batches, costs, measured, run_rows
 from interventions.sweeping.metrics import Answers, Metric
+from interventions.sweeping.own_metrics import UNKNOWN
 from interventions.sweeping.sources import (
     FromModel,
     Source,
@@ -38,7 +39,7 @@ def sweep(
     prompt: Prompt,
     source: Source,
     *,
-    answers: Answers,
+    answers: Answers | None = None,
     foils: Answers | None = None,
     metrics: Metric | Sequence[Metric] = ("logprob",),
     components: str | Sequence[str] = ("resid_post",),
@@ -68,12 +69,14 @@ def sweep(
         backbone, its own other layers, its own values with noise, or a vector [d_model] or number
         that is written as it is (0 ablates).
     answers, foils : str, or sequence of str or of token ids
-        For the metric; one text for all rows, or one per row, as a text or as the ids of its
-        tokens. Answers of several tokens are scored whole.
-    metrics : str or sequence of str
+        For the metrics that are of an answer; one text for all rows, or one per row, as a text or
+        as the ids of its tokens. Answers of several tokens are scored whole.
+    metrics : str, callable, or sequence of these
         ``"logprob"`` and ``"logit_diff"`` (answer minus foil), nats; ``"kl"`` from the clean to
         the patched next-token distribution, nats; ``"changed"``: another token is the likeliest;
-        ``"rank"`` of the answer's first token.
+        ``"rank"`` of the answer's first token. A function of logits [row, vocab] at the token that
+        predicts the answer, which gives a number for each row by itself, [row]; it goes by its
+        ``__name__``. A :class:`interventions.Direction`, which projects on a vector.
     components : str or sequence of str
         Of ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"``, ``"resid_post"``.
     layers : int, slice or list of int, optional
@@ -99,12 +102,12 @@ def sweep(
     Returns
     -------
     Dataset
-        One variable per metric, with dims (item, component, layer, [head], [source_layer], role
-        or position); NaN where a row has no such token. ``clean_<metric>`` and, where the source
-        is a prompt of the model itself, ``source_<metric>`` (item): without any patch. Attributes
-        say the path that was taken and why, which rows were left out, and the provenance
-        (:func:`interventions.results.read_provenance`); of a sweep on a server, ``requests``: how
-        many it took.
+        One variable per metric, by its name, with dims (item, component, layer, [head],
+        [source_layer], role or position); NaN where a row has no such token. ``clean_<metric>``
+        and, where the source is a prompt of the model itself, ``source_<metric>`` (item): without
+        any patch. Attributes say the path that was taken and why, which rows were left out, and
+        the provenance (:func:`interventions.results.read_provenance`); of a sweep on a server,
+        ``requests``: how many it took.
 
     Raises
     ------
@@ -141,6 +144,8 @@ def sweep(
         model, contrast, components=components, layers=layers, heads=heads, window=window
     )
     asked = [model, *([source.pair.backbone] if isinstance(source, FromModel) else [])]
+    if out is not None:
+        check_told_apart(contrast)
     with Unchanged(*asked):
         return _swept(model, Job(contrast, grid, budget), asked, out=out, progress=progress)
 
@@ -191,6 +196,21 @@ def _swept(
     return dataset
 
 
+def check_told_apart(contrast: Contrast) -> None:
+    """Refuse to keep numbers, to go on from, of a metric that may be another next time.
+
+    Raises
+    ------
+    PromptError
+    """
+    if unknown := [name for name, code in contrast.metric_digests.items() if code == UNKNOWN]:
+        raise PromptError(
+            f"the metric {unknown[0]!r} uses a value of which it cannot be told whether it is the "
+            "same another time, so what is kept in out= could be mixed with another metric's. Let "
+            "it use tensors, arrays, numbers, text and functions only, or leave out= out."
+        )
+
+
 def _pieces(model: Model, job: Job, kept: list[int], table: Table) -> Iterator[Piece]:
     """Run what is not done: here, piece by piece, or on a server, as one request."""
     if not model.remote:
@@ -235,7 +255,8 @@ def _settings(model: Model, job: Job) -> dict[str, Any]:
         "source": source,
         "answers": as_text(model, target.answers),
         "foils": as_text(model, target.foils),
-        "metrics": contrast.metrics,
+        "metrics": contrast.metric_names,
+        **({"metric_code": codes} if (codes := contrast.metric_digests) else {}),
         "axes": {name: list(labels) for name, labels in job.grid.axes.items()},
         "window": job.grid.window,
         "read": contrast.read_columns.names,

@@ -6,8 +6,10 @@ server (``ndif/``).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from families import Case
 
 import interventions as iv
 from interventions.architectures.wrapped import about_weights
-from interventions.errors import SiteError
+from interventions.errors import RemoteError, SiteError
 from interventions.model.sites import COMPONENTS, INSIDE, STREAMS, Component
 from interventions.remote.backend import Backend
 
@@ -261,6 +263,77 @@ def replays_and_sweeps(there: iv.Model, case: Case) -> None:
         same(*(torch.from_numpy(one[name].values.copy()) for one in (ours, theirs)))
 
 
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    logprobs = logits.log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def metrics_of_ones_own(there: iv.Model, case: Case) -> None:
+    """Functions travel by value, with what they close over and name."""
+    tokens, weights = [3, 5], drawn(case.model.anatomy.vocab)
+
+    def weighed(logits: torch.Tensor) -> torch.Tensor:
+        return entropy(logits) + logits[:, tokens].sum(-1)
+
+    metrics: list[Any] = [
+        entropy,
+        weighed,
+        lambda logits: logits @ weights,
+        iv.Direction(drawn(case.model.d_model)),
+    ]
+    asked: dict[str, Any] = {"layers": layers_of(case)[:2], "roles": ["entity[-1]"]}
+    before = there.requests
+    ours, theirs = (
+        iv.sweep(model, case.prompt, 0.0, metrics=metrics, progress=False, **asked)
+        for model in (there, case.model)
+    )
+    same_dataset(ours, theirs)
+    assert there.requests - before == 1
+    if there.job(about_weights)[1]:
+        source = case.prompt.select([1, 0])
+        ours, theirs = (
+            iv.attribute(model, case.prompt, source, metric=weighed, verify=2, **asked)
+            for model in (there, case.model)
+        )
+        same_dataset(ours, theirs)
+    lock = Lock()
+    before = there.requests
+
+    def held(logits: torch.Tensor) -> torch.Tensor:
+        with lock:
+            return logits[:, 0]
+
+    with pytest.raises(RemoteError, match="cannot be packed"):
+        iv.sweep(there, case.prompt, 0.0, metrics=held, **asked)
+    with pytest.raises(RemoteError, match="lru_cache"):
+        iv.sweep(there, case.prompt, 0.0, metrics=uses_a_cache, **asked)
+
+
+def contrast_vectors(there: iv.Model, case: Case) -> None:
+    """One request."""
+    rows = [0, 1] * 7
+    positive, negative = case.prompt.select(rows), case.prompt.select(rows[::-1])
+    asked: dict[str, Any] = {"metric": "logit_diff", "answers": "the big river", "foils": "Paris"}
+    before = there.requests
+    ours, theirs = (
+        iv.contrast_vectors(
+            model, positive, negative, layers=layers_of(case)[1:], controls=3, **asked
+        )
+        for model in (there, case.model)
+    )
+    same_dataset(ours, theirs)
+    assert there.requests - before == 1
+
+
+@lru_cache
+def remembered(token: int) -> int:
+    return token
+
+
+def uses_a_cache(logits: torch.Tensor) -> torch.Tensor:
+    return logits[:, remembered(3)]
+
+
 def back_patching_noise_and_ablation(there: iv.Model, case: Case) -> None:
     layers = layers_of(case)
     for source in (iv.FromLayers(layers[1:]), iv.Noise(seed=4), 0.0):
@@ -324,6 +397,7 @@ OPERATIONS = (
     generation_with_a_patch,
     *(completion_and_choice, edits_at_every_step, lens_and_unembedding),
     *(patchscope, noise_and_frozen),
+    *(metrics_of_ones_own, contrast_vectors),
     *(replays_and_sweeps, back_patching_noise_and_ablation, what_is_kept_is_not_asked_again),
     attribution_and_its_agreement,
 )
