@@ -18,6 +18,7 @@ from interventions.running.lens import lens, patchscope
 from interventions.running.patches import Patch
 from interventions.running.run import Run, read, run
 from interventions.running.transplant import transplant
+from interventions.sweeping.own_metrics import Direction
 from interventions.sweeping.replay import replay
 from interventions.sweeping.sources import FromLayers, FromModel, Noise
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from interventions.attribution.attribute import attribute
     from interventions.collecting.collect import collect
     from interventions.collecting.folder import open_collection
+    from interventions.directions.contrast_vectors import contrast_vectors
     from interventions.probing.probe import probe
     from interventions.sweeping.heatmap import heatmap
     from interventions.sweeping.overlay import PictureMap, overlay
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Completion",
+    "Direction",
     "FromLayers",
     "FromModel",
     "Knockout",
@@ -51,6 +54,7 @@ __all__ = [
     "attribute",
     "collect",
     "complete",
+    "contrast_vectors",
     "embedding_noise",
     "frozen",
     "heatmap",
@@ -75,6 +79,7 @@ __all__ = [
 LATER = {
     "attribute": "attribution.attribute",
     "collect": "collecting.collect",
+    "contrast_vectors": "directions.contrast_vectors",
     "PictureMap": "sweeping.overlay",
     "heatmap": "sweeping.heatmap",
     "open_collection": "collecting.folder",

@@ -136,3 +136,28 @@ def test_ways_to_draw_that_are_none_are_refused(
 ) -> None:
     with pytest.raises(PromptError, match=what):
         iv.complete(llm, named, **asked)
+
+
+def test_edits_behind_a_shared_prefix_are_those_of_whole_rows(llm: iv.Model) -> None:
+    """Also of keys that are kept once for all rows, which a knockout spreads out again."""
+    ahead = "Question : What is the capital of"
+    texts = [f"{ahead} Avaria ?", f"{ahead} Belmora and of Avaria ? Question : Which ?"]
+    spans = {"entity": "Avaria"}
+    answered = []
+    for share in (False, True):
+        prompt = llm.prompt(texts, spans=spans, share_prefix=share)
+        last = prompt.at("last")
+        vector = 3 * noise((llm.d_model,))
+        done = iv.complete(
+            llm,
+            prompt,
+            patches=[iv.steering(2, last, vector, steps="all")],
+            knockouts=[iv.Knockout([3, 4], last, prompt.at("entity", -1), steps="all")],
+            candidates=["Marlow", "Brenn of Tessin", "the capital"],
+            every_score=True,
+            stop=None,
+        )
+        answered.append(done)
+    assert len(llm.prompt(texts, share_prefix=True).prefix_ids) > 3
+    assert answered[0].texts == answered[1].texts
+    assert relative(*(torch.tensor(done.scores) for done in answered)) < FLOOR32

@@ -305,6 +305,52 @@ def swept_from_a_prompt(model: iv.Model, case: Case) -> Any:
     )
 
 
+@call
+def steering_vectors(model: iv.Model, case: Case) -> Any:
+    rows = [0, 1] * 7
+    vectors = iv.contrast_vectors(
+        model,
+        case.prompt.select(rows),
+        case.prompt.select(rows[::-1]),
+        layers=layers_of(case)[1:],
+        metric=iv.Direction(drawn(model.d_model)),
+        controls=3,
+    )
+    answered = iv.complete(
+        model,
+        case.prompt,
+        patches=[iv.steering(layers_of(case)[1], case.prompt.at("last"), vectors, steps="all")],
+        candidates=WORDS,
+        every_score=True,
+        max_new_tokens=2,
+    )
+    return [vectors, answered.scores]
+
+
+@call
+def swept_by_functions_and_directions(model: iv.Model, case: Case) -> Any:
+    metrics: list[Any] = [
+        lambda logits: logits.logsumexp(-1),
+        iv.Direction(drawn(model.d_model)),
+        iv.Direction(drawn(model.anatomy.vocab), "logits", "over_logits"),
+    ]
+    return swept(model, case, 0.0, metrics=metrics)
+
+
+@call
+def attributed_to_a_direction(model: iv.Model, case: Case) -> Any:
+    return iv.attribute(
+        model,
+        case.prompt,
+        case.prompt.select([1, 0]),
+        metric=iv.Direction(drawn(model.d_model)),
+        roles=["last"],
+        layers=layers_of(case)[:2],
+        components=["mlp_out"],
+        verify=2,
+    )
+
+
 def swept(model: iv.Model, case: Case, source: Any, **more: Any) -> xr.Dataset:
     """A sweep of few cells."""
     asked = {"answers": "Paris", "layers": layers_of(case)[:2], "roles": ["entity[-1]"]}
