@@ -18,6 +18,7 @@ from interventions.running.lens import lens, patchscope
 from interventions.running.patches import Patch
 from interventions.running.run import Run, read, run
 from interventions.running.transplant import transplant
+from interventions.sweeping.own_metrics import Direction
 from interventions.sweeping.replay import replay
 from interventions.sweeping.sources import FromLayers, FromModel, Noise
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from interventions.circuits.scores import Circuit, EdgeScores
     from interventions.collecting.collect import collect
     from interventions.collecting.folder import open_collection
+    from interventions.directions.contrast_vectors import contrast_vectors
     from interventions.probing.probe import probe
     from interventions.sweeping.cell_statistics import cell_statistics
     from interventions.sweeping.heatmap import heatmap
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Circuit",
     "Completion",
+    "Direction",
     "EdgeScores",
     "Faithfulness",
     "FromLayers",
@@ -58,10 +61,11 @@ __all__ = [
     "ablated",
     "as_picture",
     "attribute",
-    "cell_statistics",
     "attribute_edges",
+    "cell_statistics",
     "collect",
     "complete",
+    "contrast_vectors",
     "embedding_noise",
     "faithfulness",
     "frozen",
@@ -99,6 +103,7 @@ LATER = {
     "path_patch": "circuits.edges",
     "verify_edges": "circuits.edges",
     "collect": "collecting.collect",
+    "contrast_vectors": "directions.contrast_vectors",
     "PictureMap": "sweeping.overlay",
     "heatmap": "sweeping.heatmap",
     "knockout_curves": "sweeping.knockout_curves",

@@ -277,9 +277,27 @@ def forward(model: Wrapped, inputs: dict[str, Any]) -> Any:
     with torch.no_grad():
         if not weightless(model):
             return model.module(**inputs)
-        with model.nn.trace(inputs):
+        flat, planes = without_planes(inputs)
+        with model.nn.trace(flat):
+            put_planes(model, planes)
             output = model.nn.output.save()
     return output
+
+
+def without_planes(inputs: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor | None]:
+    """Inputs without position ids [axis, row, token], whose axes nnsight takes for rows; these."""
+    position = inputs.get("position_ids")
+    if position is None or position.ndim < 3:
+        return inputs, None
+    return {key: value for key, value in inputs.items() if key != "position_ids"}, position
+
+
+def put_planes(model: Wrapped, position: torch.Tensor | None) -> None:
+    """Give the model, at the beginning of a trace, what :func:`without_planes` took out."""
+    if position is not None:
+        nn: Any = model.nn
+        args, kwargs = nn.inputs
+        nn.inputs = (args, {**kwargs, "position_ids": position})
 
 
 def normed_and_projected(model: Wrapped, hidden: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ from interventions.results import differences, read_provenance, with_provenance
 from interventions.running.patches import Patch
 from interventions.running.run import run
 from interventions.sweeping.contrast import Contrast
-from interventions.sweeping.metrics import Answers
+from interventions.sweeping.metrics import METRICS, Answers, Metric
+from interventions.sweeping.own_metrics import UNKNOWN, metric_digest, metric_name
 from interventions.sweeping.replay import replay
 
 RESAMPLES = 1000
@@ -56,8 +57,9 @@ def verify(
     prompt: Given,
     source: Given,
     *,
-    answers: Answers,
+    answers: Answers | None = None,
     foils: Answers | None = None,
+    metric: Metric | None = None,
     k: int = 16,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -72,6 +74,8 @@ def verify(
     ----------
     model, prompt, source, answers, foils
         What :func:`interventions.attribute` was given.
+    metric : callable, optional
+        The same again, where it was a function: results hold its name and no code.
     scores : Dataset
         What it returned.
     k : int
@@ -113,7 +117,7 @@ def verify(
         source,
         answers=answers,
         foils=foils,
-        metric=scores.attrs["metric"],
+        metric=_same_metric(scores.attrs["metric"], metric),
         roles=roles,
         read_roles=read_roles,
         each=each,
@@ -135,6 +139,31 @@ def verify(
         )
     _check_origin(model, contrast, scores)
     return add_agreement(model, contrast, scores, k=k, seed=seed)
+
+
+def _same_metric(name: Any, given: Metric | None) -> Metric:
+    """The metric of scores, which hold the name of a function and no code.
+
+    Raises
+    ------
+    ResultsError
+        If it is not given again, or it cannot be told whether it is the same.
+    """
+    if name in METRICS and given in (None, name):
+        return name
+    if given is None or metric_name(given) != name:
+        called = "no metric" if given is None else repr(metric_name(given))
+        raise ResultsError(
+            f"the scores are of the metric {name!r}, and {called} was given. Results hold the name "
+            "of a metric: give what iv.attribute was given as metric=."
+        )
+    if metric_digest(given) == UNKNOWN:
+        raise ResultsError(
+            f"the metric {name!r} uses a value of which it cannot be told whether it is the same "
+            "as when the scores were made. Let it use tensors, arrays, numbers, text and functions "
+            "only, or check at once: iv.attribute(..., verify=k)."
+        )
+    return given
 
 
 def _whole_map(scores: xr.Dataset) -> xr.Dataset:
@@ -167,7 +196,7 @@ def _check_origin(model: Model, contrast: Contrast, scores: xr.Dataset) -> None:
     if sides[0] != sides[1] and sides[::-1] == [settings.get("prompt"), settings.get("source")]:
         lines.append("prompt and source, which are the other way round")
     elif settings.get("contrast") != contrast_digest(contrast):
-        lines.append("the prompts, answers or foils")
+        lines.append("the prompts, answers, foils or metric")
     if lines:
         raise ResultsError(
             "these scores were made with something else than what is given now:\n  "

@@ -29,9 +29,10 @@ from interventions.results import provenance, with_provenance
 from interventions.sweeping.contrast import Contrast, Embedded, prompt_of
 from interventions.sweeping.grid import chosen_components, chosen_layers
 from interventions.sweeping.labels import answer_words, token_labels, token_words
-from interventions.sweeping.metrics import METRICS, UNITS, Answers, Metric
+from interventions.sweeping.metrics import METRICS, Answers, Metric, unit_of
+from interventions.sweeping.own_metrics import is_own, metric_name
 
-GRADIENT_METRICS: tuple[Metric, ...] = ("logprob", "logit_diff")
+GRADIENT_METRICS: tuple[Named, ...] = ("logprob", "logit_diff")
 TOKENS_AT_ONCE = 4096
 MOST_STEPS = 1000  # the points of the rule are eigenvalues of a matrix of that size
 SITES: tuple[Component, ...] = ("resid_post", "attn_out", "mlp_out", "head_out")
@@ -43,7 +44,7 @@ def attribute(
     prompt: Given,
     source: Given,
     *,
-    answers: Answers,
+    answers: Answers | None = None,
     foils: Answers | None = None,
     metric: Metric = "logit_diff",
     components: str | Sequence[str] = SITES,
@@ -80,8 +81,11 @@ def attribute(
     answers, foils : str, or sequence of str or of token ids
         For the metric; one text for all rows, or one per row, as a text or as the ids of its
         tokens. Answers of several tokens are scored whole.
-    metric : {"logit_diff", "logprob"}
-        In nats. One, as each takes a backward pass of its own; the others have no gradient.
+    metric : {"logit_diff", "logprob"} or callable
+        In nats; or a function of logits [row, vocab] at the token that predicts the answer, which
+        gives a number for each row by itself, [row], and has a gradient; or a
+        :class:`interventions.Direction`. One, as each takes a backward pass of its own; other
+        named ones have no gradient.
     components : str or sequence of str
         Of ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"``, ``"resid_post"``.
     layers : int, slice or list of int, optional
@@ -167,7 +171,7 @@ def attribute(
         "by_role": flag(by_role, "by_role"),
     }
     # Read once: what is given may be an iterator.
-    answers = one_or_several(answers, "answers")
+    answers = None if answers is None else one_or_several(answers, "answers")
     foils = None if foils is None else one_or_several(foils, "foils")
     contrast = contrast_of(
         model, prompt, source, answers=answers, foils=foils, metric=metric, **asked
@@ -187,11 +191,11 @@ def attribute(
     dataset = xr.merge([_labels(model, contrast), xr.concat(parts, "item")])
     dataset = dataset.assign_coords(item=contrast.items)
     for values in dataset.data_vars.values():
-        values.attrs["units"] = UNITS[metric]
+        values.attrs["units"] = unit_of(metric)
     dataset.attrs |= {
         "method": method,
         "method_name": METHODS[method],
-        "metric": metric,
+        "metric": metric_name(metric),
         "prompt": _said(contrast.run),
         "source": _said(contrast.source),
         "meaning": MEANING,
@@ -209,7 +213,7 @@ def attribute(
         "source": side_digest(contrast.source),
         "answers": answers,
         "foils": foils,
-        "metric": metric,
+        "metric": metric_name(metric),
         "components": dataset["component"].values.tolist(),
         "layers": dataset["layer"].values.tolist(),
         **asked,
@@ -228,15 +232,17 @@ def _no(verify: Any) -> bool:
     return isinstance(plain(verify), bool) and not plain(verify)
 
 
-def check_settings(metric: str, method: str, steps: int) -> None:
+def check_settings(metric: Metric, method: str, steps: int) -> None:
     """Refuse what cannot be done, before anything runs."""
     one_of(method, "method", METHODS)
-    one_of(metric, "metric", METRICS)
     whole(steps, "steps (at least 1)", least=1, most=MOST_STEPS)
+    if is_own(metric):
+        return
+    one_of(metric, "metric", METRICS)
     if metric not in GRADIENT_METRICS:
         raise PromptError(
             f"metric {metric!r} has no gradient that says anything here. Use one of "
-            f"{', '.join(GRADIENT_METRICS)}, or an exact sweep."
+            f"{', '.join(map(str, GRADIENT_METRICS))}, a function of logits, or an exact sweep."
         )
 
 
@@ -292,7 +298,7 @@ def _labels(model: Model, contrast: Contrast) -> xr.Dataset:
     coords: dict[str, Any] = {
         name: ("item", np.array(answer_words(model, tokens), dtype=object))
         for name, tokens in texts.items()
-        if tokens is not None
+        if tokens is not None and any(tokens)
     }
     names = contrast.columns.names
     dim = "position" if contrast.each else "role"

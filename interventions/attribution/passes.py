@@ -135,11 +135,15 @@ def backward(
                 value = value.clone().requires_grad_()  # of the image alone: cross-attention
             stream.replace(layer, value)  # a view of what runs would be beside the graph
             live.append(value)
+        final = model.final_norm.input if contrast.target.resid else None
         model.head.input = model.head.input.contiguous()  # as in interventions.run
         logits = model.nn.output.logits
-        index = answer.index.to(logits.device) - (prompt.length - keep)
+        index = answer.index.to(logits.device)
         rows = torch.arange(len(prompt), device=logits.device)[:, None]
-        metric = metric_of(contrast, logits[rows, index.clamp(min=0)])
+        answered = logits[rows, (index - (prompt.length - keep)).clamp(min=0)]
+        if final is not None:
+            answered = torch.cat([answered, final.to(answered)[rows, index]], -1)
+        metric = metric_of(contrast, answered)
         gradients = torch.autograd.grad(
             metric.sum(), live if write is not None else [*live, hidden]
         )

@@ -29,7 +29,7 @@ def contrast_of(
     prompt: Given,
     source: Given,
     *,
-    answers: Answers,
+    answers: Answers | None,
     foils: Answers | None,
     metric: Metric,
     roles: Sequence[str] | None,
@@ -56,6 +56,7 @@ def contrast_of(
         read_roles=read_roles,
         each=each,
         by_role=by_role,
+        gradient=True,
     )
     kept = whole.rows(whole.kept)
     return replace(kept, read_columns=_one_for_each(kept.columns, kept.read_columns))
@@ -124,8 +125,9 @@ def contrast_digest(contrast: Contrast) -> str:
     """Digest of all that scores depend on but the model, whatever classes hold it."""
     sides = [side_digest(side) for side in (contrast.run, contrast.source)]
     columns = [(part.names, part.tokens) for part in (contrast.columns, contrast.read_columns)]
-    asked = (contrast.target.answers, contrast.target.foils, contrast.metrics)
-    return digest_of(sides, columns, asked, contrast.items)
+    asked = (contrast.target.answers, contrast.target.foils, contrast.metric_names)
+    own = [contrast.metric_digests] if contrast.metric_digests else []
+    return digest_of(sides, columns, asked, contrast.items, *own)
 
 
 def metric_of(contrast: Contrast, logits: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from interventions.given import flag, names, of_kind, one_of, one_or_several
 from interventions.model.model import Model
 from interventions.results import differences, provenance, read_provenance
 from interventions.sweeping.contrast import Contrast, prompt_of
-from interventions.sweeping.metrics import METRICS, Answers, Metric
+from interventions.sweeping.metrics import METRICS, Answers, Named
 
 HELD_BYTES = 2**31
 """Of what senders write, in one pass."""
@@ -27,7 +27,7 @@ def edge_contrast(
     *,
     answers: Answers,
     foils: Answers | None,
-    metric: Metric,
+    metric: Named,
     roles: Sequence[str] | None = None,
     read_roles: Sequence[str] | None = None,
     by_role: bool = False,

@@ -23,7 +23,7 @@ from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.results import provenance, read_provenance, with_provenance
 from interventions.sweeping.labels import answer_words
-from interventions.sweeping.metrics import UNITS, Answers, Metric
+from interventions.sweeping.metrics import UNITS, Answers, Named
 
 MEANING = "estimated change of the metric if prompt runs, and an edge carries what source writes"
 
@@ -35,7 +35,7 @@ def attribute_edges(
     *,
     answers: Answers,
     foils: Answers | None = None,
-    metric: Metric = "logit_diff",
+    metric: Named = "logit_diff",
     roles: Sequence[str] | None = None,
     read_roles: Sequence[str] | None = None,
     by_role: bool = False,
@@ -282,7 +282,7 @@ def path_patch(
     *,
     answers: Answers,
     foils: Answers | None = None,
-    metric: Metric = "logit_diff",
+    metric: Named = "logit_diff",
     roles: Sequence[str] | None = None,
     read_roles: Sequence[str] | None = None,
     isolated: bool = True,

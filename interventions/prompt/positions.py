@@ -1,7 +1,7 @@
 """Where in each row of a prompt a value is read or written; reading and writing there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -86,12 +86,12 @@ class Positions:
 
     def shifted(self, left: int, length: int) -> "Positions":
         """Return the same tokens in a prompt that lost ``left`` columns in front."""
-        return Positions(self.index - left, self.mask, length, self.single, self.role)
+        return replace(self, index=self.index - left, length=length)
 
     def rows(self, rows: torch.Tensor | list[int]) -> "Positions":
         """Return the positions of some rows, in the order given."""
         rows = rows_of(rows, self.n_rows, error=RoleError)
-        return Positions(self.index[rows], self.mask[rows], self.length, self.single, self.role)
+        return replace(self, index=self.index[rows], mask=self.mask[rows])
 
     def only(self, rows: torch.Tensor) -> "Positions":
         """Return the same positions, written to in the rows where ``rows`` [row] is True only.
@@ -109,6 +109,13 @@ class Positions:
             )
         mask = self.mask & rows.to(self.mask.device)[:, None]
         return Positions(self.index, mask, self.length, self.single, self.role)
+
+
+class Readout(Positions):
+    """Positions whose logits are wanted with, behind them, what the final norm is given.
+
+    So the last axis is [vocab + d_model].
+    """
 
 
 Where = Positions | int | slice | Sequence[int] | None

@@ -15,7 +15,7 @@ from nnsight.ndif import pull_env
 from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel
 
-from interventions.errors import JobError, RemoteError
+from interventions.errors import InterventionsError, JobError, RemoteError
 from interventions.remote.shipping import by_reference, with_luggage
 
 NOT_READY = (429, 500, 502, 503, 504)
@@ -50,7 +50,18 @@ class Backend(nnsight_remote.RemoteBackend):
         pull_env()  # a user's own modules travel by value
         frame = tracer.info.frame
         block = reduce_block(tracer.node, frame.f_globals, dict(frame.f_locals))
-        blob = with_luggage(by_reference(lambda: dumps((tracer, block))))
+        try:
+            body = by_reference(lambda: dumps((tracer, block)))
+        except InterventionsError:
+            raise
+        except Exception as error:  # what cannot be packed raises what it likes
+            raise RemoteError(
+                f"the request cannot be sent: something in it cannot be packed "
+                f"({type(error).__name__}: {error}). What is asked, and what a function of yours "
+                "uses, must be tensors, arrays, numbers, text, functions, or containers of them: "
+                "no open files, locks, generators or connections."
+            ) from error
+        blob = with_luggage(body)
         if self.compress:
             import zstandard
 

@@ -6,7 +6,7 @@ import nnsight
 
 from interventions.architectures.wrapped import Wrapped
 from interventions.remote.backend import Backend
-from interventions.remote.shippable import check_travels
+from interventions.remote.shippable import check_travels, functions_in
 
 AnyBackend = TypeVar("AnyBackend", bound=Backend)
 ABOUT_WAITING = ("blocking", "job_id", "verbose")
@@ -26,7 +26,8 @@ def send(model: Wrapped, backend: Any, function: Any, args: Any, kwargs: Any) ->
 
     What the function returns is ``returned`` among what the request saves, in a list.
     """
-    check_travels(function)
+    for sent in (function, *functions_in((args, kwargs))):
+        check_travels(sent)
     with model.nn.session(backend=backend):
         returned = nnsight.save([function(model, *args, **kwargs)])  # noqa: F841
 

@@ -8,7 +8,9 @@ import ast
 import inspect
 import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 from interventions.errors import RemoteError
@@ -102,6 +104,24 @@ def check_travels(function: Any) -> None:
             around = inspect.getclosurevars(plain)
             scope = {**around.globals, **around.nonlocals}
             waiting += [scope[name] for name in named if name in scope]
+
+
+def functions_in(value: Any) -> Iterator[Any]:
+    """Functions that arguments of an operation hold: in containers, dataclasses and partials."""
+    if isinstance(value, types.FunctionType | types.MethodType):
+        yield value
+    elif isinstance(value, partial):
+        for part in (value.func, value.args, value.keywords):
+            yield from functions_in(part)
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from functions_in(entry)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for entry in value:
+            yield from functions_in(entry)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from functions_in(getattr(value, field.name))
 
 
 def _sent_alone(value: Any) -> bool:

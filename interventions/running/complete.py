@@ -1,7 +1,7 @@
-"""What a model answers: greedy text, and the likeliest of given answers, under patches.
+"""What a model answers, under edits: text, greedy or drawn, and the likeliest of given answers.
 
-Patches act in the prefill only. The prefill is run once; greedy decoding and every candidate
-answer go on from its keys and values.
+The prefill is run once; decoding and every candidate answer go on from its keys and values. Edits
+act in the prefill unless their ``steps`` say otherwise.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from interventions.architectures.wrapped import where_the_model_is
-from interventions.errors import PatchError, PromptError
+from interventions.errors import PatchError, PromptError, SiteError
 from interventions.given import MOST_TOKENS, all_of_kind, text_of, whole
 from interventions.model.model import Model
 from interventions.prompt.answer_tokens import candidate_ids, candidate_texts, spaced
@@ -22,8 +22,11 @@ from interventions.returnable import returnable
 from interventions.running.checking import check_asked
 from interventions.running.forced_choice import RULES, Rule, choose_by, tokens_of
 from interventions.running.greedy import extended, greedy
+from interventions.running.knockout import Knockout, check_knockouts
+from interventions.running.later_steps import check_later, in_prefill, later_edits
 from interventions.running.patches import Patch, check_patches
 from interventions.running.run import run_checked
+from interventions.running.sampling import Sampling, sampling_of
 
 
 @returnable
@@ -34,7 +37,7 @@ class Completion:
     Attributes
     ----------
     texts : list of str
-        Greedy continuation up to the stop string, stripped.
+        Continuation up to the stop string, stripped.
     choices : list of int
         Index of the best candidate of each row, under the first of the rules that were asked for;
         empty without candidates. Of equal ones, the first.
@@ -64,6 +67,7 @@ def complete(
     prompt: Prompt,
     *,
     patches: Sequence[Patch] = (),
+    knockouts: Sequence[Knockout] = (),
     candidates: Sequence[str] | None = None,
     rules: Sequence[Rule] = RULES[:1],
     prior: torch.Tensor | Sequence[Any] | None = None,
@@ -71,16 +75,23 @@ def complete(
     max_new_tokens: int = 8,
     stop: str | None = "\n",
     end: str | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
     batch_rows: int = 192,
 ) -> Completion:
-    """Answer every row: greedily, and (given candidates) by forced choice.
+    """Answer every row: greedily or by sampling, and (given candidates) by forced choice.
 
     Parameters
     ----------
     model : Model
     prompt : Prompt
     patches : sequence of Patch
-        Written in the prefill.
+        Written in the prefill, or at the ``steps`` they name: behind the prefill on each new
+        token, of the free answer and of every candidate. Later patches overwrite earlier ones at
+        the same place.
+    knockouts : sequence of Knockout
+        Attention edges to cut, at the ``steps`` they name.
     candidates : sequence of str, optional
         The answers to choose among, the same for all rows; read as they follow the prompt, see
         :func:`interventions.prompt.answer_tokens.spaced`.
@@ -99,6 +110,14 @@ def complete(
     end : str, optional
         Text that ends a candidate that begins another one, where that is not ``stop``: the mark
         that ends a turn of a chat.
+    temperature : float
+        0 takes the likeliest token; above, tokens are drawn from the logits divided by it. The
+        draws of a row hang on ``seed`` and the row's number: not on what runs beside it, and not
+        on what is edited, so that two conditions are drawn with the same chance numbers. Of one
+        prompt many times, give its row as often: ``prompt.select([0] * 20)``.
+    top_p : float
+        Draw from as few of the likeliest tokens as have this probability together.
+    seed : int
     batch_rows : int
         Rows per forward pass; changes the memory needed, not the answers. Where rows that run
         together would change each other (``model.anatomy.dependent_rows``) it is 1.
@@ -111,6 +130,8 @@ def complete(
     ------
     PromptError
         If the candidates cannot be told apart, there is no such rule, or the prior does not fit.
+    PatchError, SiteError
+        If an edit fits neither the model nor the prompt, or cannot act on a new token.
 
     Examples
     --------
@@ -130,11 +151,15 @@ def complete(
     """
     check_asked(model, prompt)
     patches = all_of_kind(patches, Patch, "patches", error=PatchError)
-    check_patches(model, prompt, patches)
+    check_patches(model, prompt, patches, generating=True)
+    check_later(patches)
+    knockouts = all_of_kind(knockouts, Knockout, "knockouts", error=SiteError)
+    check_knockouts(model, prompt, knockouts, generating=True)
     max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=0, most=MOST_TOKENS)
     batch_rows = min(whole(batch_rows, "batch_rows", least=1), MOST_TOKENS)
     stop = None if stop is None else text_of(stop, "stop")
     end = None if end is None else text_of(end, "end")
+    sampling = sampling_of(temperature, top_p, seed, n_rows=len(prompt), steps=max_new_tokens)
     ids = None
     given = None if prior is None else _prior(prior, len(prompt))
     if candidates is None and (given is not None or every_score):
@@ -148,12 +173,14 @@ def complete(
         model,
         prompt,
         patches=patches,
+        knockouts=knockouts,
         ids=ids,
         rules=tuple(rules),
         prior=given,
         every_score=every_score,
         max_new_tokens=max_new_tokens,
         stop=stop,
+        sampling=sampling,
         batch_rows=batch_rows,
     )
 
@@ -164,12 +191,14 @@ def _complete(
     prompt: Prompt,
     *,
     patches: Sequence[Patch],
+    knockouts: Sequence[Knockout],
     ids: list[list[int]] | None,
     rules: Sequence[Rule],
     prior: torch.Tensor | None,
     every_score: bool,
     max_new_tokens: int,
     stop: str | None,
+    sampling: Sampling | None,
     batch_rows: int,
 ) -> Completion:
     """Answer rows, batch by batch, when all that was asked was looked at."""
@@ -180,15 +209,26 @@ def _complete(
     scores: list[list[float]] = []
     alone = model.anatomy.dependent_rows is not None
     for rows in torch.arange(len(prompt)).split(1 if alone else batch_rows):
-        batch, written = prompt, patches
+        batch, written, cuts, draws = prompt, patches, knockouts, sampling
         if alone or len(rows) < len(prompt):
             batch, written = prompt.select(rows), [patch.of_rows(rows) for patch in patches]
+            cuts = [knockout.of_rows(rows) for knockout in knockouts]
+            draws = sampling and sampling.of_rows(rows)
         if alone:  # padding would count too
             batch, left = batch.trimmed()
             written = [patch.shifted(left, batch.length) for patch in written]
-        prefill = run_checked(model, batch, patches=written, keep_cache=True)
-        watch = () if ids is None else tokens_of(ids)
-        decoded = greedy(model, prefill, max_new_tokens=max_new_tokens, stop=stop, watch=watch)
+            cuts = [knockout.shifted(left, batch.length) for knockout in cuts]
+        later = later_edits(written, cuts)
+        prefill = run_checked(model, batch, **in_prefill(written, cuts), keep_cache=True)
+        decoded = greedy(
+            model,
+            prefill,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            watch=() if ids is None else tokens_of(ids),
+            later=later,
+            sampling=draws,
+        )
         texts += decoded.texts
         cut += decoded.cut
         if ids is not None:
@@ -201,6 +241,7 @@ def _complete(
                 every=every_score,
                 most_rows=batch_rows,
                 decoded=decoded,
+                later=later,
             )
             for rule, chosen in best.choices.items():
                 choices[rule] += chosen

@@ -1,17 +1,23 @@
 """Common patches: noise, clean copies, ablation, steering."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from interventions.errors import PatchError
 from interventions.given import index_of, number, of_kind, seed_of
 from interventions.given_arrays import tensor_of
 from interventions.model.model import Model
-from interventions.model.sites import Component, Layers, Site, check_place
+from interventions.model.sites import Component, Layers, Site, check_place, layer_list
 from interventions.prompt.positions import Positions, read_padded
 from interventions.prompt.prompt import Prompt
 from interventions.running.checking import check_asked
 from interventions.running.patches import Patch
 from interventions.running.run import read
+from interventions.running.steps import PREFILL, Steps
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 SIGMAS = 3.0
 
@@ -74,21 +80,76 @@ def frozen(
 
 
 def ablated(
-    component: Component, layers: Layers, positions: Positions, mean: torch.Tensor | None = None
+    component: Component,
+    layers: Layers,
+    positions: Positions,
+    mean: torch.Tensor | None = None,
+    *,
+    steps: Steps = PREFILL,
 ) -> Patch:
-    """Patch that sets a component to zero, or to a mean [d_model] or [layer, row, d_model]."""
-    return Patch(component, layers, positions, torch.zeros(()) if mean is None else mean)
+    """Patch that sets a component to zero, or to a mean [d_model] or [layer, row, d_model].
+
+    ``steps``: of a generation, as of :class:`interventions.Patch`.
+    """
+    value = torch.zeros(()) if mean is None else mean
+    return Patch(component, layers, positions, value, steps=steps)
 
 
 def steering(
-    layers: Layers, positions: Positions, vector: torch.Tensor, *, scale: float = 1.0
+    layers: Layers,
+    positions: Positions,
+    vector: "torch.Tensor | xr.Dataset",
+    *,
+    scale: float = 1.0,
+    steps: Steps = PREFILL,
 ) -> Patch:
-    """Patch that adds a vector [d_model] to ``resid_post``."""
+    """Patch that adds a vector to ``resid_post``, or to what a contrast vector is of.
+
+    Parameters
+    ----------
+    layers : int, slice or list of int
+    positions : Positions
+        In the prefill; behind it, the new token of each row that has one.
+    vector : Tensor [d_model], or Dataset
+        One for all layers; or what :func:`interventions.contrast_vectors` gave, of which each layer
+        gets its own.
+    scale : float
+    steps : {"prefill", "all"}, int or slice
+        Of a generation, as of :class:`interventions.Patch`.
+
+    Examples
+    --------
+    >>> vector = torch.ones(llm.d_model)
+    >>> towards = iv.steering(3, named.at("last"), vector, scale=0.1, steps="all")
+    >>> answered = iv.complete(llm, named, patches=[towards])
+    """
+    component: Component = "resid_post"
+    if hasattr(vector, "data_vars"):
+        component, layers, vector = _by_layer(vector, layers)
     # Multiplied in a wide format: whole numbers wrap around, and short ones overflow.
     wide = tensor_of(vector, "the vector")
     wide = wide.to(torch.promote_types(wide.dtype, torch.float32))
     scaled = number(scale, "scale", error=PatchError) * wide
-    return Patch("resid_post", layers, positions, scaled, "add")
+    return Patch(component, layers, positions, scaled, "add", steps=steps)
+
+
+def _by_layer(vectors: Any, layers: Layers) -> tuple[Component, int | list[int], torch.Tensor]:
+    """Component, layers and vectors of a result of :func:`interventions.contrast_vectors`."""
+    try:
+        component, n_layers = vectors.attrs["component"], int(vectors.attrs["n_layers"])
+        known = vectors["layer"].values.tolist()
+        values = torch.as_tensor(vectors["vector"].transpose("layer", "d_model").values)
+    except (KeyError, ValueError) as error:
+        raise PatchError(
+            f"this Dataset holds no steering vectors ({error}). Give what iv.contrast_vectors "
+            "returned, or one vector [d_model]."
+        ) from error
+    asked = layer_list(layers, n_layers)
+    if lacking := sorted({*asked} - {*known}):
+        raise PatchError(f"no vector is of layer(s) {lacking[:8]}. There are some of {known}.")
+    chosen = values[[known.index(layer) for layer in asked]]
+    single = isinstance(index_of(layers, "layer"), int)
+    return component, (asked[0] if single else asked), (chosen[0] if single else chosen)
 
 
 def check_written_at(model: Model, prompt: Prompt, positions: Positions, layers: Layers) -> None:

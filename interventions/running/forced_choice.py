@@ -11,6 +11,7 @@ from interventions.errors import PromptError, did_you_mean
 from interventions.model.model import Model
 from interventions.model.prefix_cache import take_rows
 from interventions.running.greedy import Decoded, step
+from interventions.running.later_steps import LaterEdits
 from interventions.running.run import Run
 
 ROUNDS = (2, 4, 8, 16)  # beginnings extended per row and rule, round by round
@@ -49,6 +50,7 @@ def choose_by(
     every: bool = False,
     most_rows: int | None = None,
     decoded: Decoded | None = None,
+    later: LaterEdits | None = None,
 ) -> Chosen:
     """Find the best candidate of every row under each rule, exactly.
 
@@ -75,6 +77,8 @@ def choose_by(
         The same prefill's greedy continuation, made with ``watch=tokens_of(candidates)``:
         beginnings that it goes through need no further pass, and their likelihood rules most
         others out.
+    later : LaterEdits, optional
+        What is edited behind the prefill, and was when ``decoded`` was made.
 
     Raises
     ------
@@ -132,7 +136,7 @@ def choose_by(
         for group in (part for same_depth in alike for part in same_depth.split(together)):
             fed = torch.tensor([begun[i] for i in group.tolist()], device=device)
             cache = take_rows(prefill.cache, rows[group])
-            last, _ = step(model, prefill, rows[group], cache, fed)
+            last, _ = step(model, prefill, rows[group], cache, fed, later)
             logprobs = last.log_softmax(-1)[:, columns]
             for i, row_logprobs in zip(group.tolist(), logprobs, strict=True):
                 record(of_rows[i], begun[i], so_far[i], row_logprobs)

@@ -1,4 +1,4 @@
-"""Going on from a prefill: steps of decoding, and greedy continuations."""
+"""Going on from a prefill: steps of decoding, and continuations, greedy or drawn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,25 @@ from interventions.model.model import Model
 from interventions.model.prefix_attention import attending_apart
 from interventions.model.prefix_cache import take_rows
 from interventions.prompt.thoughts import said_from
+from interventions.running.later_steps import LaterEdits, edited_step
 from interventions.running.run import Run
+from interventions.running.sampling import Sampling
 
 CROSS = "cross_attention_mask"
 
 
-def step(model: Model, prefill: Run, rows: torch.Tensor, cache: Any, ids: torch.Tensor) -> Any:
-    """Feed ``ids`` [row, n] to rows that go on from ``cache``; return last logits and cache."""
+def step(
+    model: Model,
+    prefill: Run,
+    rows: torch.Tensor,
+    cache: Any,
+    ids: torch.Tensor,
+    later: LaterEdits | None = None,
+) -> Any:
+    """Feed ``ids`` [row, n] to rows that go on from ``cache``; return last logits and cache.
+
+    ``later``: edits that act behind the prefill.
+    """
     prompt = prefill.prompt
     device = model.device
     mask = prompt.inputs["attention_mask"].to(device)[rows]
@@ -40,14 +52,25 @@ def step(model: Model, prefill: Run, rows: torch.Tensor, cache: Any, ids: torch.
         # A slice with gaps is slow to project.
         "logits_to_keep": 1 if ids.shape[1] == 1 else 0,
     }
-    with attending_apart(model, cache):
-        output = forward(model, inputs)
-    return output.logits[:, -1].float(), returned_cache(output)
+    patches, knockouts = ([], []) if later is None else later.of(rows, done + 1, ids.shape[1])
+    if patches or knockouts:
+        fed = done + ids.shape[1]
+        logits, cache = edited_step(
+            *(model, inputs, patches, knockouts),
+            cache=cache,
+            later=fed,
+            images=prompt.has_images,
+        )
+    else:
+        with attending_apart(model, cache):
+            output = forward(model, inputs)
+        logits, cache = output.logits, returned_cache(output)
+    return logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32)), cache
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Greedy continuations.
+    """Continuations, greedy or drawn.
 
     Attributes
     ----------
@@ -56,7 +79,7 @@ class Decoded:
     ids : list of list of int
         The tokens generated, the stop included.
     logprobs : list of list of float
-        Log-probability of each of them, nats.
+        Log-probability of each of them, nats; whatever the temperature.
     watched : Tensor [row, step, token]
         Log-probability, at each step, of every token that was to be watched, nats; NaN after a
         row's last step.
@@ -78,8 +101,10 @@ def greedy(
     max_new_tokens: int,
     stop: str | None,
     watch: Sequence[int] = (),
+    later: LaterEdits | None = None,
+    sampling: Sampling | None = None,
 ) -> Decoded:
-    """Decode greedily from a prefill (``run(..., keep_cache=True)``).
+    """Decode from a prefill (``run(..., keep_cache=True)``), greedily unless told to draw.
 
     Parameters
     ----------
@@ -92,6 +117,10 @@ def greedy(
         behind it, it ends nothing.
     watch : sequence of int
         Tokens whose log-probabilities are kept, whether generated or not.
+    later : LaterEdits, optional
+        What is edited behind the prefill.
+    sampling : Sampling, optional
+        How tokens are drawn, of the prefill's rows.
 
     Returns
     -------
@@ -113,7 +142,8 @@ def greedy(
     for done in range(max_new_tokens):
         logprobs = logits.log_softmax(-1)
         watched[active, done] = logprobs[:, watching]
-        chosen = logits.argmax(-1)  # two log-probabilities may round to one number
+        # Of logits: two log-probabilities may round to one number.
+        chosen = logits.argmax(-1) if sampling is None else sampling.drawn(logits, active, done)
         top = logprobs.gather(-1, chosen[:, None])[:, 0]
         going = []
         # As lists: each number taken by itself would wait for the device.
@@ -138,7 +168,7 @@ def greedy(
         if len(going) < len(active):
             active, chosen = active[keep], chosen[keep]
             cache = take_rows(cache, keep)
-        logits, cache = step(model, prefill, active, cache, chosen[:, None])
+        logits, cache = step(model, prefill, active, cache, chosen[:, None], later)
     return Decoded([text.strip() for text in texts], ids, likely, watched, cut)
 
 

@@ -17,6 +17,13 @@ from interventions.model.model import Model
 from interventions.model.sites import Heads, Layers, layer_list
 from interventions.prompt.positions import Positions, check_rows, index_list, of_copies
 from interventions.prompt.prompt import Prompt
+from interventions.running.steps import (
+    PREFILL,
+    Steps,
+    acts_at,
+    check_acts_in_prefill,
+    checked_steps,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,9 @@ class Knockout:
         Query heads in which the edges are cut. None: in every one.
     keep_self : bool
         A token goes on seeing itself, also where it is named among the keys.
+    steps : {"prefill", "all"}, int or slice
+        As of :class:`interventions.Patch`: behind the prefill the new token of each row that has a
+        query does not see the keys.
     """
 
     layers: Layers
@@ -41,8 +51,10 @@ class Knockout:
     keys: Positions
     heads: Heads = None
     keep_self: bool = False
+    steps: Steps = PREFILL
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", checked_steps(self.steps))
         object.__setattr__(self, "layers", index_of(self.layers, "layer"))
         if self.heads is not None:
             object.__setattr__(self, "heads", index_of(self.heads, "head"))
@@ -110,7 +122,15 @@ def knockout(
     >>> logits.shape  # [row, vocab]
     torch.Size([1, 109])
     """
-    asked = Knockout(layers, queries, keys, heads, keep_self)
+    cut_edges(model, Knockout(layers, queries, keys, heads, keep_self))
+
+
+def cut_edges(model: Model, asked: Knockout, *, later: int = 0) -> None:
+    """Cut edges inside a trace; ``later``: how many tokens the answer has with those that run.
+
+    Its keys are of the prompt; its queries are among the tokens that run.
+    """
+    queries, keys = asked.queries, asked.keys
     for layer in layer_list(asked.layers, model.n_layers):
         check_not_cross(model, layer)
         parts = model.anatomy.parts[layer]
@@ -118,7 +138,8 @@ def knockout(
         args, kwargs = attention.inputs
         hidden = args[0] if args else kwargs["hidden_states"]
         check_rows(hidden, queries)
-        check_rows(hidden, keys)
+        if not later:
+            check_rows(hidden, keys)
         name = "attention_mask"
         if name not in kwargs:
             raise SiteError(
@@ -126,7 +147,8 @@ def knockout(
                 "cut. Load it with attn_implementation='eager'."
             )
         mask = whole_mask(kwargs[name], hidden, given_cache(kwargs), layer)
-        attention.inputs = (args, {**kwargs, name: cut(mask, asked, model.anatomy.n_heads)})
+        mask = cut(mask, asked, model.anatomy.n_heads, later=later)
+        attention.inputs = (args, {**kwargs, name: mask})
 
 
 def check_not_cross(model: Model, layer: int) -> None:
@@ -152,16 +174,22 @@ def blinding(row: int) -> SiteError:
     )
 
 
-def check_knockouts(model: Model, prompt: Prompt, knockouts: Sequence[Knockout]) -> None:
+def check_knockouts(
+    model: Model, prompt: Prompt, knockouts: Sequence[Knockout], *, generating: bool = False
+) -> None:
     """Refuse, before anything runs, knockouts that do not fit the model or the prompt.
 
     A token that only a window or chunk of the model's leaves blind is found when it runs.
+    ``generating``: steps follow on the prefill.
     """
     at_layer: dict[int, list[Knockout]] = {}
     for knockout in knockouts:
+        if not generating:
+            check_acts_in_prefill(knockout.steps, "a knockout")
         for layer in layer_list(knockout.layers, model.n_layers):
             check_not_cross(model, layer)
-            at_layer.setdefault(layer, []).append(knockout)
+            if acts_at(knockout.steps, 0):  # a new token always sees itself
+                at_layer.setdefault(layer, []).append(knockout)
         if knockout.heads is not None:
             index_list(knockout.heads, model.anatomy.n_heads, "head")
         for at in (knockout.queries, knockout.keys):
@@ -224,15 +252,19 @@ def whole_mask(mask: Any, hidden: torch.Tensor, cache: Any, layer: int) -> torch
     return mask.expand(rows, -1, -1, -1).clone()
 
 
-def cut(mask: torch.Tensor, knockout: Knockout, n_heads: int) -> torch.Tensor:
-    """Forbid edges in a mask [row, head, query, key], bool or additive."""
+def cut(mask: torch.Tensor, knockout: Knockout, n_heads: int, *, later: int = 0) -> torch.Tensor:
+    """Forbid edges in a mask [row, head, query, key], bool or additive.
+
+    ``later``: tokens behind those of the prompt, whose keys are.
+    """
     n, length = mask.shape[-2:]
-    before = length - knockout.keys.length  # a shared prefix comes first
+    # Of a shared prefix; below 0, so many keys have gone out of a window.
+    before = length - knockout.keys.length - later
     queries = _marked(knockout.queries, n, 0)
     forbidden = queries[:, :, None] & _marked(knockout.keys, length, before)[:, None]
     if knockout.keep_self:
         itself = torch.arange(n)
-        forbidden[:, itself, itself + before] = False
+        forbidden[:, itself, itself + length - n] = False
     forbidden = forbidden[:, None]
     if knockout.heads is not None:
         chosen = torch.zeros(n_heads, dtype=torch.bool)
@@ -257,5 +289,7 @@ def _marked(at: Positions, length: int, before: int) -> torch.Tensor:
     """True at positions of each row, [row, before + position]."""
     marked = torch.zeros(at.n_rows, length, dtype=torch.bool)
     rows = torch.arange(at.n_rows)[:, None].expand_as(at.mask)[at.mask]
-    marked[rows, at.index[at.mask] + before] = True
+    place = at.index[at.mask] + before
+    there = place >= 0
+    marked[rows[there], place[there]] = True
     return marked

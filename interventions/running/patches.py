@@ -28,6 +28,7 @@ from interventions.model.sites import (
 from interventions.prompt.positions import MODES, Mode, Positions, index_list, of_copies
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
+from interventions.running.steps import PREFILL, Steps, check_acts_in_prefill, checked_steps
 
 
 @returnable
@@ -48,6 +49,11 @@ class Patch:
         Overwrite with the value, add it (steering), or multiply by it (0: ablation).
     heads : int, slice or list of int, optional
         Of a component that is divided into heads. None: every one.
+    steps : {"prefill", "all"}, int or slice
+        Of a generation (:func:`interventions.complete`), at which steps: in the prefill (0), at
+        the pass that is fed the k-th token of the answer (k), or at all. Behind the prefill it
+        acts on the new token of each row that has a position; what it wrote before is in the keys
+        and values that later tokens see.
     """
 
     component: Component
@@ -56,6 +62,7 @@ class Patch:
     value: torch.Tensor
     mode: Mode = "set"
     heads: Heads = None
+    steps: Steps = PREFILL
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -63,6 +70,7 @@ class Patch:
         value = tensor_of(self.value)
         object.__setattr__(self, "value", value.detach() if value.requires_grad else value)
         object.__setattr__(self, "mode", one_of(self.mode, "mode", MODES, error=PatchError))
+        object.__setattr__(self, "steps", checked_steps(self.steps))
 
     @property
     def _last_axes(self) -> int:
@@ -139,10 +147,17 @@ class Patch:
         return replace(like, positions=at, value=value.flatten(0, 1))
 
 
-def check_patches(model: Wrapped, prompt: Prompt, patches: Sequence[Patch]) -> None:
-    """Refuse, before anything runs, patches that do not fit the model or the prompt."""
+def check_patches(
+    model: Wrapped, prompt: Prompt, patches: Sequence[Patch], *, generating: bool = False
+) -> None:
+    """Refuse, before anything runs, patches that do not fit the model or the prompt.
+
+    ``generating``: steps follow on the prefill.
+    """
     for patch in patches:
         check_written(check_component(patch.component))
+        if not generating:
+            check_acts_in_prefill(patch.steps, "a patch")
         check_place(model, prompt, "a patch", patch.layers, patch.positions)
         check_heads(model, patch)
         written_once(layer_list(patch.layers, model.n_layers), "layer")

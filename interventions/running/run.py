@@ -1,7 +1,7 @@
 """Running a prompt with values written into it and read out of it, in one forward pass."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,12 +23,12 @@ from interventions.model.sites import (
     rank_of,
 )
 from interventions.model.streams import stacked
-from interventions.prompt.positions import Positions
+from interventions.prompt.positions import Positions, Readout
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
 from interventions.running.attention_memory import check_attention_fits
 from interventions.running.checking import check_asked, check_start, start_of
-from interventions.running.knockout import Knockout, check_knockouts, knockout
+from interventions.running.knockout import Knockout, check_knockouts, cut_edges
 from interventions.running.patches import Patch, check_patches
 
 MASK = ANY.index("resid_pre") + 0.5
@@ -201,6 +201,31 @@ def steps_of(
     return sorted(steps, key=lambda step: (step.layer, step.rank))
 
 
+def edit(model: Model, step: Step, number_format: torch.dtype, *, later: int = 0) -> None:
+    """Write or cut inside a trace, what is not only read; ``later`` as of :func:`cut_edges`."""
+    what, layer = step.what, step.layer
+    if isinstance(what, Knockout):
+        cut_edges(model, replace(what, layers=layer), later=later)
+        return
+    assert isinstance(what, Patch)
+    getattr(model, what.component).put(
+        layer,
+        what.positions,
+        what.flat_value,
+        mode=what.mode,
+        checked=number_format,
+        **({"heads": what.heads} if of_head(what.component) else {}),
+    )
+
+
+def read_step(model: Model, step: Step) -> Any:
+    """Read inside a trace."""
+    site = step.what
+    assert isinstance(site, Site)
+    heads = (site.heads,) if of_head(site.component) else ()
+    return getattr(model, site.component)[(step.layer, site.positions, *heads)]
+
+
 def run_checked(
     model: Model,
     prompt: Prompt,
@@ -221,6 +246,7 @@ def run_checked(
     output: Any = None
     cache: Any = None
     last: Any = None
+    final: Any = None
     keep = 1
     if isinstance(logits, Positions):
         keep = prompt.length - int(logits.index[logits.mask].min())
@@ -243,31 +269,13 @@ def run_checked(
                     if prompt.has_images or not model.anatomy.parts[block].cross:
                         model.blocks[block].skip(start[1])
             for step in steps:
-                what, layer = step.what, step.layer
-                if isinstance(what, Knockout):
-                    knockout(
-                        model,
-                        layer,
-                        queries=what.queries,
-                        keys=what.keys,
-                        heads=what.heads,
-                        keep_self=what.keep_self,
-                    )
+                if step.kept is None:
+                    edit(model, step, number_format)
                     continue
-                stream = getattr(model, what.component)
-                extra = {"heads": what.heads} if of_head(what.component) else {}
-                if isinstance(what, Patch):
-                    stream.put(
-                        layer,
-                        what.positions,
-                        what.flat_value,
-                        mode=what.mode,
-                        checked=number_format,
-                        **extra,
-                    )
-                elif step.kept is not None:
-                    which, i = step.kept
-                    kept[which][i] = stream[(layer, what.positions, *extra.values())].save()
+                which, i = step.kept
+                kept[which][i] = read_step(model, step).save()
+            if isinstance(logits, Readout):
+                final = model.final_norm.input.save()
             if logits is not False or keep_cache:
                 # A slice of positions reaches the head with gaps between rows, for which a linear
                 # layer falls back to one product per row: several times slower on a CPU.
@@ -284,8 +292,11 @@ def run_checked(
         for site, parts in zip(reads, kept, strict=True)
     ]
     if isinstance(logits, Positions):
+        rows = torch.arange(len(prompt), device=last.device)[:, None]
         index = logits.index.to(last.device) - (prompt.length - keep)
-        last = last[torch.arange(len(prompt), device=last.device)[:, None], index.clamp(min=0)]
+        last = last[rows, index.clamp(min=0)]
+        if final is not None:
+            last = torch.cat([last, final.to(last)[rows, logits.index.to(last.device)]], -1)
     elif last is not None:
         last = last[:, -1]
     return Run(last, values, cache, prompt)

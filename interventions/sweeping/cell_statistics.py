@@ -21,7 +21,7 @@ from interventions.sweeping.clustered import (
     signs,
 )
 from interventions.sweeping.heatmap_data import change_of
-from interventions.sweeping.metrics import UNSIGNED
+from interventions.sweeping.metrics import OF_TWO_RUNS
 
 FLIPS = 9999
 SHARE = "changed"
@@ -102,7 +102,7 @@ def cell_statistics(
         data.values.reshape(-1, data.sizes["item"]).astype(float),
         labels,
         share=metric == SHARE,
-        signed=metric not in UNSIGNED,
+        signed=metric not in OF_TWO_RUNS,
         correction=correction,
         flips=flips,
         seed=seed,
@@ -205,7 +205,7 @@ def tested(dataset: xr.Dataset, variable: str) -> tuple[xr.Dataset | None, str]:
         n = len({*cluster_labels(dataset, None).tolist()})
         return None, f"n = {n}: too few to test, which takes {LEAST_CLUSTERS}"
     n = by_cell.attrs["n_clusters"]
-    if variable in UNSIGNED:
+    if variable in OF_TWO_RUNS:
         return by_cell, f"n = {n}; {variable} is never below 0, so it is not tested"
     return by_cell, f"n = {n}; clear: p < {CLEAR}, corrected for all cells"
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from interventions.errors import PromptError, RoleError
-from interventions.given import flag, names, one_of, one_or_several, plain, several
+from interventions.given import flag, names, one_or_several
 from interventions.model.model import Model
 from interventions.prompt.columns import (
     Columns,
@@ -17,7 +17,14 @@ from interventions.prompt.columns import (
     narrowest_roles,
 )
 from interventions.prompt.prompt import Prompt
-from interventions.sweeping.metrics import METRICS, Answers, Metric, Target, target
+from interventions.sweeping.metrics import Answers, Metric, Target, measured_by, target
+from interventions.sweeping.own_metrics import (
+    check_own,
+    is_own,
+    metric_digest,
+    metric_name,
+    needs_resid,
+)
 from interventions.sweeping.sources import FromModel, Source, Values, check_columns
 
 
@@ -57,7 +64,7 @@ class Contrast:
     each : bool
         A column is a token, not a role.
     target : Target
-    metrics : list of str
+    metrics : list of str or callable
     items : list of int
         Which rows of the prompts given these are.
     missing : dict of int to str
@@ -83,6 +90,17 @@ class Contrast:
     def kept(self) -> list[int]:
         """Rows, counted among these, that lack no role."""
         return [row for row, item in enumerate(self.items) if item not in self.missing]
+
+    @property
+    def metric_names(self) -> list[str]:
+        """What the metrics are called."""
+        return [metric_name(metric) for metric in self.metrics]
+
+    @property
+    def metric_digests(self) -> dict[str, str]:
+        """Digests of metrics that are functions, by name; see :func:`metric_digest`."""
+        own = [metric for metric in self.metrics if is_own(metric)]
+        return {metric_name(metric): metric_digest(metric) for metric in own}
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -127,13 +145,14 @@ def make_contrast(
     run: Side,
     source: Source | Side,
     *,
-    answers: Answers,
+    answers: Answers | None,
     foils: Answers | None,
     metrics: Metric | Sequence[Metric],
     roles: Sequence[str] | None,
     read_roles: Sequence[str] | None,
     each: bool,
     by_role: bool = False,
+    gradient: bool = False,
 ) -> Contrast:
     """Check what can be checked before a model runs, and find rows to leave out.
 
@@ -146,6 +165,8 @@ def make_contrast(
         As of :func:`interventions.sweep`.
     by_role : bool
         All tokens, each a part of the column of the narrowest of its roles.
+    gradient : bool
+        Metrics are to have one.
 
     Raises
     ------
@@ -154,7 +175,7 @@ def make_contrast(
     RoleError
         If tokens do not correspond, or no row has all roles.
     """
-    measured, answers, foils = measures(metrics, answers, foils)
+    measured, answers, foils = measures(model, metrics, answers, foils, gradient=gradient)
     prompt, other = prompt_of(run), _read_in(run, source)
     if len(other) != len(prompt):
         raise PromptError(
@@ -179,7 +200,7 @@ def make_contrast(
         columns=columns,
         read_columns=read_columns,
         each=not by_role and (each or roles is None),
-        target=target(model, prompt, answers, foils),
+        target=target(model, prompt, answers, foils, resid=any(map(needs_resid, measured))),
         metrics=measured,
         items=list(range(len(prompt))),
         missing=missing,
@@ -225,16 +246,17 @@ def _read_in(run: Side, source: Any) -> Prompt:
 
 
 def measures(
-    given: Metric | Sequence[Metric], answers: Answers, foils: Answers | None
-) -> tuple[list[Metric], Answers, Answers | None]:
+    model: Model,
+    given: Metric | Sequence[Metric],
+    answers: Answers | None,
+    foils: Answers | None,
+    *,
+    gradient: bool = False,
+) -> tuple[list[Metric], Answers | None, Answers | None]:
     """The metrics asked for, each once, and the answers and foils they are of."""
-    asked = [given] if isinstance(plain(given), str) else several(given, "metrics=")
-    wanted: list[Metric] = [one_of(metric, "metric", METRICS) for metric in asked]
-    if len(set(wanted)) < len(wanted):
-        raise PromptError(f"metrics= names one twice: {', '.join(wanted)}.")
-    if not wanted:
-        raise PromptError(f"metrics= is empty. Known: {', '.join(METRICS)}.")
-    if "logit_diff" in wanted and foils is None:
-        raise PromptError('metric "logit_diff" compares with another answer: give foils=.')
-    answers = one_or_several(answers, "answers")
-    return wanted, answers, None if foils is None else one_or_several(foils, "foils")
+    measured = measured_by(given, answers=answers is not None, foils=foils is not None)
+    for metric in measured:
+        if is_own(metric):
+            check_own(model, metric, gradient=gradient)
+    answers = None if answers is None else one_or_several(answers, "answers")
+    return measured, answers, None if foils is None else one_or_several(foils, "foils")

@@ -11,9 +11,11 @@ from interventions.errors import InterventionsError, PromptError, SweepInterrupt
 from interventions.given import folder_of, plain, several
 from interventions.model.model import Model
 from interventions.progress import LateBar
+from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.grid import Grid
 from interventions.sweeping.labels import labelled
 from interventions.sweeping.measure import Job, Piece, batches, costs, measured, run_rows
+from interventions.sweeping.own_metrics import UNKNOWN
 from interventions.sweeping.sources import FromModel, mapped_layers, read_values
 from interventions.sweeping.table import Table
 
@@ -37,6 +39,27 @@ def cluster_names(given: Sequence[Any] | None, n_rows: int) -> list[str] | None:
 def cluster_settings(labels: list[str] | None) -> dict[str, Any]:
     """What settings say of clusters: nothing where there are none."""
     return {} if labels is None else {"clusters": labels}
+
+
+def metric_settings(contrast: Contrast) -> dict[str, Any]:
+    """What settings say of metrics: their names, and of functions what they compute."""
+    codes = contrast.metric_digests
+    return {"metrics": contrast.metric_names, **({"metric_code": codes} if codes else {})}
+
+
+def check_told_apart(contrast: Contrast) -> None:
+    """Refuse to keep numbers, to go on from, of a metric that may be another next time.
+
+    Raises
+    ------
+    PromptError
+    """
+    if unknown := [name for name, code in contrast.metric_digests.items() if code == UNKNOWN]:
+        raise PromptError(
+            f"the metric {unknown[0]!r} uses a value of which it cannot be told whether it is the "
+            "same another time, so what is kept in out= could be mixed with another metric's. Let "
+            "it use tensors, arrays, numbers, text and functions only, or leave out= out."
+        )
 
 
 def filled(
@@ -65,6 +88,8 @@ def filled(
         As of :func:`interventions.sweep`.
     """
     contrast, kept = job.contrast, job.contrast.kept
+    if out is not None:
+        check_told_apart(contrast)
     table = Table(
         len(contrast.metrics),
         len(contrast.items),

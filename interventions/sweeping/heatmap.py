@@ -38,8 +38,8 @@ def heatmap(
 ) -> "Figure":
     """Draw a map of layers and tokens (or roles), one panel per component.
 
-    Red is up, blue is down, white is 0; all panels share one scale. Of a sweep's ``logprob``,
-    ``logit_diff`` and ``rank`` the change from the clean run is drawn. Runs of the same token, such
+    Red is up, blue is down, white is 0; all panels share one scale. Of a sweep's metrics,
+    but ``kl`` and ``changed``, the change from the clean run is drawn. Runs of the same token, such
     as an image's, are drawn as they are and labelled once.
 
     Parameters

@@ -10,7 +10,10 @@ from interventions.given import shown, text_of
 
 COLUMNS = ("position", "role", "route")
 MAPS = ("score", "effect", "value")
-CHANGES = ("logprob", "logit_diff", "rank")  # drawn as the difference from the clean run
+COMPARED = (
+    "kl",
+    "changed",
+)  # with the clean run already; others are drawn as the difference from it
 
 
 def check_item(data: xr.DataArray, item: Any) -> None:
@@ -84,7 +87,7 @@ def change_of(dataset: xr.Dataset, variable: str | None) -> tuple[xr.DataArray, 
     if variable not in dataset.data_vars:
         raise ResultsError(f"no map {variable!r} in this Dataset. {did_you_mean(variable, known)}")
     data = dataset[variable]
-    if variable in CHANGES and f"clean_{variable}" in dataset:
+    if variable not in COMPARED and f"clean_{variable}" in dataset:
         data = (data - dataset[f"clean_{variable}"]).assign_attrs(data.attrs)
         data.name = f"change of {variable}"
     return data, variable

@@ -16,10 +16,11 @@ from interventions.prompt.prompt import Prompt
 from interventions.results import origin
 from interventions.running.checking import check_asked
 from interventions.sweeping.contrast import Contrast, measures
-from interventions.sweeping.filling import cluster_names, cluster_settings, filled
+from interventions.sweeping.filling import cluster_names, cluster_settings, filled, metric_settings
 from interventions.sweeping.labels import as_text
 from interventions.sweeping.measure import Job
 from interventions.sweeping.metrics import Answers, Metric, target
+from interventions.sweeping.own_metrics import needs_resid
 from interventions.sweeping.routes import (
     HeadSets,
     Routes,
@@ -34,7 +35,7 @@ def knockout_curves(
     prompt: Prompt,
     routes: Routes,
     *,
-    answers: Answers,
+    answers: Answers | None = None,
     foils: Answers | None = None,
     metrics: Metric | Sequence[Metric] = ("logprob",),
     layers: Layers | None = None,
@@ -114,7 +115,7 @@ def knockout_curves(
     progress = flag(progress, "progress")
     budget = None if budget is None else whole(budget, "budget", least=1)
     labels = cluster_names(clusters, len(prompt))
-    measured, answers, foils = measures(metrics, answers, foils)
+    measured, answers, foils = measures(model, metrics, answers, foils)
     ends = ends_of(model, prompt, routes)
     contrast = Contrast(
         run=prompt,
@@ -122,7 +123,7 @@ def knockout_curves(
         columns=ends.queries,
         read_columns=ends.keys,
         each=False,
-        target=target(model, prompt, answers, foils),
+        target=target(model, prompt, answers, foils, resid=any(map(needs_resid, measured))),
         metrics=measured,
         items=list(range(len(prompt))),
         missing=ends.missing,
@@ -132,7 +133,7 @@ def knockout_curves(
         "prompt": prompt.digest,
         "answers": as_text(model, contrast.target.answers),
         "foils": as_text(model, contrast.target.foils),
-        "metrics": measured,
+        **metric_settings(contrast),
         **route_settings(grid),
         "tokens": digest_of(
             *(ends.queries.tokens, ends.keys.tokens),

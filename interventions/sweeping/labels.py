@@ -12,8 +12,8 @@ from interventions.prompt.prompt import Prompt
 from interventions.results import origin, with_provenance
 from interventions.sweeping.cell_statistics import with_statistics
 from interventions.sweeping.contrast import Contrast
-from interventions.sweeping.measure import FROM_SOURCE, Job
-from interventions.sweeping.metrics import UNITS
+from interventions.sweeping.measure import Job
+from interventions.sweeping.metrics import OF_TWO_RUNS, unit_of
 from interventions.sweeping.routes import RouteGrid
 from interventions.sweeping.schedule import path_of
 from interventions.sweeping.sources import FromModel, Noise
@@ -59,7 +59,7 @@ def answer_words(model: Model, answers: list[list[int]]) -> list[str]:
 
 def as_text(model: Model, answers: list[list[int]] | None) -> str | list[str] | None:
     """The answer of each row as text, for the settings; one, where it is the same for all."""
-    words = None if answers is None else answer_words(model, answers)
+    words = answer_words(model, answers) if answers and any(answers) else None
     return words[0] if words and len(set(words)) == 1 else words
 
 
@@ -86,13 +86,15 @@ def labelled(
         prompt, columns = contrast.prompt, contrast.columns
         places = places_of(prompt.roles, prompt.grids, columns.tokens, dim)
         dataset = dataset.assign_coords(places)
-    for which, metric in enumerate(contrast.metrics):
-        units = {"units": UNITS[metric]}
+    for which, (metric, name) in enumerate(
+        zip(contrast.metrics, contrast.metric_names, strict=True)
+    ):
+        units = {"units": unit_of(metric)}
         values = table.values[which].reshape(len(contrast.items), *grid.shape)
-        dataset[metric] = (dims, values, units)
-        dataset[f"clean_{metric}"] = ("item", table.clean[which], units)
-        if isinstance(contrast.source, Prompt) and metric in FROM_SOURCE:
-            dataset[f"source_{metric}"] = ("item", table.source[which], units)
+        dataset[name] = (dims, values, units)
+        dataset[f"clean_{name}"] = ("item", table.clean[which], units)
+        if isinstance(contrast.source, Prompt) and metric not in OF_TWO_RUNS:
+            dataset[f"source_{name}"] = ("item", table.source[which], units)
     path, reason = path_of(model, contrast.prompt)
     dataset.attrs = {
         "path": path,
@@ -100,7 +102,7 @@ def labelled(
         "left_out": contrast.left_out,
         "cells": len(grid),
     }
-    dataset = with_statistics(dataset, contrast.metrics)
+    dataset = with_statistics(dataset, contrast.metric_names)
     source = contrast.source
     models = {"backbone": source.pair.backbone} if isinstance(source, FromModel) else {}
     about = origin(model=model, **models)

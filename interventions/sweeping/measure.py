@@ -17,7 +17,7 @@ from interventions.running.budget import Budget
 from interventions.running.patches import Patch
 from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.grid import Grid, Spec
-from interventions.sweeping.metrics import METRICS, Metric, Target
+from interventions.sweeping.metrics import OF_TWO_RUNS, Target
 from interventions.sweeping.replay import replayed, run_clean
 from interventions.sweeping.routes import RouteGrid
 from interventions.sweeping.schedule import cell, groups, path_of
@@ -32,7 +32,6 @@ from interventions.sweeping.sources import (
 )
 
 MOST_ROWS = 64
-FROM_SOURCE: tuple[Metric, ...] = ("logprob", "logit_diff", "rank")  # of the source's own run
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Itera
         values = values_of(model, part, job.grid)
         if isinstance(values, Values):
             values.check(model.dtype)
-            source = _numbers(part, values.logits, of=FROM_SOURCE)
+            source = _numbers(part, values.logits, two_runs=False)
             values = values.repeated(part.target.repeats)
         edits = _patches(job.grid, places, values)
     specs = list(job.grid.specs())
@@ -166,15 +165,16 @@ def _numbers(
     logits: torch.Tensor | None,
     *,
     clean: torch.Tensor | None = None,
-    of: Sequence[Metric] = METRICS,
+    two_runs: bool = True,
 ) -> Any:
-    """Metrics [metric, row]; NaN for those that are not in ``of``."""
+    """Metrics [metric, row]; without ``two_runs`` NaN for those that compare with another run."""
     if logits is None:
         return None
     numbers = np.full((len(contrast.metrics), len(contrast.items)), np.nan, dtype=np.float32)
     for which, metric in enumerate(contrast.metrics):
-        if metric in of:
-            numbers[which] = contrast.target.values(metric, logits, clean=clean).cpu().numpy()
+        if two_runs or metric not in OF_TWO_RUNS:
+            values = contrast.target.values(metric, logits, clean=clean)
+            numbers[which] = values.detach().cpu().numpy()
     return numbers
 
 

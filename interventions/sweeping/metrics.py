@@ -8,18 +8,28 @@ import numpy as np
 import torch
 
 from interventions.errors import PromptError
-from interventions.given import plain, several, shown
+from interventions.given import one_of, plain, several, shown
 from interventions.given_arrays import token_numbers
 from interventions.model.model import Model
 from interventions.prompt.answer_tokens import spaced, token_ids
-from interventions.prompt.positions import Positions, ragged
+from interventions.prompt.positions import Positions, Readout, ragged
 from interventions.prompt.prompt import Prompt
 from interventions.running.complete import following
+from interventions.sweeping.own_metrics import (
+    OwnMetric,
+    is_own,
+    metric_name,
+    needs_resid,
+    own_values,
+)
 
-Metric = Literal["logprob", "logit_diff", "kl", "changed", "rank"]
-METRICS: tuple[Metric, ...] = ("logprob", "logit_diff", "kl", "changed", "rank")
-UNSIGNED: tuple[Metric, ...] = ("kl", "changed")
-"""Those that are never below 0: no sum of them is 0 by chance, so their signs show nothing."""
+Named = Literal["logprob", "logit_diff", "kl", "changed", "rank"]
+Metric = Named | OwnMetric
+"""One that has a name here; or a function of logits [row, vocab] that gives a number [row]."""
+METRICS: tuple[Named, ...] = ("logprob", "logit_diff", "kl", "changed", "rank")
+OF_ANSWERS: tuple[Named, ...] = ("logprob", "logit_diff", "rank")
+OF_TWO_RUNS: tuple[Named, ...] = ("kl", "changed")
+"""Those are never below 0: no sum of them is 0 by chance, so that their signs show nothing."""
 Answers = str | Sequence[str | Sequence[int]]
 """One text for all rows; or one answer for each, as a text or as the ids of its tokens."""
 UNITS = {
@@ -31,6 +41,47 @@ UNITS = {
 }
 
 
+def unit_of(metric: Metric) -> str:
+    """Unit of a metric's numbers."""
+    return UNITS[metric] if isinstance(metric, str) else f"as {metric_name(metric)} gives it"
+
+
+def measured_by(given: Any, *, answers: bool, foils: bool) -> list[Metric]:
+    """The metrics asked for, each once.
+
+    Parameters
+    ----------
+    given : str, callable, or sequence of these
+    answers, foils : bool
+        Whether there are any.
+
+    Raises
+    ------
+    PromptError
+        For one that there is not, that is named twice, or that lacks its answers or foils.
+    """
+    single = isinstance(plain(given), str) or is_own(given)
+    wanted: list[Any] = [
+        metric if is_own(metric) else one_of(metric, "metric", METRICS)
+        for metric in ([given] if single else several(given, "metrics="))
+    ]
+    if not wanted:
+        raise PromptError(f"metrics= is empty. Known: {', '.join(METRICS)}.")
+    called = [metric_name(metric) for metric in wanted]
+    if twice := sorted({name for name in called if called.count(name) > 1}):
+        raise PromptError(
+            f"metrics= names one twice: {', '.join(twice)}. Functions go by their __name__ (a "
+            "Direction by its name=): give each its own."
+        )
+    if covered := sorted({name for name in called if name in METRICS} - {*map(str, wanted)}):
+        raise PromptError(f"{covered[0]} is the name of another metric. Call your function else.")
+    if not answers and (lacking := [name for name in called if name in OF_ANSWERS]):
+        raise PromptError(f"metric {lacking[0]!r} is of an answer: give answers=.")
+    if "logit_diff" in called and not foils:
+        raise PromptError('metric "logit_diff" compares with another answer: give foils=.')
+    return wanted
+
+
 @dataclass(frozen=True)
 class Target:
     """The answers that a metric looks at, as tokens; made by :func:`target`.
@@ -38,24 +89,28 @@ class Target:
     Attributes
     ----------
     answers : list of list of int
-        One per row.
+        One per row; without tokens, where no metric is of an answer.
     foils : list of list of int or None
         What ``logit_diff`` compares them with.
     pad_id : int
         Fills rows with shorter answers.
     token_type : int
         Type of the answers' tokens; see :func:`interventions.running.complete.following`.
+    resid : int
+        How much of the last axis of logits is what the final norm was given, for metrics of it:
+        0 or d_model.
     """
 
     answers: list[list[int]]
     foils: list[list[int]] | None
     pad_id: int
     token_type: int = 0
+    resid: int = 0
 
     @property
     def single(self) -> bool:
         """Whether every answer and foil is one token, so that the prompt alone scores them."""
-        return all(len(tokens) == 1 for tokens in (*self.answers, *(self.foils or ())))
+        return all(len(tokens) <= 1 for tokens in (*self.answers, *(self.foils or ())))
 
     @property
     def repeats(self) -> int:
@@ -75,7 +130,8 @@ class Target:
         """
         if len(self.answers) != len(prompt):
             raise PromptError(f"{len(self.answers)} answers for {len(prompt)} rows. Give one each.")
-        tokens = [answer[:1] for answer in self.answers] if self.single else list(self.answers)
+        single = [answer[:1] or [self.pad_id] for answer in self.answers]
+        tokens = single if self.single else list(self.answers)
         if self.repeats == 2:
             prompt = prompt.select([*range(len(prompt))] * 2)
             tokens += self.foils or []
@@ -83,7 +139,8 @@ class Target:
 
     def positions(self, scored: Prompt) -> Positions:
         """Positions of :meth:`scored` whose logits are wanted, [row, token]."""
-        return scored.at("answer")
+        at = scored.at("answer")
+        return Readout(**vars(at)) if self.resid else at
 
     def logprobs(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probabilities, in nats, of whole answers and foils; differentiable.
@@ -98,14 +155,18 @@ class Target:
         answers, foils : Tensor [row]
             The second is None without foils.
         """
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        logprobs = logits.to(wide).log_softmax(-1)
+        logprobs = _wide(self._split(logits)[0]).log_softmax(-1)
         if self.foils is None:
             return _summed(logprobs, self.answers), None
         if self.repeats == 1:
             return _summed(logprobs, self.answers), _summed(logprobs, self.foils)
         answers, foils = logprobs.chunk(2)
         return _summed(answers, self.answers), _summed(foils, self.foils)
+
+    def _split(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits alone, and what the final norm was given."""
+        vocab = logits.shape[-1] - self.resid
+        return logits[..., :vocab], logits[..., vocab:]
 
     def values(
         self, metric: Metric, logits: torch.Tensor, *, clean: torch.Tensor | None = None
@@ -114,12 +175,12 @@ class Target:
 
         Parameters
         ----------
-        metric : str
+        metric : str or callable
             ``"logprob"`` of the whole answer, nats. ``"logit_diff"``: that minus the foil's, which
             for answers of one token is the difference of their logits. Of the first token that
             would be generated: ``"kl"`` from the clean to this distribution, nats; ``"changed"``,
             1 where it is another than in the clean run; ``"rank"`` of the answer's first token, 0
-            for the likeliest.
+            for the likeliest; or what a function makes of its logits [row, vocab].
         logits : Tensor [row, token, vocab]
             At :meth:`positions`.
         clean : Tensor [row, vocab], optional
@@ -136,14 +197,19 @@ class Target:
             if foils is None:
                 raise PromptError('metric "logit_diff" compares with another answer: give foils=.')
             return answers - foils
-        first = logits[: len(self.answers), 0].float()
+        logits, resid = self._split(logits)
+        first, own_rows = logits[:, 0], len(self.answers)
+        if not isinstance(metric, str):
+            given = resid[:, 0] if needs_resid(metric) else first
+            return own_values(metric, _wide(given[:own_rows]))
+        first = first[:own_rows].float()
         if metric == "rank":
             tokens = torch.tensor([answer[0] for answer in self.answers], device=first.device)
             own = first.gather(1, tokens[:, None])
             return (first > own).sum(-1).float()
         if clean is None:
             raise PromptError(f"metric {metric!r} compares with the clean run: give its logits.")
-        clean = clean.to(first)
+        clean = self._split(clean)[0].to(first)
         if metric == "changed":
             return (first.argmax(-1) != clean.argmax(-1)).float()
         return torch.nn.functional.kl_div(
@@ -154,8 +220,10 @@ class Target:
 def target(
     model: Model,
     prompt: Prompt,
-    answers: Answers,
+    answers: Answers | None,
     foils: Answers | None = None,
+    *,
+    resid: bool = False,
 ) -> Target:
     """Read the answers that a metric looks at as tokens, as they follow a prompt.
 
@@ -164,7 +232,10 @@ def target(
     model : Model
     prompt : Prompt
     answers, foils : str, or sequence of str or of token ids
-        One text for all rows; or one per row, each a text or the ids of its tokens.
+        One text for all rows; or one per row, each a text or the ids of its tokens. None, where
+        no metric is of an answer.
+    resid : bool
+        Some metric is of what the final norm is given.
 
     Raises
     ------
@@ -177,7 +248,8 @@ def target(
     >>> target(llm, named, "Marlow", "Brenn").answers
     [[51]]
     """
-    wanted = _tokens(model, prompt, answers, "answer")
+    nothing: list[list[int]] = [[] for _ in range(len(prompt))]
+    wanted = nothing if answers is None else _tokens(model, prompt, answers, "answer")
     against = None if foils is None else _tokens(model, prompt, foils, "foil")
     for row, (answer, foil) in enumerate(zip(wanted, against or (), strict=False)):
         n = min(len(answer), len(foil))
@@ -188,7 +260,17 @@ def target(
             )
     pad = model.tokenizer.pad_token_id
     two_way = model.anatomy.family.two_way == "prompt"
-    return Target(wanted, against, pad if pad is not None else 0, token_type=int(two_way))
+    return Target(
+        wanted,
+        against,
+        pad if pad is not None else 0,
+        token_type=int(two_way),
+        resid=model.d_model if resid else 0,
+    )
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _tokens(model: Model, prompt: Prompt, answers: Answers, what: str) -> list[list[int]]:

@@ -16,7 +16,7 @@ from interventions.prompt.prompt import Prompt
 from interventions.results import origin
 from interventions.running.checking import check_asked
 from interventions.sweeping.contrast import make_contrast
-from interventions.sweeping.filling import cluster_names, cluster_settings, filled
+from interventions.sweeping.filling import cluster_names, cluster_settings, filled, metric_settings
 from interventions.sweeping.grid import Grid, make_grid
 from interventions.sweeping.labels import as_text
 from interventions.sweeping.measure import Job
@@ -29,7 +29,7 @@ def sweep(
     prompt: Prompt,
     source: Source,
     *,
-    answers: Answers,
+    answers: Answers | None = None,
     foils: Answers | None = None,
     metrics: Metric | Sequence[Metric] = ("logprob",),
     components: str | Sequence[str] = ("resid_post",),
@@ -60,12 +60,14 @@ def sweep(
         backbone, its own other layers, its own values with noise, or a vector [d_model] or number
         that is written as it is (0 ablates).
     answers, foils : str, or sequence of str or of token ids
-        For the metric; one text for all rows, or one per row, as a text or as the ids of its
-        tokens. Answers of several tokens are scored whole.
-    metrics : str or sequence of str
+        For the metrics that are of an answer; one text for all rows, or one per row, as a text or
+        as the ids of its tokens. Answers of several tokens are scored whole.
+    metrics : str, callable, or sequence of these
         ``"logprob"`` and ``"logit_diff"`` (answer minus foil), nats; ``"kl"`` from the clean to
         the patched next-token distribution, nats; ``"changed"``: another token is the likeliest;
-        ``"rank"`` of the answer's first token.
+        ``"rank"`` of the answer's first token. A function of logits [row, vocab] at the token that
+        predicts the answer, which gives a number for each row by itself, [row]; it goes by its
+        ``__name__``. A :class:`interventions.Direction`, which projects on a vector.
     components : str or sequence of str
         Of ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"``, ``"resid_post"``.
     layers : int, slice or list of int, optional
@@ -94,12 +96,12 @@ def sweep(
     Returns
     -------
     Dataset
-        One variable per metric, with dims (item, component, layer, [head], [source_layer], role
-        or position); NaN where a row has no such token. ``clean_<metric>`` and, where the source
-        is a prompt of the model itself, ``source_<metric>`` (item): without any patch. Attributes
-        say the path that was taken and why, which rows were left out, and the provenance
-        (:func:`interventions.results.read_provenance`); of a sweep on a server, ``requests``: how
-        many it took.
+        One variable per metric, by its name, with dims (item, component, layer, [head],
+        [source_layer], role or position); NaN where a row has no such token. ``clean_<metric>``
+        and, where the source is a prompt of the model itself, ``source_<metric>`` (item): without
+        any patch. Attributes say the path that was taken and why, which rows were left out, and
+        the provenance (:func:`interventions.results.read_provenance`); of a sweep on a server,
+        ``requests``: how many it took.
 
     Raises
     ------
@@ -172,7 +174,7 @@ def _settings(model: Model, job: Job) -> dict[str, Any]:
         "source": source,
         "answers": as_text(model, target.answers),
         "foils": as_text(model, target.foils),
-        "metrics": contrast.metrics,
+        **metric_settings(contrast),
         "axes": {name: list(labels) for name, labels in job.grid.axes.items()},
         "window": job.grid.window,
         "read": contrast.read_columns.names,

@@ -222,6 +222,23 @@ def patched_answers(model: iv.Model, case: Case) -> Any:
 
 
 @call
+def answers_edited_at_every_step(model: iv.Model, case: Case) -> Any:
+    layers, last = layers_of(case), case.prompt.at("last")
+    vector = iv.read(model, case.prompt, [iv.Site("resid_post", 0, case.place)])[0][0]
+    answered = iv.complete(
+        model,
+        case.prompt,
+        patches=[iv.steering(layers[1], last, vector, steps="all")],
+        knockouts=[iv.Knockout(layers[2], queries=last, keys=case.place, steps="all")],
+        candidates=WORDS,
+        every_score=True,
+        temperature=0.8,
+        max_new_tokens=3,
+    )
+    return [answered.texts, answered.choices, answered.scores]
+
+
+@call
 def answers_behind_a_shared_prefix(model: iv.Model, case: Case) -> Any:
     prompt = model.prompt([f"{BEGINNING} town", f"{BEGINNING} river in France"], share_prefix=True)
     answered = iv.complete(model, prompt, candidates=WORDS, every_score=True, max_new_tokens=3)
@@ -285,6 +302,52 @@ def swept_from_a_prompt(model: iv.Model, case: Case) -> Any:
         roles=["entity[-1]", "last"],
         read_roles=["last", "entity[-1]"],
         progress=False,
+    )
+
+
+@call
+def steering_vectors(model: iv.Model, case: Case) -> Any:
+    rows = [0, 1] * 7
+    vectors = iv.contrast_vectors(
+        model,
+        case.prompt.select(rows),
+        case.prompt.select(rows[::-1]),
+        layers=layers_of(case)[1:],
+        metric=iv.Direction(drawn(model.d_model)),
+        controls=3,
+    )
+    answered = iv.complete(
+        model,
+        case.prompt,
+        patches=[iv.steering(layers_of(case)[1], case.prompt.at("last"), vectors, steps="all")],
+        candidates=WORDS,
+        every_score=True,
+        max_new_tokens=2,
+    )
+    return [vectors, answered.scores]
+
+
+@call
+def swept_by_functions_and_directions(model: iv.Model, case: Case) -> Any:
+    metrics: list[Any] = [
+        lambda logits: logits.logsumexp(-1),
+        iv.Direction(drawn(model.d_model)),
+        iv.Direction(drawn(model.anatomy.vocab), "logits", "over_logits"),
+    ]
+    return swept(model, case, 0.0, metrics=metrics)
+
+
+@call
+def attributed_to_a_direction(model: iv.Model, case: Case) -> Any:
+    return iv.attribute(
+        model,
+        case.prompt,
+        case.prompt.select([1, 0]),
+        metric=iv.Direction(drawn(model.d_model)),
+        roles=["last"],
+        layers=layers_of(case)[:2],
+        components=["mlp_out"],
+        verify=2,
     )
 
 

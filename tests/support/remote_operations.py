@@ -6,8 +6,10 @@ server (``ndif/``).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from families import Case
 
 import interventions as iv
 from interventions.architectures.wrapped import about_weights
-from interventions.errors import SiteError
+from interventions.errors import RemoteError, SiteError
 from interventions.model.sites import COMPONENTS, INSIDE, STREAMS, Component
 from interventions.remote.backend import Backend
 
@@ -181,6 +183,31 @@ def completion_and_choice(there: iv.Model, case: Case) -> None:
     assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
+def edits_at_every_step(there: iv.Model, case: Case) -> None:
+    """One request; greedy, drawn, and of candidates."""
+    layers, last = layers_of(case), case.prompt.at("last")
+    asked: dict[str, Any] = {
+        "patches": [
+            iv.steering(layers[0], last, drawn(case.model.d_model), steps="all"),
+            iv.ablated("mlp_out", layers[1], last, steps=slice(1, None)),
+        ],
+        "knockouts": [iv.Knockout(layers[1:], queries=last, keys=case.place, steps="all")],
+        "candidates": ["Paris", "the big river"],
+        "every_score": True,
+        "max_new_tokens": 4,
+    }
+    for temperature in (0.0, 0.7):
+        before = there.requests
+        ours, theirs = (
+            iv.complete(model, case.prompt, temperature=temperature, **asked)
+            for model in (there, case.model)
+        )
+        assert there.requests - before == int(there is not case.model)
+        assert ours.texts == theirs.texts
+        assert ours.choices == theirs.choices
+        same(*(torch.tensor(answered.scores) for answered in (ours, theirs)))
+
+
 def lens_and_unembedding(there: iv.Model, case: Case) -> None:
     hidden = drawn(2, 2, case.model.d_model, seed=1)
     tokens = torch.tensor([[5, 6], [7, 8]])
@@ -260,6 +287,77 @@ def curves_of_knockouts(there: iv.Model, case: Case) -> None:
         for layer in layers
     ]
     same(*(iv.replay(model, case.prompt, cells) for model in (there, case.model)))
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    logprobs = logits.log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def metrics_of_ones_own(there: iv.Model, case: Case) -> None:
+    """Functions travel by value, with what they close over and name."""
+    tokens, weights = [3, 5], drawn(case.model.anatomy.vocab)
+
+    def weighed(logits: torch.Tensor) -> torch.Tensor:
+        return entropy(logits) + logits[:, tokens].sum(-1)
+
+    metrics: list[Any] = [
+        entropy,
+        weighed,
+        lambda logits: logits @ weights,
+        iv.Direction(drawn(case.model.d_model)),
+    ]
+    asked: dict[str, Any] = {"layers": layers_of(case)[:2], "roles": ["entity[-1]"]}
+    before = there.requests
+    ours, theirs = (
+        iv.sweep(model, case.prompt, 0.0, metrics=metrics, progress=False, **asked)
+        for model in (there, case.model)
+    )
+    same_dataset(ours, theirs)
+    assert there.requests - before == 1
+    if there.job(about_weights)[1]:
+        source = case.prompt.select([1, 0])
+        ours, theirs = (
+            iv.attribute(model, case.prompt, source, metric=weighed, verify=2, **asked)
+            for model in (there, case.model)
+        )
+        same_dataset(ours, theirs)
+    lock = Lock()
+    before = there.requests
+
+    def held(logits: torch.Tensor) -> torch.Tensor:
+        with lock:
+            return logits[:, 0]
+
+    with pytest.raises(RemoteError, match="cannot be packed"):
+        iv.sweep(there, case.prompt, 0.0, metrics=held, **asked)
+    with pytest.raises(RemoteError, match="lru_cache"):
+        iv.sweep(there, case.prompt, 0.0, metrics=uses_a_cache, **asked)
+
+
+def contrast_vectors(there: iv.Model, case: Case) -> None:
+    """One request."""
+    rows = [0, 1] * 7
+    positive, negative = case.prompt.select(rows), case.prompt.select(rows[::-1])
+    asked: dict[str, Any] = {"metric": "logit_diff", "answers": "the big river", "foils": "Paris"}
+    before = there.requests
+    ours, theirs = (
+        iv.contrast_vectors(
+            model, positive, negative, layers=layers_of(case)[1:], controls=3, **asked
+        )
+        for model in (there, case.model)
+    )
+    same_dataset(ours, theirs)
+    assert there.requests - before == 1
+
+
+@lru_cache
+def remembered(token: int) -> int:
+    return token
+
+
+def uses_a_cache(logits: torch.Tensor) -> torch.Tensor:
+    return logits[:, remembered(3)]
 
 
 def back_patching_noise_and_ablation(there: iv.Model, case: Case) -> None:
@@ -349,7 +447,9 @@ def edges_and_circuits(there: iv.Model, case: Case) -> None:
 OPERATIONS = (
     *(streams_in_a_trace, streams_inside_blocks, patches_knockouts_and_reads),
     generation_with_a_patch,
-    *(completion_and_choice, lens_and_unembedding, patchscope, noise_and_frozen),
+    *(completion_and_choice, edits_at_every_step, lens_and_unembedding),
+    *(patchscope, noise_and_frozen),
+    *(metrics_of_ones_own, contrast_vectors),
     *(replays_and_sweeps, back_patching_noise_and_ablation, what_is_kept_is_not_asked_again),
     curves_of_knockouts,
     *(attribution_and_its_agreement, edges_and_circuits),

@@ -1,0 +1,163 @@
+"""Steps of a generation: what may be asked, what is refused, and tokens that are drawn."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from floors import FLOOR32, noise, relative
+
+import interventions as iv
+from interventions.errors import PatchError, PromptError
+from interventions.running.sampling import sampling_of
+from interventions.running.steps import acts_at, checked_steps, only_in_prefill
+
+
+@pytest.mark.parametrize(
+    ("steps", "acting"),
+    [
+        ("prefill", [0]),
+        ("all", [0, 1, 2, 3, 4, 5]),
+        (0, [0]),
+        (np.int64(3), [3]),
+        (slice(1, None), [1, 2, 3, 4, 5]),
+        (slice(None, 2), [0, 1]),
+        (slice(1, 6, 3), [1, 4]),
+        (slice(0, 3, 5), [0]),
+    ],
+)
+def test_steps_name_passes(steps: Any, acting: list[int]) -> None:
+    kept = checked_steps(steps)
+    assert [step for step in range(6) if acts_at(kept, step)] == acting
+    assert only_in_prefill(kept) == (acting == [0])
+
+
+@pytest.mark.parametrize(
+    "steps", ["every", -1, slice(-2, None), slice(3, 3), slice(5, 1, -1), True, 1.5, None, [1, 2]]
+)
+def test_other_steps_are_refused(steps: Any, named: iv.Prompt) -> None:
+    with pytest.raises(PatchError, match="Expected 'prefill', 'all', an int or a slice"):
+        iv.Patch("resid_post", 0, named.at("last"), torch.zeros(()), steps=steps)
+    with pytest.raises(PatchError, match="Expected 'prefill', 'all', an int or a slice"):
+        iv.Knockout(0, named.at("last"), named.at("entity"), steps=steps)
+
+
+def test_one_pass_refuses_what_acts_behind_it(llm: iv.Model, named: iv.Prompt) -> None:
+    last, later = named.at("last"), slice(1, None)
+    patch = iv.ablated("mlp_out", 1, last, steps=later)
+    with pytest.raises(PatchError, match="one forward pass"):
+        iv.run(llm, named, patches=[patch])
+    with pytest.raises(PatchError, match="one forward pass"):
+        iv.replay(llm, named, [[patch]])
+    with pytest.raises(PatchError, match="one forward pass"):
+        iv.run(llm, named, knockouts=[iv.Knockout(1, last, named.at("entity"), steps=later)])
+
+
+def test_what_cannot_act_on_a_new_token_is_refused(llm: iv.Model, named: iv.Prompt) -> None:
+    where = named.at("question", [0, 1])
+    patch = iv.Patch("resid_post", 1, where, torch.zeros(len(named), 2, llm.d_model), steps="all")
+    with pytest.raises(PatchError, match="one for each of 2 positions"):
+        iv.complete(llm, named, patches=[patch])
+    weights = iv.Patch("attn_pattern", 1, named.at("last"), torch.zeros(()), steps="all")
+    with pytest.raises(PatchError, match="a number for each key"):
+        iv.complete(llm, named, patches=[weights])
+
+
+def test_only_rows_with_a_position_are_edited(llm: iv.Model, named: iv.Prompt) -> None:
+    last = named.at("last")
+    chosen = last.only(torch.tensor([True, False, False, True]))
+    patches = [iv.steering(2, chosen, 5 * noise((llm.d_model,)), steps="all")]
+    asked: Any = {"candidates": ["Marlow", "Brenn", "Tessin"], "every_score": True}
+    plain, steered = (iv.complete(llm, named, patches=p, **asked) for p in ((), patches))
+    scores = [torch.tensor(answered.scores) for answered in (plain, steered)]
+    assert torch.allclose(scores[0][1:3], scores[1][1:3], atol=1e-4)
+    assert not torch.allclose(scores[0][[0, 3]], scores[1][[0, 3]], atol=1e-1)
+
+
+def test_generate_by_hand_is_complete_at_all_steps(llm: iv.Model, named: iv.Prompt) -> None:
+    vector = 4 * noise((llm.d_model,))
+    patch = iv.steering(2, named.at("last"), vector, steps="all")
+    ours = iv.complete(llm, named, patches=[patch], max_new_tokens=3, stop=None)
+    with llm.generate(named, max_new_tokens=3) as tracer:
+        for _step in tracer.iter[:3]:
+            llm.resid_post[2, -1] += vector
+        ids = tracer.result.save()
+    assert [text.strip() for text in llm.completions(ids, named)] == ours.texts
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = torch.tensor([0.0, 1.0, -1.0, 2.0])
+    n = 4000
+    sampling = sampling_of(2.0, 1.0, 0, n_rows=n, steps=1)
+    assert sampling is not None
+    drawn = sampling.drawn(logits.expand(n, -1), torch.arange(n), 0)
+    shares = torch.bincount(drawn, minlength=4) / n
+    assert (shares - (logits / 2).softmax(-1)).abs().max() < 4 * 0.5 / n**0.5
+    nucleus = sampling_of(2.0, 0.6, 0, n_rows=n, steps=1)
+    assert nucleus is not None
+    assert set(nucleus.drawn(logits.expand(n, -1), torch.arange(n), 0).tolist()) == {1, 3}
+
+
+def test_draws_of_a_row_hang_on_its_number_alone(llm: iv.Model, named: iv.Prompt) -> None:
+    asked: Any = {"max_new_tokens": 6, "stop": None, "temperature": 3.0, "seed": 4}
+    together = iv.complete(llm, named, **asked)
+    assert iv.complete(llm, named, batch_rows=1, **asked).texts == together.texts
+    fewer = iv.complete(llm, named.select([0, 1]), **asked)
+    assert fewer.texts == together.texts[:2]
+    assert iv.complete(llm, named, **{**asked, "seed": 5}).texts != together.texts
+    greedy = iv.complete(llm, named, **{**asked, "temperature": 0.0})
+    cold = iv.complete(llm, named, **{**asked, "temperature": 1e-4})
+    assert cold.texts == greedy.texts
+    many = iv.complete(llm, named.select([0] * 8), **asked)
+    assert len({*many.texts}) > 1
+
+
+def test_candidates_do_not_hang_on_what_was_drawn(llm: iv.Model, named: iv.Prompt) -> None:
+    asked: Any = {"candidates": ["Marlow", "Brenn of Tessin"], "every_score": True}
+    patches = [iv.steering(2, named.at("last"), noise((llm.d_model,)), steps="all")]
+    plain, drawn = (
+        iv.complete(llm, named, patches=patches, temperature=t, **asked) for t in (0.0, 2.0)
+    )
+    assert relative(torch.tensor(drawn.scores), torch.tensor(plain.scores)) < FLOOR32
+
+
+@pytest.mark.parametrize(
+    ("asked", "what"),
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p"),
+        ({"temperature": 1.0, "top_p": 1.5}, "top_p"),
+        ({"top_p": 0.9}, "Give a temperature too"),
+    ],
+)
+def test_ways_to_draw_that_are_none_are_refused(
+    asked: Any, what: str, llm: iv.Model, named: iv.Prompt
+) -> None:
+    with pytest.raises(PromptError, match=what):
+        iv.complete(llm, named, **asked)
+
+
+def test_edits_behind_a_shared_prefix_are_those_of_whole_rows(llm: iv.Model) -> None:
+    """Also of keys that are kept once for all rows, which a knockout spreads out again."""
+    ahead = "Question : What is the capital of"
+    texts = [f"{ahead} Avaria ?", f"{ahead} Belmora and of Avaria ? Question : Which ?"]
+    spans = {"entity": "Avaria"}
+    answered = []
+    for share in (False, True):
+        prompt = llm.prompt(texts, spans=spans, share_prefix=share)
+        last = prompt.at("last")
+        vector = 3 * noise((llm.d_model,))
+        done = iv.complete(
+            llm,
+            prompt,
+            patches=[iv.steering(2, last, vector, steps="all")],
+            knockouts=[iv.Knockout([3, 4], last, prompt.at("entity", -1), steps="all")],
+            candidates=["Marlow", "Brenn of Tessin", "the capital"],
+            every_score=True,
+            stop=None,
+        )
+        answered.append(done)
+    assert len(llm.prompt(texts, share_prefix=True).prefix_ids) > 3
+    assert answered[0].texts == answered[1].texts
+    assert relative(*(torch.tensor(done.scores) for done in answered)) < FLOOR32
