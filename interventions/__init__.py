@@ -18,6 +18,7 @@ from interventions.running.lens import lens, patchscope
 from interventions.running.patches import Patch
 from interventions.running.run import Run, read, run
 from interventions.running.transplant import transplant
+from interventions.subspaces.subspace import Subspace
 from interventions.sweeping.replay import replay
 from interventions.sweeping.sources import FromLayers, FromModel, Noise
 
@@ -46,6 +47,7 @@ __all__ = [
     "RoleSite",
     "Run",
     "Site",
+    "Subspace",
     "ablated",
     "as_picture",
     "attribute",

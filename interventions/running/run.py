@@ -28,6 +28,7 @@ from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
 from interventions.running.attention_memory import check_attention_fits
 from interventions.running.checking import check_asked, check_start, start_of
+from interventions.running.coordinates import write_within
 from interventions.running.knockout import Knockout, check_knockouts, knockout
 from interventions.running.patches import Patch, check_patches
 
@@ -163,6 +164,8 @@ class Step:
         Its place in the block: that of its component, or of the attention mask.
     what : Knockout, Patch or Site
         A patch is of this layer alone.
+    seen : bool
+        What the coordinates of a patch are read off is kept for it, where that is elsewhere.
     kept : (int, int) or None
         Where what is read is kept: which of the sites, and which of its layers.
     """
@@ -170,6 +173,7 @@ class Step:
     layer: int
     rank: float
     what: Knockout | Patch | Site
+    seen: bool = False
     kept: tuple[int, int] | None = None
 
 
@@ -194,11 +198,14 @@ def steps_of(
             assert isinstance(single.layers, int)
             rank = rank_of(model, single.component, single.layers)
             steps.append(Step(single.layers, rank, single))
+            if single.within is not None and (source := single.within.source) is not None:
+                rank = rank_of(model, source, single.layers)
+                steps.append(Step(single.layers, rank, single, seen=True))
     for which, site in enumerate(reads):
         for i, layer in enumerate(layer_list(site.layers, model.n_layers)):
             rank = rank_of(model, site.component, layer)
-            steps.append(Step(layer, rank, site, (which, i)))
-    return sorted(steps, key=lambda step: (step.layer, step.rank))
+            steps.append(Step(layer, rank, site, kept=(which, i)))
+    return sorted(steps, key=lambda step: (step.layer, step.rank, step.seen))
 
 
 def run_checked(
@@ -217,6 +224,7 @@ def run_checked(
     if model.anatomy.added_between and prompt.has_images:
         start = None
     steps = steps_of(model, patches, knockouts, reads)
+    seen: dict[int, torch.Tensor] = {}
     kept: list[list[Any]] = [[None] * len(layer_list(s.layers, model.n_layers)) for s in reads]
     output: Any = None
     cache: Any = None
@@ -247,9 +255,20 @@ def run_checked(
                 if isinstance(what, Knockout):
                     knockout(model, layer, queries=what.queries, keys=what.keys)
                     continue
+                if step.seen:
+                    seen[id(what)] = getattr(model, what.within.source).live(layer)
+                    continue
                 stream = getattr(model, what.component)
                 extra = {"heads": what.heads} if of_head(what.component) else {}
-                if isinstance(what, Patch):
+                if isinstance(what, Patch) and what.within is not None:
+                    before = stream.live(layer)
+                    at, within = what.positions, what.within
+                    given_for_it = seen.get(id(what))
+                    after = write_within(
+                        before, at, within, what.value, what.mode, seen=given_for_it
+                    )
+                    stream.replace(layer, after)
+                elif isinstance(what, Patch):
                     stream.put(
                         layer,
                         what.positions,

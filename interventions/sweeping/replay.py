@@ -28,16 +28,17 @@ from interventions.prompt.prompt import Prompt
 from interventions.prompt.rows import SEQUENCE_KEYS
 from interventions.running.budget import Budget
 from interventions.running.checking import check_asked
+from interventions.running.coordinates import write_within
 from interventions.running.patches import Patch, check_patches
 from interventions.running.run import run_checked
 from interventions.sweeping.schedule import (
-    BEHIND,
     Cell,
     Group,
     Path,
     cell,
     first_block,
     groups,
+    is_behind,
     path_of,
 )
 from interventions.sweeping.sizes import Sizes
@@ -91,6 +92,7 @@ def run_clean(
             for cell in cells
             for patch in cell.patches
             if patch.component == "mlp_out"
+            and is_behind(patch)
             and (patch.mode != "add" or model.anatomy.parts[_layer(patch)].scale)
             and first_block(patch) == cell.block
         }
@@ -209,7 +211,7 @@ def _continued(
         mine = slice(which, None, len(chosen))
         folded, behind = [], []
         for patch in chosen_cell.patches:
-            skipped = first_block(patch) == group.block and patch.component in BEHIND
+            skipped = first_block(patch) == group.block and is_behind(patch)
             (folded if skipped else behind).append(patch)
         if folded:
             scale = _scale_of(model, _layer(folded[0]))
@@ -272,6 +274,8 @@ def _folded(
 
 def _put(hidden: torch.Tensor, patch: Patch, at: int) -> torch.Tensor:
     places = patch.positions.shifted(at, hidden.shape[1])
+    if patch.within is not None:
+        return write_within(hidden, places, patch.within, patch.value, patch.mode)
     return write_at(hidden, places, patch.value, patch.mode, checked=hidden.dtype)
 
 
@@ -281,7 +285,7 @@ def _merged(model: Model, chosen: Sequence[Cell], at: int, length: int) -> list[
     for which, own in enumerate(chosen):
         for order, patch in enumerate(own.patches):
             heads = None if patch.heads is None else repr(patch.heads)
-            key = (order, patch.component, patch.layers, patch.mode, heads)
+            key = (order, patch.component, patch.layers, patch.mode, heads, id(patch.within))
             alike.setdefault(key, {})[which] = patch.shifted(at, length)
     return [Patch.merge(model, patches, len(chosen)) for patches in alike.values()]
 

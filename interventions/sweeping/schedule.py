@@ -105,7 +105,17 @@ def cell(model: Model, patches: Sequence[Patch]) -> Cell:
 def first_block(patch: Patch) -> int:
     """The first block that a patch of one layer changes the input of, or the inside of."""
     assert isinstance(patch.layers, int)
-    return patch.layers + (patch.component in BEHIND)
+    return patch.layers + is_behind(patch)
+
+
+def is_behind(patch: Patch) -> bool:
+    """Whether a patch changes nothing of its block but what the next one is given.
+
+    Coordinates of what the MLP adds have to be read there.
+    """
+    if patch.component == "mlp_out" and patch.within is not None:
+        return False
+    return patch.component in BEHIND
 
 
 def groups(
