@@ -18,6 +18,8 @@ from interventions.running.lens import lens, patchscope
 from interventions.running.patches import Patch
 from interventions.running.run import Run, read, run
 from interventions.running.transplant import transplant
+from interventions.subspaces.dictionary import Dictionary, feature_acts
+from interventions.subspaces.sae_lens import load_sae
 from interventions.subspaces.subspace import Subspace
 from interventions.sweeping.replay import replay
 from interventions.sweeping.sources import FromLayers, FromModel, Noise
@@ -28,12 +30,15 @@ if TYPE_CHECKING:
     from interventions.collecting.collect import collect
     from interventions.collecting.folder import open_collection
     from interventions.probing.probe import probe
+    from interventions.subspaces.das import Alignment, das
     from interventions.sweeping.heatmap import heatmap
     from interventions.sweeping.overlay import PictureMap, overlay
     from interventions.sweeping.sweep import sweep
 
 __all__ = [
+    "Alignment",
     "Completion",
+    "Dictionary",
     "FromLayers",
     "FromModel",
     "Knockout",
@@ -53,12 +58,15 @@ __all__ = [
     "attribute",
     "collect",
     "complete",
+    "das",
     "embedding_noise",
+    "feature_acts",
     "frozen",
     "heatmap",
     "knockout",
     "lens",
     "load",
+    "load_sae",
     "open_collection",
     "overlay",
     "pair",
@@ -75,7 +83,9 @@ __all__ = [
 
 # These give Datasets: xarray and pandas are imported when one is first used.
 LATER = {
+    "Alignment": "subspaces.das",
     "attribute": "attribution.attribute",
+    "das": "subspaces.das",
     "collect": "collecting.collect",
     "PictureMap": "sweeping.overlay",
     "heatmap": "sweeping.heatmap",

@@ -187,7 +187,7 @@ def check_within(model: Wrapped, patch: Patch, within: Coordinates) -> None:
             f"within= and {'heads' if patch.heads is not None else patch.component} do not go "
             "together: coordinates are of a whole vector [width], of all heads behind one another."
         )
-    at = [(patch.component, within.width)]
+    at: list[tuple[Component, int]] = [(patch.component, within.width)]
     if within.source is not None:
         at.append((within.source, within.source_width))
     for component, width in at:

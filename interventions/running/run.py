@@ -15,6 +15,7 @@ from interventions.model.prefix_attention import SHORT, attending_apart
 from interventions.model.sites import (
     ANY,
     ATTENDING,
+    Component,
     Site,
     check_place,
     check_sites,
@@ -164,8 +165,8 @@ class Step:
         Its place in the block: that of its component, or of the attention mask.
     what : Knockout, Patch or Site
         A patch is of this layer alone.
-    seen : bool
-        What the coordinates of a patch are read off is kept for it, where that is elsewhere.
+    source : str or None
+        What the coordinates of a patch are read off, where that is elsewhere: it is kept for it.
     kept : (int, int) or None
         Where what is read is kept: which of the sites, and which of its layers.
     """
@@ -173,7 +174,7 @@ class Step:
     layer: int
     rank: float
     what: Knockout | Patch | Site
-    seen: bool = False
+    source: Component | None = None
     kept: tuple[int, int] | None = None
 
 
@@ -200,12 +201,12 @@ def steps_of(
             steps.append(Step(single.layers, rank, single))
             if single.within is not None and (source := single.within.source) is not None:
                 rank = rank_of(model, source, single.layers)
-                steps.append(Step(single.layers, rank, single, seen=True))
+                steps.append(Step(single.layers, rank, single, source))
     for which, site in enumerate(reads):
         for i, layer in enumerate(layer_list(site.layers, model.n_layers)):
             rank = rank_of(model, site.component, layer)
             steps.append(Step(layer, rank, site, kept=(which, i)))
-    return sorted(steps, key=lambda step: (step.layer, step.rank, step.seen))
+    return sorted(steps, key=lambda step: (step.layer, step.rank, step.source is not None))
 
 
 def run_checked(
@@ -219,8 +220,12 @@ def run_checked(
     keep_cache: bool = False,
     start: tuple[int, torch.Tensor] | None = None,
     inputs: Mapping[str, Any] | None = None,
+    gradients: bool = False,
 ) -> Run:
-    """Run a prompt as :func:`run` does, here, when all it is given was looked at before."""
+    """Run a prompt as :func:`run` does, here, when all it is given was looked at before.
+
+    ``gradients``: logits and reads have those of what patches are within, where it asks for them.
+    """
     if model.anatomy.added_between and prompt.has_images:
         start = None
     steps = steps_of(model, patches, knockouts, reads)
@@ -234,15 +239,20 @@ def run_checked(
         keep = prompt.length - int(logits.index[logits.mask].min())
     cache_name = cache_argument(model.module)
     given = with_cache_named(cache_name, inputs or {})
-    shared = given.get(cache_name)
-    if shared is None and (before := model.prefix_cache(prompt)) is not None:
+    # What is put together of two softmaxes has no right gradient.
+    shared = None if gradients else given.get(cache_name)
+    if given.get(cache_name) is None and (before := model.prefix_cache(prompt)) is not None:
         given[cache_name] = before
-        whole = knockouts or any(place.component in ATTENDING for place in (*patches, *reads))
+        whole = (
+            gradients
+            or knockouts
+            or any(place.component in ATTENDING for place in (*patches, *reads))
+        )
         shared = before if prompt.length <= SHORT and not whole else None
     # A server's sandbox answers a stop twice, and takes the second answer for the next trace's.
     sandboxed = weightless(model)
     number_format = model.dtype
-    with torch.no_grad(), attending_apart(model, shared):  # noqa: SIM117 - nnsight runs the inner
+    with torch.set_grad_enabled(gradients), attending_apart(model, shared):  # noqa: SIM117 - nnsight runs the inner
         with model.trace(prompt, inputs=given, logits_to_keep=keep, use_cache=keep_cache) as tracer:
             if start is not None:
                 if start[0] == 0:
@@ -255,8 +265,8 @@ def run_checked(
                 if isinstance(what, Knockout):
                     knockout(model, layer, queries=what.queries, keys=what.keys)
                     continue
-                if step.seen:
-                    seen[id(what)] = getattr(model, what.within.source).live(layer)
+                if step.source is not None:
+                    seen[id(what)] = getattr(model, step.source).live(layer)
                     continue
                 stream = getattr(model, what.component)
                 extra = {"heads": what.heads} if of_head(what.component) else {}

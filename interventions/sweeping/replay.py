@@ -23,14 +23,14 @@ from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.model.prefix_attention import is_shared, shared_cache
 from interventions.model.sites import ATTENDING, Site, check_place
-from interventions.prompt.positions import Positions, write_at
+from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
 from interventions.prompt.rows import SEQUENCE_KEYS
 from interventions.running.budget import Budget
 from interventions.running.checking import check_asked
-from interventions.running.coordinates import write_within
 from interventions.running.patches import Patch, check_patches
 from interventions.running.run import run_checked
+from interventions.sweeping.folding import folded_into, layer_of, scale_of
 from interventions.sweeping.schedule import (
     Cell,
     Group,
@@ -88,12 +88,12 @@ def run_clean(
     first = 0 if path != "suffix" else min([cell.position for cell in cells] + [prompt.length - 1])
     folded = sorted(
         {
-            _layer(patch)
+            layer_of(patch)
             for cell in cells
             for patch in cell.patches
             if patch.component == "mlp_out"
             and is_behind(patch)
-            and (patch.mode != "add" or model.anatomy.parts[_layer(patch)].scale)
+            and (patch.mode != "add" or model.anatomy.parts[layer_of(patch)].scale)
             and first_block(patch) == cell.block
         }
     )
@@ -132,11 +132,6 @@ def run_clean(
     return Clean(prompt, at, _logits(run), resid, mlp_out, layers, first)
 
 
-def _layer(patch: Patch) -> int:
-    assert isinstance(patch.layers, int)
-    return patch.layers
-
-
 def _logits(run: Any) -> torch.Tensor:
     assert run.logits is not None
     return run.logits
@@ -156,8 +151,10 @@ def replayed(
     todo: Sequence[Group],
     *,
     apart: bool = False,
+    gradients: bool = False,
 ) -> Generator[tuple[Group, torch.Tensor], None, None]:
-    """Run groups of cells; ``apart``: each row of the prompt in a forward pass of its own.
+    """Run groups of cells; ``apart``: each row of the prompt in a forward pass of its own;
+    ``gradients``: as :func:`interventions.running.run.run_checked` takes it.
 
     Yields
     ------
@@ -173,22 +170,34 @@ def replayed(
         if path == "plain":
             repeated = clean.prompt.select(rows)
             patches = _merged(model, chosen, group.position, clean.prompt.length)
-            logits = _plain(model, repeated, clean.at.rows(rows), patches, apart=apart)
+            at = clean.at.rows(rows)
+            logits = _plain(model, repeated, at, patches, apart=apart, gradients=gradients)
         else:
-            logits = _continued(model, clean, group, chosen, rows, suffix=path == "suffix")
+            suffix = path == "suffix"
+            logits = _continued(
+                model, clean, group, chosen, rows, suffix=suffix, gradients=gradients
+            )
         yield group, logits.unflatten(0, (n, len(chosen))).transpose(0, 1)
 
 
 def _plain(
-    model: Model, prompt: Prompt, at: Positions, patches: Sequence[Patch], *, apart: bool
+    model: Model,
+    prompt: Prompt,
+    at: Positions,
+    patches: Sequence[Patch],
+    *,
+    apart: bool,
+    gradients: bool = False,
 ) -> torch.Tensor:
     """Logits of whole rows, together or one after the other."""
     if not apart or len(prompt) == 1:
-        return _logits(run_checked(model, prompt, patches=patches, logits=at))
+        return _logits(run_checked(model, prompt, patches=patches, logits=at, gradients=gradients))
     logits = []
     for row in torch.arange(len(prompt)).split(1):
         own = [patch.of_rows(row) for patch in patches]
-        run = run_checked(model, prompt.select(row), patches=own, logits=at.rows(row))
+        run = run_checked(
+            model, prompt.select(row), patches=own, logits=at.rows(row), gradients=gradients
+        )
         logits.append(_logits(run))
     return torch.cat(logits)
 
@@ -201,6 +210,7 @@ def _continued(
     rows: torch.Tensor,
     *,
     suffix: bool,
+    gradients: bool,
 ) -> torch.Tensor:
     """Logits of cells as rows that start in a block, at a position."""
     at, length = group.position, clean.prompt.length - group.position
@@ -214,8 +224,8 @@ def _continued(
             skipped = first_block(patch) == group.block and is_behind(patch)
             (folded if skipped else behind).append(patch)
         if folded:
-            scale = _scale_of(model, _layer(folded[0]))
-            resid[mine] = _folded(resid[mine], folded, clean, at, scale)
+            scale = scale_of(model, layer_of(folded[0]))
+            resid[mine] = folded_into(resid[mine], folded, clean.mlp_out, clean.first, at, scale)
         inside.append(replace(chosen_cell, patches=tuple(behind)))
     patches = _merged(model, inside, at, length)
     before_it = at + len(clean.prompt.prefix_ids)
@@ -234,49 +244,9 @@ def _continued(
             logits=clean.at.rows(rows).shifted(at, length),
             start=(group.block, resid),
             inputs=inputs,
+            gradients=gradients,
         )
     )
-
-
-def _scale_of(model: Model, layer: int) -> torch.Tensor | None:
-    """The factor by which a block multiplies what it gives, if it has one."""
-    name = model.anatomy.parts[layer].scale
-    if name is None:
-        return None
-    return model.module.get_submodule(f"{model.anatomy.blocks}.{layer}").get_buffer(name)
-
-
-def _folded(
-    resid: torch.Tensor,
-    patches: Sequence[Patch],
-    clean: Clean,
-    at: int,
-    scale: torch.Tensor | None,
-) -> torch.Tensor:
-    """What patches behind a block make of the next one's input [row, position, d_model]."""
-    mlp = [patch for patch in patches if patch.component == "mlp_out"]
-    post = [patch for patch in patches if patch.component == "resid_post"]
-    if not mlp or (scale is None and all(patch.mode == "add" for patch in mlp)):
-        post = mlp + post
-    else:
-        here = changed = clean.mlp_out[_layer(mlp[0])].to(resid)[:, at - clean.first :]
-        for patch in mlp:
-            changed = _put(changed, patch, at)
-        difference = changed - here
-        resid = resid + (difference if scale is None else difference * scale.to(resid.device))
-    for patch in post:
-        resid = _put(resid, patch, at)
-    # Each value was looked at, but what comes of adding and multiplying was not.
-    if mlp or any(patch.mode != "set" for patch in post):
-        check_range(resid, resid.dtype, "what patches behind a block make of its result")
-    return resid
-
-
-def _put(hidden: torch.Tensor, patch: Patch, at: int) -> torch.Tensor:
-    places = patch.positions.shifted(at, hidden.shape[1])
-    if patch.within is not None:
-        return write_within(hidden, places, patch.within, patch.value, patch.mode)
-    return write_at(hidden, places, patch.value, patch.mode, checked=hidden.dtype)
 
 
 def _merged(model: Model, chosen: Sequence[Cell], at: int, length: int) -> list[Patch]:

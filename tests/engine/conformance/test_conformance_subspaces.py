@@ -9,6 +9,8 @@ from floors import FLOOR32, noise, relative
 
 import interventions as iv
 from interventions.model.sites import Component
+from interventions.running.gradients import frozen_weights
+from interventions.subspaces.training import Learning, Swaps, batch_of, swap_loss
 
 WRITTEN: tuple[Component, ...] = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 Edit = Callable[[torch.Tensor], torch.Tensor]
@@ -112,3 +114,32 @@ def test_a_padded_batch_equals_single_rows(case: Case) -> None:
         single = iv.run(case.model, alone, patches=[patch]).logits
         assert single is not None
         assert relative(together[row], single[0]) < FLOOR32
+
+
+@pytest.mark.parametrize("component", ["attn_out", "mlp_out", "resid_post"])
+@pytest.mark.parametrize("keeps", [True, False])
+def test_gradients_of_a_swap_equal_hooks(case: Case, component: Component, keeps: bool) -> None:
+    """What a subspace is learned by, from the block on that changes, is that of the whole model."""
+    case = case_of(case.name) if PATHS[case.name].no_sdpa else with_sdpa(case)
+    model, basis = case.model, space_of(case).basis
+    if model.anatomy.dependent_rows is not None:
+        pytest.skip("rows run alone: one row is no batch")
+    rows, tokens = torch.arange(len(case.prompt)), torch.tensor([5, 9])
+    source = noise((len(rows), model.d_model))
+    for layer in some_layers(model)[:3]:
+        swaps = Swaps(component, layer, case.place, source[:, None], tokens)
+        theirs, ours = (basis.clone().requires_grad_() for _ in range(2))
+
+        def change(hidden: torch.Tensor, basis: torch.Tensor = theirs) -> torch.Tensor:
+            return hidden + (source - hidden) @ basis @ basis.T
+
+        with frozen_weights(model):
+            edits = [(component, layer, editing(case, change))]
+            logits, _ = raw_run(case, edits=edits, gradients=True)
+            expected = torch.nn.functional.cross_entropy(logits[:, -1], tokens)
+            batch = batch_of(model, case.prompt, swaps, rows, keeps=keeps)
+            loss = swap_loss(model, batch, Learning(ours))
+        [slope] = torch.autograd.grad(expected, theirs)
+        [own] = torch.autograd.grad(loss, ours)
+        assert relative(loss.detach(), expected.detach()) < FLOOR32
+        assert relative(own, slope) < FLOOR32, layer
