@@ -13,6 +13,7 @@ from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
 from interventions.running.complete import Completion, complete
 from interventions.running.edits import ablated, embedding_noise, frozen, steering
+from interventions.running.fitted_lens import FittedLens
 from interventions.running.knockout import Knockout, knockout
 from interventions.running.lens import lens, patchscope
 from interventions.running.patches import Patch
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from interventions.attribution.attribute import attribute
     from interventions.collecting.collect import collect
     from interventions.collecting.folder import open_collection
+    from interventions.lenses.jacobian import jacobian_lens
+    from interventions.lenses.tuned import tuned_lens
     from interventions.probing.probe import probe
     from interventions.subspaces.das import Alignment, das
     from interventions.sweeping.heatmap import heatmap
@@ -39,6 +42,7 @@ __all__ = [
     "Alignment",
     "Completion",
     "Dictionary",
+    "FittedLens",
     "FromLayers",
     "FromModel",
     "Knockout",
@@ -63,6 +67,7 @@ __all__ = [
     "feature_acts",
     "frozen",
     "heatmap",
+    "jacobian_lens",
     "knockout",
     "lens",
     "load",
@@ -78,11 +83,14 @@ __all__ = [
     "steering",
     "sweep",
     "transplant",
+    "tuned_lens",
     "verify",
 ]
 
 # These give Datasets: xarray and pandas are imported when one is first used.
 LATER = {
+    "jacobian_lens": "lenses.jacobian",
+    "tuned_lens": "lenses.tuned",
     "Alignment": "subspaces.das",
     "attribute": "attribution.attribute",
     "das": "subspaces.das",

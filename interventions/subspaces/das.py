@@ -24,6 +24,7 @@ from interventions.model.sites import (
     of_head,
     width_of,
 )
+from interventions.probing.splits import group_interval, held_out_groups
 from interventions.prompt.answer_tokens import spaced, token_ids
 from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
@@ -34,8 +35,6 @@ from interventions.running.run import read
 from interventions.subspaces.subspace import Subspace
 from interventions.subspaces.training import Fit, Swaps, learned, likeliest
 
-RESAMPLES = 2000
-"""Bootstrap draws of groups for an interval."""
 SWAPPED: tuple[Component, ...] = tuple(name for name in ANY if name not in ATTENDING)
 """Streams of which there is one vector per token."""
 
@@ -189,7 +188,7 @@ def das(
     tokens = _first_tokens(model, base, expected, "expected")
     others = None if other is None else _first_tokens(model, base, other, "other")
     group = np.arange(len(base)) if groups is None else _groups(groups, len(base))
-    held_out = _held_out(group, test_share, seed)
+    held_out = held_out_groups(group, share=test_share, seed=seed)
     [vectors] = read(there, source, [Site(component, source_layer, source_at.filled())])
     vectors = vectors[:, None] if source_at.single else vectors
     vectors = vectors.flatten(-2) if of_head(component) else vectors
@@ -263,20 +262,6 @@ def _groups(groups: Any, n_rows: int) -> np.ndarray:
     return classes_of(row_values(groups, n_rows, "groups", error=ProbeError))[1]
 
 
-def _held_out(group: np.ndarray, share: Any, seed: int) -> np.ndarray:
-    """Which rows are held out, bool [row]."""
-    share = number(share, "test_share", above=0, below=1, error=ProbeError)
-    known = np.unique(group)
-    if len(known) < 4:
-        raise ProbeError(
-            f"there are {len(known)} groups of rows. Learning on some and testing on others, with "
-            "an interval, takes at least 4."
-        )
-    n = min(max(2, round(share * len(known))), len(known) - 2)
-    chosen = np.random.default_rng(seed).permutation(known)[:n]
-    return np.isin(group, chosen)
-
-
 def _scored(
     model: Model,
     prompt: Prompt,
@@ -343,22 +328,13 @@ def _scores(
 ) -> xr.Dataset:
     """Accuracies with their intervals, by bootstrap over groups."""
     values = np.stack(list(correct.values()))
-    known = [np.flatnonzero(group == name) for name in np.unique(group)]
-    generator = np.random.default_rng(seed + 2)
-    drawn = generator.integers(len(known), size=(RESAMPLES, len(known)))
-    counted = np.isfinite(values)
-    sums = np.stack([np.nansum(values[:, rows], axis=1) for rows in known])  # [group, condition]
-    sizes = np.stack([counted[:, rows].sum(1) for rows in known])
-    with np.errstate(invalid="ignore"):
-        means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-        accuracy = sums.sum(0) / sizes.sum(0)
-    interval = np.nanquantile(means, [0.025, 0.975], axis=0) if counted.any() else means[:2]
+    accuracy, low, high = group_interval(values, group, seed=seed)
     return xr.Dataset(
         {
             "correct": (("condition", "row"), values),
             "accuracy": ("condition", accuracy),
-            "low": ("condition", interval[0]),
-            "high": ("condition", interval[1]),
+            "low": ("condition", low),
+            "high": ("condition", high),
             "loss": ("epoch", np.array(losses)),
         },
         coords={"condition": list(correct), "group": ("row", group)},
