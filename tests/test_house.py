@@ -7,7 +7,7 @@ import pytest
 from import_graph import ROOT, arrows, circles, import_graph, names_in, rooms
 from vague_names import vague_names
 
-MOST = {"interventions": (20, 83), "twohop": (17, 53)}
+MOST = {"interventions": (23, 108), "twohop": (17, 53)}
 """Rooms and arrows between them; a change that needs more says why."""
 NAMED = ("interventions", "twohop")
 """Packages in which every name is a noun for what it holds."""

@@ -57,7 +57,7 @@ class Subspace(Coordinates):
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = tensor_of(self.basis, "the basis")
+        given = tensor_of(self.basis, "the basis").detach()
         basis = wide(given[:, None] if given.ndim == 1 else given)
         if basis.ndim != 2 or not 0 < basis.shape[1] <= basis.shape[0]:
             raise PatchError(
@@ -154,7 +154,7 @@ class Subspace(Coordinates):
 
 
 def _orthonormal(basis: torch.Tensor) -> bool:
-    products = basis.detach().T @ basis.detach()
+    products = basis.T @ basis
     off = products - torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
     return float(off.abs().max()) < ORTHONORMAL
 
