@@ -257,3 +257,28 @@ def test_streams_of_other_widths_and_other_rows_are_refused(lesson: dict[str, An
     rows = len(lesson["base"])
     with pytest.raises(InterventionsError, match="at least 4"):
         learn(lesson, groups=few[:rows])
+
+
+def test_rows_with_several_tokens_are_swapped_token_for_token() -> None:
+    """Swapped with what they have themselves, rows of one and of two tokens stay as they are."""
+    case = case_of("llama")
+    rows = case.prompt.select([0, 1] * 3)
+    entity = rows.at("entity")
+    assert len({*entity.counts.tolist()}) > 1
+    alignment = iv.das(
+        case.model,
+        rows,
+        rows,
+        expected=["Paris", "Madrid"] * 3,
+        layer=1,
+        at=entity,
+        source_at=entity,
+        size=2,
+        epochs=2,
+        component="head_out",
+    )
+    correct = alignment.scores.correct
+    for condition in ("learned", "random", "whole"):
+        assert (correct.sel(condition=condition) == correct.sel(condition="none")).all()
+    assert alignment.scores.loss[0] == pytest.approx(float(alignment.scores.loss[1]), rel=1e-5)
+    assert alignment.subspace.width == case.model.anatomy.n_heads * case.model.anatomy.head_dim
