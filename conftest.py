@@ -8,6 +8,7 @@ import pages
 import pytest
 import tiny
 from published_configs import published_config
+from raw_dictionary import written
 
 from twohop.micro import view
 
@@ -51,6 +52,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "flags").mkdir()
     for index, name in enumerate(("fr", "fr-2", "fr-3")):
         view("ava", index).resize((48, 32)).save(folder / "flags" / f"{name}.png")
+    written(folder / "sae", "standard", 64, 96, hook_name="blocks.3.hook_resid_post")
     (folder / "items.jsonl").write_text(json.dumps(ITEM) + "\n", encoding="utf-8")
     (folder / "PopVQA").mkdir()
     for name, text in POPVQA.items():

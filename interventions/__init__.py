@@ -13,11 +13,15 @@ from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
 from interventions.running.complete import Completion, complete
 from interventions.running.edits import ablated, embedding_noise, frozen, steering
+from interventions.running.fitted_lens import FittedLens
 from interventions.running.knockout import Knockout, knockout
 from interventions.running.lens import lens, patchscope
 from interventions.running.patches import Patch
 from interventions.running.run import Run, read, run
 from interventions.running.transplant import transplant
+from interventions.subspaces.dictionary import Dictionary, feature_acts
+from interventions.subspaces.sae_lens import load_sae
+from interventions.subspaces.subspace import Subspace
 from interventions.sweeping.own_metrics import Direction
 from interventions.sweeping.replay import replay
 from interventions.sweeping.sources import FromLayers, FromModel, Noise
@@ -31,7 +35,10 @@ if TYPE_CHECKING:
     from interventions.collecting.collect import collect
     from interventions.collecting.folder import open_collection
     from interventions.directions.contrast_vectors import contrast_vectors
+    from interventions.lenses.jacobian import jacobian_lens
+    from interventions.lenses.tuned import tuned_lens
     from interventions.probing.probe import probe
+    from interventions.subspaces.das import Alignment, das
     from interventions.sweeping.cell_statistics import cell_statistics
     from interventions.sweeping.heatmap import heatmap
     from interventions.sweeping.knockout_curves import knockout_curves
@@ -40,11 +47,14 @@ if TYPE_CHECKING:
     from interventions.sweeping.sweep import sweep
 
 __all__ = [
+    "Alignment",
     "Circuit",
     "Completion",
+    "Dictionary",
     "Direction",
     "EdgeScores",
     "Faithfulness",
+    "FittedLens",
     "FromLayers",
     "FromModel",
     "Knockout",
@@ -58,6 +68,7 @@ __all__ = [
     "RoleSite",
     "Run",
     "Site",
+    "Subspace",
     "ablated",
     "as_picture",
     "attribute",
@@ -66,15 +77,19 @@ __all__ = [
     "collect",
     "complete",
     "contrast_vectors",
+    "das",
     "embedding_noise",
     "faithfulness",
+    "feature_acts",
     "frozen",
     "heatmap",
+    "jacobian_lens",
     "knockout",
     "knockout_curves",
     "lens",
     "lineplot",
     "load",
+    "load_sae",
     "open_collection",
     "overlay",
     "pair",
@@ -87,12 +102,16 @@ __all__ = [
     "steering",
     "sweep",
     "transplant",
+    "tuned_lens",
     "verify",
     "verify_edges",
 ]
 
 # These give Datasets: xarray and pandas are imported when one is first used.
 LATER = {
+    "jacobian_lens": "lenses.jacobian",
+    "tuned_lens": "lenses.tuned",
+    "Alignment": "subspaces.das",
     "attribute": "attribution.attribute",
     "cell_statistics": "sweeping.cell_statistics",
     "attribute_edges": "circuits.edges",
@@ -102,6 +121,7 @@ LATER = {
     "faithfulness": "circuits.faithful",
     "path_patch": "circuits.edges",
     "verify_edges": "circuits.edges",
+    "das": "subspaces.das",
     "collect": "collecting.collect",
     "contrast_vectors": "directions.contrast_vectors",
     "PictureMap": "sweeping.overlay",

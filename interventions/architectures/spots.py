@@ -93,6 +93,7 @@ def spots_of(
         *_projected(attention, parts, sizes),
         *_attending(attention, parts, sizes),
         _mid(block, parts, sizes),
+        Spot("mlp_in", parts.mlp, "input", axes=(sizes.d_model,)),
         *_neurons(block.get_submodule(parts.mlp), parts.mlp, routers),
     )
 

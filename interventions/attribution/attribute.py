@@ -29,7 +29,7 @@ from interventions.results import provenance, with_provenance
 from interventions.sweeping.contrast import Contrast, Embedded, prompt_of
 from interventions.sweeping.grid import chosen_components, chosen_layers
 from interventions.sweeping.labels import answer_words, token_labels, token_words
-from interventions.sweeping.metrics import METRICS, Answers, Metric, unit_of
+from interventions.sweeping.metrics import METRICS, Answers, Metric, Named, unit_of
 from interventions.sweeping.own_metrics import is_own, metric_name
 
 GRADIENT_METRICS: tuple[Named, ...] = ("logprob", "logit_diff")

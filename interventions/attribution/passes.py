@@ -1,7 +1,6 @@
 """Forward and backward passes of a contrast: values at its places, and the metric's gradients."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import nnsight
@@ -12,6 +11,7 @@ from interventions.errors import PatchError
 from interventions.model.model import Model
 from interventions.model.sites import Component, Site
 from interventions.prompt.positions import Positions, read_padded, write_at
+from interventions.running.gradients import frozen_weights
 from interventions.running.run import run
 from interventions.sweeping.contrast import Contrast
 
@@ -70,20 +70,6 @@ def forward(model: Model, contrast: Contrast, which: Which, places: Sequence[Pla
     check_finite(metric, [])
     flat = [value.flatten(2) for value in values]  # heads side by side
     return Pass(flat, entry, metric)
-
-
-@contextmanager
-def frozen_weights(model: Model) -> Iterator[None]:
-    """Let no parameter collect gradients, which would cost as much memory as the weights."""
-    training = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
-    for parameter in training:
-        parameter.requires_grad_(False)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for parameter in training:
-            parameter.requires_grad_(True)
 
 
 def backward(

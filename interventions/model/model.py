@@ -54,7 +54,7 @@ class Model(Wrapped):
         Indexed ``[layers, positions]`` inside a trace.
     head_out : HeadStream
         Indexed ``[layers, positions, heads]`` inside a trace.
-    resid_mid, router, mlp_pre, mlp_post : InnerStream
+    resid_mid, mlp_in, router, mlp_pre, mlp_post : InnerStream
         Inside a block: indexed ``[layers, positions]``.
     q, k, v : ProjectedStream
         Indexed ``[layers, positions, heads]``.
@@ -90,6 +90,7 @@ class Model(Wrapped):
         self.resid_post = Stream(self, "resid_post")
         self.head_out = HeadStream(self)
         self.resid_mid = MidStream(self, "resid_mid")
+        self.mlp_in = InnerStream(self, "mlp_in")
         self.router = InnerStream(self, "router")
         self.mlp_pre = InnerStream(self, "mlp_pre")
         self.mlp_post = InnerStream(self, "mlp_post")

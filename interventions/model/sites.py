@@ -27,6 +27,7 @@ Component = Literal[
     "head_out",
     "attn_out",
     "resid_mid",
+    "mlp_in",
     "router",
     "mlp_pre",
     "mlp_post",
@@ -67,6 +68,7 @@ STREAMS: dict[Component, Declared] = {
     "head_out": Declared(of_head=True, added=True),
     "attn_out": Declared(added=True),
     "resid_mid": Declared(),
+    "mlp_in": Declared(),
     "router": Declared(instead="what is chosen by it was chosen beside it. Write mlp_out"),
     "mlp_pre": Declared(instead="it is one of two factors of a neuron. Write mlp_post"),
     "mlp_post": Declared(),
@@ -170,8 +172,8 @@ class Site:
     component : str
         A stream with layers: ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"``,
         ``"resid_post"``, or what is inside a block: ``"q"``, ``"k"``, ``"v"``, ``"q_rot"``,
-        ``"k_rot"``, ``"attn_scores"``, ``"attn_pattern"``, ``"resid_mid"``, ``"router"``,
-        ``"mlp_pre"``, ``"mlp_post"``. See :mod:`interventions.model.streams`.
+        ``"k_rot"``, ``"attn_scores"``, ``"attn_pattern"``, ``"resid_mid"``, ``"mlp_in"``,
+        ``"router"``, ``"mlp_pre"``, ``"mlp_post"``. See :mod:`interventions.model.streams`.
     layers : int, slice or list of int
     positions : Positions, optional
         From :meth:`interventions.Prompt.at`; of attention, those of the queries. None: every

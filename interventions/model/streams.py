@@ -26,6 +26,7 @@ component           what it is
 ``attn_out``        what attention adds to the residual stream (behind its norm, if it has
                     one, and before the gate of a cross-attention block)
 ``resid_mid``       the residual stream between attention and MLP
+``mlp_in``          what the MLP is given: ``resid_mid`` behind its norm, where it has one
 ``router``          logits of the experts, in mixtures of them; read only
 ``mlp_pre``         what the activation function is applied to: the gate, where there is one;
                     read only

@@ -3,6 +3,11 @@
 import numpy as np
 
 from interventions.errors import ProbeError
+from interventions.given import number
+
+RESAMPLES = 2000
+"""Bootstrap draws of groups for an interval."""
+FEWEST_GROUPS = 4
 
 
 def held_out(
@@ -77,3 +82,63 @@ def control_labels(
         else:
             control[side] = generator.permutation(labels[side])
     return control
+
+
+def held_out_groups(group: np.ndarray, *, share: float, seed: int) -> np.ndarray:
+    """Draw whole groups to test on, at least two, and at least two to fit.
+
+    Parameters
+    ----------
+    group : ndarray of int [row]
+    share : float
+        Of the groups.
+    seed : int
+
+    Returns
+    -------
+    ndarray of bool [row]
+
+    Raises
+    ------
+    ProbeError
+        If there are fewer than four groups.
+    """
+    share = number(share, "test_share", above=0, below=1, error=ProbeError)
+    known = np.unique(group)
+    if len(known) < FEWEST_GROUPS:
+        raise ProbeError(
+            f"there are {len(known)} groups of rows. Fitting some and testing others, with an "
+            f"interval, takes at least {FEWEST_GROUPS}."
+        )
+    n = min(max(2, round(share * len(known))), len(known) - 2)
+    return np.isin(group, np.random.default_rng(seed).permutation(known)[:n])
+
+
+def group_interval(
+    values: np.ndarray, group: np.ndarray, *, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means of rows with their 95 % intervals, by bootstrap over groups.
+
+    Parameters
+    ----------
+    values : ndarray [condition, row]
+        NaN where a row does not count.
+    group : ndarray of int [row]
+    seed : int
+
+    Returns
+    -------
+    mean, low, high : ndarray [condition]
+        NaN where no row counts.
+    """
+    known = [np.flatnonzero(group == name) for name in np.unique(group)]
+    drawn = np.random.default_rng(seed).integers(len(known), size=(RESAMPLES, len(known)))
+    sums = np.stack([np.nansum(values[:, rows], axis=1) for rows in known])  # [group, condition]
+    sizes = np.stack([np.isfinite(values[:, rows]).sum(1) for rows in known])
+    low, high = np.full((2, len(values)), np.nan)
+    with np.errstate(invalid="ignore"):
+        mean = sums.sum(0) / sizes.sum(0)
+        means = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    for i in np.flatnonzero(sizes.sum(0)):
+        low[i], high[i] = np.nanquantile(means[:, i], [0.025, 0.975])
+    return mean, low, high

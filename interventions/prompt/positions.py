@@ -282,7 +282,8 @@ def fits(value: torch.Tensor, shape: Sequence[int]) -> bool:
     return value.ndim <= len(shape) and all(mine in (1, there) for mine, there in pairs)
 
 
-def _merged(old: torch.Tensor, value: torch.Tensor, mode: Mode) -> torch.Tensor:
+def merged(old: torch.Tensor, value: torch.Tensor, mode: Mode) -> torch.Tensor:
+    """What ``mode`` makes of an old value and a new one."""
     if mode == "add":
         return old + value
     return old * value if mode == "scale" else value
@@ -339,7 +340,7 @@ def write_at(
                 f"the value does not fit where it is to go: its shape is {tuple(value.shape)}. "
                 f"Expected {list(old.shape)}."
             )
-        result[:, place] = _merged(old, value, mode)
+        result[:, place] = merged(old, value, mode)
         return result
     check_rows(hidden, positions)
     n_rows, n = positions.index.shape
@@ -356,5 +357,5 @@ def write_at(
     mask = positions.mask.to(hidden.device)
     rows = torch.arange(n_rows, device=hidden.device)[:, None].expand(n_rows, n)[mask]
     index = positions.index.to(hidden.device)[mask]
-    result[rows, index] = _merged(hidden[rows, index], value[mask], mode)
+    result[rows, index] = merged(hidden[rows, index], value[mask], mode)
     return result

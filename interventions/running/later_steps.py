@@ -152,13 +152,14 @@ def edited_step(
     model.running_rows, model.running_images = len(inputs["input_ids"]), images
     steps: list[Step] = steps_of(model, patches, knockouts, ())
     number_format = model.dtype
+    seen: dict[int, torch.Tensor] = {}
     flat, planes = without_planes(inputs)
     whole = None if knockouts else cache  # cut masks are of all keys
     with torch.no_grad(), attending_apart(model, whole):  # noqa: SIM117 - nnsight runs the inner
         with model.nn.trace(flat):
             put_planes(model, planes)
             for step in steps:
-                edit(model, step, number_format, later=later)
+                edit(model, step, number_format, seen, later=later)
             output = model.nn.output
             logits = output.logits.save()
             kept = returned_cache(output).save()

@@ -1,24 +1,37 @@
 """Reading hidden states out: by the model's own head, or through another prompt."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 
 from interventions.architectures.wrapped import where_the_model_is
 from interventions.errors import PatchError, PromptError, SiteError
-from interventions.given import MOST_TOKENS, of_kind, text_of, whole
+from interventions.given import MOST_TOKENS, of_kind, one_of, several, text_of, whole
 from interventions.given_arrays import check_range, tensor_of, token_numbers
 from interventions.model.model import Model
+from interventions.running.fitted_lens import FittedLens
 from interventions.running.patches import Patch, check_patches
 
+LensKind = Literal["logit", "tuned", "jacobian"]
+LENSES: tuple[LensKind, ...] = ("logit", "tuned", "jacobian")
 IDENTITY_PROMPT = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
 
 
 def lens(
-    model: Model, hidden: torch.Tensor, tokens: torch.Tensor
+    model: Model,
+    hidden: torch.Tensor,
+    tokens: torch.Tensor,
+    *,
+    kind: LensKind | None = None,
+    fitted: FittedLens | None = None,
+    layers: Sequence[int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and rank of chosen tokens, read out of hidden states.
 
     Each state goes through the final norm and the head (nostalgebraist, "interpreting GPT: the
-    logit lens", 2020). Only the chosen tokens' numbers are kept.
+    logit lens", 2020); through the affine map of its layer before that, where a lens was fitted.
+    Only the chosen tokens' numbers are kept.
 
     Parameters
     ----------
@@ -27,6 +40,13 @@ def lens(
         Residual stream.
     tokens : Tensor [row, token]
         The tokens looked for in each row.
+    kind : {"logit", "tuned", "jacobian"}, optional
+        Default: that of ``fitted``, or the logit lens.
+    fitted : FittedLens, optional
+        From :func:`interventions.tuned_lens` or :func:`interventions.jacobian_lens`, or loaded.
+    layers : sequence of int, optional
+        Which ``hidden`` is of, for a lens that was fitted. Default: those of the lens, or every
+        layer of the model, as many as there are.
 
     Returns
     -------
@@ -38,7 +58,7 @@ def lens(
     Raises
     ------
     PatchError
-        If the shapes do not fit.
+        If the shapes do not fit, or the lens is of another kind or model.
 
     Examples
     --------
@@ -60,7 +80,34 @@ def lens(
             "[row, token]; read one position per row, such as at(role, -1), in a list of layers."
         )
     check_range(hidden, model.dtype, "hidden")
-    return _chosen_of(model, hidden, tokens)
+    return _chosen_of(model, _translated(model, hidden, kind, fitted, layers), tokens)
+
+
+def _translated(
+    model: Model,
+    hidden: torch.Tensor,
+    kind: LensKind | None,
+    fitted: FittedLens | None,
+    layers: Sequence[int] | None,
+) -> torch.Tensor:
+    """States as the head is given them by a lens of some kind."""
+    if fitted is not None:
+        of_kind(fitted, FittedLens, "fitted", error=PatchError)
+    own = "logit" if fitted is None else fitted.kind
+    if kind is not None and one_of(kind, "kind", LENSES, error=PatchError) != own:
+        make = f"iv.{kind}_lens" if kind != "logit" else "nothing"
+        raise PatchError(
+            f"kind={kind!r}, but fitted= is {fitted!r}. Give what {make} gives as fitted=."
+        )
+    if fitted is None:
+        return hidden
+    if fitted.n_layers != model.n_layers:
+        raise PatchError(
+            f"the lens was fitted to a model of {fitted.n_layers} layers; {model.name} has "
+            f"{model.n_layers}. Use one that was fitted to this model."
+        )
+    listed = None if layers is None else several(layers, "layers", error=PatchError)
+    return fitted.translated(hidden, listed)
 
 
 @where_the_model_is

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from math import prod
 
 import torch
 
@@ -11,9 +12,11 @@ from interventions.errors import PatchError, SiteError
 from interventions.given import of_kind, one_of
 from interventions.given_arrays import check_range, tensor_of
 from interventions.model.sites import (
+    ATTENDING,
     Component,
     Heads,
     Layers,
+    Site,
     check_component,
     check_heads,
     check_place,
@@ -28,6 +31,7 @@ from interventions.model.sites import (
 from interventions.prompt.positions import MODES, Mode, Positions, index_list, of_copies
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
+from interventions.running.coordinates import Coordinates
 from interventions.running.steps import PREFILL, Steps, check_acts_in_prefill, checked_steps
 
 
@@ -54,6 +58,10 @@ class Patch:
         the pass that is fed the k-th token of the answer (k), or at all. Behind the prefill it
         acts on the new token of each row that has a position; what it wrote before is in the keys
         and values that later tokens see.
+    within : Coordinates, optional
+        The value is of these coordinates alone, such as those of a subspace or features of a
+        sparse autoencoder: as many in the place of d_model. The rest of what is there stays. Of a
+        component that is divided into heads, they are of all heads behind one another.
     """
 
     component: Component
@@ -63,19 +71,23 @@ class Patch:
     mode: Mode = "set"
     heads: Heads = None
     steps: Steps = PREFILL
+    within: Coordinates | None = None
 
     def __post_init__(self) -> None:
         make_plain(self)
         of_kind(self.positions, Positions, "the positions of a patch", error=SiteError)
         value = tensor_of(self.value)
         object.__setattr__(self, "value", value.detach() if value.requires_grad else value)
+        if self.within is not None:
+            of_kind(self.within, Coordinates, "within (of a patch)", error=PatchError)
         object.__setattr__(self, "mode", one_of(self.mode, "mode", MODES, error=PatchError))
         object.__setattr__(self, "steps", checked_steps(self.steps))
 
     @property
     def _last_axes(self) -> int:
         """Number of axes that one layer, row and position has: d_model, or head and head_dim."""
-        return 2 if of_head(self.component) and not isinstance(self.heads, int) else 1
+        divided = of_head(self.component) and not isinstance(self.heads, int)
+        return 2 if divided and self.within is None else 1
 
     @property
     def for_all(self) -> bool:
@@ -131,7 +143,7 @@ class Patch:
         n_copies : int
         """
         like = next(iter(patches.values()))
-        last = width_of(model, like, int(like.value.shape[-1]) if like.value.ndim else 0)
+        last = _last(model, like, int(like.value.shape[-1]) if like.value.ndim else 0)
         at = of_copies({copy: p.positions for copy, p in patches.items()}, n_copies)
         n_rows, width = like.positions.n_rows, at.index.shape[1]
         wide = reduce(torch.promote_types, (patch.value.dtype for patch in patches.values()))
@@ -164,7 +176,34 @@ def check_patches(
         if patch.heads is not None:
             n_heads = n_heads_of(model, patch.component)
             written_once(index_list(patch.heads, n_heads, "head"), "head")
+        if patch.within is not None:
+            check_within(model, patch, patch.within)
         check_value(model, patch, n_keys_of(model, prompt, patch))
+
+
+def _last(model: Wrapped, patch: Patch, n_keys: int) -> list[int]:
+    """The axes of a patch's value at one layer, row and position."""
+    own = width_of(model, patch, n_keys)
+    return own if patch.within is None else [patch.within.size]
+
+
+def check_within(model: Wrapped, patch: Patch, within: Coordinates) -> None:
+    """Refuse coordinates of vectors that are not as wide as those at the patch's place."""
+    if patch.heads is not None or patch.component in ATTENDING:
+        raise PatchError(
+            f"within= and {'heads' if patch.heads is not None else patch.component} do not go "
+            "together: coordinates are of a whole vector [width], of all heads behind one another."
+        )
+    at: list[tuple[Component, int]] = [(patch.component, within.width)]
+    if within.source is not None:
+        at.append((within.source, within.source_width))
+    for component, width in at:
+        there = prod(width_of(model, Site(component, patch.layers)))
+        if there != width:
+            raise PatchError(
+                f"within= is of vectors of width {width}, but {component} of {model.name} is "
+                f"{there} wide. Use coordinates that were made for this place of this model."
+            )
 
 
 def n_keys_of(model: Wrapped, prompt: Prompt, patch: Patch) -> int:
@@ -180,7 +219,13 @@ def check_value(model: Wrapped, patch: Patch, n_keys: int = 0) -> None:
     ``n_keys``: how many tokens there are to attend to.
     """
     value, layers = patch.value, layer_list(patch.layers, model.n_layers)
-    last = width_of(model, patch, n_keys)
+    last = _last(model, patch, n_keys)
+    if patch.within is not None and value.ndim and value.shape[-1] != last[-1]:
+        raise PatchError(
+            f"a value of width {value.shape[-1]} for {last[-1]} coordinates. Give as many numbers "
+            "per position as within= has coordinates: within.coordinates(hidden) are those of "
+            "whole vectors."
+        )
     if value.ndim and value.shape[-1] != last[-1]:
         raise PatchError(
             f"a value of width {value.shape[-1]} cannot be written into {patch.component} of "

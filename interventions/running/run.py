@@ -15,6 +15,7 @@ from interventions.model.prefix_attention import SHORT, attending_apart
 from interventions.model.sites import (
     ANY,
     ATTENDING,
+    Component,
     Site,
     check_place,
     check_sites,
@@ -28,6 +29,7 @@ from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
 from interventions.running.attention_memory import check_attention_fits
 from interventions.running.checking import check_asked, check_start, start_of
+from interventions.running.coordinates import write_within
 from interventions.running.knockout import Knockout, check_knockouts, cut_edges
 from interventions.running.patches import Patch, check_patches
 
@@ -163,6 +165,8 @@ class Step:
         Its place in the block: that of its component, or of the attention mask.
     what : Knockout, Patch or Site
         A patch is of this layer alone.
+    source : str or None
+        What the coordinates of a patch are read off, where that is elsewhere: it is kept for it.
     kept : (int, int) or None
         Where what is read is kept: which of the sites, and which of its layers.
     """
@@ -170,6 +174,7 @@ class Step:
     layer: int
     rank: float
     what: Knockout | Patch | Site
+    source: Component | None = None
     kept: tuple[int, int] | None = None
 
 
@@ -194,20 +199,43 @@ def steps_of(
             assert isinstance(single.layers, int)
             rank = rank_of(model, single.component, single.layers)
             steps.append(Step(single.layers, rank, single))
+            if single.within is not None and (source := single.within.source) is not None:
+                rank = rank_of(model, source, single.layers)
+                steps.append(Step(single.layers, rank, single, source))
     for which, site in enumerate(reads):
         for i, layer in enumerate(layer_list(site.layers, model.n_layers)):
             rank = rank_of(model, site.component, layer)
-            steps.append(Step(layer, rank, site, (which, i)))
-    return sorted(steps, key=lambda step: (step.layer, step.rank))
+            steps.append(Step(layer, rank, site, kept=(which, i)))
+    return sorted(steps, key=lambda step: (step.layer, step.rank, step.source is not None))
 
 
-def edit(model: Model, step: Step, number_format: torch.dtype, *, later: int = 0) -> None:
-    """Write or cut inside a trace, what is not only read; ``later`` as of :func:`cut_edges`."""
+def edit(
+    model: Model,
+    step: Step,
+    number_format: torch.dtype,
+    seen: dict[int, torch.Tensor],
+    *,
+    later: int = 0,
+) -> None:
+    """Write or cut inside a trace, what is not only read.
+
+    ``seen``: what the coordinates of a patch are read off, by the patch, until it is written;
+    ``later`` as of :func:`cut_edges`.
+    """
     what, layer = step.what, step.layer
     if isinstance(what, Knockout):
         cut_edges(model, replace(what, layers=layer), later=later)
         return
     assert isinstance(what, Patch)
+    if step.source is not None:
+        seen[id(what)] = getattr(model, step.source).live(layer)
+        return
+    if what.within is not None:
+        stream, given = getattr(model, what.component), seen.get(id(what))
+        before, at = stream.live(layer), what.positions
+        after = write_within(before, at, what.within, what.value, what.mode, seen=given)
+        stream.replace(layer, after)
+        return
     getattr(model, what.component).put(
         layer,
         what.positions,
@@ -237,11 +265,16 @@ def run_checked(
     keep_cache: bool = False,
     start: tuple[int, torch.Tensor] | None = None,
     inputs: Mapping[str, Any] | None = None,
+    gradients: bool = False,
 ) -> Run:
-    """Run a prompt as :func:`run` does, here, when all it is given was looked at before."""
+    """Run a prompt as :func:`run` does, here, when all it is given was looked at before.
+
+    ``gradients``: logits and reads have those of what patches are within, where it asks for them.
+    """
     if model.anatomy.added_between and prompt.has_images:
         start = None
     steps = steps_of(model, patches, knockouts, reads)
+    seen: dict[int, torch.Tensor] = {}
     kept: list[list[Any]] = [[None] * len(layer_list(s.layers, model.n_layers)) for s in reads]
     output: Any = None
     cache: Any = None
@@ -252,15 +285,20 @@ def run_checked(
         keep = prompt.length - int(logits.index[logits.mask].min())
     cache_name = cache_argument(model.module)
     given = with_cache_named(cache_name, inputs or {})
-    shared = given.get(cache_name)
-    if shared is None and (before := model.prefix_cache(prompt)) is not None:
+    # What is put together of two softmaxes has no right gradient.
+    shared = None if gradients else given.get(cache_name)
+    if given.get(cache_name) is None and (before := model.prefix_cache(prompt)) is not None:
         given[cache_name] = before
-        whole = knockouts or any(place.component in ATTENDING for place in (*patches, *reads))
+        whole = (
+            gradients
+            or knockouts
+            or any(place.component in ATTENDING for place in (*patches, *reads))
+        )
         shared = before if prompt.length <= SHORT and not whole else None
     # A server's sandbox answers a stop twice, and takes the second answer for the next trace's.
     sandboxed = weightless(model)
     number_format = model.dtype
-    with torch.no_grad(), attending_apart(model, shared):  # noqa: SIM117 - nnsight runs the inner
+    with torch.set_grad_enabled(gradients), attending_apart(model, shared):  # noqa: SIM117 - nnsight runs the inner
         with model.trace(prompt, inputs=given, logits_to_keep=keep, use_cache=keep_cache) as tracer:
             if start is not None:
                 if start[0] == 0:
@@ -270,7 +308,7 @@ def run_checked(
                         model.blocks[block].skip(start[1])
             for step in steps:
                 if step.kept is None:
-                    edit(model, step, number_format)
+                    edit(model, step, number_format, seen)
                     continue
                 which, i = step.kept
                 kept[which][i] = read_step(model, step).save()

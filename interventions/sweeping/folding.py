@@ -7,7 +7,14 @@ import torch
 from interventions.given_arrays import check_range
 from interventions.model.model import Model
 from interventions.prompt.positions import write_at
+from interventions.running.coordinates import write_within
 from interventions.running.patches import Patch
+
+
+def layer_of(patch: Patch) -> int:
+    """The one layer of a patch that was split."""
+    assert isinstance(patch.layers, int)
+    return patch.layers
 
 
 def scale_of(model: Model, layer: int) -> torch.Tensor | None:
@@ -53,11 +60,13 @@ def folded(
     for patch in post:
         resid = _put(resid, patch, at)
     # Each value was looked at, but what comes of adding and multiplying was not.
-    if mlp or any(patch.mode != "set" for patch in post):
+    if mlp or any(patch.mode != "set" or patch.within is not None for patch in post):
         check_range(resid, resid.dtype, "what patches behind a block make of its result")
     return resid
 
 
 def _put(hidden: torch.Tensor, patch: Patch, at: int) -> torch.Tensor:
     places = patch.positions.shifted(at, hidden.shape[1])
+    if patch.within is not None:
+        return write_within(hidden, places, patch.within, patch.value, patch.mode)
     return write_at(hidden, places, patch.value, patch.mode, checked=hidden.dtype)

@@ -31,9 +31,8 @@ from interventions.running.checking import check_asked
 from interventions.running.knockout import Knockout, check_knockouts
 from interventions.running.patches import Patch, check_patches
 from interventions.running.run import run_checked
-from interventions.sweeping.folding import folded, scale_of
+from interventions.sweeping.folding import folded, layer_of, scale_of
 from interventions.sweeping.schedule import (
-    BEHIND,
     Cell,
     Edit,
     Group,
@@ -41,6 +40,7 @@ from interventions.sweeping.schedule import (
     cell,
     first_block,
     groups,
+    is_behind,
     path_of,
 )
 from interventions.sweeping.sizes import Sizes
@@ -90,11 +90,12 @@ def run_clean(
     first = 0 if path != "suffix" else min([cell.position for cell in cells] + [prompt.length - 1])
     written = sorted(
         {
-            _layer(patch)
+            layer_of(patch)
             for cell in cells
             for patch in cell.patches
             if patch.component == "mlp_out"
-            and (patch.mode != "add" or model.anatomy.parts[_layer(patch)].scale)
+            and is_behind(patch)
+            and (patch.mode != "add" or model.anatomy.parts[layer_of(patch)].scale)
             and first_block(patch) == cell.block
         }
     )
@@ -141,11 +142,6 @@ def run_clean(
     return Clean(prompt, at, _logits(run), resid, mlp_out, layers, first)
 
 
-def _layer(patch: Patch) -> int:
-    assert isinstance(patch.layers, int)
-    return patch.layers
-
-
 def _logits(run: Any) -> torch.Tensor:
     assert run.logits is not None
     return run.logits
@@ -165,8 +161,10 @@ def replayed(
     todo: Sequence[Group],
     *,
     apart: bool = False,
+    gradients: bool = False,
 ) -> Generator[tuple[Group, torch.Tensor], None, None]:
-    """Run groups of cells; ``apart``: each row of the prompt in a forward pass of its own.
+    """Run groups of cells; ``apart``: each row of the prompt in a forward pass of its own;
+    ``gradients``: as :func:`interventions.running.run.run_checked` takes it.
 
     Yields
     ------
@@ -182,9 +180,13 @@ def replayed(
         if path == "plain":
             repeated = clean.prompt.select(rows)
             edits = _merged(model, chosen, group.position, clean.prompt.length)
-            logits = _plain(model, repeated, clean.at.rows(rows), edits, apart=apart)
+            at = clean.at.rows(rows)
+            logits = _plain(model, repeated, at, edits, apart=apart, gradients=gradients)
         else:
-            logits = _continued(model, clean, group, chosen, rows, suffix=path == "suffix")
+            suffix = path == "suffix"
+            logits = _continued(
+                model, clean, group, chosen, rows, suffix=suffix, gradients=gradients
+            )
         yield group, logits.unflatten(0, (n, len(chosen))).transpose(0, 1)
 
 
@@ -196,18 +198,27 @@ class Edits(TypedDict):
 
 
 def _plain(
-    model: Model, prompt: Prompt, at: Positions, edits: Edits, *, apart: bool
+    model: Model,
+    prompt: Prompt,
+    at: Positions,
+    edits: Edits,
+    *,
+    apart: bool,
+    gradients: bool = False,
 ) -> torch.Tensor:
     """Logits of whole rows, together or one after the other."""
     if not apart or len(prompt) == 1:
-        return _logits(run_checked(model, prompt, **edits, logits=at))
+        return _logits(run_checked(model, prompt, **edits, logits=at, gradients=gradients))
     logits = []
     for row in torch.arange(len(prompt)).split(1):
         own = Edits(
             patches=[patch.of_rows(row) for patch in edits["patches"]],
             knockouts=[cut.of_rows(row) for cut in edits["knockouts"]],
         )
-        logits.append(_logits(run_checked(model, prompt.select(row), **own, logits=at.rows(row))))
+        run = run_checked(
+            model, prompt.select(row), **own, logits=at.rows(row), gradients=gradients
+        )
+        logits.append(_logits(run))
     return torch.cat(logits)
 
 
@@ -219,6 +230,7 @@ def _continued(
     rows: torch.Tensor,
     *,
     suffix: bool,
+    gradients: bool,
 ) -> torch.Tensor:
     """Logits of cells as rows that start in a block, at a position."""
     at, length = group.position, clean.prompt.length - group.position
@@ -229,10 +241,10 @@ def _continued(
         mine = slice(which, None, len(chosen))
         behind, left = [], []
         for patch in chosen_cell.patches:
-            skipped = first_block(patch) == group.block and patch.component in BEHIND
+            skipped = first_block(patch) == group.block and is_behind(patch)
             (behind if skipped else left).append(patch)
         if behind:
-            layer = _layer(behind[0])
+            layer = layer_of(behind[0])
             given = clean.mlp_out.get(layer)
             given = None if given is None else given[:, at - clean.first :]
             scale = scale_of(model, layer)
@@ -255,6 +267,7 @@ def _continued(
             logits=clean.at.rows(rows).shifted(at, length),
             start=(group.block, resid),
             inputs=inputs,
+            gradients=gradients,
         )
     )
 
@@ -266,7 +279,7 @@ def _merged(model: Model, chosen: Sequence[Cell], at: int, length: int) -> Edits
     for which, own in enumerate(chosen):
         for order, patch in enumerate(own.patches):
             heads = None if patch.heads is None else repr(patch.heads)
-            key = (order, patch.component, patch.layers, patch.mode, heads)
+            key = (order, patch.component, patch.layers, patch.mode, heads, id(patch.within))
             patches.setdefault(key, {})[which] = patch.shifted(at, length)
         for order, cut in enumerate(own.knockouts):
             key = (order, cut.layers, repr(cut.heads), cut.keep_self)

@@ -117,7 +117,17 @@ def cell(model: Model, edits: Sequence[Edit]) -> Cell:
 def first_block(edit: Edit) -> int:
     """The first block that an edit of one layer changes the input of, or the inside of."""
     assert isinstance(edit.layers, int)
-    return edit.layers + (isinstance(edit, Patch) and edit.component in BEHIND)
+    return edit.layers + (isinstance(edit, Patch) and is_behind(edit))
+
+
+def is_behind(patch: Patch) -> bool:
+    """Whether a patch changes nothing of its block but what the next one is given.
+
+    Coordinates of what the MLP adds have to be read there.
+    """
+    if patch.component == "mlp_out" and patch.within is not None:
+        return False
+    return patch.component in BEHIND
 
 
 def groups(

@@ -13,7 +13,7 @@ import matplotlib as mpl
 import torch
 import xarray as xr
 from families import Case
-from remote_operations import drawn, layers_of
+from remote_operations import drawn, folders_of_dictionaries, layers_of
 
 import interventions as iv
 from interventions.model.sites import COMPONENTS
@@ -268,6 +268,60 @@ def patchscope(model: iv.Model, case: Case) -> Any:
 
 
 # Many patches
+
+
+def space_of(model: iv.Model) -> iv.Subspace:
+    return iv.Subspace.random(model.d_model, 3, seed=2)
+
+
+@call
+def ran_within_a_subspace(model: iv.Model, case: Case) -> Any:
+    source, (first, second, *_) = drawn(2, model.d_model), layers_of(case)
+    patches = [
+        space_of(model).interchange("resid_post", first, case.place, source),
+        space_of(model).project_out("mlp_out", second, case.prompt.at("last")),
+    ]
+    replayed_cells = iv.replay(model, case.prompt, [[patch] for patch in patches])
+    return [iv.run(model, case.prompt, patches=patches).logits, replayed_cells]
+
+
+@call
+def ran_with_features(model: iv.Model, case: Case) -> Any:
+    with TemporaryDirectory() as folder:
+        dictionaries = folders_of_dictionaries(case, Path(folder))
+    patches = [one.patch([3, 1], case.place, 2.0, "add") for one in dictionaries]
+    acts = [iv.feature_acts(model, case.prompt, one, case.place) for one in dictionaries]
+    return [iv.run(model, case.prompt, patches=patches).logits, *acts]
+
+
+@call
+def learned_a_subspace(model: iv.Model, case: Case) -> Any:
+    base, source = case.prompt.select([0, 1] * 3), case.prompt.select([1, 0] * 3)
+    alignment = iv.das(
+        model,
+        base,
+        source,
+        expected=["Paris", "Madrid"] * 3,
+        layer=layers_of(case)[1],
+        at=base.at("last"),
+        source_at=source.at("last"),
+        size=2,
+        epochs=2,
+    )
+    return [alignment.subspace.basis, torch.from_numpy(alignment.scores.loss.values)]
+
+
+@call
+def fitted_lenses(model: iv.Model, case: Case) -> Any:
+    layer, last = layers_of(case)[1], model.n_layers - 1
+    states = drawn(2, 3 * model.d_model, model.d_model, seed=5)
+    tuned = iv.tuned_lens(model, states, layers=[layer, last], epochs=1)
+    jacobian = iv.jacobian_lens(model, case.prompt, layers=[layer], skip=1)
+    read = [
+        iv.lens(model, states[:1, :2], torch.tensor([[5], [7]]), fitted=fitted)[0]
+        for fitted in (tuned, jacobian)
+    ]
+    return [tuned.weight, jacobian.weight, *read]
 
 
 def cells_of(case: Case) -> list[list[iv.Patch]]:

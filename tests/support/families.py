@@ -197,6 +197,7 @@ def raw_run(
     edits: Sequence[tuple[str, int, Edit]] = (),
     reads: Sequence[tuple[str, int]] = (),
     arguments: dict[str, torch.Tensor] | None = None,
+    gradients: bool = False,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """One forward pass with plain PyTorch hooks: logits, and the values read."""
     shape = case.prompt.inputs["input_ids"].shape
@@ -218,7 +219,7 @@ def raw_run(
 
         return hook
 
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack, torch.set_grad_enabled(gradients):
         for component, layer, edit in edits:
             module = part(case.name, case.model.module, component, layer)
             if component in ("resid_pre", "head_out"):

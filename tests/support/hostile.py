@@ -351,6 +351,51 @@ def _lens(**changed: Any) -> Any:
     return iv.lens(text().model, **{**fields, **changed})
 
 
+def _within(**changed: Any) -> Any:
+    fields = {
+        "component": "resid_post",
+        "layers": 1,
+        "positions": _last(),
+        "value": torch.zeros(2),
+        "within": iv.Subspace.random(48, 2),
+    }
+    return iv.run(text().model, text().clean, patches=[iv.Patch(**{**fields, **changed})]).logits
+
+
+def _interchange(**changed: Any) -> Any:
+    fields = {
+        "component": "resid_post",
+        "layers": 1,
+        "positions": _last(),
+        "source": torch.ones(2, 48),
+    }
+    patch = iv.Subspace.random(48, 2).interchange(**{**fields, **changed})
+    return iv.run(text().model, text().clean, patches=[patch]).logits
+
+
+def _das(**changed: Any) -> Any:
+    rows = text().clean.select([0, 1] * 3)
+    fields = {
+        **{"base": rows, "source": rows, "expected": ["Paris", "Madrid"] * 3, "layer": 1},
+        **{"at": rows.at("last"), "source_at": rows.at("last"), "size": 2},
+        **{"epochs": 1, "n_random": 1},
+    }
+    return iv.das(text().model, **{**fields, **changed}).subspace.basis
+
+
+def _tuned_lens(**changed: Any) -> Any:
+    states = torch.randn(4, 100, 48, generator=torch.Generator().manual_seed(0))
+    fields = {"activations": states, "epochs": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of states that are none of the model's
+        return iv.tuned_lens(text().model, **{**fields, **changed}).weight
+
+
+def _jacobian_lens(**changed: Any) -> Any:
+    fields = {"prompt": text().clean, "layers": [0], "skip": 1, "batch_dims": 48}
+    return iv.jacobian_lens(text().model, **{**fields, **changed}).weight
+
+
 def _patchscope(**changed: Any) -> Any:
     return iv.patchscope(
         text().model, **{"values": torch.ones(1, 48), "layer": 1, "max_new_tokens": 1, **changed}
@@ -443,7 +488,40 @@ CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
     ),
     "ablated": (Call(_ablated), ("component", "layers", "positions", "mean")),
     "steering": (Call(_steering), ("layers", "positions", "vector", "scale")),
-    "lens": (Call(_lens), ("hidden", "tokens")),
+    "lens": (Call(_lens), ("hidden", "tokens", "kind", "fitted", "layers")),
+    "patch_within": (Call(_within), ("value", "mode", "within", "layers", "component")),
+    "subspace": (
+        Call(lambda **given: iv.Subspace(**{"basis": torch.ones(48), **given})),
+        ("basis",),
+    ),
+    "random_subspace": (
+        Call(lambda **given: iv.Subspace.random(**{"width": 48, "size": 2, **given})),
+        ("width", "size", "seed"),
+    ),
+    "interchange": (Call(_interchange), ("component", "layers", "positions", "source")),
+    "das": (
+        Call(_das),
+        (
+            *("expected", "layer", "at", "source_at", "size", "component", "source_model"),
+            *("source_layer", "other", "groups", "test_share", "epochs", "batch_rows"),
+            *("learning_rate", "n_random", "seed", "base", "source"),
+        ),
+    ),
+    "load_sae": (
+        Call(lambda **given: iv.load_sae(**{"path": "nowhere", **given})),
+        ("path", "component", "source", "layer", "norm_scaling_factor"),
+    ),
+    "tuned_lens": (
+        Call(_tuned_lens),
+        (
+            *("activations", "layers", "groups", "test_share", "epochs", "batch_rows"),
+            *("learning_rate", "weight_decay", "seed"),
+        ),
+    ),
+    "jacobian_lens": (
+        Call(_jacobian_lens),
+        ("prompt", "layers", "skip", "batch_dims"),
+    ),
     "patchscope": (
         Call(_patchscope),
         ("values", "layer", "prompt", "placeholder", "max_new_tokens"),

@@ -51,6 +51,7 @@ def _module(case: Case, component: str, layer: int) -> Any:
     mlp = block.get_submodule(paths.mlp)
     return {
         "resid_mid": getattr(block, paths.mid),
+        "mlp_in": mlp,
         "router": getattr(mlp, "router", None),
         "mlp_pre": getattr(mlp, paths.gate, None),
         "mlp_post": getattr(mlp, "down_proj", None),
@@ -60,7 +61,7 @@ def _module(case: Case, component: str, layer: int) -> Any:
 def _shown(case: Case, component: str, layer: int, given: Any, output: Any) -> torch.Tensor:
     """The value [row, position, ...] from what a module was given and gave."""
     model, paths = case.model, PATHS[case.name]
-    if component in ("resid_mid", "mlp_post"):
+    if component in ("resid_mid", "mlp_in", "mlp_post"):
         return given[0]
     if component == "router":
         return output[1].reshape(len(case.prompt), -1, output[1].shape[-1])

@@ -17,6 +17,7 @@ import pytest
 import torch
 import xarray as xr
 from families import Case
+from raw_dictionary import written
 
 import interventions as iv
 from interventions.architectures.wrapped import about_weights
@@ -444,6 +445,76 @@ def edges_and_circuits(there: iv.Model, case: Case) -> None:
     assert results[0][3] == 4
 
 
+def folders_of_dictionaries(case: Case, folder: Path) -> list[iv.Dictionary]:
+    """An autoencoder of a residual stream, and a transcoder, at a block of the case's model."""
+    width, layer = case.model.d_model, layers_of(case)[1]
+    written(folder / "sae", "jumprelu", width)
+    written(folder / "transcoder", "transcoder", width, hook_name="blocks.1.mlp.hook_in")
+    return [iv.load_sae(folder / name, layer=layer) for name in ("sae", "transcoder")]
+
+
+def subspaces_and_features(there: iv.Model, case: Case) -> None:
+    """Written in coordinates: each run, and each replay, is one request."""
+    layers, place, last = layers_of(case), case.place, case.prompt.at("last")
+    space = iv.Subspace.random(case.model.d_model, 3, seed=2)
+    patches = [
+        space.interchange("resid_post", layers[0], place, drawn(2, case.model.d_model)),
+        space.project_out("attn_out", layers[1:], last),
+    ]
+    with TemporaryDirectory() as folder:
+        dictionaries = folders_of_dictionaries(case, Path(folder))
+    patches += [one.patch([3, 1], place, 2.0, "add") for one in dictionaries]
+    before = there.requests
+    same(*(iv.run(model, case.prompt, patches=patches).logits for model in (there, case.model)))
+    cells = [[patch] for patch in patches]
+    same(*(iv.replay(model, case.prompt, cells) for model in (there, case.model)))
+    assert there.requests - before == 2
+    for one in dictionaries:
+        same(*(iv.feature_acts(model, case.prompt, one, last) for model in (there, case.model)))
+    ours, theirs = (
+        iv.complete(model, case.prompt, patches=patches, max_new_tokens=3)
+        for model in (there, case.model)
+    )
+    assert ours.texts == theirs.texts
+
+
+def what_is_learned_by_gradients(there: iv.Model, case: Case) -> None:
+    """A subspace and two lenses, each one request that learns, or refused where none can."""
+    layer, order = layers_of(case)[1], [0, 1] * 3
+    base, source = case.prompt.select(order), case.prompt.select(order[::-1])
+    states = drawn(2, 3 * case.model.d_model, case.model.d_model, seed=5)
+
+    def subspace(model: iv.Model) -> list[torch.Tensor]:
+        alignment = iv.das(
+            model,
+            base,
+            source,
+            expected=["Paris", "Madrid"] * 3,
+            layer=layer,
+            at=base.at("last"),
+            source_at=source.at("last"),
+            size=2,
+            epochs=2,
+        )
+        return [alignment.subspace.basis, torch.from_numpy(alignment.scores.loss.values)]
+
+    def tuned(model: iv.Model) -> list[torch.Tensor]:
+        last = model.n_layers - 1
+        return [iv.tuned_lens(model, states, layers=[layer, last], epochs=1).weight]
+
+    def jacobian(model: iv.Model) -> list[torch.Tensor]:
+        return [iv.jacobian_lens(model, case.prompt, layers=[layer], skip=1).weight]
+
+    has_weights = there.job(about_weights)[1]
+    for learn in (subspace, tuned, jacobian):
+        if not has_weights:
+            with pytest.raises(SiteError, match="Load the model here"):
+                learn(there)
+            continue
+        for ours, theirs in zip(learn(there), learn(case.model), strict=True):
+            same(ours, theirs)
+
+
 OPERATIONS = (
     *(streams_in_a_trace, streams_inside_blocks, patches_knockouts_and_reads),
     generation_with_a_patch,
@@ -453,6 +524,7 @@ OPERATIONS = (
     *(replays_and_sweeps, back_patching_noise_and_ablation, what_is_kept_is_not_asked_again),
     curves_of_knockouts,
     *(attribution_and_its_agreement, edges_and_circuits),
+    *(subspaces_and_features, what_is_learned_by_gradients),
 )
 
 

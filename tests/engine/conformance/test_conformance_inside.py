@@ -10,7 +10,16 @@ import interventions as iv
 from interventions.errors import InterventionsError, PatchError, SiteError
 from interventions.model.sites import STREAMS, Component, rank_of
 
-INSIDE: tuple[Component, ...] = ("q", "k", "v", "resid_mid", "router", "mlp_pre", "mlp_post")
+INSIDE: tuple[Component, ...] = (
+    "q",
+    "k",
+    "v",
+    "resid_mid",
+    "mlp_in",
+    "router",
+    "mlp_pre",
+    "mlp_post",
+)
 WRITTEN = tuple(name for name in INSIDE if not STREAMS[name].instead)
 
 

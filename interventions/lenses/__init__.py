@@ -1,0 +1,1 @@
+"""Lenses that are fitted: affine maps of hidden states in front of the model's own head."""

@@ -1,0 +1,1 @@
+"""Parts of a vector: subspaces that are given or learned, and features of sparse autoencoders."""
