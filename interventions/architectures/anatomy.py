@@ -22,6 +22,7 @@ from interventions.architectures.blocks import (
 from interventions.architectures.families import Family, family
 from interventions.architectures.quantisation import dependent_rows
 from interventions.architectures.spots import Sizes, routers_of, spots_of
+from interventions.architectures.tower import Tower, find_tower
 from interventions.errors import LoadError
 
 PROJECTORS = ("projector", "connector", "embed_vision")
@@ -63,6 +64,8 @@ class Anatomy:
     dependent_rows : str or None
         Why the numbers of a row depend on the rows and padding that it is run with; None if they
         do not.
+    tower : Tower or None
+        The blocks of the vision tower; None in a text-only model.
     notes : tuple of str
         What a user should know about the streams of this architecture.
     """
@@ -90,6 +93,7 @@ class Anatomy:
     logit_scale: float
     family: Family
     dependent_rows: str | None = None
+    tower: Tower | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -185,7 +189,7 @@ def _find(module: Any, name: str) -> Anatomy:
     if crosses:
         image_token_id = None  # the image token is an ordinary one: no feature takes its place
     first = of_first_block(text)
-    heads = first.num_attention_heads
+    heads, known = first.num_attention_heads, family(config.model_type)
     dim = head_dim(layers, parts, first)
     parts = with_equal_heads(layers, parts, n_heads=heads, dim=dim)
     kv_heads = getattr(first, "num_key_value_heads", None) or heads
@@ -216,8 +220,10 @@ def _find(module: Any, name: str) -> Anatomy:
         softcap=getattr(text, "final_logit_softcapping", None),
         logit_scale=_logit_scale(text),
         three_axis_positions=_method(module, "get_rope_index") is not None,
-        family=family(config.model_type).of(text),
+        family=known.of(text),
         dependent_rows=dependent_rows(module),
+        tower=tower
+        and find_tower(module, tower, projector, paths, whole=known.projector_reads == "tower"),
         notes=_notes(decoder, parts),
     )
 

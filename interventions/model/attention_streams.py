@@ -7,6 +7,7 @@ sdpa runs on as it did, and nothing is changed in the model or its config.
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -89,7 +90,7 @@ class Call:
                 narrow = torch.float32 if self.query.dtype == torch.float64 else self.query.dtype
                 lowest = torch.finfo(narrow).min
                 mask = torch.zeros_like(mask, dtype=self.query.dtype).masked_fill(mask, lowest)
-        function = getattr(sys.modules[type(original(self.module)).__module__], EAGER, None)
+        function = self._eager()
         if function is None:
             raise SiteError(
                 f"{type(original(self.module)).__name__} has no eager attention function beside "
@@ -98,6 +99,10 @@ class Call:
         given = (self.module, self.query, self.key, self.value, mask)
         weights = function(*given, **self.settings)[1]
         return weights[..., : self.key.shape[-2]]
+
+    def _eager(self) -> Callable[..., Any] | None:
+        """The eager function that stands beside the module."""
+        return getattr(sys.modules[type(original(self.module)).__module__], EAGER, None)
 
     def check_pattern(self, new: torch.Tensor, changed: torch.Tensor) -> None:
         """Refuse rows that do not sum to one, or look where the query cannot.

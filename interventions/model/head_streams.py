@@ -19,7 +19,7 @@ from interventions.model.sites import (
     n_heads_of,
     written_once,
 )
-from interventions.model.streams import Stream, per_layer, split_index, stacked
+from interventions.model.streams import Stream, check_space, per_layer, split_index, stacked
 from interventions.prompt.positions import Mode, Where, index_list, read_at, write_at
 
 
@@ -40,8 +40,7 @@ class HeadStream(Stream):
         super().__init__(model, component)
 
     def __repr__(self) -> str:
-        anatomy = self._model.anatomy
-        size = f"{anatomy.n_layers} layers x {self._n_heads} x {self._width or 'keys'}"
+        size = f"{self._n_layers} layers x {self._n_heads} x {self._width or 'keys'}"
         return f"<{self._component}: {size}>"
 
     @property
@@ -73,12 +72,13 @@ class HeadStream(Stream):
     def __getitem__(self, key: Any) -> Any:
         layers, positions, heads = split_index(key, 3)
         layers, heads = index_of(layers, "layer"), _heads_of(heads)
+        check_space(self._space, positions)
         chosen = self._heads(heads)
         wanted = chosen[0] if isinstance(heads, int) else chosen
         split = (self._n_heads, -1)
         values = [
             read_at(self.live(layer), positions).unflatten(-1, split)[..., wanted, :]
-            for layer in layer_list(layers, self._model.n_layers)
+            for layer in layer_list(layers, self._n_layers)
         ]
         return values[0] if isinstance(layers, int) else stacked(values)
 
@@ -106,7 +106,7 @@ class HeadStream(Stream):
                     f"shape is {tuple(value.shape)}."
                 )
             value = value.flatten(-2)
-        indices = written_once(layer_list(layers, self._model.n_layers), "layer")
+        indices = written_once(layer_list(layers, self._n_layers), "layer")
         for layer, own in zip(indices, per_layer(layers, value, len(indices)), strict=True):
             self.put(layer, positions, own, mode=mode, heads=heads)
 
@@ -122,6 +122,7 @@ class HeadStream(Stream):
     ) -> None:
         """Write into some heads of one layer, whose values are behind one another."""
         check_written(self._component)
+        check_space(self._space, positions)
         chosen = self._heads(heads)
         split = self.live(layer).unflatten(-1, (self._n_heads, -1)).clone()
         old = split[:, :, chosen].flatten(2)

@@ -36,6 +36,7 @@ from interventions.model.streams import (
     LogitsStream,
     Stream,
 )
+from interventions.model.vision import Vision
 from interventions.prompt.making import make_prompt
 from interventions.prompt.prompt import Prompt
 from interventions.prompt.rows import SEQUENCE_KEYS, Span
@@ -62,6 +63,9 @@ class Model(Wrapped):
         Indexed ``[layers, positions, heads]``.
     embeddings, image_features, logits
         Indexed ``[positions]`` inside a trace.
+    vision : Vision
+        The streams of the vision tower and its projector; see
+        :mod:`interventions.model.vision_streams`.
     nn, anatomy, module, tokenizer, processor, remote, jobs, requests ...
         As :class:`interventions.architectures.wrapped.Wrapped` has them.
 
@@ -103,6 +107,7 @@ class Model(Wrapped):
         self.embeddings = EmbeddingStream(self)
         self.image_features = ImageFeatureStream(self)
         self.logits = LogitsStream(self)
+        self.vision = Vision(self)
         self._prefixes = PrefixCache()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -250,6 +255,7 @@ class Model(Wrapped):
                 )
             arguments[cache_argument(self.module)] = self.prefix_cache(prompt)
         self.running_rows, self.running_images = len(prompt), prompt.has_images
+        self.running_vision = prompt.vision
         return {**arguments, **given}
 
     def prefix_cache(self, prompt: Prompt) -> Any:

@@ -27,6 +27,7 @@ STAYS = (
     __package__ or "interventions.remote",
     "interventions.prompt.picture_placing",
     "interventions.architectures.family_layouts",
+    "interventions.architectures.family_towers",
 )
 """What is not sent: what sends requests, and rules of where pictures' tokens lie."""
 

@@ -19,12 +19,16 @@ from interventions.model.sites import (
     check_place,
     check_written,
     layer_list,
+    layers_of,
+    length_of,
     make_plain,
     n_heads_of,
     of_head,
+    of_vision,
     width_of,
     written_once,
 )
+from interventions.model.vision_places import check_used
 from interventions.prompt.positions import MODES, Mode, Positions, index_list
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
@@ -150,10 +154,12 @@ class Patch:
 def check_patches(model: Wrapped, prompt: Prompt, patches: Sequence[Patch]) -> None:
     """Refuse, before anything runs, patches that do not fit the model or the prompt."""
     for patch in patches:
-        check_written(check_component(patch.component))
-        check_place(model, prompt, "a patch", patch.layers, patch.positions)
+        check_written(component := check_component(patch.component))
+        check_place(model, prompt, "a patch", patch.layers, patch.positions, component)
         check_heads(model, patch)
-        written_once(layer_list(patch.layers, model.n_layers), "layer")
+        layers = written_once(layers_of(model, patch), "layer")
+        if of_vision(component):
+            check_used(model, component, layers)
         if patch.heads is not None:
             n_heads = n_heads_of(model, patch.component)
             written_once(index_list(patch.heads, n_heads, "head"), "head")
@@ -162,6 +168,8 @@ def check_patches(model: Wrapped, prompt: Prompt, patches: Sequence[Patch]) -> N
 
 def n_keys_of(model: Wrapped, prompt: Prompt, patch: Patch) -> int:
     """How many tokens there are to attend to; of an image, as many as the patch is for."""
+    if of_vision(patch.component):
+        return length_of(model, prompt, patch.component)
     if any(model.anatomy.parts[i].cross for i in layer_list(patch.layers, model.n_layers)):
         return int(patch.value.shape[-1]) if patch.value.ndim else 0
     return len(prompt.prefix_ids) + prompt.length
@@ -172,7 +180,7 @@ def check_value(model: Wrapped, patch: Patch, n_keys: int = 0) -> None:
 
     ``n_keys``: how many tokens there are to attend to.
     """
-    value, layers = patch.value, layer_list(patch.layers, model.n_layers)
+    value, layers = patch.value, layers_of(model, patch)
     last = width_of(model, patch, n_keys)
     if value.ndim and value.shape[-1] != last[-1]:
         raise PatchError(

@@ -18,11 +18,15 @@ from interventions.model.sites import (
     Site,
     check_place,
     check_sites,
+    depth_of,
     layer_list,
+    layers_of,
     of_head,
     rank_of,
+    stage_of,
 )
 from interventions.model.streams import stacked
+from interventions.model.vision import stream_of
 from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
@@ -31,6 +35,7 @@ from interventions.running.checking import check_asked, check_start, start_of
 from interventions.running.knockout import Knockout, check_knockouts, knockout
 from interventions.running.patches import Patch, check_patches
 
+LANGUAGE = stage_of("resid_pre")
 MASK = ANY.index("resid_pre") + 0.5
 """Place of a block's attention mask, which its attention is given before it projects anything."""
 
@@ -158,6 +163,8 @@ class Step:
 
     Attributes
     ----------
+    stage : int
+        What it is done in: the vision tower, the projector, or the language model.
     layer : int
     rank : float
         Its place in the block: that of its component, or of the attention mask.
@@ -167,6 +174,7 @@ class Step:
         Where what is read is kept: which of the sites, and which of its layers.
     """
 
+    stage: int
     layer: int
     rank: float
     what: Knockout | Patch | Site
@@ -185,20 +193,20 @@ def steps_of(
     comes first.
     """
     steps = [
-        Step(layer, MASK, cut)
+        Step(LANGUAGE, layer, MASK, cut)
         for cut in knockouts
         for layer in layer_list(cut.layers, model.n_layers)
     ]
     for patch in patches:
-        for single in patch.split(model.n_layers):
+        for single in patch.split(depth_of(model, patch.component)):
             assert isinstance(single.layers, int)
             rank = rank_of(model, single.component, single.layers)
-            steps.append(Step(single.layers, rank, single))
+            steps.append(Step(stage_of(single.component), single.layers, rank, single))
     for which, site in enumerate(reads):
-        for i, layer in enumerate(layer_list(site.layers, model.n_layers)):
+        for i, layer in enumerate(layers_of(model, site)):
             rank = rank_of(model, site.component, layer)
-            steps.append(Step(layer, rank, site, (which, i)))
-    return sorted(steps, key=lambda step: (step.layer, step.rank))
+            steps.append(Step(stage_of(site.component), layer, rank, site, (which, i)))
+    return sorted(steps, key=lambda step: (step.stage, step.layer, step.rank))
 
 
 def run_checked(
@@ -217,7 +225,7 @@ def run_checked(
     if model.anatomy.added_between and prompt.has_images:
         start = None
     steps = steps_of(model, patches, knockouts, reads)
-    kept: list[list[Any]] = [[None] * len(layer_list(s.layers, model.n_layers)) for s in reads]
+    kept: list[list[Any]] = [[None] * len(layers_of(model, site)) for site in reads]
     output: Any = None
     cache: Any = None
     last: Any = None
@@ -247,7 +255,7 @@ def run_checked(
                 if isinstance(what, Knockout):
                     knockout(model, layer, queries=what.queries, keys=what.keys)
                     continue
-                stream = getattr(model, what.component)
+                stream = stream_of(model, what.component)
                 extra = {"heads": what.heads} if of_head(what.component) else {}
                 if isinstance(what, Patch):
                     stream.put(
