@@ -162,8 +162,6 @@ def _unprojected(
     """Why a block has no queries, keys or values of its own to be touched; empty if it has."""
     if parts.projection is None:
         return f"{parts.no_heads}, so it has no {component} by head"
-    if parts.cross and component != "q":
-        return f"attends to the image: its {component} has no positions of text. Use image_features"
     if name is None:
         return (
             f"has no projection of {component} alone ({', '.join(children)}). Use head_out, or "
@@ -196,7 +194,7 @@ def _attending(attention: nn.Module, parts: Any, sizes: Sizes) -> Iterator[Spot]
         if not own and rotated and parts.projection is None:
             own = f"{parts.no_heads}, so it has no {component} by head"
         if not own and parts.cross and component == "k_rot":
-            own = "attends to the image: its keys have no positions of text. Use image_features"
+            own = "attends to the image: its keys are not rotated. Use k"
         heads = sizes.n_kv_heads if component == "k_rot" else sizes.n_heads
         path = None if own else parts.attention
         axes = () if own else (heads, sizes.head_dim if rotated else 0)

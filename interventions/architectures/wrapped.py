@@ -56,6 +56,8 @@ class Wrapped:
         Rows of the prompt that was traced last.
     running_images : bool
         Whether it has images.
+    running_prefix : int
+        How many tokens its rows share, which are not in them.
     running_vision : dict of str to Slots
         How many tokens of the vision tower its rows have; see :class:`interventions.Prompt`.
     held : dict or None
@@ -84,6 +86,7 @@ class Wrapped:
         self.anatomy: Anatomy = find_anatomy(nn._module)
         self.running_rows = 0
         self.running_images = False
+        self.running_prefix = 0
         self.running_vision: dict[Any, Any] = {}
         self.held: dict[str, Any] | None = None
         self.feature_counts: dict[Any, int | None] = {}

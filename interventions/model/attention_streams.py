@@ -139,6 +139,21 @@ class Call:
         return (pattern @ values).transpose(1, 2)
 
 
+def check_unshared(n_prefix: int) -> None:
+    """Refuse to write rotated keys behind a shared prefix, of which attention has a copy.
+
+    Raises
+    ------
+    PatchError
+        Says what to do.
+    """
+    if n_prefix:
+        raise PatchError(
+            "k_rot cannot be written behind a shared prefix: attention is given a copy of what is "
+            "in the cache. Write k, or make the prompt without share_prefix."
+        )
+
+
 HELD: WeakKeyDictionary[Mediator, tuple[str, int, Call]] = WeakKeyDictionary()
 """The call that a trace is at: what it was given is gone once its result has been asked for."""
 
@@ -208,8 +223,16 @@ class AttentionStream(HeadStream):
         return value.transpose(1, 2).flatten(2)
 
     def replace(self, layer: int, hidden: torch.Tensor) -> None:
-        """Let the heads attend by a pattern; rows that stay as they are keep their result."""
+        """Let the heads attend by a pattern; rows that stay as they are keep their result.
+
+        Keys are in the cache by now: they are written in place, where both have them.
+        """
         call = self._call(layer)
+        if self._component == "k_rot":
+            check_unshared(self._model.running_prefix)
+            keys = hidden.unflatten(-1, (self._n_heads, -1)).transpose(1, 2)
+            call.key[..., -call.query.shape[-2] :, :].copy_(keys)
+            return
         new = hidden.unflatten(-1, (self._n_heads, -1)).transpose(1, 2)
         changed = (new != call.pattern()).any(-1)
         call.check_pattern(new, changed)

@@ -19,7 +19,7 @@ from interventions.model.sites import (
     n_heads_of,
     written_once,
 )
-from interventions.model.streams import Stream, check_space, per_layer, split_index, stacked
+from interventions.model.streams import Stream, per_layer, split_index, stacked
 from interventions.prompt.positions import Mode, Where, index_list, read_at, write_at
 
 
@@ -72,13 +72,14 @@ class HeadStream(Stream):
     def __getitem__(self, key: Any) -> Any:
         layers, positions, heads = split_index(key, 3)
         layers, heads = index_of(layers, "layer"), _heads_of(heads)
-        check_space(self._space, positions)
+        indices = layer_list(layers, self._n_layers)
+        self._check_space(indices, positions)
         chosen = self._heads(heads)
         wanted = chosen[0] if isinstance(heads, int) else chosen
         split = (self._n_heads, -1)
         values = [
             read_at(self.live(layer), positions).unflatten(-1, split)[..., wanted, :]
-            for layer in layer_list(layers, self._n_layers)
+            for layer in indices
         ]
         return values[0] if isinstance(layers, int) else stacked(values)
 
@@ -122,7 +123,7 @@ class HeadStream(Stream):
     ) -> None:
         """Write into some heads of one layer, whose values are behind one another."""
         check_written(self._component)
-        check_space(self._space, positions)
+        self._check_space([layer], positions)
         chosen = self._heads(heads)
         split = self.live(layer).unflatten(-1, (self._n_heads, -1)).clone()
         old = split[:, :, chosen].flatten(2)

@@ -255,7 +255,7 @@ class Model(Wrapped):
                 )
             arguments[cache_argument(self.module)] = self.prefix_cache(prompt)
         self.running_rows, self.running_images = len(prompt), prompt.has_images
-        self.running_vision = prompt.vision
+        self.running_vision, self.running_prefix = prompt.vision, len(prompt.prefix_ids)
         return {**arguments, **given}
 
     def prefix_cache(self, prompt: Prompt) -> Any:

@@ -70,7 +70,7 @@ STREAMS: dict[Component, Declared] = {
     "k": Declared(of_head=True),
     "v": Declared(of_head=True),
     "q_rot": Declared(of_head=True, instead="it is made of q. Write q"),
-    "k_rot": Declared(of_head=True, instead="keys are in the cache by then. Write k"),
+    "k_rot": Declared(of_head=True),
     "attn_scores": Declared(of_head=True, instead="they are made of q and k. Write attn_pattern"),
     "attn_pattern": Declared(of_head=True),
     "head_out": Declared(of_head=True, added=True),
@@ -334,13 +334,15 @@ def check_place(
             check_runs(model, layer, images=prompt.has_images)
     if not isinstance(at, Positions):
         return
-    space = space_of(model, component)
+    named = layer_list(layers, depth_of(model, component))
+    space = space_of(model, component, named)
     if at.of != space:
         raise SiteError(
-            f"{what} of {component} is at positions of {NAMED[space]}, but {at.role!r} is at "
-            f"positions of {NAMED[at.of]}. Use prompt.at(role, of={space!r})."
+            f"{what} of {component} of block {named[0]} of {model.name} is at positions of "
+            f"{NAMED[space]}, but {at.role!r} is at positions of {NAMED[at.of]}. Use "
+            f"prompt.at(role, of={space!r})."
         )
-    length = length_of(model, prompt, component)
+    length = length_of(model, prompt, component, named)
     if (at.n_rows, at.length) != (len(prompt), length):
         raise SiteError(
             f"{what} at {at.role!r} was made for {at.n_rows} rows x {at.length} tokens; the prompt "
@@ -348,9 +350,11 @@ def check_place(
         )
 
 
-def length_of(model: Wrapped, prompt: Prompt, component: Component) -> int:
+def length_of(
+    model: Wrapped, prompt: Prompt, component: Component, layers: Sequence[int] = ()
+) -> int:
     """How many positions a component has in each row, padding included."""
-    space = space_of(model, component)
+    space = space_of(model, component, layers)
     return prompt.length if space == "text" else prompt.vision[space].length
 
 
@@ -362,5 +366,5 @@ def check_sites(model: Wrapped, prompt: Prompt, sites: Sequence[Site]) -> None:
         check_heads(model, site)
         width_of(model, site)  # refuses blocks that have none
         if site.positions is not None and site.positions.ragged:
-            length = length_of(model, prompt, component)
+            length = length_of(model, prompt, component, layers_of(model, site))
             read_at(torch.empty(len(prompt), length, 0), site.positions)  # says what to do

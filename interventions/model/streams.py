@@ -36,7 +36,7 @@ component           what it is
 ==================  ======================================================================
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,7 +48,7 @@ from interventions.errors import PatchError, SiteError
 from interventions.given import index_of
 from interventions.given_arrays import tensor_of
 from interventions.model.sites import Component, Layers, check_runs, layer_list, written_once
-from interventions.model.vision_places import NAMED
+from interventions.model.vision_places import NAMED, space_of
 from interventions.prompt.positions import Mode, Positions, Space, Where, read_at, write_at
 
 
@@ -100,10 +100,9 @@ class Stream:
     def _n_layers(self) -> int:
         return self._model.n_layers
 
-    @property
-    def _space(self) -> Space:
-        """Whose positions it has."""
-        return "text"
+    def _check_space(self, layers: Sequence[int], positions: Any) -> None:
+        """Refuse positions in the text where those of the tower are meant, and so on."""
+        check_space(space_of(self._model, self._component, layers), positions)
 
     def live(self, layer: int) -> torch.Tensor:
         """Return the running value of one layer itself, [row, position, width]."""
@@ -142,10 +141,9 @@ class Stream:
     def __getitem__(self, key: Any) -> Any:  # a tensor, to which nnsight adds .save()
         layers, positions = split_index(key)
         layers = index_of(layers, "layer")
-        check_space(self._space, positions)
-        values = [
-            read_at(self.live(layer), positions) for layer in layer_list(layers, self._n_layers)
-        ]
+        chosen = layer_list(layers, self._n_layers)
+        self._check_space(chosen, positions)
+        values = [read_at(self.live(layer), positions) for layer in chosen]
         return values[0] if isinstance(layers, int) else stacked(values)
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -179,7 +177,7 @@ class Stream:
         checked: torch.dtype | None = None,
     ) -> None:
         """Write into a layer; ``checked``: see :func:`interventions.prompt.positions.write_at`."""
-        check_space(self._space, positions)
+        self._check_space([layer], positions)
         self.replace(layer, write_at(self.live(layer), positions, value, mode, checked=checked))
 
 

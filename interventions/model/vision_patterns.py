@@ -178,7 +178,8 @@ class VisionPatternStream(VisionHeadStream):
             )
         given, settings = operations.node(names[-1]).inputs
         module, query, key, value, mask = given
-        implementation = original(module).config._attn_implementation
+        config: Any = original(module).config
+        implementation = config._attn_implementation
         if implementation not in MASKED:
             raise SiteError(
                 f"{self._component} needs the mask of edges, which {implementation} attention is "
@@ -209,6 +210,6 @@ def _packed(part: Any) -> list[tuple[int, SeenCall]]:
     given = {"scaling": module.scaling, "dropout": 0.0}
     calls = []
     for low, high in pairwise(parts):
-        own = (states[:, :, low:high] for states in (query, key, value))
-        calls.append((low, SeenCall(part._module, *own, None, given)))
+        q, k, v = (states[:, :, low:high] for states in (query, key, value))
+        calls.append((low, SeenCall(part._module, q, k, v, None, given)))
     return calls

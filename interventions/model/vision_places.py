@@ -1,5 +1,7 @@
 """What of a vision tower can be read and written with a prompt, and why the rest cannot."""
 
+from collections.abc import Sequence
+
 from interventions.architectures.tower import Tower
 from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PatchError, SiteError
@@ -32,8 +34,22 @@ def tower_of(model: Wrapped) -> Tower:
     return tower
 
 
-def space_of(model: Wrapped, component: str) -> Space:
-    """Whose positions a component has."""
+def space_of(model: Wrapped, component: str, layers: Sequence[int] = ()) -> Space:
+    """Whose positions a component has in some blocks.
+
+    Raises
+    ------
+    SiteError
+        If the blocks are of two kinds: keys and values of cross-attention blocks are of pictures.
+    """
+    if component in ("k", "v") and layers:
+        crossing = [layer for layer in layers if model.anatomy.parts[layer].cross]
+        if crossing and len(crossing) < len(layers):
+            raise SiteError(
+                f"{component} of block {crossing[0]} of {model.name} is of the image, and of block "
+                f"{next(i for i in layers if i not in crossing)} of the text. Name them apart."
+            )
+        return "features" if crossing else "text"
     if not component.startswith("vision."):
         return "text"
     if component == "vision.projector_out":

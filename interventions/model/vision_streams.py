@@ -32,7 +32,7 @@ from interventions.model.sites import PROJECTOR, depth_of
 from interventions.model.streams import Stream, in_order
 from interventions.model.vision_places import check_used, space_of, tower_of
 from interventions.prompt.picture_grids import Slots
-from interventions.prompt.positions import Mode, Space, Where
+from interventions.prompt.positions import Mode, Where
 
 
 class VisionStream(Stream):
@@ -49,17 +49,13 @@ class VisionStream(Stream):
         return depth_of(self._model, self._component)
 
     @property
-    def _space(self) -> Space:
-        return space_of(self._model, self._component)
-
-    @property
     def _reads_input(self) -> bool:
         name = self._component.removeprefix("vision.")
         return name in ("resid_pre", "head_out", "attn_pattern", "projector_in")
 
     def slots(self) -> Slots:
         """How many tokens each of the running rows has."""
-        slots = self._model.running_vision.get(self._space)
+        slots = self._model.running_vision.get(space_of(self._model, self._component))
         if slots is None:
             raise SiteError(
                 f"the running prompt shows {self._component} nothing whose rows are known: it has "

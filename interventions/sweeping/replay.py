@@ -22,7 +22,7 @@ from interventions.model.cache_names import cache_argument
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.model.prefix_attention import is_shared, shared_cache
-from interventions.model.sites import ATTENDING, Site, check_place, of_vision
+from interventions.model.sites import ATTENDING, Site, check_place
 from interventions.prompt.positions import Positions, write_at
 from interventions.prompt.prompt import Prompt
 from interventions.prompt.rows import SEQUENCE_KEYS
@@ -354,10 +354,10 @@ def replay(
         raise PatchError("cells is empty, so there is nothing to run. Give at least one.")
     for patches in cells:
         check_patches(model, prompt, patches)
-        if any(of_vision(patch.component) for patch in patches):
+        if any(patch.positions.of != "text" for patch in patches):
             raise PatchError(
-                "replay starts behind the vision tower, so it cannot write into it. Use iv.run, "
-                "with cells as rows: prompt.select([0] * n), and positions.only(rows) of each."
+                "replay starts behind the vision tower and writes at positions of text. Use "
+                "iv.run, with cells as rows: prompt.select([0] * n), and positions.only(rows)."
             )
     return _replay(model, prompt, cells, at, budget, reduce)
 

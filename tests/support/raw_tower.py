@@ -114,8 +114,8 @@ def raw_tower(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """One forward pass: logits, and what was read, [token, width], all rows behind one another.
 
-    An edit is given, and gives, such a list of tokens. Hooks come before those by which transformers
-    records what a block gives, so that it records what an edit makes of it.
+    An edit is given, and gives, such a list of tokens. Hooks come before those by which
+    transformers records what a block gives, so that it records what an edit makes of it.
     """
     kept: dict[tuple[str, int], torch.Tensor] = {}
 

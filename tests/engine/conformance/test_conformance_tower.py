@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from families import PATHS, Case, case_of, with_sdpa
+from families import Case, with_sdpa
 from floors import FLOOR32, noise, relative
 from raw_tower import blocks, raw_patterns, raw_tower, tower_paths
 
 import interventions as iv
 from interventions.errors import BudgetTooSmall, PatchError, SiteError
 from interventions.model.sites import VISION, Component
+from interventions.prompt.positions import Space
 from interventions.running import attention_memory
 
 STREAMS: tuple[Component, ...] = tuple(name for name in VISION if name != "vision.attn_pattern")
@@ -25,7 +26,7 @@ def written(case: Case, component: Component) -> list[int]:
     return layers[: len(layers) - unused]
 
 
-def space_of(case: Case, component: Component) -> str:
+def space_of(case: Case, component: Component) -> Space:
     if component == "vision.projector_out":
         return "features"
     reads = case.model.anatomy.family.projector_reads
@@ -152,7 +153,7 @@ def test_written_patterns_equal_the_eager_functions_and_land(shown: Case) -> Non
         ours = iv.run(model, prompt, patches=[iv.Patch("vision.attn_pattern", layer, at, value)])
         assert ours.logits is not None
         assert relative(ours.logits, theirs[:, -1]) < FLOOR32
-        assert relative(theirs[:, -1], plain[:, -1]) > 100 * FLOOR32
+        assert relative(theirs[:, -1], plain[:, -1]) > 10 * FLOOR32
 
 
 def test_a_pattern_that_is_none_is_refused(shown: Case) -> None:
@@ -262,11 +263,3 @@ def test_cells_of_one_pass_are_those_of_a_pass_each(shown: Case) -> None:
         single = iv.run(model, alone, patches=[iv.Patch("vision.resid_post", layer, at, value)])
         assert single.logits is not None
         assert relative(together[i], single.logits[0]) < FLOOR32
-
-
-def test_float64_is_reached() -> None:
-    for name in ("llava", "qwen2_5_vl"):
-        case = case_of(name, torch.float64, "sdpa")
-        [value] = iv.read(case.model, case.prompt, [iv.Site("vision.resid_post", 0)])
-        assert value.dtype == torch.float64
-        assert PATHS[name] is not None
