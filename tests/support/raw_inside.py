@@ -46,7 +46,8 @@ def _module(case: Case, component: str, layer: int) -> Any:
     block = case.model.module.get_submodule(f"{paths.blocks}.{layer}")
     if component in PROJECTED:
         attention = block.cross_attn if layer in paths.cross_blocks else block.self_attn
-        normed = component in paths.normed or layer in paths.cross_blocks
+        crossing = layer in paths.cross_blocks and component != "v"
+        normed = component in paths.normed or crossing
         return getattr(attention, f"{component}_{'norm' if normed else 'proj'}")
     mlp = block.get_submodule(paths.mlp)
     return {
