@@ -1,6 +1,6 @@
 """What neither structure nor config of a model tells, per family, as data.
 
-Most of a model is found from its structure (:mod:`interventions.architectures.anatomy`).
+Most of a model is found from its structure (:mod:`interventions.architectures.anatomy_finding`).
 What is left: how an image is written in a prompt, how its tensors stack, how many tokens its
 features fill, and which tokens of a prompt see each other both ways. A new architecture needs an
 entry here only if one of these differs from the defaults of :class:`Family`.

@@ -60,7 +60,7 @@ class TowerLayout:
     features: Callable[[Processed, int, Arrangement], Arrangement] | None = None
 
     def arranged(
-        self, processed: Processed, picture: int, kind: str
+        self, processed: Processed, picture: int, seen: tuple[View, ...]
     ) -> tuple[Arrangement, Arrangement]:
         """The tokens of one picture in the tower, and those behind the projector.
 
@@ -74,11 +74,17 @@ class TowerLayout:
         tower = self.finish(processed, picture, Arrangement(views, n_canvases))
         if self.features is not None:
             return tower, self.features(processed, picture, tower)
-        return tower, Arrangement(tuple(LAYOUTS[kind].rule(processed, picture)))
+        if not seen:
+            raise UnknownLayout("it is not known where the tokens of its text lie")
+        return tower, Arrangement(seen)
 
 
-def tower_of(processed: Processed, picture: int, kind: str) -> tuple[Arrangement, Arrangement]:
+def tower_of(
+    processed: Processed, picture: int, kind: str, seen: tuple[View, ...]
+) -> tuple[Arrangement, Arrangement]:
     """The tokens of one picture in the tower of a family, and those behind the projector.
+
+    ``seen``: the views whose tokens its text has, if these are known.
 
     Raises
     ------
@@ -89,7 +95,7 @@ def tower_of(processed: Processed, picture: int, kind: str) -> tuple[Arrangement
         raise UnknownLayout(f"the layout of the family {kind!r} is not known here")
     known = LAYOUTS.get(kind, _MLLAMA)
     known.check(processed)
-    return TOWERS[kind].arranged(processed, picture, kind)
+    return TOWERS[kind].arranged(processed, picture, seen)
 
 
 # Class tokens and filler.

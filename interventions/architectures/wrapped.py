@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 import torch
 from nnsight.modeling.transformers import TransformersModel
 
-from interventions.architectures.anatomy import Anatomy, find_anatomy
+from interventions.architectures.anatomy import Anatomy
 from interventions.architectures.faults import check_unbroken
 from interventions.errors import ModeError, RemoteError
 
@@ -76,6 +76,9 @@ class Wrapped:
         remote: bool | str = False,
         runner: Callable[[], Runner] | None = None,
     ) -> None:
+        # What finds parts stays where models are loaded.
+        from interventions.architectures.anatomy_finding import find_anatomy
+
         self.nn = nn
         self.name = name
         self.revision = revision

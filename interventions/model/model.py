@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from nnsight.modeling.transformers import TransformersModel
 
-from interventions.architectures.adapters import switch_adapter
 from interventions.architectures.faults import check_unbroken
 from interventions.architectures.wrapped import (
     Runner,
@@ -130,6 +129,9 @@ class Model(Wrapped):
         """
         if self.remote is not False:
             raise LoadError(f"{self.name} runs on a server, which holds it as it was told to.")
+        # What knows adapters stays where models are loaded.
+        from interventions.architectures.adapters import switch_adapter
+
         switch_adapter(self.module, name, self.name)
 
     def unembed(self, hidden: torch.Tensor) -> torch.Tensor:

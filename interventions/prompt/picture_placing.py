@@ -45,7 +45,8 @@ def grids_of(model: Wrapped, row: Row, sizes: Sequence[tuple[int, int]]) -> list
         n = None if anatomy.image_token_id is None else len(row.roles.get(f"image_{picture}", ()))
         views, why = _known(lambda i=picture, n=n: _views(processed, i, anatomy.model_type, n))
         grid = replace(grid, views=views or (), reason=why)
-        seen, why = _known(lambda i=picture: tower_of(processed, i, anatomy.model_type))
+        shown = grid.views
+        seen, why = _known(lambda i=picture, v=shown: tower_of(processed, i, anatomy.model_type, v))
         tower, features = seen or (None, None)
         grids.append(replace(grid, tower=tower, features=features, tower_reason=why))
     return grids
