@@ -5,7 +5,7 @@ model: those may be fewer, as patches are merged, or what is padding is cut off.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from interventions.architectures.picture_layouts import (
 )
 from interventions.architectures.picture_lines import before_packing
 from interventions.architectures.picture_views import View
-from interventions.architectures.tower_views import Arrangement, merged_order
+from interventions.architectures.tower_views import Arrangement
 
 Finish = Callable[[Processed, int, Arrangement], Arrangement]
 
@@ -135,6 +135,25 @@ def _without_filler(_processed: Processed, _picture: int, tower: Arrangement) ->
 
 
 # Other orders.
+
+
+def merged_order(shape: tuple[int, int], merge: int, units: Sequence[int] | None) -> np.ndarray:
+    """Order of the patches of a grid whose neighbours that are merged stand together, [token].
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Patches down and across.
+    merge : int
+        Of these, so many down and across make one feature.
+    units : sequence of int, optional
+        In which order the features' patches come. Default: line by line.
+    """
+    cells = np.arange(shape[0] * shape[1]).reshape(
+        shape[0] // merge, merge, shape[1] // merge, merge
+    )
+    squares = cells.transpose(0, 2, 1, 3).reshape(-1, merge * merge)
+    return squares[list(units)].flatten() if units is not None else squares.flatten()
 
 
 def _squares(processed: Processed, picture: int, arranged: Arrangement) -> Arrangement:

@@ -4,7 +4,6 @@ A tower sees more than the language model does: class tokens, lines that are cut
 and some put the patches of a picture in an order of their own.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -81,22 +80,3 @@ def _taken(patches: Patches, order: np.ndarray) -> Patches:
         columns[name] = np.where(none, NO_PLACE, columns[name])
     columns["box"] = np.where(none[:, None], np.nan, columns["box"])
     return Patches(**columns)
-
-
-def merged_order(shape: tuple[int, int], merge: int, units: Sequence[int] | None) -> np.ndarray:
-    """Order of the patches of a grid whose neighbours that are merged stand together, [token].
-
-    Parameters
-    ----------
-    shape : (int, int)
-        Patches down and across.
-    merge : int
-        Of these, so many down and across make one feature.
-    units : sequence of int, optional
-        In which order the features' patches come. Default: line by line.
-    """
-    cells = np.arange(shape[0] * shape[1]).reshape(
-        shape[0] // merge, merge, shape[1] // merge, merge
-    )
-    squares = cells.transpose(0, 2, 1, 3).reshape(-1, merge * merge)
-    return squares[list(units)].flatten() if units is not None else squares.flatten()

@@ -27,10 +27,7 @@ def tower_of(model: Wrapped) -> Tower:
     if tower is None:
         raise SiteError(f"{model.name} is a text-only model and has no vision tower.")
     if tower.why:
-        raise SiteError(
-            f"{tower.why}. Read and write it with nnsight: model.nn.get(path), with the path of "
-            "one of its modules."
-        )
+        raise SiteError(f"{tower.why}. Use nnsight at its modules: model.nn.get(path).")
     return tower
 
 
