@@ -19,7 +19,7 @@ component           what it is
 ``q, k, v``         queries, keys and values of each head, behind their norm if they have one
                     and before rotary embeddings and the cache (in the order in which the
                     model computes them, which :func:`interventions.run` knows)
-``q_rot, k_rot``    queries and keys as they are attended with; read only
+``q_rot, k_rot``    queries and keys as they are attended with; of these, keys are written
 ``attn_scores``     of each query head [query, head, key], before the softmax; read only
 ``attn_pattern``    the weights behind it
 ``head_out``        each query head's result before the output projection
