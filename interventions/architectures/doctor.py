@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from interventions.architectures.abilities import Ability, abilities
-from interventions.architectures.anatomy import Anatomy, find_anatomy
+from interventions.architectures.anatomy import Anatomy
+from interventions.architectures.anatomy_finding import find_anatomy
 from interventions.architectures.blocks import Block
 from interventions.architectures.blueprints import blueprint
 from interventions.architectures.families import tested

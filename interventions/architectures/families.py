@@ -1,6 +1,6 @@
 """What neither structure nor config of a model tells, per family, as data.
 
-Most of a model is found from its structure (:mod:`interventions.architectures.anatomy`).
+Most of a model is found from its structure (:mod:`interventions.architectures.anatomy_finding`).
 What is left: how an image is written in a prompt, how its tensors stack, how many tokens its
 features fill, and which tokens of a prompt see each other both ways. A new architecture needs an
 entry here only if one of these differs from the defaults of :class:`Family`.
@@ -37,6 +37,9 @@ class Family:
         What in a text config says whether they do, where models of one family differ in it.
     first_position : int
         Position id of a prompt's first token.
+    projector_reads : {"tower", "features"}
+        What the projector is given: every token of the tower, which it merges itself, or as many
+        as it gives.
     processor_begins : bool
         The begin token is written by the processor, behind the images, and not by the tokenizer.
     count : callable
@@ -50,6 +53,7 @@ class Family:
     two_way_key: str | None = None
     first_position: int = 0
     processor_begins: bool = False
+    projector_reads: Literal["tower", "features"] = "features"
     count: Callable[[Any, Tensors], int | None] = _no_count
 
     def of(self, text: Any) -> "Family":
@@ -134,17 +138,19 @@ def _idefics3_patches(module: Any, tensors: Tensors) -> int:
     return tensors["pixel_values"].shape[1] * (vision.image_size // vision.patch_size // scale) ** 2
 
 
-_QWEN = Family("<|vision_start|>{image_token}<|vision_end|>", count=_grid_patches)
+_QWEN = Family(
+    "<|vision_start|>{image_token}<|vision_end|>", count=_grid_patches, projector_reads="tower"
+)
 _GLM = Family("<|begin_of_image|>{image_token}<|end_of_image|>", count=_grid_patches)
-_IDEFICS = Family(per_row=True, count=_idefics3_patches)
+_IDEFICS = Family(per_row=True, count=_idefics3_patches, projector_reads="tower")
 
 FAMILIES: dict[str, Family] = {
     "llava": Family(count=_llava_patches),
     "vipllava": Family(count=_clip_patches),
-    "mistral3": Family(count=_sized_patches),
+    "mistral3": Family(count=_sized_patches, projector_reads="tower"),
     "llava_next": Family(count=_packed_patches),
     "llava_onevision": Family(),
-    "gemma3": Family(two_way="image", count=_gemma3_patches),
+    "gemma3": Family(two_way="image", count=_gemma3_patches, projector_reads="tower"),
     "gemma4": Family(
         two_way="image", two_way_key="use_bidirectional_attention", count=_gemma4_patches
     ),

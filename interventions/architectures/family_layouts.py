@@ -26,25 +26,26 @@ from interventions.architectures.picture_lines import in_lines
 from interventions.architectures.picture_views import View
 
 
-def _patch_side(module: Any) -> int:
+def patch_side(module: Any) -> int:
+    """Pixels along the side of a patch."""
     return module.config.vision_config.patch_size
 
 
 def _merged_side(module: Any) -> int:
-    return _patch_side(module) * module.config.vision_config.spatial_merge_size
+    return patch_side(module) * module.config.vision_config.spatial_merge_size
 
 
 def _pixtral_side(module: Any) -> int:
-    return _patch_side(module) * getattr(module.config, "spatial_merge_size", 1)
+    return patch_side(module) * getattr(module.config, "spatial_merge_size", 1)
 
 
 def _gemma3_side(module: Any) -> int:
-    patches = module.config.vision_config.image_size // _patch_side(module)
-    return _patch_side(module) * (patches // math.isqrt(module.config.mm_tokens_per_image))
+    patches = module.config.vision_config.image_size // patch_side(module)
+    return patch_side(module) * (patches // math.isqrt(module.config.mm_tokens_per_image))
 
 
 def _gemma4_side(module: Any) -> int:
-    return _patch_side(module) * module.config.vision_config.pooling_kernel_size
+    return patch_side(module) * module.config.vision_config.pooling_kernel_size
 
 
 def _internvl_side(module: Any) -> float:
@@ -52,11 +53,11 @@ def _internvl_side(module: Any) -> float:
 
 
 def _idefics_side(module: Any) -> int:
-    return _patch_side(module) * module.config.scale_factor
+    return patch_side(module) * module.config.scale_factor
 
 
 def _llama4_side(module: Any) -> float:
-    return _patch_side(module) / module.config.vision_config.pixel_shuffle_ratio
+    return patch_side(module) / module.config.vision_config.pixel_shuffle_ratio
 
 
 def _keeps_class(module: Any) -> bool:
@@ -64,7 +65,8 @@ def _keeps_class(module: Any) -> bool:
     return whole and module.config.vision_config.model_type == "clip_vision_model"
 
 
-def _gemma3_crops(processed: Processed, picture: int) -> list[tuple[int, int, int, int]]:
+def gemma3_crops(processed: Processed, picture: int) -> list[tuple[int, int, int, int]]:
+    """Of Gemma 3: parts (y, x, height, width) of a picture that are shown once more."""
     settings = processed.settings
     if not settings.get("do_pan_and_scan"):
         return []
@@ -82,23 +84,23 @@ def _llava_views(processed: Processed, picture: int) -> list[View]:
 
 
 _SIZED = stretched(sized_canvas, _pixtral_side)
-_PLAIN = on_one_canvas(_patch_side, class_token=_keeps_class)
+_PLAIN = on_one_canvas(patch_side, class_token=_keeps_class)
 _PLAIN_PROCESSORS = ("CLIP", "Siglip", "Llava")
 _LINES = Layout(in_lines, ("LlavaNext", "LlavaOnevision"))
 _GRID = Layout(stretched(grid_canvas, _merged_side), ("Qwen2VL", "Glm4v", "Glm46V"))
 _TILES = Layout(in_tiles(counted_tiles, _idefics_side), ("Idefics3", "SmolVLM"))
 
-_GEMMA3 = on_one_canvas(_gemma3_side, crops=_gemma3_crops)
+_GEMMA3 = on_one_canvas(_gemma3_side, crops=gemma3_crops)
 
 LAYOUTS: dict[str, Layout] = {
     "llava": Layout(_llava_views, (*_PLAIN_PROCESSORS, "Pixtral")),
-    "vipllava": Layout(on_one_canvas(_patch_side), _PLAIN_PROCESSORS),
+    "vipllava": Layout(on_one_canvas(patch_side), _PLAIN_PROCESSORS),
     "mistral3": Layout(_SIZED, ("Pixtral",)),
     "llava_next": _LINES,
     "llava_onevision": _LINES,
     "gemma3": Layout(_GEMMA3, ("Gemma3",)),
     "gemma4": Layout(stretched(numbered_canvas, _gemma4_side), ("Gemma4",)),
-    "paligemma": Layout(on_one_canvas(_patch_side), ("Siglip",)),
+    "paligemma": Layout(on_one_canvas(patch_side), ("Siglip",)),
     "qwen2_vl": _GRID,
     "qwen2_5_vl": _GRID,
     "qwen3_vl": _GRID,

@@ -85,13 +85,17 @@ class Layout:
         UnknownLayout
             With the reason.
         """
+        self.check(processed)
+        return self.rule(processed, picture)
+
+    def check(self, processed: Processed) -> None:
+        """Refuse, with an UnknownLayout, image processors that the rule is not about."""
         known = {f"{name}ImageProcessor{how}" for name in self.processors for how in ENGINES}
         if type(processed.processor).__name__ not in known:
             raise UnknownLayout(
                 f"{type(processed.processor).__name__} is none of the image processors that are "
                 f"known here for this family, {', '.join(self.processors)}"
             )
-        return self.rule(processed, picture)
 
 
 ENGINES = ("", "Pil", "Fast")
@@ -267,7 +271,12 @@ class Tiled:
     side: int
 
 
-def in_tiles(canvas: Callable[[Processed, int], Tiled], cell: Callable[[Any], float]) -> Rule:
+def in_tiles(
+    canvas: Callable[[Processed, int], Tiled],
+    cell: Callable[[Any], float],
+    *,
+    whole: bool = True,
+) -> Rule:
     """Rule for pictures that are cut into tiles, with the whole behind them if there are several.
 
     Parameters
@@ -276,6 +285,8 @@ def in_tiles(canvas: Callable[[Processed, int], Tiled], cell: Callable[[Any], fl
         ``canvas(processed, picture)``: the tiles.
     cell : callable
         ``cell(module)``: pixels of a tile along a token's side.
+    whole : bool
+        The whole is shown once more.
     """
 
     def views(processed: Processed, picture: int) -> list[View]:
@@ -284,8 +295,10 @@ def in_tiles(canvas: Callable[[Processed, int], Tiled], cell: Callable[[Any], fl
         lines, columns = tiled.y.cells(n * tiled.down), tiled.x.cells(n * tiled.across)
         if tiled.down * tiled.across == 1:
             return [View("picture", lines, columns)]
-        y, x = (axis.resized(tiled.side).cells(n) for axis in processed.axes(picture))
         tiles = View("tile", lines, columns, tiles=(tiled.down, tiled.across))
+        if not whole:
+            return [tiles]
+        y, x = (axis.resized(tiled.side).cells(n) for axis in processed.axes(picture))
         return [tiles, View("thumbnail", y, x)]
 
     return views

@@ -1,12 +1,14 @@
 """LLaVA-NeXT's kind of layout: a picture at once, and then its tiles put together, line by line."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from interventions.architectures.picture_layouts import (
     Processed,
+    Tiled,
     UnknownLayout,
     blank_picture,
     size_of,
@@ -21,18 +23,46 @@ def in_lines(processed: Processed, picture: int) -> list[View]:
     than the model takes is shrunk. Of several pictures in a row, OneVision's processor tiles none.
     """
     side, n = _side(processed), _patches(processed.module)
-    y, x = processed.axes(picture)
     if not _is_tiled(processed):
-        longest = max(y.length, x.length)
-        y, x = (axis.cut(-((longest - axis.length) // 2), longest) for axis in (y, x))
-        return [View("picture", y.cells(n), x.cells(n), behind=1)]
+        return [replace(_squared(processed, picture, n), behind=1)]
+    tiled = _tiled(processed, picture, side)
+    shape = tiled.down * n, tiled.across * n
+    return [
+        _thumbnail(processed, picture, n),
+        _packed(processed, picture, tiled.y, tiled.x, shape, side / n),
+    ]
+
+
+def before_packing(processed: Processed, picture: int) -> list[View]:
+    """The picture at once, and then each of its tiles, as the tower is given them."""
+    side, n = _side(processed), _patches(processed.module)
+    if not _is_tiled(processed):
+        return [_squared(processed, picture, n)]
+    tiled = _tiled(processed, picture, side)
+    lines, columns = tiled.y.cells(tiled.down * n), tiled.x.cells(tiled.across * n)
+    tiles = View("tile", lines, columns, tiles=(tiled.down, tiled.across))
+    return [_thumbnail(processed, picture, n), tiles]
+
+
+def _squared(processed: Processed, picture: int, n: int) -> View:
+    """A picture that is not tiled, padded to a square."""
+    y, x = processed.axes(picture)
+    longest = max(y.length, x.length)
+    y, x = (axis.cut(-((longest - axis.length) // 2), longest) for axis in (y, x))
+    return View("picture", y.cells(n), x.cells(n))
+
+
+def _thumbnail(processed: Processed, picture: int, n: int) -> View:
+    y, x = processed.axes(picture)
+    return View("thumbnail", y.cells(n), x.cells(n))
+
+
+def _tiled(processed: Processed, picture: int, side: int) -> Tiled:
+    y, x = processed.axes(picture)
     down, across = _canvas(processed, picture, side)
     height, width = _fitted(processed, picture, (down * side, across * side))
     y = _centred(y.resized(height), down * side)
-    x = _centred(x.resized(width), across * side)
-    whole = processed.axes(picture)
-    thumbnail = View("thumbnail", whole[0].cells(n), whole[1].cells(n))
-    return [thumbnail, _packed(processed, picture, y, x, (down * n, across * n), side / n)]
+    return Tiled(y, _centred(x.resized(width), across * side), down, across, side)
 
 
 def _side(processed: Processed) -> int:

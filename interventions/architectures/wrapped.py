@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 import torch
 from nnsight.modeling.transformers import TransformersModel
 
-from interventions.architectures.anatomy import Anatomy, find_anatomy
+from interventions.architectures.anatomy import Anatomy
 from interventions.architectures.faults import check_unbroken
 from interventions.errors import ModeError, RemoteError
 
@@ -56,6 +56,10 @@ class Wrapped:
         Rows of the prompt that was traced last.
     running_images : bool
         Whether it has images.
+    running_prefix : int
+        How many tokens its rows share, which are not in them.
+    running_vision : dict of str to Slots
+        How many tokens of the vision tower its rows have; see :class:`interventions.Prompt`.
     held : dict or None
         Its fingerprint, while it is known not to change;
         see :class:`interventions.model.fingerprints.Unchanged`.
@@ -72,6 +76,9 @@ class Wrapped:
         remote: bool | str = False,
         runner: Callable[[], Runner] | None = None,
     ) -> None:
+        # What finds parts stays where models are loaded.
+        from interventions.architectures.anatomy_finding import find_anatomy
+
         self.nn = nn
         self.name = name
         self.revision = revision
@@ -82,6 +89,8 @@ class Wrapped:
         self.anatomy: Anatomy = find_anatomy(nn._module)
         self.running_rows = 0
         self.running_images = False
+        self.running_prefix = 0
+        self.running_vision: dict[Any, Any] = {}
         self.held: dict[str, Any] | None = None
         self.feature_counts: dict[Any, int | None] = {}
 

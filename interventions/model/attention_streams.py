@@ -7,6 +7,7 @@ sdpa runs on as it did, and nothing is changed in the model or its config.
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -89,7 +90,7 @@ class Call:
                 narrow = torch.float32 if self.query.dtype == torch.float64 else self.query.dtype
                 lowest = torch.finfo(narrow).min
                 mask = torch.zeros_like(mask, dtype=self.query.dtype).masked_fill(mask, lowest)
-        function = getattr(sys.modules[type(original(self.module)).__module__], EAGER, None)
+        function = self._eager()
         if function is None:
             raise SiteError(
                 f"{type(original(self.module)).__name__} has no eager attention function beside "
@@ -98,6 +99,10 @@ class Call:
         given = (self.module, self.query, self.key, self.value, mask)
         weights = function(*given, **self.settings)[1]
         return weights[..., : self.key.shape[-2]]
+
+    def _eager(self) -> Callable[..., Any] | None:
+        """The eager function that stands beside the module."""
+        return getattr(sys.modules[type(original(self.module)).__module__], EAGER, None)
 
     def check_pattern(self, new: torch.Tensor, changed: torch.Tensor) -> None:
         """Refuse rows that do not sum to one, or look where the query cannot.
@@ -132,6 +137,21 @@ class Call:
         """What heads give under a pattern, [row, query, head, width]."""
         values = self.value.repeat_interleave(pattern.shape[1] // self.value.shape[1], 1)
         return (pattern @ values).transpose(1, 2)
+
+
+def check_unshared(n_prefix: int) -> None:
+    """Refuse to write rotated keys behind a shared prefix, of which attention has a copy.
+
+    Raises
+    ------
+    PatchError
+        Says what to do.
+    """
+    if n_prefix:
+        raise PatchError(
+            "k_rot cannot be written behind a shared prefix: attention is given a copy of what is "
+            "in the cache. Write k, or make the prompt without share_prefix."
+        )
 
 
 HELD: WeakKeyDictionary[Mediator, tuple[str, int, Call]] = WeakKeyDictionary()
@@ -203,8 +223,16 @@ class AttentionStream(HeadStream):
         return value.transpose(1, 2).flatten(2)
 
     def replace(self, layer: int, hidden: torch.Tensor) -> None:
-        """Let the heads attend by a pattern; rows that stay as they are keep their result."""
+        """Let the heads attend by a pattern; rows that stay as they are keep their result.
+
+        Keys are in the cache by now: they are written in place, where both have them.
+        """
         call = self._call(layer)
+        if self._component == "k_rot":
+            check_unshared(self._model.running_prefix)
+            keys = hidden.unflatten(-1, (self._n_heads, -1)).transpose(1, 2)
+            call.key[..., -call.query.shape[-2] :, :].copy_(keys)
+            return
         new = hidden.unflatten(-1, (self._n_heads, -1)).transpose(1, 2)
         changed = (new != call.pattern()).any(-1)
         call.check_pattern(new, changed)

@@ -40,8 +40,7 @@ class HeadStream(Stream):
         super().__init__(model, component)
 
     def __repr__(self) -> str:
-        anatomy = self._model.anatomy
-        size = f"{anatomy.n_layers} layers x {self._n_heads} x {self._width or 'keys'}"
+        size = f"{self._n_layers} layers x {self._n_heads} x {self._width or 'keys'}"
         return f"<{self._component}: {size}>"
 
     @property
@@ -73,12 +72,14 @@ class HeadStream(Stream):
     def __getitem__(self, key: Any) -> Any:
         layers, positions, heads = split_index(key, 3)
         layers, heads = index_of(layers, "layer"), _heads_of(heads)
+        indices = layer_list(layers, self._n_layers)
+        self._check_space(indices, positions)
         chosen = self._heads(heads)
         wanted = chosen[0] if isinstance(heads, int) else chosen
         split = (self._n_heads, -1)
         values = [
             read_at(self.live(layer), positions).unflatten(-1, split)[..., wanted, :]
-            for layer in layer_list(layers, self._model.n_layers)
+            for layer in indices
         ]
         return values[0] if isinstance(layers, int) else stacked(values)
 
@@ -106,7 +107,7 @@ class HeadStream(Stream):
                     f"shape is {tuple(value.shape)}."
                 )
             value = value.flatten(-2)
-        indices = written_once(layer_list(layers, self._model.n_layers), "layer")
+        indices = written_once(layer_list(layers, self._n_layers), "layer")
         for layer, own in zip(indices, per_layer(layers, value, len(indices)), strict=True):
             self.put(layer, positions, own, mode=mode, heads=heads)
 
@@ -122,6 +123,7 @@ class HeadStream(Stream):
     ) -> None:
         """Write into some heads of one layer, whose values are behind one another."""
         check_written(self._component)
+        self._check_space([layer], positions)
         chosen = self._heads(heads)
         split = self.live(layer).unflatten(-1, (self._n_heads, -1)).clone()
         old = split[:, :, chosen].flatten(2)

@@ -42,6 +42,8 @@ class InnerStream(Stream):
             value = value.unflatten(0, (self._model.running_rows, -1))
         if value.ndim == 4:
             value = value.flatten(2)
+        if self._model.anatomy.parts[layer].cross and len(value) != self._model.running_rows:
+            value = value.reshape(self._model.running_rows, -1, value.shape[-1])  # tile by tile
         # Of gate and up side by side the gate is the first half.
         return value[..., : spot.axes[0]] if len(spot.axes) == 1 else value
 

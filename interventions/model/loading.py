@@ -10,7 +10,7 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 
 from interventions.architectures.adapters import add_adapters, named_adapters
-from interventions.architectures.anatomy import find_anatomy
+from interventions.architectures.anatomy_finding import find_anatomy
 from interventions.architectures.blocks import OTHERWISE
 from interventions.architectures.blueprints import sees
 from interventions.architectures.checkpoint_place import place_of

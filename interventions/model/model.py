@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from nnsight.modeling.transformers import TransformersModel
 
-from interventions.architectures.adapters import switch_adapter
 from interventions.architectures.faults import check_unbroken
 from interventions.architectures.wrapped import (
     Runner,
@@ -36,6 +35,7 @@ from interventions.model.streams import (
     LogitsStream,
     Stream,
 )
+from interventions.model.vision import Vision
 from interventions.prompt.making import make_prompt
 from interventions.prompt.prompt import Prompt
 from interventions.prompt.rows import SEQUENCE_KEYS, Span
@@ -62,6 +62,9 @@ class Model(Wrapped):
         Indexed ``[layers, positions, heads]``.
     embeddings, image_features, logits
         Indexed ``[positions]`` inside a trace.
+    vision : Vision
+        The streams of the vision tower and its projector; see
+        :mod:`interventions.model.vision_streams`.
     nn, anatomy, module, tokenizer, processor, remote, jobs, requests ...
         As :class:`interventions.architectures.wrapped.Wrapped` has them.
 
@@ -104,6 +107,7 @@ class Model(Wrapped):
         self.embeddings = EmbeddingStream(self)
         self.image_features = ImageFeatureStream(self)
         self.logits = LogitsStream(self)
+        self.vision = Vision(self)
         self._prefixes = PrefixCache()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -126,6 +130,9 @@ class Model(Wrapped):
         """
         if self.remote is not False:
             raise LoadError(f"{self.name} runs on a server, which holds it as it was told to.")
+        # What knows adapters stays where models are loaded.
+        from interventions.architectures.adapters import switch_adapter
+
         switch_adapter(self.module, name, self.name)
 
     def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -251,6 +258,7 @@ class Model(Wrapped):
                 )
             arguments[cache_argument(self.module)] = self.prefix_cache(prompt)
         self.running_rows, self.running_images = len(prompt), prompt.has_images
+        self.running_vision, self.running_prefix = prompt.vision, len(prompt.prefix_ids)
         return {**arguments, **given}
 
     def prefix_cache(self, prompt: Prompt) -> Any:

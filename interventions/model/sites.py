@@ -10,6 +10,7 @@ from interventions.architectures.spots import Spot
 from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PatchError, SiteError
 from interventions.given import index_of, of_kind, one_of
+from interventions.model.vision_places import NAMED, check_vision, space_of, tower_of, vision_axes
 from interventions.prompt.positions import Positions, index_list, read_at
 from interventions.prompt.prompt import Prompt
 
@@ -33,6 +34,14 @@ Component = Literal[
     "mlp_post",
     "mlp_out",
     "resid_post",
+    "vision.resid_pre",
+    "vision.attn_pattern",
+    "vision.head_out",
+    "vision.attn_out",
+    "vision.mlp_out",
+    "vision.resid_post",
+    "vision.projector_in",
+    "vision.projector_out",
 ]
 
 
@@ -62,7 +71,7 @@ STREAMS: dict[Component, Declared] = {
     "k": Declared(of_head=True),
     "v": Declared(of_head=True),
     "q_rot": Declared(of_head=True, instead="it is made of q. Write q"),
-    "k_rot": Declared(of_head=True, instead="keys are in the cache by then. Write k"),
+    "k_rot": Declared(of_head=True),
     "attn_scores": Declared(of_head=True, instead="they are made of q and k. Write attn_pattern"),
     "attn_pattern": Declared(of_head=True),
     "head_out": Declared(of_head=True, added=True),
@@ -83,25 +92,46 @@ INSIDE: tuple[Component, ...] = tuple(name for name in ANY if not STREAMS[name].
 """The others, which are inside a sublayer or between two: not every block has all of them."""
 RESIDUAL: tuple[Component, ...] = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 """The components of width d_model that add up."""
+VISION: tuple[Component, ...] = (
+    "vision.resid_pre",
+    "vision.attn_pattern",
+    "vision.head_out",
+    "vision.attn_out",
+    "vision.mlp_out",
+    "vision.resid_post",
+    "vision.projector_in",
+    "vision.projector_out",
+)
+"""Those of the vision tower's blocks, and of its projector, of which there is one: layer 0."""
+PROJECTOR: tuple[Component, ...] = VISION[-2:]
 PROJECTED: tuple[Component, ...] = ("q", "k", "v")
 ATTENDING: tuple[Component, ...] = ("q_rot", "k_rot", "attn_scores", "attn_pattern")
 """What is seen where the attention function is called."""
 
 
-def check_component(component: str, among: tuple[Component, ...] = ANY) -> Component:
+def check_component(component: str, among: tuple[Component, ...] = (*ANY, *VISION)) -> Component:
     """Return ``component`` if it names one of these streams, else raise SiteError."""
-    if isinstance(component, str) and component in ANY and component not in among:
+    known = isinstance(component, str) and component in (*ANY, *VISION)
+    if known and component not in among:
+        where = "iv.run, iv.complete" if component in VISION else "iv.run, iv.replay"
         raise SiteError(
-            f"{component} is read and written by iv.read, iv.run, iv.replay and in a trace, and "
+            f"{component} is read and written by iv.read, {where} and in a trace, and "
             f"nowhere else. Expected one of {', '.join(among)}."
         )
-    known = [*COMPONENTS, *(name for name in INSIDE if name in among)]
-    return one_of(component, "component", known, error=SiteError)
+    names = [*COMPONENTS, *(name for name in (*INSIDE, *VISION) if name in among)]
+    return one_of(component, "component", names, error=SiteError)
 
 
 def of_head(component: str) -> bool:
     """Whether a component is divided into heads."""
+    if component in VISION:
+        return component in ("vision.attn_pattern", "vision.head_out")
     return isinstance(component, str) and component in ANY and STREAMS[component].of_head
+
+
+def of_vision(component: str) -> bool:
+    """Whether a component is of the vision tower or its projector."""
+    return component in VISION
 
 
 def spot_of(model: Wrapped, component: Component, layer: int) -> Spot:
@@ -120,16 +150,39 @@ def spot_of(model: Wrapped, component: Component, layer: int) -> Spot:
 
 def n_heads_of(model: Wrapped, component: Component) -> int:
     """How many heads a component is divided into."""
+    if of_vision(component):
+        return tower_of(model).n_heads
     shared = component in ("k", "v", "k_rot")
     return model.anatomy.n_kv_heads if shared else model.anatomy.n_heads
 
 
 def rank_of(model: Wrapped, component: Component, layer: int) -> float:
     """Place of a component in its block, in the order in which the model computes it."""
+    if of_vision(component):
+        return VISION.index(component)
     if component not in PROJECTED:
         return ANY.index(component)
     projected = [s.component for s in model.anatomy.parts[layer].inside if s.component in PROJECTED]
     return ANY.index(PROJECTED[0]) + projected.index(component)
+
+
+def stage_of(component: Component) -> int:
+    """Place of what a component is of: the tower, the projector, or the language model."""
+    if not of_vision(component):
+        return 2
+    return int(component in PROJECTOR)
+
+
+def depth_of(model: Wrapped, component: Component) -> int:
+    """How many layers a component has."""
+    if not of_vision(component):
+        return model.n_layers
+    return 1 if component in PROJECTOR else len(tower_of(model).blocks)
+
+
+def layers_of(model: Wrapped, place: "Place") -> list[int]:
+    """Indices of the layers that a site or a patch names."""
+    return layer_list(place.layers, depth_of(model, place.component))
 
 
 def layer_list(layers: Layers, n_layers: int) -> list[int]:
@@ -173,7 +226,9 @@ class Site:
         A stream with layers: ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"``,
         ``"resid_post"``, or what is inside a block: ``"q"``, ``"k"``, ``"v"``, ``"q_rot"``,
         ``"k_rot"``, ``"attn_scores"``, ``"attn_pattern"``, ``"resid_mid"``, ``"mlp_in"``,
-        ``"router"``, ``"mlp_pre"``, ``"mlp_post"``. See :mod:`interventions.model.streams`.
+        ``"router"``, ``"mlp_pre"``, ``"mlp_post"``. See :mod:`interventions.model.streams`. Or one
+        of the vision tower, such as ``"vision.resid_post"``: see
+        :mod:`interventions.model.vision_streams`.
     layers : int, slice or list of int
     positions : Positions, optional
         From :meth:`interventions.Prompt.at`; of attention, those of the queries. None: every
@@ -225,6 +280,8 @@ def width_of(model: Wrapped, site: Place, n_keys: int = 0) -> list[int]:
 
 
 def _axes_of(model: Wrapped, site: Place, n_keys: int) -> list[int]:
+    if of_vision(site.component):
+        return vision_axes(tower_of(model), site.component, n_keys)
     if site.component == "head_out":
         return [model.anatomy.n_heads, model.anatomy.head_dim]
     if site.component not in INSIDE:
@@ -247,39 +304,70 @@ def check_heads(model: Wrapped, site: Place) -> None:
     if not of_head(site.component):
         raise SiteError(
             f"{site.component} is not divided into heads. Use "
-            f"{', '.join(name for name in ANY if of_head(name))}."
-            if site.component in INSIDE
+            f"{', '.join(name for name in (*ANY, *VISION) if of_head(name))}."
+            if site.component in (*INSIDE, *PROJECTOR)
             else f"{site.component} is summed over heads and cannot be split into them. Use "
-            "head_out."
+            + ("vision.head_out." if of_vision(site.component) else "head_out.")
         )
     index_list(site.heads, n_heads_of(model, site.component), "head")
 
 
 def check_written(component: Component) -> None:
     """Refuse to write into what can only be read."""
+    if of_vision(component):
+        return
     if instead := STREAMS[component].instead:
         raise PatchError(f"{component} can only be read: {instead}.")
 
 
 def check_place(
-    model: Wrapped, prompt: Prompt, what: str, layers: Layers, at: Positions | None
+    model: Wrapped,
+    prompt: Prompt,
+    what: str,
+    layers: Layers,
+    at: Positions | None,
+    component: Component = "resid_post",
 ) -> None:
-    """Refuse blocks that do not run, and positions of another prompt."""
-    for layer in layer_list(layers, model.n_layers):
-        check_runs(model, layer, images=prompt.has_images)
-    if isinstance(at, Positions) and (at.n_rows, at.length) != (len(prompt), prompt.length):
+    """Refuse blocks that do not run, and positions of another prompt or of another part."""
+    if of_vision(component):
+        check_vision(model, prompt, component)
+        layer_list(layers, depth_of(model, component))
+    else:
+        for layer in layer_list(layers, model.n_layers):
+            check_runs(model, layer, images=prompt.has_images)
+    if not isinstance(at, Positions):
+        return
+    named = layer_list(layers, depth_of(model, component))
+    space = space_of(model, component, named)
+    if at.of != space:
+        raise SiteError(
+            f"{what} of {component} of block {named[0]} of {model.name} is at positions of "
+            f"{NAMED[space]}, but {at.role!r} is at positions of {NAMED[at.of]}. Use "
+            f"prompt.at(role, of={space!r})."
+        )
+    length = length_of(model, prompt, component, named)
+    if (at.n_rows, at.length) != (len(prompt), length):
         raise SiteError(
             f"{what} at {at.role!r} was made for {at.n_rows} rows x {at.length} tokens; the prompt "
-            f"has {len(prompt)} x {prompt.length}. Use positions of the prompt that runs."
+            f"has {len(prompt)} x {length}. Use positions of the prompt that runs."
         )
+
+
+def length_of(
+    model: Wrapped, prompt: Prompt, component: Component, layers: Sequence[int] = ()
+) -> int:
+    """How many positions a component has in each row, padding included."""
+    space = space_of(model, component, layers)
+    return prompt.length if space == "text" else prompt.vision[space].length
 
 
 def check_sites(model: Wrapped, prompt: Prompt, sites: Sequence[Site]) -> None:
     """Refuse, before anything runs, sites that the model or the prompt does not have."""
     for site in sites:
-        check_component(site.component)
-        check_place(model, prompt, "a site", site.layers, site.positions)
+        component = check_component(site.component)
+        check_place(model, prompt, "a site", site.layers, site.positions, component)
         check_heads(model, site)
         width_of(model, site)  # refuses blocks that have none
         if site.positions is not None and site.positions.ragged:
-            read_at(torch.empty(len(prompt), prompt.length, 0), site.positions)  # says what to do
+            length = length_of(model, prompt, component, layers_of(model, site))
+            read_at(torch.empty(len(prompt), length, 0), site.positions)  # says what to do

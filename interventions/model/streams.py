@@ -19,7 +19,7 @@ component           what it is
 ``q, k, v``         queries, keys and values of each head, behind their norm if they have one
                     and before rotary embeddings and the cache (in the order in which the
                     model computes them, which :func:`interventions.run` knows)
-``q_rot, k_rot``    queries and keys as they are attended with; read only
+``q_rot, k_rot``    queries and keys as they are attended with; of these, keys are written
 ``attn_scores``     of each query head [query, head, key], before the softmax; read only
 ``attn_pattern``    the weights behind it
 ``head_out``        each query head's result before the output projection
@@ -37,7 +37,7 @@ component           what it is
 ==================  ======================================================================
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +49,8 @@ from interventions.errors import PatchError, SiteError
 from interventions.given import index_of
 from interventions.given_arrays import tensor_of
 from interventions.model.sites import Component, Layers, check_runs, layer_list, written_once
-from interventions.prompt.positions import Mode, Positions, Where, read_at, write_at
+from interventions.model.vision_places import NAMED, space_of
+from interventions.prompt.positions import Mode, Positions, Space, Where, read_at, write_at
 
 
 def split_index(key: Any, most: int = 2) -> tuple[Any, ...]:
@@ -94,7 +95,15 @@ class Stream:
         self._component: Component = component
 
     def __repr__(self) -> str:
-        return f"<{self._component}: {self._model.n_layers} layers x {self._model.d_model}>"
+        return f"<{self._component}: {self._n_layers} layers x {self._model.d_model}>"
+
+    @property
+    def _n_layers(self) -> int:
+        return self._model.n_layers
+
+    def _check_space(self, layers: Sequence[int], positions: Any) -> None:
+        """Refuse positions in the text where those of the tower are meant, and so on."""
+        check_space(space_of(self._model, self._component, layers), positions)
 
     def live(self, layer: int) -> torch.Tensor:
         """Return the running value of one layer itself, [row, position, width]."""
@@ -133,10 +142,9 @@ class Stream:
     def __getitem__(self, key: Any) -> Any:  # a tensor, to which nnsight adds .save()
         layers, positions = split_index(key)
         layers = index_of(layers, "layer")
-        values = [
-            read_at(self.live(layer), positions)
-            for layer in layer_list(layers, self._model.n_layers)
-        ]
+        chosen = layer_list(layers, self._n_layers)
+        self._check_space(chosen, positions)
+        values = [read_at(self.live(layer), positions) for layer in chosen]
         return values[0] if isinstance(layers, int) else stacked(values)
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -156,7 +164,7 @@ class Stream:
         mode : {"set", "add", "scale"}
         """
         layers, value = index_of(layers, "layer"), tensor_of(value)
-        chosen = written_once(layer_list(layers, self._model.n_layers), "layer")
+        chosen = written_once(layer_list(layers, self._n_layers), "layer")
         for layer, own in zip(chosen, per_layer(layers, value, len(chosen)), strict=True):
             self.put(layer, positions, own, mode=mode)
 
@@ -170,7 +178,17 @@ class Stream:
         checked: torch.dtype | None = None,
     ) -> None:
         """Write into a layer; ``checked``: see :func:`interventions.prompt.positions.write_at`."""
+        self._check_space([layer], positions)
         self.replace(layer, write_at(self.live(layer), positions, value, mode, checked=checked))
+
+
+def check_space(space: Space, positions: Any) -> None:
+    """Refuse positions in the text where those of the tower are meant, and so on."""
+    if isinstance(positions, Positions) and positions.of != space:
+        raise SiteError(
+            f"{positions.role!r} is at positions of {NAMED[positions.of]}, and this stream is of "
+            f"{NAMED[space]}. Use prompt.at(role, of={space!r})."
+        )
 
 
 def stacked(values: list[torch.Tensor]) -> torch.Tensor:
@@ -205,9 +223,11 @@ class EmbeddingStream:
             return self._model.blocks[0].input
 
     def __getitem__(self, positions: Any) -> Any:
+        check_space("text", positions)
         return read_at(self._live(), positions)
 
     def __setitem__(self, positions: Any, value: Any) -> None:
+        check_space("text", positions)
         self._model.blocks[0].input = write_at(self._live(), positions, value)
 
 
@@ -269,6 +289,7 @@ class LogitsStream:
         self._model = model
 
     def _shifted(self, hidden: torch.Tensor, positions: Any) -> Any:
+        check_space("text", positions)
         if not isinstance(positions, Positions):
             return positions
         missing = positions.length - hidden.shape[1]

@@ -28,7 +28,7 @@ def grid_table(roles: Roles, grids: Grids) -> "xr.Dataset":
     for row, own in enumerate(grids):
         for picture, grid in enumerate(own):
             known_patches(grid, f"picture {picture} of row {row}")
-            positions = roles[row][f"image_{picture}"]
+            positions = roles[row].get(f"image_{picture}", ())
             named = {"row": np.full(len(positions), row), "position": np.array(positions)}
             parts.append({**named, **_columns(grid, picture)})
     if not parts:

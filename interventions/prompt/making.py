@@ -11,13 +11,14 @@ import torch
 from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PictureError, PromptError, PromptWarning
 from interventions.given import flag, named, of_kind, plain, several, text_of
+from interventions.prompt.collating import collate
 from interventions.prompt.feature_count import feature_count
-from interventions.prompt.picture_grids import PictureGrid
+from interventions.prompt.picture_grids import PictureGrid, slots_of
 from interventions.prompt.picture_numbers import check_one_range
 from interventions.prompt.picture_sources import pictures_in
 from interventions.prompt.pictures import as_picture
 from interventions.prompt.processor_settings import image_settings
-from interventions.prompt.prompt import Prompt, collate
+from interventions.prompt.prompt import Prompt
 from interventions.prompt.rows import Row, Span, build_row, checked_span
 from interventions.prompt.tokenizing import ends_of
 from interventions.prompt.written import Written, read_rows, written_rows
@@ -114,7 +115,8 @@ def make_prompt(
         cross_attention=cross,
         first_position=anatomy.family.first_position,
     )
-    prompt = replace(prompt, grids=_grids(model, rows, sizes))
+    grids = _grids(model, rows, sizes)
+    prompt = replace(prompt, grids=grids, vision=slots_of(grids))
     if two_way == "prompt" and "token_type_ids" not in prompt.inputs:
         # Without it, text alone is read in one direction or in both, as attention goes.
         types = torch.zeros_like(prompt.inputs["input_ids"])
@@ -130,7 +132,7 @@ def _grids(
         from interventions.prompt.picture_placing import grids_of
     except ImportError:
         why = "a prompt that is made on a server does not know them: make it before it is sent"
-        return [[PictureGrid(size, reason=why) for size in own] for own in sizes]
+        return [[PictureGrid(size, reason=why, tower_reason=why) for size in own] for own in sizes]
     return [grids_of(model, row, own) for row, own in zip(rows, sizes, strict=True)]
 
 

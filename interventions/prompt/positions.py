@@ -13,12 +13,16 @@ from interventions.returnable import returnable
 
 Mode = Literal["set", "add", "scale"]
 MODES: tuple[Mode, ...] = ("set", "add", "scale")
+Space = Literal["text", "tower", "features"]
+SPACES: tuple[Space, ...] = ("text", "tower", "features")
+"""Where positions are: in the language model's rows, among the tokens of the vision tower, or among
+what the projector makes of them."""
 
 
 @returnable
 @dataclass(frozen=True)
 class Positions:
-    """Token positions, row by row, of one prompt.
+    """Token positions, row by row, of one prompt: of its text, or of its pictures in the tower.
 
     Usually made by :meth:`interventions.Prompt.at`; indexes any stream inside a trace.
 
@@ -35,6 +39,8 @@ class Positions:
         One position per row: reading drops the position axis.
     role : str
         What was asked for, for messages.
+    of : {"text", "tower", "features"}
+        Whose tokens: the language model's, the vision tower's, or what the projector gives.
     """
 
     index: torch.Tensor
@@ -42,6 +48,7 @@ class Positions:
     length: int
     single: bool
     role: str
+    of: Space = "text"
 
     @property
     def n_rows(self) -> int:
@@ -71,9 +78,8 @@ class Positions:
     def last(self) -> "Positions":
         """Return the last position of each row."""
         index = self.index.gather(1, self.counts[:, None] - 1)
-        return Positions(
-            index, torch.ones_like(index, dtype=torch.bool), self.length, True, self.role
-        )
+        mask = torch.ones_like(index, dtype=torch.bool)
+        return replace(self, index=index, mask=mask, single=True)
 
     def filled(self) -> "Positions":
         """Return as many positions for every row, so that rows that differ are read as one tensor.
@@ -82,10 +88,12 @@ class Positions:
         own.
         """
         index = torch.where(self.mask, self.index, self.index[:, :1])
-        return Positions(index, torch.ones_like(self.mask), self.length, self.single, self.role)
+        return replace(self, index=index, mask=torch.ones_like(self.mask))
 
     def shifted(self, left: int, length: int) -> "Positions":
         """Return the same tokens in a prompt that lost ``left`` columns in front."""
+        if self.of != "text":
+            return self
         return replace(self, index=self.index - left, length=length)
 
     def rows(self, rows: torch.Tensor | list[int]) -> "Positions":
@@ -108,7 +116,7 @@ class Positions:
                 f"got {shown(rows)}."
             )
         mask = self.mask & rows.to(self.mask.device)[:, None]
-        return Positions(self.index, mask, self.length, self.single, self.role)
+        return replace(self, mask=mask)
 
 
 class Readout(Positions):
@@ -169,7 +177,35 @@ def of_copies(positions: Mapping[int, Positions], n_copies: int) -> Positions:
     return Positions(index.flatten(0, 1), mask.flatten(0, 1), like.length, False, "cells")
 
 
-def from_lists(lists: list[list[int]], *, length: int, single: bool, role: str) -> Positions:
+def picked(
+    positions: list[int], index: int | slice | Sequence[int] | None, role: str, row: int
+) -> list[int]:
+    """The positions of a role that an index names, of those of one row.
+
+    Raises
+    ------
+    RoleError
+        If one does not exist, or is named twice. Of a row without any nothing is said here.
+    """
+    if index is None or not positions:
+        return positions
+    if isinstance(index, slice):
+        return positions[index]
+    wanted = [index] if isinstance(index, int) else index
+    for i in wanted:
+        if not -len(positions) <= i < len(positions):
+            raise RoleError(
+                f"role {role!r} has {len(positions)} token(s) in row {row}, so there "
+                f"is no index {i}. Use -1 for its last token."
+            )
+    if len({i % len(positions) for i in wanted}) < len(wanted):
+        raise RoleError(f"index {wanted} of role {role!r} names one token twice.")
+    return [positions[i] for i in wanted]
+
+
+def from_lists(
+    lists: list[list[int]], *, length: int, single: bool, role: str, of: Space = "text"
+) -> Positions:
     """Build :class:`Positions` from one list of token indices per row.
 
     Raises
@@ -183,7 +219,7 @@ def from_lists(lists: list[list[int]], *, length: int, single: bool, role: str) 
             f"role {role!r} has no token in row(s) {empty[:8]} of {len(lists)}. "
             "Leave those rows out with prompt.select(rows), or ask for another role."
         )
-    return Positions(*ragged(lists), length, single, role)
+    return Positions(*ragged(lists), length, single, role, of)
 
 
 def index_list(asked: int | slice | Sequence[int], n: int, what: str = "layer") -> list[int]:

@@ -15,10 +15,10 @@ import torch
 
 from interventions.digests import digest_of
 from interventions.errors import PromptError, RoleError, did_you_mean
-from interventions.given import index_of, rows_of, text_of
-from interventions.prompt.picture_grids import PictureGrid
-from interventions.prompt.positions import Positions, from_lists
-from interventions.prompt.rows import SEQUENCE_KEYS, Row
+from interventions.given import index_of, one_of, rows_of, text_of
+from interventions.prompt.picture_grids import PictureGrid, Slots
+from interventions.prompt.positions import SPACES, Positions, Space, from_lists, picked
+from interventions.prompt.rows import SEQUENCE_KEYS
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 SINGLE = ("last", "last_image")
 NO_IMAGE_POSITIONS = (
     "This model reads images through cross-attention blocks, so its text has no image tokens; use "
-    "model.image_features, or attn_out of model.anatomy.cross_blocks."
+    "model.image_features, or attn_out of model.anatomy.cross_blocks. In its tower they have: "
+    'at("image", of="tower").'
 )
 
 
@@ -58,6 +59,9 @@ class Prompt:
         The prompt is for a model whose text has no image positions.
     grids : list of list of PictureGrid
         For each row, where the tokens of each of its pictures lie; see :meth:`image_grid`.
+    vision : dict of str to Slots
+        How many tokens each row has in the vision tower, and behind its projector; empty without
+        pictures, or where that is not known.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -67,6 +71,7 @@ class Prompt:
     entries: dict[str, list[int]] = field(default_factory=dict)
     cross_attention: bool = False
     grids: list[list[PictureGrid]] = field(default_factory=list)
+    vision: dict[Space, Slots] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -103,6 +108,7 @@ class Prompt:
         picture: int | Sequence[int] | None = None,
         view: str | None = None,
         share: float | None = None,
+        of: Space = "text",
     ) -> Positions:
         """Positions of a token role in every row; of a picture's, also by where they lie in it.
 
@@ -132,6 +138,10 @@ class Prompt:
             Tokens of such views only. Default: of all, and for ``patch=`` of the finest.
         share : float, optional
             Least share of a token's area, 0 to 1, that lies in the box or mask. Default: any.
+        of : {"text", "tower", "features"}
+            Whose tokens: the language model's; those of the vision tower (``model.vision``), of
+            which ``"image"`` and ``"image_0"`` are the patches, ``"class"`` the tokens that are
+            none, and ``"every"`` all, padding included; or what its projector gives.
 
         Returns
         -------
@@ -152,47 +162,50 @@ class Prompt:
         >>> shown.at("image", patch=(0, -1)).index  # the top right corner
         tensor([[9]])
         """
-        known = sorted({name for roles in self.roles for name in roles})
-        role = text_of(role, "a role", error=RoleError)
         index = None if index is None else index_of(index, "index", error=RoleError)
-        if role not in known:
-            hint = ""
-            if "image" in role:
-                hint = " This prompt has no image tokens: pass images= to prompt()."
-                if self.cross_attention:
-                    hint = f" {NO_IMAGE_POSITIONS}"
-            raise RoleError(f"no role {role!r} in this prompt. {did_you_mean(role, known)}{hint}")
-        lists: list[list[int]] = []
         asked = {"box": box, "mask": mask, "patch": patch}
         asked |= {"picture": picture, "view": view, "share": share}
         region = None
         if any(value is not None for value in asked.values()):
             region = _where_pictures_are("picture_regions").Region(**asked)
+        role, of = (
+            text_of(role, "a role", error=RoleError),
+            one_of(of, "of", SPACES, error=RoleError),
+        )
+        if of != "text":
+            there = _where_pictures_are("tower_positions")
+            return there.at_tower(role, of, self.grids, self.vision, index=index, region=region)
+        self._check_role(role)
         named = None if region is None else region.of(role, self.grids)
+        lists: list[list[int]] = []
         for row, roles in enumerate(self.roles):
             positions = roles.get(role, [])
             if named is not None:
                 positions = [positions[token] for token in named[row]]
-            if isinstance(index, slice):
-                positions = positions[index]
-            elif index is not None and positions:
-                wanted = [index] if isinstance(index, int) else index
-                for i in wanted:
-                    if not -len(positions) <= i < len(positions):
-                        raise RoleError(
-                            f"role {role!r} has {len(positions)} token(s) in row {row}, so there "
-                            f"is no index {i}. Use -1 for its last token."
-                        )
-                if len({i % len(positions) for i in wanted}) < len(wanted):
-                    raise RoleError(f"index {wanted} of role {role!r} names one token twice.")
-                positions = [positions[i] for i in wanted]
-            lists.append(positions)
+            lists.append(picked(positions, index, role, row))
         single = isinstance(index, int) or role in SINGLE
         single = single or (index is None and region is not None and region.single)
         return from_lists(lists, length=self.length, single=single, role=role)
 
-    def image_grid(self) -> "xr.Dataset":
+    def _check_role(self, role: str) -> None:
+        known = sorted({name for roles in self.roles for name in roles})
+        if role in known:
+            return
+        hint = ""
+        if "image" in role:
+            hint = " This prompt has no image tokens: pass images= to prompt()."
+            if self.cross_attention:
+                hint = f" {NO_IMAGE_POSITIONS}"
+        raise RoleError(f"no role {role!r} in this prompt. {did_you_mean(role, known)}{hint}")
+
+    def image_grid(self, of: Space = "text") -> "xr.Dataset":
         """Where in its picture each image token lies, token by token.
+
+        Parameters
+        ----------
+        of : {"text", "tower", "features"}
+            Whose tokens, as of :meth:`at`. The tower's may also be of the kind ``"filler"``, which
+            stands for nothing.
 
         Returns
         -------
@@ -216,6 +229,9 @@ class Prompt:
         >>> grid["position"].values.tolist(), grid["x0"].values.tolist()
         ([8, 9, 10, 11], [0.0, 12.0, 0.0, 12.0])
         """
+        of = one_of(of, "of", SPACES, error=RoleError)
+        if of != "text":
+            return _where_pictures_are("tower_positions").tower_table(of, self.grids)
         if not any("image" in roles for roles in self.roles):
             self.at("image")  # says why there are none
         return _where_pictures_are("grid_table").grid_table(self.roles, self.grids)
@@ -286,6 +302,7 @@ class Prompt:
             texts=[self.texts[row] for row in picked],
             entries=entries,
             grids=[self.grids[row] for row in picked] if self.grids else [],
+            vision={of: slots.select(picked) for of, slots in self.vision.items()},
         )
 
 
@@ -298,103 +315,3 @@ def _where_pictures_are(module: str) -> Any:
             "where tokens lie in a picture is looked up before a request is sent: call at() or "
             "image_grid() outside of what runs on the server, and use its positions there."
         ) from error
-
-
-def common_prefix(rows: Sequence[Row], text: str | None) -> int:
-    """Number of leading tokens that all rows share, before any image, named span or last token.
-
-    With ``text``, no more tokens than end within it.
-    """
-    kept = [
-        position
-        for row in rows
-        for role, positions in row.roles.items()
-        if role not in ("question", "last")
-        for position in positions
-    ]
-    limit = min([len(row.ids) - 1 for row in rows] + [len(row.ends) for row in rows] + kept)
-    if text is not None:
-        limit = min(limit, sum(end <= len(text) for end in rows[0].ends))
-    first = rows[0].ids
-    for i in range(limit):
-        if any(row.ids[i] != first[i] for row in rows):
-            return i
-    return limit
-
-
-def collate(
-    rows: Sequence[Row],
-    *,
-    pad_id: int,
-    share_prefix: bool | str,
-    per_row: bool = False,
-    cross_attention: bool = False,
-    first_position: int = 0,
-) -> Prompt:
-    """Pad rows on the left into one :class:`Prompt`; take a shared prefix off first if asked.
-
-    ``per_row``: image tensors have one entry per row along their first axis. ``first_position``:
-    the position id of a row's first token.
-    """
-    text = share_prefix if isinstance(share_prefix, str) else None
-    prefix = common_prefix(rows, text) if share_prefix else 0
-    width = max(len(row.ids) for row in rows) - prefix
-    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    roles: list[dict[str, list[int]]] = []
-    for i, row in enumerate(rows):
-        kept = row.ids[prefix:]
-        pad = width - len(kept)
-        input_ids[i, pad:] = torch.tensor(kept)
-        mask[i, pad:] = 1
-        shifted = {
-            name: [position - prefix + pad for position in positions if position >= prefix]
-            for name, positions in row.roles.items()
-        }
-        roles.append({name: positions for name, positions in shifted.items() if positions})
-    position_ids = (mask.cumsum(-1) - 1).clamp(min=0) + prefix + first_position
-    full_mask = torch.cat([torch.ones(len(rows), prefix, dtype=torch.long), mask], dim=1)
-    inputs = {"input_ids": input_ids, "attention_mask": full_mask, "position_ids": position_ids}
-    for key in sorted({key for row in rows for key in row.aligned}):
-        parts = [row.aligned[key][prefix:] if key in row.aligned else None for row in rows]
-        like = next(part for part in parts if part is not None)
-        shape = (width, *_widest([part for part in parts if part is not None])[1:])
-        inputs[key] = torch.stack(
-            [_padded(part if part is not None else like[:0], shape, left=True) for part in parts]
-        )
-    entries: dict[str, list[int]] = {}
-    for key in sorted({key for row in rows for key in row.images}):
-        given = [row.images[key] for row in rows if key in row.images]
-        shape = _widest(given)[1:]
-        blank = given[0][:0].new_zeros((1 if per_row else 0, *shape))
-        parts = [
-            _padded(row.images[key], (len(row.images[key]), *shape)) if key in row.images else blank
-            for row in rows
-        ]
-        inputs[key] = torch.cat(parts)
-        entries[key] = [len(part) for part in parts]
-    return Prompt(
-        inputs=inputs,
-        roles=roles,
-        texts=[row.text for row in rows],
-        prefix_ids=torch.tensor(rows[0].ids[:prefix], dtype=torch.long),
-        entries=entries,
-        cross_attention=cross_attention,
-    )
-
-
-def _widest(tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:
-    """Largest size along every axis."""
-    return tuple(max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True))
-
-
-def _padded(tensor: torch.Tensor, shape: Sequence[int], *, left: bool = False) -> torch.Tensor:
-    """Zeros of a shape with a tensor at the start of every axis, or at the end of the first."""
-    if tuple(tensor.shape) == tuple(shape):
-        return tensor
-    padded = tensor.new_zeros(tuple(shape))
-    place = [slice(0, n) for n in tensor.shape]
-    if left:
-        place[0] = slice(shape[0] - tensor.shape[0], shape[0])
-    padded[tuple(place)] = tensor
-    return padded

@@ -27,8 +27,12 @@ STAYS = (
     __package__ or "interventions.remote",
     "interventions.prompt.picture_placing",
     "interventions.architectures.family_layouts",
+    "interventions.architectures.family_towers",
+    "interventions.architectures.adapters",
+    *(f"interventions.architectures.{what}_finding" for what in ("anatomy", "spot", "tower")),
 )
-"""What is not sent: what sends requests, and rules of where pictures' tokens lie."""
+"""What is not sent: what sends requests, rules of where pictures' tokens lie, and what is done
+with a model where it is loaded: finding its parts, switching its adapters."""
 
 # Runs on the server, with SOURCES, the bz2 of a JSON object {module: [text, is a package,
 # libraries it imports]}. It may not refer to anything of ours. Modules are kept between requests,

@@ -6,12 +6,19 @@ import torch
 
 from interventions.errors import BudgetTooSmall
 from interventions.model.model import Model
-from interventions.model.sites import Site, layer_list, width_of
+from interventions.model.sites import (
+    Site,
+    layers_of,
+    length_of,
+    n_heads_of,
+    of_vision,
+    width_of,
+)
 from interventions.prompt.prompt import Prompt
 from interventions.running.budget import free_on
 from interventions.running.patches import Patch
 
-PAIRED = ("attn_scores", "attn_pattern")
+PAIRED = ("attn_scores", "attn_pattern", "vision.attn_pattern")
 AT_ONCE = 4  # tensors of all pairs while those of one block are made, in float32
 
 
@@ -20,21 +27,19 @@ def attention_bytes(
 ) -> int:
     """Bytes that scores and patterns take: what is kept of them, and those of one block at work."""
     paired = [place for place in (*patches, *reads) if place.component in PAIRED]
-    if not paired:
-        return 0
-    n_keys = len(prompt.prefix_ids) + prompt.length
-    at_work = AT_ONCE * 4 * len(prompt) * model.anatomy.n_heads * prompt.length * n_keys
     n_bytes = torch.empty(0, dtype=model.dtype).element_size()
-    kept = 0
-    for site in reads:
-        if site.component in PAIRED:
-            n_queries = (
-                prompt.length if site.positions is None else int(site.positions.index.shape[1])
-            )
-            width = int(torch.tensor(width_of(model, site, n_keys)).prod())
-            n_layers = len(layer_list(site.layers, model.n_layers))
+    at_work = kept = 0
+    for place in paired:
+        n_queries = length_of(model, prompt, place.component)
+        n_keys = n_queries if of_vision(place.component) else len(prompt.prefix_ids) + n_queries
+        n_heads = n_heads_of(model, place.component)
+        at_work = max(at_work, AT_ONCE * 4 * len(prompt) * n_heads * n_queries * n_keys)
+        if isinstance(place, Site):
+            if place.positions is not None:
+                n_queries = int(place.positions.index.shape[1])
+            width = int(torch.tensor(width_of(model, place, n_keys)).prod())
             # Once as read, and once more to put the layers together.
-            kept += 2 * n_bytes * n_layers * len(prompt) * n_queries * width
+            kept += 2 * n_bytes * len(layers_of(model, place)) * len(prompt) * n_queries * width
     return at_work + kept
 
 
@@ -50,8 +55,10 @@ def check_attention_fits(
     """
     needed = attention_bytes(model, prompt, patches, reads)
     if needed and not model.remote and needed > (free := free_on(model)):
+        paired = [place for place in (*patches, *reads) if place.component in PAIRED]
+        longest = max(length_of(model, prompt, place.component) for place in paired)
         raise BudgetTooSmall(
-            f"attention of {len(prompt)} row(s) x {prompt.length} tokens needs about "
+            f"attention of {len(prompt)} row(s) x {longest} tokens needs about "
             f"{needed / 2**20:.0f} MiB, but {free / 2**20:.0f} MiB are free. Read fewer blocks or "
             "heads at a time, name the queries (positions=), or run fewer or shorter rows."
         )

@@ -9,7 +9,7 @@ from interventions.errors import PatchError, PromptError, SiteError
 from interventions.given import of_kind, several, whole
 from interventions.given_arrays import check_range, tensor_of
 from interventions.model.model import Model
-from interventions.model.sites import layer_list
+from interventions.model.sites import layer_list, of_vision
 from interventions.prompt.prompt import Prompt
 
 
@@ -44,6 +44,11 @@ def check_start(
     """Refuse to skip blocks that are patched, read, or whose keys and values are wanted."""
     if block != model.n_layers:
         layer_list(block, model.n_layers)
+    if any(of_vision(getattr(touch, "component", "")) for touch in touching):
+        raise SiteError(
+            f"start={block} skips what comes before that block, and with it the vision tower, of "
+            "which something is patched or read. Run without start."
+        )
     touched = [layer for touch in touching for layer in layer_list(touch.layers, model.n_layers)]
     if keep_cache or min(touched, default=block) < block:
         raise SiteError(

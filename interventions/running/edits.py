@@ -8,7 +8,14 @@ from interventions.errors import PatchError
 from interventions.given import index_of, number, of_kind, seed_of
 from interventions.given_arrays import tensor_of
 from interventions.model.model import Model
-from interventions.model.sites import Component, Layers, Site, check_place, layer_list
+from interventions.model.sites import (
+    Component,
+    Layers,
+    Site,
+    check_component,
+    check_place,
+    layer_list,
+)
 from interventions.prompt.positions import Positions, read_padded
 from interventions.prompt.prompt import Prompt
 from interventions.running.checking import check_asked
@@ -74,7 +81,7 @@ def frozen(
     >>> run = iv.run(llm, named, patches=hold)
     """
     layers = index_of(layers, "layer")
-    check_written_at(model, prompt, positions, layers)
+    check_written_at(model, prompt, positions, layers, component)
     [value] = read(model, prompt, [Site(component, layers, positions.filled())])
     return [Patch(component, layers, positions, value)]
 
@@ -152,8 +159,14 @@ def _by_layer(vectors: Any, layers: Layers) -> tuple[Component, int | list[int],
     return component, (asked[0] if single else asked), (chosen[0] if single else chosen)
 
 
-def check_written_at(model: Model, prompt: Prompt, positions: Positions, layers: Layers) -> None:
+def check_written_at(
+    model: Model,
+    prompt: Prompt,
+    positions: Positions,
+    layers: Layers,
+    component: Component = "resid_post",
+) -> None:
     """Refuse positions that are not of the prompt that is read."""
     check_asked(model, prompt)
     of_kind(positions, Positions, "positions", error=PatchError)
-    check_place(model, prompt, "a patch", layers, positions)
+    check_place(model, prompt, "a patch", layers, positions, check_component(component))

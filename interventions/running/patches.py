@@ -11,6 +11,7 @@ from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PatchError, SiteError
 from interventions.given import of_kind, one_of
 from interventions.given_arrays import check_range, tensor_of
+from interventions.model.attention_streams import check_unshared
 from interventions.model.sites import (
     ATTENDING,
     Component,
@@ -22,17 +23,27 @@ from interventions.model.sites import (
     check_place,
     check_written,
     layer_list,
+    layers_of,
+    length_of,
     make_plain,
     n_heads_of,
     of_head,
+    of_vision,
     width_of,
     written_once,
 )
+from interventions.model.vision_places import check_used
 from interventions.prompt.positions import MODES, Mode, Positions, index_list, of_copies
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
 from interventions.running.coordinates import Coordinates
-from interventions.running.steps import PREFILL, Steps, check_acts_in_prefill, checked_steps
+from interventions.running.steps import (
+    PREFILL,
+    Steps,
+    check_acts_in_prefill,
+    checked_steps,
+    only_in_prefill,
+)
 
 
 @returnable
@@ -167,12 +178,21 @@ def check_patches(
     ``generating``: steps follow on the prefill.
     """
     for patch in patches:
-        check_written(check_component(patch.component))
+        check_written(component := check_component(patch.component))
         if not generating:
             check_acts_in_prefill(patch.steps, "a patch")
-        check_place(model, prompt, "a patch", patch.layers, patch.positions)
+        elif of_vision(component) and not only_in_prefill(patch.steps):
+            raise PatchError(
+                f"a patch of {component} acts at steps {patch.steps!r}: pictures are seen in the "
+                "prefill, and in no later step. Leave steps= out."
+            )
+        check_place(model, prompt, "a patch", patch.layers, patch.positions, component)
         check_heads(model, patch)
-        written_once(layer_list(patch.layers, model.n_layers), "layer")
+        layers = written_once(layers_of(model, patch), "layer")
+        if of_vision(component):
+            check_used(model, component, layers)
+        if component == "k_rot":
+            check_unshared(len(prompt.prefix_ids))
         if patch.heads is not None:
             n_heads = n_heads_of(model, patch.component)
             written_once(index_list(patch.heads, n_heads, "head"), "head")
@@ -208,6 +228,8 @@ def check_within(model: Wrapped, patch: Patch, within: Coordinates) -> None:
 
 def n_keys_of(model: Wrapped, prompt: Prompt, patch: Patch) -> int:
     """How many tokens there are to attend to; of an image, as many as the patch is for."""
+    if of_vision(patch.component):
+        return length_of(model, prompt, patch.component)
     if any(model.anatomy.parts[i].cross for i in layer_list(patch.layers, model.n_layers)):
         return int(patch.value.shape[-1]) if patch.value.ndim else 0
     return len(prompt.prefix_ids) + prompt.length
@@ -218,7 +240,7 @@ def check_value(model: Wrapped, patch: Patch, n_keys: int = 0) -> None:
 
     ``n_keys``: how many tokens there are to attend to.
     """
-    value, layers = patch.value, layer_list(patch.layers, model.n_layers)
+    value, layers = patch.value, layers_of(model, patch)
     last = _last(model, patch, n_keys)
     if patch.within is not None and value.ndim and value.shape[-1] != last[-1]:
         raise PatchError(

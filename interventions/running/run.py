@@ -19,11 +19,15 @@ from interventions.model.sites import (
     Site,
     check_place,
     check_sites,
+    depth_of,
     layer_list,
+    layers_of,
     of_head,
     rank_of,
+    stage_of,
 )
 from interventions.model.streams import stacked
+from interventions.model.vision import stream_of
 from interventions.prompt.positions import Positions, Readout
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
@@ -33,6 +37,7 @@ from interventions.running.coordinates import write_within
 from interventions.running.knockout import Knockout, check_knockouts, cut_edges
 from interventions.running.patches import Patch, check_patches
 
+LANGUAGE = stage_of("resid_pre")
 MASK = ANY.index("resid_pre") + 0.5
 """Place of a block's attention mask, which its attention is given before it projects anything."""
 
@@ -160,6 +165,8 @@ class Step:
 
     Attributes
     ----------
+    stage : int
+        What it is done in: the vision tower, the projector, or the language model.
     layer : int
     rank : float
         Its place in the block: that of its component, or of the attention mask.
@@ -171,6 +178,7 @@ class Step:
         Where what is read is kept: which of the sites, and which of its layers.
     """
 
+    stage: int
     layer: int
     rank: float
     what: Knockout | Patch | Site
@@ -190,23 +198,26 @@ def steps_of(
     comes first.
     """
     steps = [
-        Step(layer, MASK, cut)
+        Step(LANGUAGE, layer, MASK, cut)
         for cut in knockouts
         for layer in layer_list(cut.layers, model.n_layers)
     ]
     for patch in patches:
-        for single in patch.split(model.n_layers):
+        for single in patch.split(depth_of(model, patch.component)):
             assert isinstance(single.layers, int)
             rank = rank_of(model, single.component, single.layers)
-            steps.append(Step(single.layers, rank, single))
+            stage = stage_of(single.component)
+            steps.append(Step(stage, single.layers, rank, single))
             if single.within is not None and (source := single.within.source) is not None:
                 rank = rank_of(model, source, single.layers)
-                steps.append(Step(single.layers, rank, single, source))
+                steps.append(Step(stage, single.layers, rank, single, source))
     for which, site in enumerate(reads):
-        for i, layer in enumerate(layer_list(site.layers, model.n_layers)):
+        for i, layer in enumerate(layers_of(model, site)):
             rank = rank_of(model, site.component, layer)
-            steps.append(Step(layer, rank, site, kept=(which, i)))
-    return sorted(steps, key=lambda step: (step.layer, step.rank, step.source is not None))
+            steps.append(Step(stage_of(site.component), layer, rank, site, kept=(which, i)))
+    return sorted(
+        steps, key=lambda step: (step.stage, step.layer, step.rank, step.source is not None)
+    )
 
 
 def edit(
@@ -228,15 +239,15 @@ def edit(
         return
     assert isinstance(what, Patch)
     if step.source is not None:
-        seen[id(what)] = getattr(model, step.source).live(layer)
+        seen[id(what)] = stream_of(model, step.source).live(layer)
         return
     if what.within is not None:
-        stream, given = getattr(model, what.component), seen.get(id(what))
+        stream, given = stream_of(model, what.component), seen.get(id(what))
         before, at = stream.live(layer), what.positions
         after = write_within(before, at, what.within, what.value, what.mode, seen=given)
         stream.replace(layer, after)
         return
-    getattr(model, what.component).put(
+    stream_of(model, what.component).put(
         layer,
         what.positions,
         what.flat_value,
@@ -251,7 +262,7 @@ def read_step(model: Model, step: Step) -> Any:
     site = step.what
     assert isinstance(site, Site)
     heads = (site.heads,) if of_head(site.component) else ()
-    return getattr(model, site.component)[(step.layer, site.positions, *heads)]
+    return stream_of(model, site.component)[(step.layer, site.positions, *heads)]
 
 
 def run_checked(
@@ -275,7 +286,7 @@ def run_checked(
         start = None
     steps = steps_of(model, patches, knockouts, reads)
     seen: dict[int, torch.Tensor] = {}
-    kept: list[list[Any]] = [[None] * len(layer_list(s.layers, model.n_layers)) for s in reads]
+    kept: list[list[Any]] = [[None] * len(layers_of(model, site)) for site in reads]
     output: Any = None
     cache: Any = None
     last: Any = None

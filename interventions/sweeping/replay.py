@@ -357,7 +357,13 @@ def replay(
     if not cells:
         raise PatchError("cells is empty, so there is nothing to run. Give at least one.")
     for edits in cells:
-        check_patches(model, prompt, [edit for edit in edits if isinstance(edit, Patch)])
+        patches = [edit for edit in edits if isinstance(edit, Patch)]
+        check_patches(model, prompt, patches)
+        if any(patch.positions.of != "text" for patch in patches):
+            raise PatchError(
+                "replay starts behind the vision tower and writes at positions of text. Use "
+                "iv.run, with cells as rows: prompt.select([0] * n), and positions.only(rows)."
+            )
         check_knockouts(model, prompt, [edit for edit in edits if isinstance(edit, Knockout)])
     return _replay(model, prompt, cells, at, budget, reduce)
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausa
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import interventions as iv
-from interventions.architectures.anatomy import find_anatomy
+from interventions.architectures.anatomy_finding import find_anatomy
 from interventions.architectures.verification import check_components
 from interventions.errors import LoadError
 from interventions.model.sites import RESIDUAL

@@ -23,7 +23,8 @@ from transformers import (
     T5Config,
 )
 
-from interventions.architectures.anatomy import Anatomy, find_anatomy
+from interventions.architectures.anatomy import Anatomy
+from interventions.architectures.anatomy_finding import find_anatomy
 from interventions.architectures.doctor import Report, examine, report
 from interventions.architectures.families import FAMILIES, TEXT_FAMILIES, family
 from interventions.architectures.family_table import GROUPS, markdown

@@ -9,7 +9,7 @@ from families import model_of
 from torch import nn
 
 import interventions as iv
-from interventions.architectures.anatomy import find_anatomy
+from interventions.architectures.anatomy_finding import find_anatomy
 from interventions.errors import PromptError
 from interventions.prompt.feature_count import feature_count
 

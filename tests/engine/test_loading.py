@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 import interventions as iv
-from interventions.architectures.anatomy import find_anatomy
+from interventions.architectures.anatomy_finding import find_anatomy
 from interventions.errors import AlignmentError, LoadError, PromptError
 from interventions.model.pairing import layer_map
 from interventions.model.sites import COMPONENTS

@@ -12,7 +12,8 @@ from published_configs import backbone_config, published_config, vlm_config
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import interventions as iv
-from interventions.architectures.anatomy import Anatomy, find_anatomy
+from interventions.architectures.anatomy import Anatomy
+from interventions.architectures.anatomy_finding import find_anatomy
 from interventions.errors import PatchError
 from interventions.model.pairing import match_blocks
 from twohop.published import PUBLISHED, PublishedPair

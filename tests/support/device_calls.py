@@ -16,7 +16,7 @@ from families import Case
 from remote_operations import drawn, folders_of_dictionaries, layers_of
 
 import interventions as iv
-from interventions.model.sites import COMPONENTS
+from interventions.model.sites import COMPONENTS, Component
 
 Call = Callable[[iv.Model, Case], Any]
 WORDS = ["Paris", "the big river", "Madrid town", "the north"]
@@ -243,6 +243,25 @@ def answers_behind_a_shared_prefix(model: iv.Model, case: Case) -> Any:
     prompt = model.prompt([f"{BEGINNING} town", f"{BEGINNING} river in France"], share_prefix=True)
     answered = iv.complete(model, prompt, candidates=WORDS, every_score=True, max_new_tokens=3)
     return [answered.texts, answered.choices, answered.scores]
+
+
+# The vision tower
+
+
+@call
+def towers_blocks_read_and_written(model: iv.Model, case: Case) -> Any:
+    if not model.anatomy.is_vlm:
+        return []
+    at = case.prompt.at("image", slice(0, 2), of="tower")
+    behind = case.prompt.at("image", slice(0, 2), of="features")
+    names: tuple[Component, ...] = ("vision.resid_post", "vision.head_out", "vision.attn_pattern")
+    reads = [*(iv.Site(name, 0, at) for name in names), iv.Site("vision.projector_out", 0, behind)]
+    patches = [
+        iv.Patch("vision.attn_out", 0, at, torch.zeros(())),
+        iv.Patch("vision.projector_out", 0, behind, torch.tensor(0.5), "scale"),
+    ]
+    run = iv.run(model, case.prompt, patches=patches, reads=reads)
+    return [run.logits, *run.reads]
 
 
 # Reading out

@@ -4,8 +4,8 @@ Attention in the vision tower is made to give nothing, so that a token's feature
 patches alone, through all else that the model does: patchify, blocks, merge, pooling, packing.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,19 +33,26 @@ def _nothing(_module: Any, _args: Any, output: Any) -> Any:
     return (first, *output[1:]) if isinstance(output, tuple) else first
 
 
+@contextmanager
+def unmixed(model: iv.Model) -> Iterator[None]:
+    """Let attention in the tower give nothing while this is open."""
+    tower = model.module.get_submodule(model.anatomy.vision_tower)
+    mixing = [m for m in tower.modules() if type(m).__name__.endswith("Attention")]
+    assert mixing
+    with ExitStack() as stack:
+        for attention in mixing:
+            stack.callback(attention.register_forward_hook(_nothing).remove)
+        yield
+
+
 def entering(model: iv.Model, prompt: iv.Prompt) -> torch.Tensor:
     """What enters the first block, [row, position, d_model], without attention in the tower."""
-    tower = model.module.get_submodule(model.anatomy.vision_tower)
     kept: list[torch.Tensor] = []
 
     def keep(_module: Any, args: Any, kwargs: Any) -> None:
         kept.append(args[0] if args else kwargs["hidden_states"])
 
-    with ExitStack() as stack, torch.no_grad():
-        mixing = [m for m in tower.modules() if type(m).__name__.endswith("Attention")]
-        assert mixing
-        for attention in mixing:
-            stack.callback(attention.register_forward_hook(_nothing).remove)
+    with unmixed(model), ExitStack() as stack, torch.no_grad():
         first = model.module.get_submodule(f"{model.anatomy.blocks}.0")
         stack.callback(first.register_forward_pre_hook(keep, with_kwargs=True).remove)
         model.module(**arguments_of(prompt))

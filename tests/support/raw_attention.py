@@ -58,11 +58,12 @@ def raw_attention(
 
 
 @contextmanager
-def attending_with(case: Case, function: Any) -> Iterator[None]:
-    """Let the decoder attend with a function of ours, and its masks be those of eager."""
+def attending_with(case: Case, function: Any, *, tower: bool = False) -> Iterator[None]:
+    """Let the decoder (or the tower) attend with a function of ours, and its masks be eager's."""
     ALL_ATTENTION_FUNCTIONS.register(NAME, function)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, eager_mask)
-    config = case.model.module.config.get_text_config(decoder=True)
+    config = case.model.module.config
+    config = config.vision_config if tower else config.get_text_config(decoder=True)
     before = config._attn_implementation_internal
     config._attn_implementation_internal = NAME
     try:

@@ -14,14 +14,14 @@ MLP = ("mlp_pre", "mlp_post")
 
 @dataclass(frozen=True)
 class Value:
-    """A value to be written at one position per row.
+    """A value to be written at one position per row, or at several.
 
     Attributes
     ----------
     component : str
     layer : int
-    at : Tensor [row]
-    value : Tensor [row, ...]
+    at : Tensor [row] or [row, position]
+    value : Tensor [row, ...] or [row, position, ...]
     """
 
     component: str
@@ -46,7 +46,8 @@ def _module(case: Case, component: str, layer: int) -> Any:
     block = case.model.module.get_submodule(f"{paths.blocks}.{layer}")
     if component in PROJECTED:
         attention = block.cross_attn if layer in paths.cross_blocks else block.self_attn
-        normed = component in paths.normed or layer in paths.cross_blocks
+        crossing = layer in paths.cross_blocks and component != "v"
+        normed = component in paths.normed or crossing
         return getattr(attention, f"{component}_{'norm' if normed else 'proj'}")
     mlp = block.get_submodule(paths.mlp)
     return {
@@ -70,7 +71,8 @@ def _shown(case: Case, component: str, layer: int, given: Any, output: Any) -> t
         return output[..., :width]
     heads = model.anatomy.n_heads if component == "q" else model.anatomy.n_kv_heads
     if output.ndim == 3:
-        return output.reshape(*output.shape[:2], heads, -1)
+        n_rows = len(case.prompt) if layer in paths.cross_blocks else len(output)
+        return output.reshape(n_rows, -1, heads, model.anatomy.head_dim)
     first = paths.heads_first or layer in paths.cross_blocks
     return output.transpose(1, 2) if first else output
 
@@ -108,7 +110,7 @@ def writing(case: Case, edits: Sequence[Value], *, prefill_only: bool) -> Iterat
 
 
 def _write(case: Case, edit: Value, stack: ExitStack, *, prefill_only: bool = False) -> None:
-    rows = torch.arange(len(edit.at))
+    rows = torch.arange(len(edit.at)).view(-1, *[1] * (edit.at.ndim - 1))
     module = _module(case, edit.component, edit.layer)
 
     def after(_m: Any, given: Any, output: Any) -> Any:

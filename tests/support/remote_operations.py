@@ -22,7 +22,8 @@ from raw_dictionary import written
 import interventions as iv
 from interventions.architectures.wrapped import about_weights
 from interventions.errors import RemoteError, SiteError
-from interventions.model.sites import COMPONENTS, INSIDE, STREAMS, Component
+from interventions.model.sites import COMPONENTS, INSIDE, STREAMS, VISION, Component
+from interventions.model.vision_places import space_of
 from interventions.remote.backend import Backend
 
 CLOSE = 1e-5
@@ -121,6 +122,8 @@ def streams_inside_blocks(there: iv.Model, case: Case) -> None:
 def streams_beside_weights(there: iv.Model, case: Case) -> None:
     """Those that only the process with the weights has, by functions and by hand."""
     _inside(there, case, BESIDE_WEIGHTS)
+    if case.model.anatomy.is_vlm:
+        _of_tower(there, case, ["vision.attn_pattern"])
     layer, last = layers_of(case)[1], case.prompt.at("last")
     found = []
     for model in (there, case.model):
@@ -133,6 +136,51 @@ def streams_beside_weights(there: iv.Model, case: Case) -> None:
             logits = model.logits[last].save()
         found.append([keys, pattern, neurons, logits])
     for mine, other in zip(*found, strict=True):
+        same(mine, other)
+
+
+def streams_of_the_tower(there: iv.Model, case: Case) -> None:
+    """Those that any server has, where the model sees: read, written, and in answers."""
+    if not case.model.anatomy.is_vlm:
+        return
+    names: list[Component] = [name for name in VISION if name != "vision.attn_pattern"]
+    _of_tower(there, case, names)
+    at = case.prompt.at("image", slice(0, 2), of="tower")
+    texts = []
+    for model in (there, case.model):
+        prompt = case.prompt
+        with model.trace(prompt):
+            heads = model.vision.head_out[0, at, 1].save()
+            model.vision.resid_post[0, at] *= 0.5
+            logits = model.logits[prompt.at("last")].save()
+        texts.append([heads, logits])
+    for mine, other in zip(*texts, strict=True):
+        same(mine, other)
+    patches = [iv.Patch("vision.mlp_out", 0, at, torch.zeros(()))]
+    ours, theirs = (
+        iv.complete(model, case.prompt, patches=patches, max_new_tokens=3, stop=None)
+        for model in (there, case.model)
+    )
+    assert ours.texts == theirs.texts
+
+
+def _of_tower(there: iv.Model, case: Case, names: Sequence[Component]) -> None:
+    reads = [
+        iv.Site(name, 0, case.prompt.at("image", 1, of=space_of(case.model, name)))
+        for name in names
+    ]
+    values = iv.read(case.model, case.prompt, reads)
+    patches = [
+        iv.Patch(site.component, 0, site.positions, value.flip(-1))
+        for site, value in zip(reads, values, strict=True)
+        if site.positions is not None and site.component != "vision.attn_pattern"
+    ]
+    ours, theirs = (
+        iv.run(model, case.prompt, patches=patches, reads=reads) for model in (there, case.model)
+    )
+    same(ours.logits, theirs.logits)
+    read = iv.read(there, case.prompt, reads)
+    for mine, other in zip([*read, *ours.reads], [*values, *theirs.reads], strict=True):
         same(mine, other)
 
 
@@ -516,7 +564,7 @@ def what_is_learned_by_gradients(there: iv.Model, case: Case) -> None:
 
 
 OPERATIONS = (
-    *(streams_in_a_trace, streams_inside_blocks, patches_knockouts_and_reads),
+    *(streams_in_a_trace, streams_inside_blocks, streams_of_the_tower, patches_knockouts_and_reads),
     generation_with_a_patch,
     *(completion_and_choice, edits_at_every_step, lens_and_unembedding),
     *(patchscope, noise_and_frozen),

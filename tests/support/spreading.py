@@ -7,7 +7,7 @@ import torch
 from accelerate import dispatch_model
 
 import interventions as iv
-from interventions.architectures.anatomy import find_anatomy
+from interventions.architectures.anatomy_finding import find_anatomy
 
 
 def spread(module: Any, blocks: str, upper: tuple[str, ...]) -> Any:

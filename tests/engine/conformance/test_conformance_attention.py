@@ -157,7 +157,7 @@ def test_what_is_no_pattern_is_refused(case: Case) -> None:
         with pytest.raises(PatchError, match=words):
             iv.run(model, case.prompt, patches=[patch])
     with pytest.raises(PatchError, match="can only be read"):
-        iv.run(model, case.prompt, patches=[iv.Patch("k_rot", layer, last, torch.tensor(0.0))])
+        iv.run(model, case.prompt, patches=[iv.Patch("q_rot", layer, last, torch.tensor(0.0))])
 
 
 def test_attention_for_which_there_is_no_memory_is_refused_before_it_runs(

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import tiny
 from families import PATHS, Case
-from painting import Box, reached, sides, touched
+from painting import LEAST, Box, painted, reached, sides, touched, unmixed
 
 import interventions as iv
 from interventions.errors import RoleError
+from interventions.model.sites import Component
+from interventions.prompt.positions import Space
 
 NEAREST = 0  # of PIL's ways to resize: no pixel is a mixture of others
 SIZES = ((40, 30), (24, 60), (33, 47), (90, 20))
@@ -79,6 +81,40 @@ def test_a_box_names_the_tokens_that_painting_it_reaches(
         assert named == touched(grid, box)
         assert touched(grid, box, by=1 / LEAST_PIXELS) <= moved
         assert moved <= (touched(grid, box, grown=grown) if np.any(grown) else named)
+
+
+@pytest.mark.parametrize("of", ["tower", "features"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_box_names_the_tokens_of_the_tower_that_painting_it_reaches(
+    shown: Case, size: tuple[int, int], of: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, text = shown.model, text_of(shown)
+    if shown.model.anatomy.cross_blocks:
+        text = f"{shown.model.image_token}what is it"
+    monkeypatch.setattr(processor_of(model).image_processor, "resample", NEAREST)
+    picture, boxes = tiny.picture(size, seed=7), boxes_in(size, seed=sum(size))
+    name: Component = "vision.resid_pre" if of == "tower" else "vision.projector_out"
+    rows = [[picture], *([painted(picture, box)] for box in boxes)]
+    prompt = model.prompt([text] * len(rows), images=rows)
+    with unmixed(model):
+        [(plain, *others)] = iv.read(model, prompt, [iv.Site(name, 0)])
+    grid = prompt.select([0]).image_grid(of)
+    twice = model.anatomy.model_type in TWICE_RESIZED
+    grown = sides(grid)[0] / (LEAST_PIXELS if of == "features" else 1) if twice else 0.0
+    least = LEAST * float(plain.abs().max())
+    for box, other in zip(boxes, others, strict=True):
+        moved = {*((plain - other).abs().amax(-1) > least).nonzero().flatten().tolist()}
+        try:
+            named = {*prompt.select([0]).at("image", box=box, of=of).index[0].tolist()}
+        except RoleError as error:
+            assert "names no token" in str(error)  # noqa: PT017
+            named = set()
+        assert named == touched(grid, box)
+        # Half a patch of the tower may be one pixel, which two resizes may take from elsewhere.
+        share = 1 / LEAST_PIXELS if of == "features" else 0.5
+        inner = -sides(grid)[0] / 2 if twice and of == "tower" else 0.0
+        assert touched(grid, box, by=share, grown=inner) <= moved
+        assert moved <= (touched(grid, box, grown=grown) if twice else named)
 
 
 def test_the_usual_resize_blurs_a_box_by_no_more_than_its_kernel(shown: Case) -> None:
