@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from interventions.collecting.collect import collect
     from interventions.collecting.folder import open_collection
     from interventions.probing.probe import probe
+    from interventions.sweeping.attention_map import attention_map
     from interventions.sweeping.heatmap import heatmap
+    from interventions.sweeping.lens_map import lens_map
     from interventions.sweeping.overlay import PictureMap, overlay
     from interventions.sweeping.sweep import sweep
 
@@ -48,6 +50,7 @@ __all__ = [
     "Site",
     "ablated",
     "as_picture",
+    "attention_map",
     "attribute",
     "collect",
     "complete",
@@ -56,6 +59,7 @@ __all__ = [
     "heatmap",
     "knockout",
     "lens",
+    "lens_map",
     "load",
     "open_collection",
     "overlay",
@@ -73,10 +77,12 @@ __all__ = [
 
 # These give Datasets: xarray and pandas are imported when one is first used.
 LATER = {
+    "attention_map": "sweeping.attention_map",
     "attribute": "attribution.attribute",
     "collect": "collecting.collect",
     "PictureMap": "sweeping.overlay",
     "heatmap": "sweeping.heatmap",
+    "lens_map": "sweeping.lens_map",
     "open_collection": "collecting.folder",
     "overlay": "sweeping.overlay",
     "probe": "probing.probe",

@@ -1,5 +1,7 @@
 """Reading hidden states out: by the model's own head, or through another prompt."""
 
+from collections.abc import Sequence
+
 import torch
 
 from interventions.architectures.wrapped import where_the_model_is
@@ -7,9 +9,14 @@ from interventions.errors import PatchError, PromptError, SiteError
 from interventions.given import MOST_TOKENS, of_kind, text_of, whole
 from interventions.given_arrays import check_range, tensor_of, token_numbers
 from interventions.model.model import Model
+from interventions.model.sites import Site
+from interventions.prompt.prompt import Prompt
 from interventions.running.patches import Patch, check_patches
+from interventions.running.run import run_checked
 
 IDENTITY_PROMPT = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
+STATES = 256
+"""States that go through the head at once, each with a number for every token there is."""
 
 
 def lens(
@@ -68,14 +75,56 @@ def _chosen_of(
     model: Model, hidden: torch.Tensor, tokens: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and rank of the tokens, layer by layer."""
-    logprobs, ranks = [], []
-    with torch.no_grad():
-        for layer in hidden:
-            scores = model.unembed(layer).float()
-            chosen = scores.gather(-1, tokens.to(scores.device))  # where the head is
-            logprobs.append(chosen - scores.logsumexp(-1, keepdim=True))
-            ranks.append((scores[:, None] > chosen[..., None]).sum(-1))
+    logprobs, ranks = zip(*(_of_layer(model, layer, tokens) for layer in hidden), strict=True)
     return torch.stack(logprobs), torch.stack(ranks)
+
+
+def _of_layer(
+    model: Model, hidden: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of one layer: hidden [row, d_model], tokens [row, token]."""
+    with torch.no_grad():
+        scores = model.unembed(hidden).float()
+        chosen = scores.gather(-1, tokens.to(scores.device))  # where the head is
+        rank = (scores[:, None] > chosen[..., None]).sum(-1)
+        return chosen - scores.logsumexp(-1, keepdim=True), rank
+
+
+@where_the_model_is
+def lens_at(
+    model: Model, prompt: Prompt, sites: Sequence[Site], tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run a prompt and read chosen tokens out of it, at every layer and position of sites.
+
+    On a server the states stay there: one request, of which these numbers come back.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : Prompt
+    sites : sequence of Site
+        Of the residual stream, each of several layers, at positions that no row lacks.
+    tokens : Tensor [row, token]
+
+    Returns
+    -------
+    logprob, rank : Tensor [layer, row, position, token]
+        The layers of all sites, behind one another.
+    """
+    states = run_checked(model, prompt, reads=sites, logits=False).reads
+    logprobs, ranks = [], []
+    for hidden in (layer for read in states for layer in read):
+        n_positions = hidden.shape[1]
+        looked_for = tokens.repeat_interleave(n_positions, 0)
+        parts = [
+            _of_layer(model, few, wanted)
+            for few, wanted in zip(
+                hidden.flatten(0, 1).split(STATES), looked_for.split(STATES), strict=True
+            )
+        ]
+        for kept, part in zip((logprobs, ranks), zip(*parts, strict=True), strict=True):
+            kept.append(torch.cat(part).unflatten(0, (-1, n_positions)))
+    return torch.stack(logprobs).cpu(), torch.stack(ranks).cpu()
 
 
 def patchscope(

@@ -9,6 +9,7 @@ from interventions.errors import ResultsError
 from interventions.given import of_kind, plain, text_of
 from interventions.sweeping.heatmap_data import (
     chosen_map,
+    component_names,
     drawable,
     footnote,
     of_item,
@@ -88,6 +89,7 @@ def heatmap(
     if "item" in data.dims:
         note = f"mean of {data.sizes['item']} items" if data.sizes["item"] > 1 else ""
         data = data.mean("item", skipna=True, keep_attrs=True)
+    agreement = footnote(dataset, component_names(data))
     data = drawable(data, column)
     used = np.array(np.isfinite(data.values).any(axis=(0, 1)), ndmin=1)
     if not used.any():
@@ -96,8 +98,9 @@ def heatmap(
         data.isel({column: np.flatnonzero(used)}),
         column,
         [label for label, keep in zip(labels, used, strict=True) if keep],
-        dataset,
         " · ".join(part for part in (title or title_of(dataset), note) if part),
+        agreement,
+        warned="spearman" not in dataset,
     )
 
 
@@ -141,7 +144,7 @@ def _short(text: str) -> str:
 
 
 def _drawn(
-    data: xr.DataArray, column: str, labels: list[str], dataset: xr.Dataset, title: str
+    data: xr.DataArray, column: str, labels: list[str], title: str, note: str, *, warned: bool
 ) -> "Figure":
     from matplotlib.figure import Figure  # 0.4 s, which import interventions need not wait for
     from matplotlib.ticker import MaxNLocator
@@ -178,8 +181,7 @@ def _drawn(
     scaled = f", times 1e{power}" if power else ""
     figure.colorbar(drawn, ax=list(panels), label=f"{name}{scaled}")
     figure.suptitle(title, fontsize=11)
-    if note := footnote(dataset, names):
-        warned = "spearman" not in dataset
+    if note:
         figure.supxlabel(note, fontsize=7.5, color="firebrick" if warned else "0.3", wrap=True)
     return figure
 

@@ -46,6 +46,8 @@ def drawable(data: xr.DataArray, column: str) -> xr.DataArray:
     """
     if "component" not in data.dims:
         data = data.expand_dims(component=[str(data.name)])
+    if "head" in data.dims:
+        data = _by_head(data)
     if extra := set(data.dims) - {"component", "layer", column}:
         raise ResultsError(
             f"{data.name} also has {', '.join(sorted(map(str, extra)))}. Select one value of each "
@@ -61,6 +63,25 @@ def drawable(data: xr.DataArray, column: str) -> xr.DataArray:
         )
     data = data.astype(float).sortby("layer")
     return data.where(np.isfinite(data))
+
+
+def component_names(data: xr.DataArray) -> list[str]:
+    """The components that a map is of."""
+    return [str(name) for name in data["component"].values] if "component" in data.dims else []
+
+
+def _by_head(data: xr.DataArray) -> xr.DataArray:
+    """Each head of each component as a component of its own."""
+    components, heads = data["component"].values.tolist(), data["head"].values.tolist()
+    many = len(components) > 1
+    names = [f"{c} head {h}" if many else f"head {h}" for c in components for h in heads]
+    dims = [dim for dim in data.dims if dim not in ("component", "head")]
+    flat = data.transpose("component", "head", *dims)
+    coords = {dim: data[dim].values for dim in dims if dim in data.coords}
+    values = flat.values.reshape(len(names), *flat.shape[2:])
+    return xr.DataArray(
+        values, {"component": names, **coords}, ("component", *dims), data.name, data.attrs
+    )
 
 
 def chosen_map(dataset: xr.Dataset, variable: str | None) -> tuple[xr.DataArray, str]:
@@ -97,7 +118,7 @@ def title_of(dataset: xr.Dataset) -> str:
 
 def footnote(dataset: xr.Dataset, names: list[str]) -> str:
     """How far the map agrees with exact patching, or that nobody looked."""
-    if "verified" not in dataset.attrs:
+    if "verified" not in dataset.attrs or not names:
         return ""
     if "spearman" not in dataset:
         return "NOT VERIFIED: no place was patched exactly"

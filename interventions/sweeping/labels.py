@@ -10,7 +10,6 @@ from interventions.prompt.columns import Columns, role_labels
 from interventions.prompt.grid_table import places_of
 from interventions.prompt.prompt import Prompt
 from interventions.results import origin, with_provenance
-from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.measure import FROM_SOURCE, Job
 from interventions.sweeping.metrics import UNITS
 from interventions.sweeping.schedule import path_of
@@ -18,20 +17,29 @@ from interventions.sweeping.sources import FromModel, Noise
 from interventions.sweeping.table import Table, with_text
 
 
-def token_labels(model: Model, contrast: Contrast) -> dict[str, Any]:
+def token_labels(model: Model, prompt: Prompt, columns: Columns) -> dict[str, Any]:
     """What the tokens of columns are called, as coordinates (item, position)."""
     dims = ("item", "position")
     return {
-        "role": (dims, _token_roles(contrast)),
-        "token": (dims, token_words(model, contrast.prompt, contrast.columns)),
+        "role": (dims, _token_roles(prompt, columns)),
+        "token": (dims, token_words(model, prompt, columns)),
     }
 
 
-def _token_roles(contrast: Contrast) -> np.ndarray:
+def token_coords(model: Model, prompt: Prompt, columns: Columns) -> dict[str, Any]:
+    """All that is known of columns of one token each: names, and where in a picture they lie."""
+    return {
+        "item": range(len(prompt)),
+        "position": range(len(columns.names)),
+        **token_labels(model, prompt, columns),
+        **places_of(prompt.roles, prompt.grids, columns.tokens, "position"),
+    }
+
+
+def _token_roles(prompt: Prompt, columns: Columns) -> np.ndarray:
     """The role of the token of each column in each row; "" where it has none."""
-    columns = contrast.columns
-    labels = role_labels(contrast.prompt) if "" in columns.names else None
-    names = np.full((len(contrast.items), len(columns.names)), "", dtype=object)
+    labels = role_labels(prompt) if "" in columns.names else None
+    names = np.full((len(prompt), len(columns.names)), "", dtype=object)
     for k, (name, column) in enumerate(zip(columns.names, columns.tokens, strict=True)):
         for row, tokens in enumerate(column):
             if tokens:
@@ -68,7 +76,7 @@ def labelled(model: Model, job: Job, table: Table, settings: dict[str, Any]) -> 
     dataset = xr.Dataset(coords={name: list(labels) for name, labels in grid.axes.items()})
     dataset = dataset.assign_coords(item=contrast.items)
     if grid.each:
-        dataset = dataset.assign_coords(token_labels(model, contrast))
+        dataset = dataset.assign_coords(token_labels(model, contrast.prompt, contrast.columns))
     dim = "position" if grid.each else "role"
     prompt, columns = contrast.prompt, contrast.columns
     places = places_of(prompt.roles, prompt.grids, columns.tokens, dim)

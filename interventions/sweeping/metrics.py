@@ -175,8 +175,8 @@ def target(
     >>> target(llm, named, "Marlow", "Brenn").answers
     [[51]]
     """
-    wanted = _tokens(model, prompt, answers, "answer")
-    against = None if foils is None else _tokens(model, prompt, foils, "foil")
+    wanted = tokens_of(model, prompt, answers, "answer")
+    against = None if foils is None else tokens_of(model, prompt, foils, "foil")
     for row, (answer, foil) in enumerate(zip(wanted, against or (), strict=False)):
         n = min(len(answer), len(foil))
         if answer[:n] == foil[:n]:
@@ -189,7 +189,8 @@ def target(
     return Target(wanted, against, pad if pad is not None else 0, token_type=int(two_way))
 
 
-def _tokens(model: Model, prompt: Prompt, answers: Answers, what: str) -> list[list[int]]:
+def tokens_of(model: Model, prompt: Prompt, answers: Answers, what: str) -> list[list[int]]:
+    """Ids of one text for all rows, or of one for each, as they follow a prompt: [row][token]."""
     whole = plain(answers)
     given = [whole] * len(prompt) if isinstance(whole, str) else several(answers, f"{what}s")
     given = [plain(answer) for answer in given]

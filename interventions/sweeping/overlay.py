@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from interventions.prompt.grid_table import EDGES
 from interventions.prompt.picture_regions import FINEST
 from interventions.prompt.pictures import as_picture
 from interventions.prompt.prompt import Prompt
-from interventions.sweeping.heatmap_data import chosen_map, drawable, footnote, of_item, title_of
+from interventions.sweeping.heatmap_data import chosen_map, component_names, drawable, footnote, of_item, title_of
 from interventions.sweeping.overlay_page import page_of
 from interventions.sweeping.picture_map import COLOURS, OPAQUE, WHITE, Drawing
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 IN_A_LINE = 6
+IMAGE_TOKEN = re.compile(r"image(?:_(\d+))?\[(-?\d+)\]")
 SAVED = (".html", ".htm")
 
 
@@ -86,7 +88,8 @@ class PictureMap(Drawing):
                 axes.set_ylim(self.picture.height, 0)
                 many = f"{name}, " if len(self.components) > 1 else ""
                 axes.set_title(f"{many}layer {layer:g}", fontsize=8)
-        figure.colorbar(drawn, ax=list(panels.flat), label=self.label, shrink=0.8)
+        bar = figure.colorbar(drawn, ax=list(panels.flat), label=self.label, shrink=0.8)
+        bar.ax.set_ylim(self.least, self.most)
         figure.suptitle(self.title, fontsize=11)
         if self.note:
             colour = "firebrick" if self.warned else "0.3"
@@ -145,15 +148,16 @@ def overlay(
 ) -> PictureMap:
     """Lay the values of image tokens over the picture they are of.
 
-    Red is up, blue is down; all panels share one scale. Tokens that have no value, such as those
+    Red is up, blue is down; all panels share one scale, and heads are panels. Tokens that have no value, such as those
     that were not among the columns, and parts of the picture that no token shows, stay grey.
 
     Parameters
     ----------
     dataset : Dataset
         With dims ``layer`` and ``position`` or ``role``, as :func:`interventions.heatmap` takes it:
-        a sweep or an attribution whose columns are single image tokens, such as
-        ``roles=["image"], each=True``; or your own, of a lens or of probes, with ``grid=``.
+        of :func:`interventions.lens_map` or :func:`interventions.attention_map`; a sweep or an
+        attribution whose columns are single image tokens, such as ``roles=["image"], each=True``;
+        or your own, such as of probes, with ``grid=``.
     over : picture
         What the model was shown, in any form that :func:`interventions.as_picture` takes.
     variable : str, optional
@@ -161,7 +165,8 @@ def overlay(
     grid : Dataset or Prompt, optional
         Where tokens lie, for a Dataset that does not say: what
         :meth:`interventions.Prompt.image_grid` gives, or the prompt. The coordinate ``position`` of
-        the Dataset then has positions in the padded rows of that prompt.
+        the Dataset then has positions in the padded rows of that prompt; or ``role`` has tokens by
+        name, ``"image[0]"`` or ``"image_1[-1]"``; others are not drawn.
     item : int, optional
         Needed where there are several.
     picture : int, optional
@@ -198,6 +203,7 @@ def overlay(
     places = (
         _placed(dataset, column, item) if grid is None else _looked_up(data, column, item, grid)
     )
+    components = component_names(data)
     data = drawable(data, column)
     names = [str(name) for name in data["component"].values]
     there = np.isfinite(data.values).any(axis=(0, 1)) & np.isfinite(places["x0"])
@@ -209,7 +215,7 @@ def overlay(
     _check_size(over, places, there)
     x, y, values = _on_mesh({name: places[name][there] for name in EDGES}, data.values[..., there])
     units = data.attrs.get("units")
-    note = footnote(dataset, names)
+    note = footnote(dataset, components)
     said = [title or title_of(dataset), "" if item is None else f"item {item}"]
     return PictureMap(
         picture=over,
@@ -263,17 +269,33 @@ def _looked_up(
     row = item if item in rows else rows[0] if len(rows) == 1 else None
     if row is None:
         raise ResultsError(f"grid= has rows {rows}, and none is item {item}. Select one of them.")
-    if column != "position" or data[column].dtype.kind not in "iu":
-        raise ResultsError(
-            f"the columns are {shown(data[column].values.tolist()[:3])}, no positions of a prompt. "
-            "With grid=, give the Dataset a coordinate 'position' with those of its tokens."
-        )
     mine = table.isel(token=np.flatnonzero(table["row"].values == row))
-    where = {position: token for token, position in enumerate(mine["position"].values.tolist())}
-    tokens = np.array([where.get(position, -1) for position in data[column].values.tolist()])
+    columns, where = data[column].values.tolist(), {}
+    if column == "position" and data[column].dtype.kind in "iu":
+        where = {position: token for token, position in enumerate(mine["position"].values.tolist())}
+    elif column == "role":
+        where = {name: token for name in columns if (token := _token_of(str(name), mine)) >= 0}
+    if not where:
+        raise ResultsError(
+            f"the columns are {shown(columns[:3])}, no positions of a prompt. With grid=, give the "
+            "Dataset a coordinate 'position' with those of its tokens, or 'role' with their names, "
+            'such as "image[0]".'
+        )
+    tokens = np.array([where.get(name, -1) for name in columns])
     places = {name: mine[name].values[tokens] for name in names}
     places["x0"] = np.where(tokens < 0, np.nan, places["x0"])
     return places
+
+
+def _token_of(name: str, table: xr.Dataset) -> int:
+    """Which token of a grid is called so: of all pictures, or of one; -1 if none is."""
+    match = IMAGE_TOKEN.fullmatch(name)
+    if match is None:
+        return -1
+    pictures = table["picture"].values
+    tokens = np.flatnonzero(pictures == int(match[1])) if match[1] else np.arange(len(pictures))
+    i = int(match[2])
+    return int(tokens[i]) if -len(tokens) <= i < len(tokens) else -1
 
 
 def _of_picture(places: dict[str, np.ndarray], there: np.ndarray, picture: Any) -> np.ndarray:
