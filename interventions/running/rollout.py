@@ -5,6 +5,7 @@ kept, and what a server sends, has no number for each pair of tokens.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -64,13 +65,15 @@ def rolled_out(
         given[cache_argument(model.module)] = before
     real = prompt.inputs["attention_mask"][:, -n:].bool()
     start = torch.cat([torch.zeros(n, n_before), torch.eye(n)], dim=1)
-    shares, kept = start.expand(len(prompt), -1, -1), {}
+    shares: Any = start.expand(len(prompt), -1, -1)
+    kept: dict[int, Any] = {}
     with torch.no_grad(), model.trace(prompt, inputs=given, use_cache=False) as tracer:
         for layer in range(max(layers) + 1):
             attention = model.attn_pattern[layer].float().mean(2)
             shares = mixed(shares.to(attention.device), attention, real, n_before)
             if layer in layers:
-                kept[layer] = read_at(shares, queries)[..., n_before:].save()
+                share: Any = read_at(shares, queries)[..., n_before:]
+                kept[layer] = share.save()
         tracer.stop()
     return torch.stack([kept[layer].cpu() for layer in layers])
 

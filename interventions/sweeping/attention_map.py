@@ -16,7 +16,7 @@ from interventions.running.attention_memory import check_attention_fits
 from interventions.running.checking import check_asked
 from interventions.running.rollout import attended_at, rolled_out
 from interventions.sweeping.labels import token_coords
-from interventions.sweeping.lens_map import made, places_in, spread, token_columns
+from interventions.sweeping.lens_map import with_origin, places_in, spread, token_columns
 
 PATTERN = "attn_pattern"
 
@@ -120,7 +120,7 @@ def attention_map(
     )
     usual = ["item", "layer", *dims[3:], "position"]
     settings = {"queries": queries, "rollout": rollout}
-    return made(dataset.transpose(*usual, ...), model, prompt, settings)
+    return with_origin(dataset.transpose(*usual, ...), model, prompt, settings)
 
 
 def _asking(prompt: Prompt, name: str) -> Positions:
@@ -143,12 +143,10 @@ def _attending(model: Model, layers: Layers | None, *, why: str = "") -> list[in
         if parts[layer].spot(PATTERN).path is not None and not parts[layer].cross
     ]
     chosen = every if layers is None else layer_list(layers, model.n_layers)
-    if len({*chosen}) < len(chosen) or not chosen:
-        raise SiteError(f"layers {chosen} name none, or one twice.")
     for layer in sorted({*chosen} - {*every}):
         spot_of(model, PATTERN, layer)  # says why there is none
         raise SiteError(
             f"block {layer} of {model.name} attends to the image's own tokens, which are none of "
             f"the prompt{f'; {why}' if why else ''}. Blocks that attend to the prompt: {every}."
         )
-    return sorted(chosen)
+    return sorted({*chosen})

@@ -79,14 +79,14 @@ def lens_map(
     check_asked(model, prompt)
     component = one_of(component, "component", READ_OUT, error=SiteError)
     wanted = tokens_of(model, prompt, words, "word")
-    chosen = chosen_layers(model, layers, images=prompt.has_images)
+    chosen = sorted({*chosen_layers(model, layers, images=prompt.has_images)})
     columns = token_columns(prompt, roles)
     index, where = places_in(columns, prompt)
     site = Site(component, chosen, index.filled())
     check_sites(model, prompt, [site])
     first = torch.tensor([tokens[:1] for tokens in wanted])
     logprob, rank = (value[..., 0].double() for value in lens_at(model, prompt, [site], first))
-    found = {
+    readings = {
         "probability": (logprob.exp(), {}),
         "logprob": (logprob, {"units": "nats"}),
         "rank": (rank, {}),
@@ -96,7 +96,7 @@ def lens_map(
     dataset = xr.Dataset(
         {
             name: (dims, spread(value, where, len(columns.names)).numpy(), attrs)
-            for name, (value, attrs) in found.items()
+            for name, (value, attrs) in readings.items()
         },
         coords={
             "layer": chosen,
@@ -105,7 +105,7 @@ def lens_map(
         },
     )
     settings = {"words": as_text(model, wanted), "component": component}
-    return made(dataset, model, prompt, settings)
+    return with_origin(dataset, model, prompt, settings)
 
 
 def token_columns(prompt: Prompt, roles: Sequence[str] | None) -> Columns:
@@ -137,7 +137,9 @@ def spread(values: torch.Tensor, where: list[list[int]], n: int) -> torch.Tensor
     return grid
 
 
-def made(dataset: xr.Dataset, model: Model, prompt: Prompt, settings: dict[str, Any]) -> xr.Dataset:
+def with_origin(
+    dataset: xr.Dataset, model: Model, prompt: Prompt, settings: dict[str, Any]
+) -> xr.Dataset:
     """The Dataset with how it was made."""
     return with_provenance(
         dataset, origin(model=model), settings={"prompt": prompt.digest, **settings}

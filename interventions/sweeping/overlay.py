@@ -18,7 +18,14 @@ from interventions.prompt.grid_table import EDGES
 from interventions.prompt.picture_regions import FINEST
 from interventions.prompt.pictures import as_picture
 from interventions.prompt.prompt import Prompt
-from interventions.sweeping.heatmap_data import chosen_map, component_names, drawable, footnote, of_item, title_of
+from interventions.sweeping.heatmap_data import (
+    chosen_map,
+    component_names,
+    drawable,
+    footnote,
+    of_item,
+    title_of,
+)
 from interventions.sweeping.overlay_page import page_of
 from interventions.sweeping.picture_map import COLOURS, OPAQUE, WHITE, Drawing
 

@@ -351,6 +351,14 @@ def _lens(**changed: Any) -> Any:
     return iv.lens(text().model, **{**fields, **changed})
 
 
+def _lens_map(**changed: Any) -> Any:
+    return iv.lens_map(text().model, text().clean, **{"words": "the", **changed})
+
+
+def _attention_map(**changed: Any) -> Any:
+    return iv.attention_map(text().model, text().clean, **changed)
+
+
 def _patchscope(**changed: Any) -> Any:
     return iv.patchscope(
         text().model, **{"values": torch.ones(1, 48), "layer": 1, "max_new_tokens": 1, **changed}
@@ -444,6 +452,11 @@ CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
     "ablated": (Call(_ablated), ("component", "layers", "positions", "mean")),
     "steering": (Call(_steering), ("layers", "positions", "vector", "scale")),
     "lens": (Call(_lens), ("hidden", "tokens")),
+    "lens_map": (Call(_lens_map), ("words", "component", "layers", "roles")),
+    "attention_map": (
+        Call(_attention_map),
+        ("queries", "layers", "heads", "roles", "rollout"),
+    ),
     "patchscope": (
         Call(_patchscope),
         ("values", "layer", "prompt", "placeholder", "max_new_tokens"),

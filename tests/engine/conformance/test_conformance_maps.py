@@ -54,7 +54,7 @@ def test_attention_is_what_blocks_attend_with(case: Case) -> None:
 def test_rollout_multiplies_the_blocks_by_hand(case: Case) -> None:
     paths = PATHS[case.name]
     if paths.recurrent or paths.cross_blocks:
-        with pytest.raises(SiteError, match="block [01] of"):
+        with pytest.raises(SiteError, match=r"block [01] of"):
             iv.attention_map(case.model, case.prompt, rollout=True)
         return
     case_run = on_sdpa(case)
@@ -94,7 +94,8 @@ def test_the_lens_of_the_last_layer_says_what_the_model_says(case: Case) -> None
     alone, rank = iv.lens(model, states, torch.tensor([[7], [9]]))
     at_last = iv.lens_map(model, prompt, [[7], [9]], roles=["last"])
     assert relative(torch.from_numpy(at_last["logprob"].values[..., 0].T), alone[..., 0]) < FLOOR32
-    assert (at_last["reciprocal_rank"].values[..., 0].T == 1 / (1 + rank[..., 0].double())).all()
+    shares = at_last["reciprocal_rank"].values[..., 0].T
+    assert shares.tolist() == (1 / (1 + rank[..., 0].double())).tolist()
 
 
 def test_maps_of_image_tokens_lie_on_the_picture_or_are_refused(shown: Case) -> None:
