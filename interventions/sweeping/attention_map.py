@@ -16,7 +16,7 @@ from interventions.running.attention_memory import check_attention_fits
 from interventions.running.checking import check_asked
 from interventions.running.rollout import attended_at, rolled_out
 from interventions.sweeping.labels import token_coords
-from interventions.sweeping.lens_map import with_origin, places_in, spread, token_columns
+from interventions.sweeping.lens_map import places_in, spread, token_columns, with_origin
 
 PATTERN = "attn_pattern"
 

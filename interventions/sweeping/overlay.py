@@ -155,8 +155,9 @@ def overlay(
 ) -> PictureMap:
     """Lay the values of image tokens over the picture they are of.
 
-    Red is up, blue is down; all panels share one scale, and heads are panels. Tokens that have no value, such as those
-    that were not among the columns, and parts of the picture that no token shows, stay grey.
+    Red is up, blue is down; all panels share one scale, and each head has panels of its own. Tokens
+    that have no value, such as those that were not among the columns, and parts of the picture that
+    no token shows, stay grey.
 
     Parameters
     ----------
