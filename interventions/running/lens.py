@@ -112,19 +112,35 @@ def lens_at(
         The layers of all sites, behind one another.
     """
     states = run_checked(model, prompt, reads=sites, logits=False).reads
+    return read_out(model, [layer for read in states for layer in read], tokens)
+
+
+def read_out(
+    model: Model, layers: Sequence[torch.Tensor], tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability and rank of chosen tokens in states of many positions.
+
+    Parameters
+    ----------
+    model : Model
+        Here, or where this runs.
+    layers : sequence of Tensor [row, position, d_model]
+    tokens : Tensor [row, token]
+
+    Returns
+    -------
+    logprob, rank : Tensor [layer, row, position, token]
+        On the CPU.
+    """
     logprobs, ranks = [], []
-    for hidden in (layer for read in states for layer in read):
+    for hidden in layers:
         n_positions = hidden.shape[1]
-        looked_for = tokens.repeat_interleave(n_positions, 0)
-        parts = [
-            _of_layer(model, few, wanted)
-            for few, wanted in zip(
-                hidden.flatten(0, 1).split(STATES), looked_for.split(STATES), strict=True
-            )
-        ]
-        for kept, part in zip((logprobs, ranks), zip(*parts, strict=True), strict=True):
-            kept.append(torch.cat(part).unflatten(0, (-1, n_positions)))
-    return torch.stack(logprobs).cpu(), torch.stack(ranks).cpu()
+        states = hidden.flatten(0, 1).split(STATES)
+        wanted = tokens.repeat_interleave(n_positions, 0).split(STATES)
+        parts = [_of_layer(model, *few) for few in zip(states, wanted, strict=True)]
+        for kept, values in zip((logprobs, ranks), zip(*parts, strict=True), strict=True):
+            kept.append(torch.cat(values).unflatten(0, (-1, n_positions)).cpu())
+    return torch.stack(logprobs), torch.stack(ranks)
 
 
 def patchscope(

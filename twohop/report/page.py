@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from interventions.storable import write_atomically
+from interventions.sweeping.picture_map import OPAQUE
 from twohop.items.items import Benchmark
 from twohop.report.cautions import cautions
 from twohop.report.estimates import bounds, estimate, short, unit_of, whole, written
@@ -24,6 +25,7 @@ from twohop.report.figures import (
 )
 from twohop.report.layers import last_block, resolution_figure, windows_figure
 from twohop.report.maps import attribution_methods, map_figure
+from twohop.report.picture_lens import gradient
 from twohop.report.sentence import verdict_sentence
 from twohop.report.settings import (
     command,
@@ -251,4 +253,5 @@ def write_report(
 
 def stylesheet() -> Markup:
     """The pages' style sheet."""
-    return Markup(environment().get_template("style.css.jinja").render())
+    template = environment().get_template("style.css.jinja")
+    return Markup(template.render(lens_scale=gradient(), lens_opacity=OPAQUE))
