@@ -43,8 +43,8 @@ def heatmap(
     Parameters
     ----------
     dataset : Dataset
-        With dims ``layer`` and ``position`` or ``role``, and any of ``item`` and ``component``;
-        what :func:`interventions.attribute` or a sweep returns.
+        With dims ``layer`` and ``position``, ``role`` or ``route``, and any of ``item``,
+        ``component`` and ``head``; what :func:`interventions.attribute` or a sweep returns.
     variable : str, optional
         Default: ``score``, ``effect`` or ``value``, whichever there is; else the only one with
         those dims.
@@ -106,8 +106,8 @@ def heatmap(
 
 def _labels(dataset: xr.Dataset, column: str, item: int | None) -> list[str]:
     """What the columns are called: tokens, where they are known for all that is drawn."""
-    if column == "role":
-        return [_short(str(name)) for name in dataset["role"].values]
+    if column != "position":
+        return [_short(str(name)) for name in dataset[column].values]
     numbers = [str(position) for position in dataset["position"].values]
     if not {"token", "role"} <= set(dataset.coords) or "position" not in dataset["token"].dims:
         return numbers

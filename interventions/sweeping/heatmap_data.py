@@ -8,7 +8,7 @@ import xarray as xr
 from interventions.errors import ResultsError, did_you_mean
 from interventions.given import shown, text_of
 
-COLUMNS = ("position", "role")
+COLUMNS = ("position", "role", "route")
 MAPS = ("score", "effect", "value")
 CHANGES = ("logprob", "logit_diff", "rank")  # drawn as the difference from the clean run
 
@@ -95,7 +95,8 @@ def chosen_map(dataset: xr.Dataset, variable: str | None) -> tuple[xr.DataArray,
         usual = [name for name in MAPS if name in known] or known
         if not usual:
             raise ResultsError(
-                "this Dataset has no map: no variable has the dims layer and position or role."
+                "this Dataset has no map: no variable has the dim layer and one of "
+                f"{', '.join(COLUMNS)}."
             )
         variable = usual[0]
     variable = text_of(variable, "variable", error=ResultsError)
@@ -105,7 +106,7 @@ def chosen_map(dataset: xr.Dataset, variable: str | None) -> tuple[xr.DataArray,
     if variable in CHANGES and f"clean_{variable}" in dataset:
         data = (data - dataset[f"clean_{variable}"]).assign_attrs(data.attrs)
         data.name = f"change of {variable}"
-    return data, "position" if "position" in data.dims else "role"
+    return data, next(column for column in COLUMNS if column in data.dims)
 
 
 def title_of(dataset: xr.Dataset) -> str:

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from PIL import Image
 
 from interventions.architectures.picture_views import KINDS
 from interventions.errors import ResultsError
-from interventions.given import of_kind, one_of, shown, text_of, whole
+from interventions.given import number, of_kind, one_of, several, shown, text_of, whole
 from interventions.prompt.grid_table import EDGES
 from interventions.prompt.picture_regions import FINEST
 from interventions.prompt.pictures import as_picture
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 IN_A_LINE = 6
-IMAGE_TOKEN = re.compile(r"image(?:_(\d+))?\[(-?\d+)\]")
+IMAGE_TOKEN = re.compile(r"image(?:_(\d+))?\[(-?\d+)\](?: *->.*)?")
+CORNERS = "(x0, y0, x1, y1) in pixels"
 SAVED = (".html", ".htm")
 
 
@@ -147,7 +149,7 @@ def overlay(
     over: Any,
     variable: str | None = None,
     *,
-    grid: xr.Dataset | Prompt | None = None,
+    grid: xr.Dataset | Prompt | Mapping[str, Any] | None = None,
     item: int | None = None,
     picture: int | None = None,
     view: str | None = None,
@@ -170,11 +172,13 @@ def overlay(
         What the model was shown, in any form that :func:`interventions.as_picture` takes.
     variable : str, optional
         As of :func:`interventions.heatmap`.
-    grid : Dataset or Prompt, optional
-        Where tokens lie, for a Dataset that does not say: what
+    grid : Dataset, Prompt or mapping, optional
+        Where columns lie, for a Dataset that does not say: what
         :meth:`interventions.Prompt.image_grid` gives, or the prompt. The coordinate ``position`` of
-        the Dataset then has positions in the padded rows of that prompt; or ``role`` has tokens by
-        name, ``"image[0]"`` or ``"image_1[-1]"``; others are not drawn.
+        the Dataset then has positions in the padded rows of that prompt; or ``role`` or ``route``
+        has tokens by name, ``"image[0]"`` or ``"image_1[-1] -> last"``; others are not drawn. Or
+        the box of each column by its name, (x0, y0, x1, y1) in pixels: of regions of any size, such
+        as those that a knockout cuts off; where they overlap, the last is seen.
     item : int, optional
         Needed where there are several.
     picture : int, optional
@@ -208,9 +212,12 @@ def overlay(
     over = as_picture(over)
     data, column = chosen_map(dataset, variable)
     data, item = _one_item(data, item)
-    places = (
-        _placed(dataset, column, item) if grid is None else _looked_up(data, column, item, grid)
-    )
+    if grid is None:
+        places = _placed(dataset, column, item)
+    elif isinstance(grid, Mapping) and not isinstance(grid, xr.Dataset):
+        places = _in_boxes(data[column].values.tolist(), grid, over)
+    else:
+        places = _looked_up(data, column, item, grid)
     components = component_names(data)
     data = drawable(data, column)
     names = [str(name) for name in data["component"].values]
@@ -281,7 +288,7 @@ def _looked_up(
     columns, where = data[column].values.tolist(), {}
     if column == "position" and data[column].dtype.kind in "iu":
         where = {position: token for token, position in enumerate(mine["position"].values.tolist())}
-    elif column == "role":
+    elif column != "position":
         where = {name: token for name in columns if (token := _token_of(str(name), mine)) >= 0}
     if not where:
         raise ResultsError(
@@ -293,6 +300,34 @@ def _looked_up(
     places = {name: mine[name].values[tokens] for name in names}
     places["x0"] = np.where(tokens < 0, np.nan, places["x0"])
     return places
+
+
+def _in_boxes(
+    columns: list[Any], boxes: Mapping[str, Any], over: Image.Image
+) -> dict[str, np.ndarray]:
+    """Where the region of each column lies, by boxes that are given."""
+    edges = np.full((len(columns), 4), math.nan)
+    for k, name in enumerate(columns):
+        if name in boxes:
+            what = f"the box of {shown(name)} in grid="
+            ends = several(boxes[name], what, error=ResultsError, expected=CORNERS)
+            box = [number(end, what, error=ResultsError) for end in ends]
+            edges[k] = np.minimum(box, [*over.size] * 2) if len(box) == 4 else -1
+            left, top, right, bottom = edges[k]
+            if not (0 <= left < right and 0 <= top < bottom):
+                raise ResultsError(
+                    f"{what} is {shown(boxes[name])}, of a picture of {over.size[0]} x "
+                    f"{over.size[1]} pixels. Expected {CORNERS}, some of it in the picture."
+                )
+    if not np.isfinite(edges).any():
+        raise ResultsError(
+            f"grid= has boxes of {shown([*boxes][:3])}, and the columns are {shown(columns[:3])}. "
+            "Name the columns."
+        )
+    n, (width, height) = len(columns), over.size
+    about = {"picture": np.zeros(n, int), "kind": np.array(["picture"] * n, dtype=object)}
+    sizes = {"width": np.full(n, width), "height": np.full(n, height)}
+    return {**dict(zip(EDGES, edges.T, strict=True)), **about, **sizes}
 
 
 def _token_of(name: str, table: xr.Dataset) -> int:

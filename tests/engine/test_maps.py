@@ -182,3 +182,44 @@ def test_probes_of_image_tokens_lie_where_their_tokens_do(name: str) -> None:
         other = accuracy.isel(role=[0]).assign_coords(role=[wrong])
         with pytest.raises(ResultsError, match="no positions of a prompt"):
             iv.overlay(other, picture, grid=prompt)
+
+
+def test_routes_and_regions_lie_where_they_are_said_to() -> None:
+    _, prompt, picture = shown()
+    n = prompt.image_grid().sizes["token"]
+    values = np.arange(2.0 * n).reshape(2, n)
+    cut = xr.Dataset(
+        {"logprob": (("item", "layer", "route"), values[None]), "clean_logprob": ("item", [1.0])},
+        coords={
+            "item": [0],
+            "layer": [0, 3],
+            "route": [f"image[{k}] -> last" for k in range(n)],
+        },
+    )
+    drawing = iv.overlay(cut, picture, grid=prompt)
+    assert drawing.label == "change of logprob"
+    assert sorted(drawing.values[0, 0].ravel().tolist()) == (values[0] - 1).tolist()
+    of_names = cut.rename(route="role").assign_coords(role=[f"image[{k}]" for k in range(n)])
+    assert iv.overlay(of_names, picture, grid=prompt).values.tolist() == drawing.values.tolist()
+    assert len(iv.heatmap(cut, item=0).axes) == 2
+
+    two = cut.isel(route=[0, 1]).assign_coords(route=["left", "corner"])
+    boxes = {"left": (0, 0, 20, 30), "corner": (30, 20, 99, 99), "more": (0, 0, 1, 1)}
+    regions = iv.overlay(two, picture, grid=boxes)
+    assert regions.x.tolist() == [0, 20, 30, 40]
+    assert regions.y.tolist() == [0, 20, 30]
+    assert regions.values[0, 1, 0, 0] == values[1, 0] - 1
+    assert regions.values[0, 1, 1, 2] == values[1, 1] - 1
+    assert np.isnan(regions.values[0, :, 0, 1:]).all()
+    wrong: list[tuple[Any, str]] = [
+        ({"right": (0, 0, 1, 1)}, "Name the columns"),
+        ({}, "Name the columns"),
+        ({"left": (0, 0, 1)}, "Expected"),
+        ({"left": (5, 0, 1, 1)}, "Expected"),
+        ({"left": (50, 0, 60, 9)}, "some of it in the picture"),
+        ({"left": "abcd"}, "the box of 'left'"),
+        ({"left": 3}, "the box of 'left'"),
+    ]
+    for grid, match in wrong:
+        with pytest.raises(ResultsError, match=match):
+            iv.overlay(two, picture, grid=grid)
