@@ -19,7 +19,6 @@ from twohop import find_pair
 
 OUT = Path(__file__).parents[1] / "docs" / "gallery"
 DPI = 80
-COLOURS = 128  # of a file: more make it large, and cannot be told apart
 
 # --8<-- [start:scene]
 pair = find_pair("flags-naming")
@@ -27,9 +26,9 @@ benchmark = pair.benchmark()
 vlm, llm = iv.load(pair.vlm()), iv.load(pair.backbone())
 
 flag, other = benchmark.view("CN", 0), benchmark.view("BR", 0)
-which = benchmark.naming.fill(vlm.image_token)  # "... Which country is <image>? Answer:"
+which = benchmark.naming.fill("<image>")  # "... Which country is <image>? Answer:"
 shown, swapped = vlm.prompt(which, images=flag), vlm.prompt(which, images=other)
-contrast: dict[str, Any] = {"answers": "China", "foils": "Brazil", "progress": False}
+contrast: dict[str, Any] = {"answers": "China", "foils": "Brazil"}
 # --8<-- [end:scene]
 
 
@@ -84,12 +83,13 @@ def probed() -> Figure:
         for view in views
     ]
     layers = [0, 8, 16, 20, 24, 29]
-    tokens = {f"image[{k}]": iv.RoleSite("resid_post", layers, "image", k) for k in range(4)}
+    tokens = {f"token{k}": iv.RoleSite("resid_post", layers, "image", k) for k in range(4)}
     with tempfile.TemporaryDirectory() as folder:
         states = iv.collect(vlm, rows, tokens, out=Path(folder) / "states", progress=False).load()
     codes = [country.code for country in countries for _ in views]
     probes = iv.probe(states, codes, method="ridge", splits=3, n_controls=1)
     read = probes[["accuracy"]].mean("seed")
+    read = read.assign_coords(role=[f"image[{k}]" for k in range(4)])
     figure = iv.heatmap(read, "accuracy", over=flag, grid=shown, title="held-out accuracy")
     # --8<-- [end:probed]
     return figure
@@ -98,7 +98,7 @@ def probed() -> Figure:
 def attention() -> Figure:
     """Where heads of the last token look."""
     # --8<-- [start:attention]
-    seen = iv.attention_map(vlm, shown, roles=["image"], heads=[0, 4, 8], layers=[16, 20, 21, 23])
+    seen = iv.attention_map(vlm, shown, roles=["image"], heads=[0, 4], layers=[16, 20, 21, 23])
     figure = iv.heatmap(seen, over=flag, title="attention of the last token")
     # --8<-- [end:attention]
     return figure
@@ -119,7 +119,7 @@ def lens() -> Figure:
     # --8<-- [start:lens]
     question = benchmark.templates["capital"]
     named = llm.prompt(question.fill("China"), spans={"entity": question.span("China")})
-    seen = iv.lens_map(llm, named, "Beijing", roles=["entity", "question", "last"])
+    seen = iv.lens_map(llm, named, "Beijing", roles=["question"])
     figure = iv.heatmap(seen, "reciprocal_rank", title="“Beijing” by the model's own head")
     # --8<-- [end:lens]
     return figure
@@ -142,7 +142,6 @@ def traced() -> Figure:
         metrics="logit_diff",
         components=["attn_out", "mlp_out", "resid_post"],
         roles=["entity[-1]", "last"],
-        progress=False,
     )
     figure = iv.heatmap(swept, title="China's value put in where Italy is asked about")
     # --8<-- [end:traced]
@@ -162,7 +161,7 @@ def save(drawing: Figure | iv.PictureMap, name: str, out: Path) -> Path:
     path = out / f"{name}.png"
     drawing.savefig(path, dpi=DPI)
     with Image.open(path) as picture:
-        picture.convert("RGB").quantize(COLOURS).save(path, optimize=True)
+        picture.convert("RGB").save(path, optimize=True)
     return path
 
 

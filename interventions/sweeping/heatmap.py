@@ -179,7 +179,9 @@ def _drawn(
     units = data.attrs.get("units")
     name = f"{data.name} ({units})" if units else str(data.name)
     scaled = f", times 1e{power}" if power else ""
-    figure.colorbar(drawn, ax=list(panels), label=f"{name}{scaled}")
+    bar = figure.colorbar(drawn, ax=list(panels), label=f"{name}{scaled}")
+    if np.nanmin(values) >= 0:
+        bar.ax.set_ylim(0, most)
     figure.suptitle(title, fontsize=11)
     if note:
         figure.supxlabel(note, fontsize=7.5, color="firebrick" if warned else "0.3", wrap=True)

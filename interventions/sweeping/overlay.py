@@ -231,7 +231,8 @@ def overlay(
     x, y, values = _on_mesh({name: places[name][there] for name in EDGES}, data.values[..., there])
     units = data.attrs.get("units")
     note = footnote(dataset, components)
-    said = [title or title_of(dataset), "" if item is None else f"item {item}"]
+    several_items = "item" in dataset.dims and dataset.sizes["item"] > 1
+    said = [title or title_of(dataset), f"item {item}" if several_items else ""]
     return PictureMap(
         picture=over,
         layers=data["layer"].values,
