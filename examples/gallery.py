@@ -26,7 +26,7 @@ benchmark = pair.benchmark()
 vlm, llm = iv.load(pair.vlm()), iv.load(pair.backbone())
 
 flag, other = benchmark.view("CN", 0), benchmark.view("BR", 0)
-which = benchmark.naming.fill("<image>")  # "... Which country is <image>? Answer:"
+which = benchmark.naming.fill("<image>")  # "... Which country is <image>? ..."
 shown, swapped = vlm.prompt(which, images=flag), vlm.prompt(which, images=other)
 contrast: dict[str, Any] = {"answers": "China", "foils": "Brazil"}
 # --8<-- [end:scene]
