@@ -51,5 +51,5 @@ def test_every_picture_is_made_again(gallery: ModuleType, tmp_path: Path) -> Non
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {path.name for path in (ROOT / "docs" / "gallery").iterdir()}
     for path in tmp_path.glob("*.png"):
-        kept = Image.open(ROOT / "docs" / "gallery" / path.name)
-        assert Image.open(path).size == kept.size
+        with Image.open(ROOT / "docs" / "gallery" / path.name) as kept, Image.open(path) as anew:
+            assert anew.size == kept.size
