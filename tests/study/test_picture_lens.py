@@ -64,7 +64,7 @@ class _Page:
     """The parts of a page that show a lens."""
 
     def __init__(self, text: str) -> None:
-        self.lenses = re.findall(r'<div class="lens".*?</div>\n</div>\n', text, re.S)
+        self.lenses = re.findall(r'<div class="lens".*?</div>\n</div>\n</div>\n', text, re.S)
 
 
 def colours(address: str) -> np.ndarray:
@@ -130,11 +130,14 @@ def test_a_report_shows_it_and_older_results_make_one_without(
     shown = examples(tree, benchmark)
     assert len(lenses) == sum(example.entity in read for example in shown) > 0
     n_layers = tree["resolution"].sizes["layer"]
+    for k in range(1, n_layers + 1):
+        assert f":nth-of-type({k}):checked ~ .beside figure:nth-of-type({k})" in page
     for part in lenses:
         assert part.count('<svg role="img" aria-label="Layer ') == n_layers
-        assert len(re.findall(r"<figure[^>]* hidden>", part)) == n_layers - 1
-        [number] = re.findall(r'<label for="layer-(\d+)">', part)
-        assert f'<input id="layer-{number}" type="range" min="0" max="{n_layers - 1}"' in part
+        buttons = re.findall(r'<input type="radio" name="(layer-\d+)"[^>]*aria-label="(.*?)"', part)
+        assert [label for _, label in buttons] == [f"layer {k}" for k in range(n_layers)]
+        assert len({name for name, _ in buttons}) == 1
+        assert len(re.findall(r"<input[^>]* checked>", part)) == 1
         assert part.count('class="printed"') == min(n_layers, 12)
         assert {*re.findall(r'href="([^"]{5})', part)} <= {"data:", "#pict"}
     assert "http" not in "".join(lenses)
@@ -148,5 +151,5 @@ def test_a_report_shows_it_and_older_results_make_one_without(
     assert with_lens(older["resolution"].to_dataset()) == set()
     text = write_report(tmp_path, older, summary, benchmark).read_text(encoding="utf-8")
     assert '<div class="lens"' not in text
-    assert "<script>" not in text
+    assert "figure:nth-of-type" not in text.replace("figure:nth-of-type(n)", "")
     assert '<article class="example">' in text

@@ -221,6 +221,8 @@ def write_report(
     plates = {
         name: Plate(TITLES[name], alts[name], embedded(vector)) for name, vector in vectors.items()
     }
+    shown = examples(tree, benchmark)
+    layers = max((len(example.lens.layers) for example in shown if example.lens), default=0)
     page = (
         environment()
         .get_template("report.html.jinja")
@@ -232,7 +234,7 @@ def write_report(
             cautions=cautions(tree, summary),
             plates=plates,
             tables=all_tables(summary),
-            examples=examples(tree, benchmark),
+            examples=shown,
             benchmark=benchmark,
             vlm_text=str(tree["recall"].attrs.get("vlm_text", "")),
             answer_relation=tree["resolution"].attrs["answer_relation"],
@@ -243,7 +245,7 @@ def write_report(
             attribution_methods=attribution_methods(tree),
             command=command(tree, summary),
             command_note=command_note(tree, summary),
-            style=stylesheet(),
+            style=stylesheet(lens_layers=layers),
         )
     )
     path = folder / REPORT
@@ -251,7 +253,9 @@ def write_report(
     return path
 
 
-def stylesheet() -> Markup:
-    """The pages' style sheet."""
+def stylesheet(*, lens_layers: int = 0) -> Markup:
+    """The pages' style sheet; ``lens_layers``: most layers of the lens of an example."""
     template = environment().get_template("style.css.jinja")
-    return Markup(template.render(lens_scale=gradient(), lens_opacity=OPAQUE))
+    return Markup(
+        template.render(lens_scale=gradient(), lens_opacity=OPAQUE, lens_layers=lens_layers)
+    )
