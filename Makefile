@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEWEST := .venv-newest
 
-.PHONY: help study test check test-newest test-ndif devices gpu real-size golden docs docs-serve bench growth demo lint style setup train figures clean
+.PHONY: help study test check test-newest test-ndif devices gpu real-size golden docs docs-serve bench growth demo lint style setup train figures gallery clean
 
 help:
 	@echo "make study    a first look at the three embedded pairs; reports in runs/"
@@ -24,6 +24,7 @@ help:
 	@echo "make growth   how a sweep's cost grows with cells, tokens and layers: docs/growth.png"
 	@echo "make demo     TransformerLens' activation patching demo beside ours, cell by cell"
 	@echo "make figures  remake the figures of the README from runs/"
+	@echo "make gallery  remake the pictures of docs/gallery.md (3 minutes)"
 
 setup: $(READY)
 
@@ -103,6 +104,9 @@ figures: $(READY)
 	@$(BIN)/twohop compare runs/flags-naming runs/flags-aligned runs/flags-late --out runs/compare
 	@cp runs/compare/figures/compare-recovery.png docs/recovery.png
 	@cp runs/flags-late/figures/timetable.png docs/timetable.png
+
+gallery: $(READY)
+	@$(BIN)/python examples/gallery.py
 
 # Sources are read, not imported; a broken link or reference is an error. The extra is installed
 # when it is missing.

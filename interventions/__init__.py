@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from interventions.lenses.tuned import tuned_lens
     from interventions.probing.probe import probe
     from interventions.subspaces.das import Alignment, das
+    from interventions.sweeping.attention_map import attention_map
     from interventions.sweeping.cell_statistics import cell_statistics
     from interventions.sweeping.heatmap import heatmap
     from interventions.sweeping.knockout_curves import knockout_curves
+    from interventions.sweeping.lens_map import lens_map
     from interventions.sweeping.lineplot import lineplot
     from interventions.sweeping.overlay import PictureMap, overlay
     from interventions.sweeping.sweep import sweep
@@ -71,6 +73,7 @@ __all__ = [
     "Subspace",
     "ablated",
     "as_picture",
+    "attention_map",
     "attribute",
     "attribute_edges",
     "cell_statistics",
@@ -87,6 +90,7 @@ __all__ = [
     "knockout",
     "knockout_curves",
     "lens",
+    "lens_map",
     "lineplot",
     "load",
     "load_sae",
@@ -112,6 +116,7 @@ LATER = {
     "jacobian_lens": "lenses.jacobian",
     "tuned_lens": "lenses.tuned",
     "Alignment": "subspaces.das",
+    "attention_map": "sweeping.attention_map",
     "attribute": "attribution.attribute",
     "cell_statistics": "sweeping.cell_statistics",
     "attribute_edges": "circuits.edges",
@@ -128,6 +133,7 @@ LATER = {
     "heatmap": "sweeping.heatmap",
     "knockout_curves": "sweeping.knockout_curves",
     "lineplot": "sweeping.lineplot",
+    "lens_map": "sweeping.lens_map",
     "open_collection": "collecting.folder",
     "overlay": "sweeping.overlay",
     "probe": "probing.probe",

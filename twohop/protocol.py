@@ -89,6 +89,12 @@ class Protocol:
     lens_entities: int = _set(
         24, whole("entities"), "entities whose states the lens reads", flag="--lens-entities"
     )
+    picture_entities: int = _set(
+        24,
+        whole("entities"),
+        "entities whose pictures the lens reads token by token, for the report's examples",
+        flag="--picture-entities",
+    )
     resamples: int = _set(
         2000,
         whole("resamples", least=LEAST_RESAMPLES),

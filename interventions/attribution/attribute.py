@@ -305,7 +305,10 @@ def _labels(model: Model, contrast: Contrast) -> xr.Dataset:
     coords |= places_of(contrast.prompt.roles, contrast.prompt.grids, contrast.columns.tokens, dim)
     if not contrast.each:
         return xr.Dataset(coords={**coords, "role": names})
-    coords |= {"position": np.arange(len(names)), **token_labels(model, contrast)}
+    coords |= {
+        "position": np.arange(len(names)),
+        **token_labels(model, contrast.prompt, contrast.columns),
+    }
     if isinstance(contrast.source, Prompt) and isinstance(contrast.run, Prompt):
         words = token_words(model, contrast.source, contrast.read_columns)
         coords["source_token"] = (("item", "position"), words)

@@ -10,12 +10,17 @@ from interventions.errors import PatchError, PromptError, SiteError
 from interventions.given import MOST_TOKENS, of_kind, one_of, several, text_of, whole
 from interventions.given_arrays import check_range, tensor_of, token_numbers
 from interventions.model.model import Model
+from interventions.model.sites import Site
+from interventions.prompt.prompt import Prompt
 from interventions.running.fitted_lens import FittedLens
 from interventions.running.patches import Patch, check_patches
+from interventions.running.run import run_checked
 
 LensKind = Literal["logit", "tuned", "jacobian"]
 LENSES: tuple[LensKind, ...] = ("logit", "tuned", "jacobian")
 IDENTITY_PROMPT = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
+STATES = 256
+"""States that go through the head at once, each with a number for every token there is."""
 
 
 def lens(
@@ -115,13 +120,71 @@ def _chosen_of(
     model: Model, hidden: torch.Tensor, tokens: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and rank of the tokens, layer by layer."""
-    logprobs, ranks = [], []
+    logprobs, ranks = zip(*(_of_layer(model, layer, tokens) for layer in hidden), strict=True)
+    return torch.stack(logprobs), torch.stack(ranks)
+
+
+def _of_layer(
+    model: Model, hidden: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of one layer: hidden [row, d_model], tokens [row, token]."""
     with torch.no_grad():
-        for layer in hidden:
-            scores = model.unembed(layer).float()
-            chosen = scores.gather(-1, tokens.to(scores.device))  # where the head is
-            logprobs.append(chosen - scores.logsumexp(-1, keepdim=True))
-            ranks.append((scores[:, None] > chosen[..., None]).sum(-1))
+        scores = model.unembed(hidden).float()
+        chosen = scores.gather(-1, tokens.to(scores.device))  # where the head is
+        rank = (scores[:, None] > chosen[..., None]).sum(-1)
+        return chosen - scores.logsumexp(-1, keepdim=True), rank
+
+
+@where_the_model_is
+def lens_at(
+    model: Model, prompt: Prompt, sites: Sequence[Site], tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run a prompt and read chosen tokens out of it, at every layer and position of sites.
+
+    On a server the states stay there: one request, of which these numbers come back.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : Prompt
+    sites : sequence of Site
+        Of the residual stream, each of several layers, at positions that no row lacks.
+    tokens : Tensor [row, token]
+
+    Returns
+    -------
+    logprob, rank : Tensor [layer, row, position, token]
+        The layers of all sites, behind one another.
+    """
+    states = run_checked(model, prompt, reads=sites, logits=False).reads
+    return read_out(model, [layer for read in states for layer in read], tokens)
+
+
+def read_out(
+    model: Model, layers: Sequence[torch.Tensor], tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability and rank of chosen tokens in states of many positions.
+
+    Parameters
+    ----------
+    model : Model
+        Here, or where this runs.
+    layers : sequence of Tensor [row, position, d_model]
+    tokens : Tensor [row, token]
+
+    Returns
+    -------
+    logprob, rank : Tensor [layer, row, position, token]
+        On the CPU.
+    """
+    logprobs, ranks = [], []
+    for hidden in layers:
+        n_positions = hidden.shape[1]
+        states = hidden.flatten(0, 1).split(STATES)
+        wanted = tokens.repeat_interleave(n_positions, 0).split(STATES)
+        parts = [_of_layer(model, *few) for few in zip(states, wanted, strict=True)]
+        for kept, values in zip((logprobs, ranks), zip(*parts, strict=True), strict=True):
+            kept.append(torch.cat(values).unflatten(0, (-1, n_positions)).cpu())
     return torch.stack(logprobs), torch.stack(ranks)
 
 

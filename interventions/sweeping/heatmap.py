@@ -11,6 +11,7 @@ from interventions.sweeping.cell_statistics import tested
 from interventions.sweeping.heatmap_data import (
     change_of,
     chosen_map,
+    component_names,
     drawable,
     footnote,
     of_item,
@@ -45,8 +46,8 @@ def heatmap(
     Parameters
     ----------
     dataset : Dataset
-        With dims ``layer`` and ``position``, ``role`` or ``route``, and any of ``item`` and
-        ``component``; what :func:`interventions.attribute` or a sweep returns.
+        With dims ``layer`` and ``position``, ``role`` or ``route``, and any of ``item``,
+        ``component`` and ``head``; what :func:`interventions.attribute` or a sweep returns.
     variable : str, optional
         Default: ``score``, ``effect`` or ``value``, whichever there is; else the only one with
         those dims.
@@ -96,6 +97,7 @@ def heatmap(
             clear = drawable(by_cell["clear"].rename(data.name), column)
         note = f"mean of {data.sizes['item']} items" if data.sizes["item"] > 1 else ""
         data = data.mean("item", skipna=True, keep_attrs=True)
+    agreement = footnote(dataset, component_names(data))
     data = drawable(data, column)
     used = np.array(np.isfinite(data.values).any(axis=(0, 1)), ndmin=1)
     if not used.any():
@@ -107,8 +109,9 @@ def heatmap(
         said,
         column,
         [label for label, keep in zip(labels, used, strict=True) if keep],
-        dataset,
         " · ".join(part for part in (title or title_of(dataset), note) if part),
+        agreement,
+        warned="spearman" not in dataset,
     )
 
 
@@ -157,8 +160,10 @@ def _drawn(
     said: str,
     column: str,
     labels: list[str],
-    dataset: xr.Dataset,
     title: str,
+    agreement: str,
+    *,
+    warned: bool,
 ) -> "Figure":
     """Draw a map; ``clear`` [component, layer, column]: what is not is hatched, as ``said``."""
     from matplotlib.figure import Figure  # 0.4 s, which import interventions need not wait for
@@ -198,13 +203,15 @@ def _drawn(
     units = data.attrs.get("units")
     name = f"{data.name} ({units})" if units else str(data.name)
     scaled = f", times 1e{power}" if power else ""
-    figure.colorbar(drawn, ax=list(panels), label=f"{name}{scaled}")
+    bar = figure.colorbar(drawn, ax=list(panels), label=f"{name}{scaled}")
+    if np.nanmin(values) >= 0:
+        bar.ax.set_ylim(0, most)
     figure.suptitle(title, fontsize=11)
     if clear is not None and not clear.all():
         hatched = Patch(facecolor="white", edgecolor=HATCHING, hatch=HATCH, label="not clear")
         figure.legend(handles=[hatched], loc="outside upper right", fontsize=7.5)
-    if note := " · ".join(part for part in (footnote(dataset, names), said) if part):
-        warned = "verified" in dataset.attrs and "spearman" not in dataset
+    if note := " · ".join(part for part in (agreement, said) if part):
+        warned = warned and bool(agreement)
         figure.supxlabel(note, fontsize=7.5, color="firebrick" if warned else "0.3", wrap=True)
     return figure
 

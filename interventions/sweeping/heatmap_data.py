@@ -49,6 +49,8 @@ def drawable(data: xr.DataArray, column: str) -> xr.DataArray:
     """
     if "component" not in data.dims:
         data = data.expand_dims(component=[str(data.name)])
+    if "head" in data.dims:
+        data = _by_head(data)
     if extra := set(data.dims) - {"component", "layer", column}:
         raise ResultsError(
             f"{data.name} also has {', '.join(sorted(map(str, extra)))}. Select one value of each "
@@ -66,6 +68,25 @@ def drawable(data: xr.DataArray, column: str) -> xr.DataArray:
     return data.where(np.isfinite(data))
 
 
+def component_names(data: xr.DataArray) -> list[str]:
+    """The components that a map is of."""
+    return [str(name) for name in data["component"].values] if "component" in data.dims else []
+
+
+def _by_head(data: xr.DataArray) -> xr.DataArray:
+    """Each head of each component as a component of its own."""
+    components, heads = data["component"].values.tolist(), data["head"].values.tolist()
+    many = len(components) > 1
+    names = [f"{c} head {h}" if many else f"head {h}" for c in components for h in heads]
+    dims = [dim for dim in data.dims if dim not in ("component", "head")]
+    flat = data.transpose("component", "head", *dims)
+    coords = {dim: data[dim].values for dim in dims if dim in data.coords}
+    values = flat.values.reshape(len(names), *flat.shape[2:])
+    return xr.DataArray(
+        values, {"component": names, **coords}, ("component", *dims), data.name, data.attrs
+    )
+
+
 def change_of(dataset: xr.Dataset, variable: str | None) -> tuple[xr.DataArray, str]:
     """What of a Dataset is looked at, and its variable: of some metrics, the change they show.
 
@@ -79,8 +100,8 @@ def change_of(dataset: xr.Dataset, variable: str | None) -> tuple[xr.DataArray, 
         usual = [name for name in MAPS if name in known] or known
         if not usual:
             raise ResultsError(
-                "this Dataset has no map: no variable has the dims layer and position, role or "
-                "route."
+                "this Dataset has no map: no variable has the dim layer and one of "
+                f"{', '.join(COLUMNS)}."
             )
         variable = usual[0]
     variable = text_of(variable, "variable", error=ResultsError)
@@ -120,7 +141,7 @@ def title_of(dataset: xr.Dataset) -> str:
 
 def footnote(dataset: xr.Dataset, names: list[str]) -> str:
     """How far the map agrees with exact patching, or that nobody looked."""
-    if "verified" not in dataset.attrs:
+    if "verified" not in dataset.attrs or not names:
         return ""
     if "spearman" not in dataset:
         return "NOT VERIFIED: no place was patched exactly"

@@ -11,7 +11,6 @@ from interventions.prompt.grid_table import places_of
 from interventions.prompt.prompt import Prompt
 from interventions.results import origin, with_provenance
 from interventions.sweeping.cell_statistics import with_statistics
-from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.measure import Job
 from interventions.sweeping.metrics import OF_TWO_RUNS, unit_of
 from interventions.sweeping.routes import RouteGrid
@@ -20,20 +19,29 @@ from interventions.sweeping.sources import FromModel, Noise
 from interventions.sweeping.table import Table, with_text
 
 
-def token_labels(model: Model, contrast: Contrast) -> dict[str, Any]:
+def token_labels(model: Model, prompt: Prompt, columns: Columns) -> dict[str, Any]:
     """What the tokens of columns are called, as coordinates (item, position)."""
     dims = ("item", "position")
     return {
-        "role": (dims, _token_roles(contrast)),
-        "token": (dims, token_words(model, contrast.prompt, contrast.columns)),
+        "role": (dims, _token_roles(prompt, columns)),
+        "token": (dims, token_words(model, prompt, columns)),
     }
 
 
-def _token_roles(contrast: Contrast) -> np.ndarray:
+def token_coords(model: Model, prompt: Prompt, columns: Columns) -> dict[str, Any]:
+    """All that is known of columns of one token each: names, and where in a picture they lie."""
+    return {
+        "item": range(len(prompt)),
+        "position": range(len(columns.names)),
+        **token_labels(model, prompt, columns),
+        **places_of(prompt.roles, prompt.grids, columns.tokens, "position"),
+    }
+
+
+def _token_roles(prompt: Prompt, columns: Columns) -> np.ndarray:
     """The role of the token of each column in each row; "" where it has none."""
-    columns = contrast.columns
-    labels = role_labels(contrast.prompt) if "" in columns.names else None
-    names = np.full((len(contrast.items), len(columns.names)), "", dtype=object)
+    labels = role_labels(prompt) if "" in columns.names else None
+    names = np.full((len(prompt), len(columns.names)), "", dtype=object)
     for k, (name, column) in enumerate(zip(columns.names, columns.tokens, strict=True)):
         for row, tokens in enumerate(column):
             if tokens:
@@ -80,10 +88,10 @@ def labelled(
     if isinstance(grid, RouteGrid):
         dataset = dataset.assign_coords(grid.labels)
     else:
-        if grid.each:
-            dataset = dataset.assign_coords(token_labels(model, contrast))
-        dim = "position" if grid.each else "role"
         prompt, columns = contrast.prompt, contrast.columns
+        if grid.each:
+            dataset = dataset.assign_coords(token_labels(model, prompt, columns))
+        dim = "position" if grid.each else "role"
         places = places_of(prompt.roles, prompt.grids, columns.tokens, dim)
         dataset = dataset.assign_coords(places)
     for which, (metric, name) in enumerate(

@@ -249,8 +249,8 @@ def target(
     [[51]]
     """
     nothing: list[list[int]] = [[] for _ in range(len(prompt))]
-    wanted = nothing if answers is None else _tokens(model, prompt, answers, "answer")
-    against = None if foils is None else _tokens(model, prompt, foils, "foil")
+    wanted = nothing if answers is None else tokens_of(model, prompt, answers, "answer")
+    against = None if foils is None else tokens_of(model, prompt, foils, "foil")
     for row, (answer, foil) in enumerate(zip(wanted, against or (), strict=False)):
         n = min(len(answer), len(foil))
         if answer[:n] == foil[:n]:
@@ -273,7 +273,8 @@ def _wide(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _tokens(model: Model, prompt: Prompt, answers: Answers, what: str) -> list[list[int]]:
+def tokens_of(model: Model, prompt: Prompt, answers: Answers, what: str) -> list[list[int]]:
+    """Ids of one text for all rows, or of one for each, as they follow a prompt: [row][token]."""
     whole = plain(answers)
     given = [whole] * len(prompt) if isinstance(whole, str) else several(answers, f"{what}s")
     given = [plain(answer) for answer in given]

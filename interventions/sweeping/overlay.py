@@ -2,6 +2,8 @@
 
 import math
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +14,19 @@ from PIL import Image
 
 from interventions.architectures.picture_views import KINDS
 from interventions.errors import ResultsError
-from interventions.given import of_kind, one_of, shown, text_of, whole
+from interventions.given import number, of_kind, one_of, several, shown, text_of, whole
 from interventions.prompt.grid_table import EDGES
 from interventions.prompt.picture_regions import FINEST
 from interventions.prompt.pictures import as_picture
 from interventions.prompt.prompt import Prompt
-from interventions.sweeping.heatmap_data import chosen_map, drawable, footnote, of_item, title_of
+from interventions.sweeping.heatmap_data import (
+    chosen_map,
+    component_names,
+    drawable,
+    footnote,
+    of_item,
+    title_of,
+)
 from interventions.sweeping.overlay_page import page_of
 from interventions.sweeping.picture_map import COLOURS, OPAQUE, WHITE, Drawing
 
@@ -25,6 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 IN_A_LINE = 6
+IMAGE_TOKEN = re.compile(r"image(?:_(\d+))?\[(-?\d+)\](?: *->.*)?")
+CORNERS = "(x0, y0, x1, y1) in pixels"
 SAVED = (".html", ".htm")
 
 
@@ -86,7 +97,8 @@ class PictureMap(Drawing):
                 axes.set_ylim(self.picture.height, 0)
                 many = f"{name}, " if len(self.components) > 1 else ""
                 axes.set_title(f"{many}layer {layer:g}", fontsize=8)
-        figure.colorbar(drawn, ax=list(panels.flat), label=self.label, shrink=0.8)
+        bar = figure.colorbar(drawn, ax=list(panels.flat), label=self.label, shrink=0.8)
+        bar.ax.set_ylim(self.least, self.most)
         figure.suptitle(self.title, fontsize=11)
         if self.note:
             colour = "firebrick" if self.warned else "0.3"
@@ -137,7 +149,7 @@ def overlay(
     over: Any,
     variable: str | None = None,
     *,
-    grid: xr.Dataset | Prompt | None = None,
+    grid: xr.Dataset | Prompt | Mapping[str, Any] | None = None,
     item: int | None = None,
     picture: int | None = None,
     view: str | None = None,
@@ -145,23 +157,28 @@ def overlay(
 ) -> PictureMap:
     """Lay the values of image tokens over the picture they are of.
 
-    Red is up, blue is down; all panels share one scale. Tokens that have no value, such as those
-    that were not among the columns, and parts of the picture that no token shows, stay grey.
+    Red is up, blue is down; all panels share one scale, and each head has panels of its own. Tokens
+    that have no value, such as those that were not among the columns, and parts of the picture that
+    no token shows, stay grey.
 
     Parameters
     ----------
     dataset : Dataset
         With dims ``layer`` and ``position`` or ``role``, as :func:`interventions.heatmap` takes it:
-        a sweep or an attribution whose columns are single image tokens, such as
-        ``roles=["image"], each=True``; or your own, of a lens or of probes, with ``grid=``.
+        of :func:`interventions.lens_map` or :func:`interventions.attention_map`; a sweep or an
+        attribution whose columns are single image tokens, such as ``roles=["image"], each=True``;
+        or your own, such as of probes, with ``grid=``.
     over : picture
         What the model was shown, in any form that :func:`interventions.as_picture` takes.
     variable : str, optional
         As of :func:`interventions.heatmap`.
-    grid : Dataset or Prompt, optional
-        Where tokens lie, for a Dataset that does not say: what
+    grid : Dataset, Prompt or mapping, optional
+        Where columns lie, for a Dataset that does not say: what
         :meth:`interventions.Prompt.image_grid` gives, or the prompt. The coordinate ``position`` of
-        the Dataset then has positions in the padded rows of that prompt.
+        the Dataset then has positions in the padded rows of that prompt; or ``role`` or ``route``
+        has tokens by name, ``"image[0]"`` or ``"image_1[-1] -> last"``; others are not drawn. Or
+        the box of each column by its name, (x0, y0, x1, y1) in pixels: of regions of any size, such
+        as those that a knockout cuts off; where they overlap, the last is seen.
     item : int, optional
         Needed where there are several.
     picture : int, optional
@@ -195,9 +212,13 @@ def overlay(
     over = as_picture(over)
     data, column = chosen_map(dataset, variable)
     data, item = _one_item(data, item)
-    places = (
-        _placed(dataset, column, item) if grid is None else _looked_up(data, column, item, grid)
-    )
+    if grid is None:
+        places = _placed(dataset, column, item)
+    elif isinstance(grid, Mapping) and not isinstance(grid, xr.Dataset):
+        places = _in_boxes(data[column].values.tolist(), grid, over)
+    else:
+        places = _looked_up(data, column, item, grid)
+    components = component_names(data)
     data = drawable(data, column)
     names = [str(name) for name in data["component"].values]
     there = np.isfinite(data.values).any(axis=(0, 1)) & np.isfinite(places["x0"])
@@ -209,8 +230,9 @@ def overlay(
     _check_size(over, places, there)
     x, y, values = _on_mesh({name: places[name][there] for name in EDGES}, data.values[..., there])
     units = data.attrs.get("units")
-    note = footnote(dataset, names)
-    said = [title or title_of(dataset), "" if item is None else f"item {item}"]
+    note = footnote(dataset, components)
+    several_items = "item" in dataset.dims and dataset.sizes["item"] > 1
+    said = [title or title_of(dataset), f"item {item}" if several_items else ""]
     return PictureMap(
         picture=over,
         layers=data["layer"].values,
@@ -263,17 +285,61 @@ def _looked_up(
     row = item if item in rows else rows[0] if len(rows) == 1 else None
     if row is None:
         raise ResultsError(f"grid= has rows {rows}, and none is item {item}. Select one of them.")
-    if column != "position" or data[column].dtype.kind not in "iu":
-        raise ResultsError(
-            f"the columns are {shown(data[column].values.tolist()[:3])}, no positions of a prompt. "
-            "With grid=, give the Dataset a coordinate 'position' with those of its tokens."
-        )
     mine = table.isel(token=np.flatnonzero(table["row"].values == row))
-    where = {position: token for token, position in enumerate(mine["position"].values.tolist())}
-    tokens = np.array([where.get(position, -1) for position in data[column].values.tolist()])
+    columns, where = data[column].values.tolist(), {}
+    if column == "position" and data[column].dtype.kind in "iu":
+        where = {position: token for token, position in enumerate(mine["position"].values.tolist())}
+    elif column != "position":
+        where = {name: token for name in columns if (token := _token_of(str(name), mine)) >= 0}
+    if not where:
+        raise ResultsError(
+            f"the columns are {shown(columns[:3])}, no positions of a prompt. With grid=, give the "
+            "Dataset a coordinate 'position' with those of its tokens, or 'role' with their names, "
+            'such as "image[0]".'
+        )
+    tokens = np.array([where.get(name, -1) for name in columns])
     places = {name: mine[name].values[tokens] for name in names}
     places["x0"] = np.where(tokens < 0, np.nan, places["x0"])
     return places
+
+
+def _in_boxes(
+    columns: list[Any], boxes: Mapping[str, Any], over: Image.Image
+) -> dict[str, np.ndarray]:
+    """Where the region of each column lies, by boxes that are given."""
+    edges = np.full((len(columns), 4), math.nan)
+    for k, name in enumerate(columns):
+        if name in boxes:
+            what = f"the box of {shown(name)} in grid="
+            ends = several(boxes[name], what, error=ResultsError, expected=CORNERS)
+            box = [number(end, what, error=ResultsError) for end in ends]
+            edges[k] = np.minimum(box, [*over.size] * 2) if len(box) == 4 else -1
+            left, top, right, bottom = edges[k]
+            if not (0 <= left < right and 0 <= top < bottom):
+                raise ResultsError(
+                    f"{what} is {shown(boxes[name])}, of a picture of {over.size[0]} x "
+                    f"{over.size[1]} pixels. Expected {CORNERS}, some of it in the picture."
+                )
+    if not np.isfinite(edges).any():
+        raise ResultsError(
+            f"grid= has boxes of {shown([*boxes][:3])}, and the columns are {shown(columns[:3])}. "
+            "Name the columns."
+        )
+    n, (width, height) = len(columns), over.size
+    about = {"picture": np.zeros(n, int), "kind": np.array(["picture"] * n, dtype=object)}
+    sizes = {"width": np.full(n, width), "height": np.full(n, height)}
+    return {**dict(zip(EDGES, edges.T, strict=True)), **about, **sizes}
+
+
+def _token_of(name: str, table: xr.Dataset) -> int:
+    """Which token of a grid is called so: of all pictures, or of one; -1 if none is."""
+    match = IMAGE_TOKEN.fullmatch(name)
+    if match is None:
+        return -1
+    pictures = table["picture"].values
+    tokens = np.flatnonzero(pictures == int(match[1])) if match[1] else np.arange(len(pictures))
+    i = int(match[2])
+    return int(tokens[i]) if -len(tokens) <= i < len(tokens) else -1
 
 
 def _of_picture(places: dict[str, np.ndarray], there: np.ndarray, picture: Any) -> np.ndarray:

@@ -24,7 +24,7 @@ def page_of(drawing: Drawing) -> str:
     title = escape(drawing.title or drawing.label)
     n = len(drawing.layers)
     colours = _colours()
-    ends = f"{-drawing.most:.3g}", "0", f"{drawing.most:.3g}"
+    drawn = colours if drawing.least else colours[STEPS:]
     fills = "".join(f".c{i}{{fill:{colour}}}" for i, colour in enumerate(colours))
     figures = "\n".join(_figure(drawing, k) for k in range(n))
     values = [
@@ -46,14 +46,19 @@ def page_of(drawing: Drawing) -> str:
         layers=escape(json.dumps([f"{layer:g}" for layer in drawing.layers])),
         hidden=" hidden" if n == 1 else "",
         label=escape(drawing.label),
-        gradient=", ".join(colours),
-        low=ends[0],
-        zero=ends[1],
-        high=ends[2],
+        gradient=", ".join(drawn),
+        low=f"{drawing.least:.3g}",
+        high=f"{drawing.most:.3g}",
+        ends=_ends(drawing),
         note=note if drawing.note else "",
         data=held,
         script=SCRIPT,
     )
+
+
+def _ends(drawing: Drawing) -> str:
+    low = f"{drawing.least:.3g} in blue" if drawing.least else "0 in white"
+    return f"from {low} to {drawing.most:.3g} in red"
 
 
 def _colours() -> list[str]:
@@ -181,10 +186,10 @@ PAGE = """<!doctype html>
 {figures}
 </div>
 <p class="value" id="value" role="status"></p>
-<div class="scale" role="img" aria-label="{label}, from {low} in blue to {high} in red">
+<div class="scale" role="img" aria-label="{label}, {ends}">
 <span>{low}</span><div class="bar" style="background:linear-gradient(to right, {gradient})"></div>
 <span>{high}</span></div>
-<p class="hint">{label}; white is {zero}, grey has no value.</p>
+<p class="hint">{label}; white is 0, grey has no value.</p>
 {note}
 </main>
 <script type="application/json" id="data">{data}</script>

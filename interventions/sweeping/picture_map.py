@@ -47,3 +47,8 @@ class Drawing:
     def most(self) -> float:
         """The largest absolute value, the end of the colour scale."""
         return float(np.nanmax(np.abs(self.values))) or 1.0
+
+    @property
+    def least(self) -> float:
+        """The other end: 0 where no value is negative."""
+        return -self.most if np.nanmin(self.values) < 0 else 0.0

@@ -77,6 +77,29 @@ def test_patch_your_own(folder: Path) -> None:
         assert "edit on step 1:      ['Tessin" in found
 
 
+def test_where_is_the_country(folder: Path) -> None:
+    for found in kept_and_said("where_is_the_country", folder):
+        assert "named right: 16 of 16" in found
+        by_token = {
+            (source, where): [float(one) for one in re.findall(r"-?\d+\.\d", numbers)]
+            for source, where, numbers in re.findall(
+                r"^(another|same) country's +(\w+ \w+) +layer 0 (.*)$", found, re.MULTILINE
+            )
+        }
+        assert len(by_token) == 8
+        early, low, high = by_token["another", "top left"][:3]
+        assert low <= early <= high < -15
+        for (source, where), (change, *_) in by_token.items():
+            assert (change < -15) == ((source, where) == ("another", "top left"))
+        named = r"^(nothing cut|top left|a random other box) +(\d\.\d+) \["
+        cut = dict(re.findall(named, found, re.MULTILINE))
+        assert float(cut["top left"]) < float(cut["a random other box"]) - 0.2
+        [(points, least)] = re.findall(r"random less top left: +([\d.]+) \[ *([\d.]+),", found)
+        assert float(points) > float(least) > 10
+        ranks = re.findall(r"layer ([ \d]\d): median rank of the name +(\d+),", found)
+        assert all(int(own) > 1000 for layer, own in ranks if int(layer) <= 24)
+
+
 # The cells of the three notebooks below hold asserts of their own.
 
 

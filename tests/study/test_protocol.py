@@ -131,6 +131,7 @@ SMALL: dict[str, Any] = {
     **{"agreement_resamples": 40, "image_places": 2, "question_places": 3, "top_cells": 4},
     **{"later_layers": (0.5,), "earlier_layers": (0.0,), "fit_views": (3,), "test_view": 2},
     **{"attribution_methods": ("relp",), "answer_folds": 3, "spare_tokens": 0},
+    "picture_entities": 2,
 }
 
 

@@ -275,6 +275,24 @@ def lens(model: iv.Model, case: Case) -> Any:
 
 
 @call
+def lens_of_each_token(model: iv.Model, case: Case) -> Any:
+    seen = iv.lens_map(model, case.prompt, "Paris", layers=layers_of(case))
+    return seen[["logprob", "probability"]]
+
+
+@call
+def attention_of_each_token(model: iv.Model, case: Case) -> Any:
+    return iv.attention_map(model, case.prompt, heads=[0, 1])
+
+
+@call
+def rolled_out(model: iv.Model, case: Case) -> Any:
+    if model.anatomy.cross_blocks or any(part.recurrent for part in model.anatomy.parts):
+        return None
+    return iv.attention_map(model, case.prompt, rollout=True)
+
+
+@call
 def unembedded(model: iv.Model, case: Case) -> Any:
     return model.unembed(drawn(2, 2, model.d_model, seed=1))
 

@@ -396,6 +396,14 @@ def _jacobian_lens(**changed: Any) -> Any:
     return iv.jacobian_lens(text().model, **{**fields, **changed}).weight
 
 
+def _lens_map(**changed: Any) -> Any:
+    return iv.lens_map(text().model, text().clean, **{"words": "the", **changed})
+
+
+def _attention_map(**changed: Any) -> Any:
+    return iv.attention_map(text().model, text().clean, **changed)
+
+
 def _patchscope(**changed: Any) -> Any:
     return iv.patchscope(
         text().model, **{"values": torch.ones(1, 48), "layer": 1, "max_new_tokens": 1, **changed}
@@ -521,6 +529,11 @@ CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
     "jacobian_lens": (
         Call(_jacobian_lens),
         ("prompt", "layers", "skip", "batch_dims"),
+    ),
+    "lens_map": (Call(_lens_map), ("words", "component", "layers", "roles")),
+    "attention_map": (
+        Call(_attention_map),
+        ("queries", "layers", "heads", "roles", "rollout"),
     ),
     "patchscope": (
         Call(_patchscope),

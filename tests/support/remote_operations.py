@@ -137,6 +137,20 @@ def streams_beside_weights(there: iv.Model, case: Case) -> None:
         found.append([keys, pattern, neurons, logits])
     for mine, other in zip(*found, strict=True):
         same(mine, other)
+    if not case.model.anatomy.cross_blocks:
+        _maps_of_attention(there, case)
+
+
+def _maps_of_attention(there: iv.Model, case: Case) -> None:
+    asks: list[dict[str, Any]] = [{}, {"heads": [1]}, {"rollout": True}]
+    for asked in asks:
+        before = there.requests
+        ours, theirs = (
+            iv.attention_map(model, case.prompt, **asked) for model in (there, case.model)
+        )
+        for name in theirs.data_vars:
+            np.testing.assert_allclose(ours[name].values, theirs[name].values, atol=CLOSE)
+        assert there.requests - before == 1
 
 
 def streams_of_the_tower(there: iv.Model, case: Case) -> None:
@@ -264,6 +278,15 @@ def lens_and_unembedding(there: iv.Model, case: Case) -> None:
     same(ours[0], theirs[0])
     assert torch.equal(ours[1], theirs[1])
     same(there.unembed(hidden), case.model.unembed(hidden))
+
+
+def lens_of_each_token(there: iv.Model, case: Case) -> None:
+    before = there.requests
+    asked: dict[str, Any] = {"words": ["Paris", "the big river"], "layers": layers_of(case)}
+    ours, theirs = (iv.lens_map(model, case.prompt, **asked) for model in (there, case.model))
+    for name in ("logprob", "probability"):
+        np.testing.assert_allclose(ours[name].values, theirs[name].values, atol=CLOSE)
+    assert there.requests - before == 1
 
 
 def patchscope(there: iv.Model, case: Case) -> None:
@@ -566,7 +589,7 @@ def what_is_learned_by_gradients(there: iv.Model, case: Case) -> None:
 OPERATIONS = (
     *(streams_in_a_trace, streams_inside_blocks, streams_of_the_tower, patches_knockouts_and_reads),
     generation_with_a_patch,
-    *(completion_and_choice, edits_at_every_step, lens_and_unembedding),
+    *(completion_and_choice, edits_at_every_step, lens_and_unembedding, lens_of_each_token),
     *(patchscope, noise_and_frozen),
     *(metrics_of_ones_own, contrast_vectors),
     *(replays_and_sweeps, back_patching_noise_and_ablation, what_is_kept_is_not_asked_again),

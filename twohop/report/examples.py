@@ -11,6 +11,7 @@ from PIL import Image
 
 from twohop.items.items import Benchmark
 from twohop.report import wording
+from twohop.report.picture_lens import PictureLens, picture_lens, with_lens
 from twohop.stages.recovery.arms import arm_label
 
 N_EXAMPLES = 8
@@ -42,6 +43,7 @@ class Example:
     outcome: str
     gates: tuple[Said, ...]
     arms: tuple[Said, ...]
+    lens: PictureLens | None = None
 
 
 def inline(picture: Image.Image) -> str:
@@ -56,7 +58,7 @@ def inline(picture: Image.Image) -> str:
 
 
 def chosen(
-    classes: Sequence[object], *, entities: Sequence[str], preferred: Sequence[bool], n: int
+    classes: Sequence[object], *, entities: Sequence[str], preferred: Sequence[int], n: int
 ) -> list[int]:
     """Pick rows: one of each class, the largest class first, then more of them in turn.
 
@@ -66,8 +68,8 @@ def chosen(
         Class of each row.
     entities : sequence of str
         Entity of each row; one that is shown already comes last in its class.
-    preferred : sequence of bool
-        Rows with more to show; they come first in their class.
+    preferred : sequence of int
+        How much there is to show of each row; those with more come first in their class.
     n : int
         Number of rows.
 
@@ -85,7 +87,7 @@ def chosen(
     while len(picked) < n and any(waiting):
         for queue in waiting:
             if queue and len(picked) < n:
-                best = min(queue, key=lambda i: (not preferred[i], entities[i] in shown, i))
+                best = min(queue, key=lambda i: (-preferred[i], entities[i] in shown, i))
                 queue.remove(best)
                 picked.append(best)
                 shown.add(entities[best])
@@ -106,10 +108,15 @@ def examples(tree: xr.DataTree, benchmark: Benchmark) -> list[Example]:
     ]
     outcomes = gates["outcome"].sel(gate="vlm_image").values
     tried = set(recovery["tried"].values) | set(recovery["kept"].values)
+    resolution = tree["resolution"].to_dataset()
+    read, view = with_lens(resolution), int(resolution.attrs.get("test_view", 0))
     picked = chosen(
         [(verdicts[gates["item"].values[i]], outcomes[i]) for i in rows],
         entities=[str(gates["entity"].values[i]) for i in rows],
-        preferred=[gates["item"].values[i] in tried for i in rows],
+        preferred=[
+            2 * (gates["item"].values[i] in tried) + (gates["entity"].values[i] in read)
+            for i in rows
+        ],
         n=N_EXAMPLES,
     )
     shown = []
@@ -129,6 +136,13 @@ def examples(tree: xr.DataTree, benchmark: Benchmark) -> list[Example]:
                 outcome=wording.OUTCOMES.get(outcome, (outcome, ""))[0],
                 gates=tuple(_gates_of(gates.isel(item=i))),
                 arms=tuple(_arms_of(recovery, item.id)),
+                lens=(
+                    picture_lens(
+                        resolution, item.entity.name, benchmark.view(item.entity.code, view)
+                    )
+                    if item.entity.name in read
+                    else None
+                ),
             )
         )
     return shown

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from interventions.storable import write_atomically
+from interventions.sweeping.picture_map import OPAQUE
 from twohop.items.items import Benchmark
 from twohop.report.cautions import cautions
 from twohop.report.estimates import bounds, estimate, short, unit_of, whole, written
@@ -24,6 +25,7 @@ from twohop.report.figures import (
 )
 from twohop.report.layers import last_block, resolution_figure, windows_figure
 from twohop.report.maps import attribution_methods, map_figure
+from twohop.report.picture_lens import gradient
 from twohop.report.sentence import verdict_sentence
 from twohop.report.settings import (
     command,
@@ -219,6 +221,8 @@ def write_report(
     plates = {
         name: Plate(TITLES[name], alts[name], embedded(vector)) for name, vector in vectors.items()
     }
+    shown = examples(tree, benchmark)
+    layers = max((len(example.lens.layers) for example in shown if example.lens), default=0)
     page = (
         environment()
         .get_template("report.html.jinja")
@@ -230,7 +234,7 @@ def write_report(
             cautions=cautions(tree, summary),
             plates=plates,
             tables=all_tables(summary),
-            examples=examples(tree, benchmark),
+            examples=shown,
             benchmark=benchmark,
             vlm_text=str(tree["recall"].attrs.get("vlm_text", "")),
             answer_relation=tree["resolution"].attrs["answer_relation"],
@@ -241,7 +245,7 @@ def write_report(
             attribution_methods=attribution_methods(tree),
             command=command(tree, summary),
             command_note=command_note(tree, summary),
-            style=stylesheet(),
+            style=stylesheet(lens_layers=layers),
         )
     )
     path = folder / REPORT
@@ -249,6 +253,9 @@ def write_report(
     return path
 
 
-def stylesheet() -> Markup:
-    """The pages' style sheet."""
-    return Markup(environment().get_template("style.css.jinja").render())
+def stylesheet(*, lens_layers: int = 0) -> Markup:
+    """The pages' style sheet; ``lens_layers``: most layers of the lens of an example."""
+    template = environment().get_template("style.css.jinja")
+    return Markup(
+        template.render(lens_scale=gradient(), lens_opacity=OPAQUE, lens_layers=lens_layers)
+    )

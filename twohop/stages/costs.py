@@ -20,7 +20,7 @@ from twohop.stages.recovery.chains import ABOUT_NAME, WITHOUT_NAME
 from twohop.stages.recovery.recovery import SPAN_VALUES
 from twohop.stages.recovery.spans import ROWS as SPAN_ROWS
 from twohop.stages.recovery.transplants import WHOLE_ARMS
-from twohop.stages.resolution.states import BATCH_TOKENS, RAGGED_ROWS
+from twohop.stages.resolution.states import BATCH_TOKENS, RAGGED_ROWS, spread_rows
 from twohop.stages.timetable import thinned
 from twohop.stages.work import Asked, Lengths, Work
 
@@ -177,6 +177,9 @@ def resolution(scope: Scope, protocol: Protocol) -> list[Work]:
     views = [protocol.test_view, *protocol.fit_views]
     pictures = shown.sample(len(scope.naming.rows))
     works = [scope.vlm.reading(pictures, most=_states(pictures)) for _ in views]
+    if pictures.path != "plain":
+        drawn = pictures.sample(len(spread_rows(len(pictures.rows), protocol.picture_entities)))
+        works.append(scope.vlm.reading(drawn, most=max(1, BATCH_TOKENS // drawn.rows[-1])))
     names = [relation.cut for relation in scope.relations] + [scope.named]
     for asked in [scope.backbone] + ([] if scope.same else [scope.vlm]):
         works += [asked.reading(part, most=_states(part)) for part in names]

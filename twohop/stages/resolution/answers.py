@@ -11,7 +11,7 @@ from twohop.ask.questions import Questions, by_relation
 from twohop.ask.residence import at_home
 from twohop.ask.roles import backbone_layers
 from twohop.ask.study import Study, first_tokens, text_prompt
-from twohop.stages.resolution.states import own_items, probed_relation, text_states
+from twohop.stages.resolution.states import own_items, probed_relation, spread_rows, text_states
 
 
 def lens_curves(study: Study, hidden: Sequence[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +28,7 @@ def lens_curves(study: Study, hidden: Sequence[torch.Tensor]) -> tuple[np.ndarra
         for i in rows:
             said = (questions.items[i].entity.name, questions.items[i].answers[0])
             tokens[i] = torch.tensor(first_tokens(vlm, asked, said))
-    sampled = [*range(0, n, -(-n // study.protocol.lens_entities))]
+    sampled = [*spread_rows(n, study.protocol.lens_entities)]
     at_home(vlm)
     logprobs, _ = lens(
         vlm, torch.cat([states[:, sampled] for states in hidden]).float(), tokens[sampled]

@@ -20,6 +20,7 @@ from twohop.ask.study import Study
 from twohop.stages.recall import same_decoder
 from twohop.stages.resolution.answers import answer_curves, lens_curves
 from twohop.stages.resolution.onset import layers_running, onsets
+from twohop.stages.resolution.pictured import picture_lens
 from twohop.stages.resolution.probes import (
     NULLS,
     PLAIN,
@@ -246,7 +247,7 @@ def resolution(study: Study) -> xr.Dataset:
         lens_curves(study, [tested[role] for role in looked_at])
     )
     curves, chance, probed = answer_curves(study, tested["last"])
-    return xr.Dataset(
+    measured = xr.Dataset(
         {
             "probe": (("kind", "role", "layer", "entity"), hits),
             "accuracy": (("kind", "role", "layer"), hits.mean(-1)),
@@ -285,3 +286,4 @@ def resolution(study: Study) -> xr.Dataset:
             "drift_copied": int(same),
         },
     )
+    return measured.merge(picture_lens(study))

@@ -85,6 +85,17 @@ def settled(states: torch.Tensor) -> torch.Tensor:
     return torch.where(alike[:, None, None], first, states)
 
 
+def spread_rows(n: int, most: int) -> range:
+    """No more than ``most`` of ``n`` rows, evenly spread over them.
+
+    Examples
+    --------
+    >>> [*spread_rows(10, 4)]
+    [0, 3, 6, 9]
+    """
+    return range(0, n, -(-n // most))
+
+
 def probed_relation(benchmark: Benchmark) -> str:
     """The relation whose answers are probed for: the one with the fewest different ones.
 
