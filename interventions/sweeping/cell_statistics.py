@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from interventions.errors import ResultsError
-from interventions.given import of_kind, one_of, shown, whole
+from interventions.errors import InterventionsError, PromptError, ResultsError
+from interventions.given import of_kind, one_of, plain, several, whole
 from interventions.sweeping.clustered import (
     CLEAR,
     CORRECTIONS,
@@ -23,7 +23,7 @@ from interventions.sweeping.clustered import (
 from interventions.sweeping.heatmap_data import change_of
 from interventions.sweeping.metrics import OF_TWO_RUNS
 
-FLIPS = 9999
+FLIPS, MOST_FLIPS = 9999, 1_000_000
 SHARE = "changed"
 """The metric whose mean is a share, which has intervals of its own."""
 
@@ -90,7 +90,8 @@ def cell_statistics(
     """
     of_kind(dataset, xr.Dataset, "the dataset", error=ResultsError)
     correction = one_of(correction, "correction", CORRECTIONS, error=ResultsError)
-    flips = whole(flips, "flips", least=2 ** (LEAST_CLUSTERS - 1) - 1, error=ResultsError)
+    least = 2 ** (LEAST_CLUSTERS - 1) - 1
+    flips = whole(flips, "flips", least=least, most=MOST_FLIPS, error=ResultsError)
     seed = whole(seed, "seed", least=0, error=ResultsError)
     data, metric = change_of(dataset, variable)
     if "item" not in data.dims:
@@ -119,23 +120,31 @@ def cell_statistics(
     return result
 
 
-def cluster_labels(dataset: xr.Dataset, given: Sequence[Any] | None) -> np.ndarray:
-    """What each item belongs to, as texts.
+def cluster_names(
+    given: Sequence[Any] | None, n: int, *, error: type[InterventionsError] = PromptError
+) -> list[str] | None:
+    """What each of ``n`` items belongs to, as texts.
 
     Raises
     ------
-    ResultsError
-        If there is not one for each item.
+    InterventionsError
+        The ``error`` named, if there is not one for each.
     """
-    n = dataset.sizes["item"]
     if given is None:
-        name = "cluster" if "cluster" in dataset.coords else "item"
-        labels = dataset[name].values if name in dataset.coords else np.arange(n)
-    else:
-        labels = np.asarray(given if isinstance(given, np.ndarray) else list(given))
-    if labels.shape != (n,):
-        raise ResultsError(f"clusters= is {shown(given)}. Expected a label for each of {n} items.")
-    return labels.astype(str)
+        return None
+    labels = [str(plain(label)) for label in several(given, "clusters=", error=error)]
+    if len(labels) != n:
+        raise error(f"{len(labels)} clusters for {n} items. Give a label for each.")
+    return labels
+
+
+def cluster_labels(dataset: xr.Dataset, given: Sequence[Any] | None) -> np.ndarray:
+    """What each item of a Dataset belongs to, as texts: as is said here, or by its coordinates."""
+    n = dataset.sizes["item"]
+    if (labels := cluster_names(given, n, error=ResultsError)) is not None:
+        return np.array(labels)
+    name = "cluster" if "cluster" in dataset.coords else "item"
+    return (dataset[name].values if name in dataset.coords else np.arange(n)).astype(str)
 
 
 def _table(

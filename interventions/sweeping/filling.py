@@ -7,8 +7,8 @@ from typing import Any
 
 import xarray as xr
 
-from interventions.errors import InterventionsError, PromptError, SweepInterrupted
-from interventions.given import folder_of, plain, several
+from interventions.errors import InterventionsError, SweepInterrupted
+from interventions.given import folder_of
 from interventions.model.model import Model
 from interventions.progress import LateBar
 from interventions.sweeping.contrast import Contrast
@@ -18,22 +18,6 @@ from interventions.sweeping.measure import Job, Piece, batches, costs, measured,
 from interventions.sweeping.own_metrics import UNKNOWN
 from interventions.sweeping.sources import FromModel, mapped_layers, read_values
 from interventions.sweeping.table import Table
-
-
-def cluster_names(given: Sequence[Any] | None, n_rows: int) -> list[str] | None:
-    """What each row belongs to, as texts.
-
-    Raises
-    ------
-    PromptError
-        If there is not one for each.
-    """
-    if given is None:
-        return None
-    labels = [str(plain(label)) for label in several(given, "clusters=")]
-    if len(labels) != n_rows:
-        raise PromptError(f"{len(labels)} clusters for {n_rows} rows. Give one for each row.")
-    return labels
 
 
 def cluster_settings(labels: list[str] | None) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from interventions.model.sites import Heads, Layers
 from interventions.prompt.prompt import Prompt
 from interventions.results import origin
 from interventions.running.checking import check_asked
+from interventions.sweeping.cell_statistics import cluster_names
 from interventions.sweeping.contrast import make_contrast
-from interventions.sweeping.filling import cluster_names, cluster_settings, filled, metric_settings
+from interventions.sweeping.filling import cluster_settings, filled, metric_settings
 from interventions.sweeping.grid import Grid, make_grid
 from interventions.sweeping.labels import as_text
 from interventions.sweeping.measure import Job

@@ -151,7 +151,7 @@ def test_too_few_are_refused_with_what_they_could_show() -> None:
     with pytest.raises(ResultsError, match=r"5 independent .* 0\.0625.*at least 6"):
         iv.cell_statistics(swept)
     assert iv.cell_statistics(swept, clusters=range(15)).attrs["n_clusters"] == 15
-    with pytest.raises(ResultsError, match="a label for each of 15 items"):
+    with pytest.raises(ResultsError, match="2 clusters for 15 items"):
         iv.cell_statistics(swept, clusters=["a", "b"])
     with pytest.raises(ResultsError, match="no dim item"):
         iv.cell_statistics(swept.isel(item=0))

@@ -204,7 +204,7 @@ def test_many_prompts_have_intervals_and_p_values_over_clusters(case: Case) -> N
     assert swept["cluster"].values.tolist() == [*"aabbccdd"]
     swept = iv.sweep(case.model, prompt, 0.0, roles=["entity"], **asked)
     assert swept["p_map_logprob"].dims == ("component", "layer", "role")
-    with pytest.raises(PromptError, match="2 clusters for 8 rows"):
+    with pytest.raises(PromptError, match="2 clusters for 8 items"):
         iv.knockout_curves(case.model, prompt, FIELD, clusters=[1, 2], **asked)
 
 

@@ -238,8 +238,8 @@ def _embeddings(positions: Any, value: Any) -> Any:
     return logits
 
 
-def _knockout(layers: Any, queries: Any, keys: Any) -> Any:
-    cut = iv.Knockout(layers, queries, keys)
+def _knockout(**given: Any) -> Any:
+    cut = iv.Knockout(**given)
     return iv.run(text().model, text().clean, knockouts=[cut]).logits
 
 
@@ -333,6 +333,32 @@ def _probe(**changed: Any) -> Any:
 
 def _heatmap(**changed: Any) -> Any:
     return iv.heatmap(**{"dataset": scores(), **changed})
+
+
+def _curves(**changed: Any) -> Any:
+    fields = {
+        "model": text().model,
+        "prompt": text().clean,
+        "routes": "entity -> last",
+        "answers": "the",
+        "layers": [1],
+        "progress": False,
+    }
+    return iv.knockout_curves(**{**fields, **changed})
+
+
+def _statistics(**changed: Any) -> Any:
+    return iv.cell_statistics(**{"dataset": drawn_changes(), **changed})
+
+
+def _lineplot(**changed: Any) -> Any:
+    return iv.lineplot(**{"dataset": drawn_changes(), **changed})
+
+
+def drawn_changes() -> xr.Dataset:
+    """A map of eight items, of no model."""
+    values = np.random.default_rng(0).normal(size=(8, 3, 2))
+    return xr.Dataset({"score": (("item", "layer", "role"), values)}, {"layer": range(3)})
 
 
 def _transplant(**changed: Any) -> Any:
@@ -478,7 +504,7 @@ CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
             _knockout,
             lambda: {"layers": 1, "queries": _last(), "keys": text().clean.at("entity")},
         ),
-        ("layers", "queries", "keys"),
+        ("layers", "queries", "keys", "heads", "keep_self"),
     ),
     "embedding_noise": (
         Call(
@@ -563,9 +589,21 @@ CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
         Call(_sweep),
         (
             *("prompt", "source", "answers", "foils", "metrics", "components", "layers", "roles"),
-            *("read_roles", "each", "heads", "window", "out", "budget", "progress"),
+            *("read_roles", "each", "heads", "window", "clusters", "out", "budget", "progress"),
         ),
     ),
+    "knockout_curves": (
+        Call(_curves),
+        (
+            *("prompt", "routes", "answers", "foils", "metrics", "layers", "window", "heads"),
+            *("clusters", "out", "budget", "progress"),
+        ),
+    ),
+    "cell_statistics": (
+        Call(_statistics),
+        ("dataset", "variable", "clusters", "correction", "flips", "seed"),
+    ),
+    "lineplot": (Call(_lineplot), ("dataset", "variable", "title")),
     "attribute": (
         Call(_attribute),
         (
