@@ -85,6 +85,7 @@ def _exact(
     entries = {entry.layer: i for i, entry in enumerate(layout.entries)}
     values = np.full((len(edges), len(contrast.items)), np.nan)
     spent = sides.token_blocks
+    clean = sides.run.cpu().double().numpy()
     whole: list[int] = []
     cells: list[tuple[int, Patch]] = []
 
@@ -106,12 +107,18 @@ def _exact(
         for first in range(0, len(mine), AT_ONCE):
             part = mine[first : first + AT_ONCE]
             change = changes.into(node, [int(graph.edges[edges[i], 0]) for i in part])
+            moved = (change != 0).flatten(1).any(1).cpu()
+            values[[i for i, any_moves in zip(part, moved, strict=True) if not any_moves]] = clean
+            part = [i for i, any_moves in zip(part, moved, strict=True) if any_moves]
+            change = change[moved.to(change.device)]
+            if not part:
+                continue
             if node.kind == "logits":
                 values[part] = _at_the_logits(model, contrast, sides, change)
                 continue
             entry = layout.entries[entries[node.layer]]
             stream = sides.streams[2 * entries[node.layer] + (node.kind == "mlp")]
-            patches = _patches(model, entry, node, stream, change, sides.where)
+            patches = _patches(model, entry, node, stream, change, sides)
             cells += zip(part, patches, strict=True)
             if len(cells) >= AT_ONCE:
                 flush()
@@ -125,7 +132,6 @@ def _exact(
         values[part] = logits_to_metric(contrast, logits, len(part))
     each = n_rows * length * len(layout.entries)
     spent += len(whole) * each
-    clean = sides.run.cpu().double().numpy()
     return ExactEdges(graph, (values - clean).T, spent, len(edges) * each)
 
 
@@ -195,7 +201,7 @@ def _patches(
     node: Node,
     stream: torch.Tensor,
     change: torch.Tensor,
-    where: torch.Tensor,
+    sides: Sides,
 ) -> list[Patch]:
     """What a receiver makes of each change, as patches."""
     hidden = stream + change.to(stream.device)
@@ -208,7 +214,7 @@ def _patches(
             values = mlp_writes(model, entry, hidden.flatten(0, 1)).unflatten(0, (len(hidden), -1))
     patches = []
     for own, moved in zip(values, change, strict=True):
-        at = _changed(moved, where)
+        at = _changed(moved, sides)
         rows = torch.arange(len(at.index))[:, None]
         value = own[rows, at.index]
         if node.kind == "head":
@@ -218,12 +224,22 @@ def _patches(
     return patches
 
 
-def _changed(change: torch.Tensor, where: torch.Tensor) -> Positions:
-    """The tokens at which there is any change [row, position, d_model]; at least one."""
-    moved = (change != 0).any(-1).cpu() & where
+def _changed(change: torch.Tensor, sides: Sides) -> Positions:
+    """The tokens at which there is any change [row, position, d_model].
+
+    And the first whose logits are wanted, where all of them are behind it: what is run begins at
+    the first token that is patched.
+    """
+    moved = (change != 0).any(-1).cpu() & sides.where
     tokens = [row.nonzero().flatten().tolist() for row in moved]
-    tokens = [own or [where.shape[1] - 1] for own in tokens]
-    return Positions(*ragged(tokens), where.shape[1], False, "an edge")
+    wanted = [
+        int(index[mask].min()) for index, mask in zip(sides.at.index, sides.at.mask, strict=True)
+    ]
+    tokens = [
+        own if own and own[0] <= first else [first, *own]
+        for own, first in zip(tokens, wanted, strict=True)
+    ]
+    return Positions(*ragged(tokens), sides.where.shape[1], False, "an edge")
 
 
 def _at_the_logits(

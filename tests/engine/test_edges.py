@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import interventions as iv
 from interventions.attribution.sides import contrast_of
+from interventions.circuits.asked import edge_contrast
 from interventions.circuits.carried import Choice, carried
 from interventions.circuits.exact import ExactEdges, exact_edges
 from interventions.circuits.graph import BlockNodes, Graph
@@ -184,6 +185,30 @@ def by_hooks(model: iv.Model, prompt: iv.Prompt, source: iv.Prompt) -> float:
     )
     before, after = (float(own[answer] - own[foil]) for own in logits)
     return after - before
+
+
+def test_edges_that_carry_nothing_have_no_effect_on_answers_of_several_tokens() -> None:
+    model = copying()
+    clean, corrupt = copied(model)
+    first, second = model.tokenizer(" of is", add_special_tokens=False)["input_ids"]
+    own, _ = edge_contrast(
+        model,
+        clean,
+        corrupt,
+        answers=[[first, second]],
+        foils=[[second, first]],
+        metric="logit_diff",
+    )
+    [exact] = exact_edges(model, [own], None)
+    assert isinstance(exact, ExactEdges)
+    choices = [Choice([edge]) for edge in range(len(exact.graph.edges))]
+    [flowing] = carried(model, [own], choices, None)
+    assert np.abs(exact.effect[0] - (flowing.values - flowing.run)[:, 0]).max() < 1e-9
+    silent = exact.graph.number("L0.mlp->L2.mlp")
+    [alone] = exact_edges(model, [own], [silent])
+    assert isinstance(alone, ExactEdges)
+    assert alone.effect.tolist() == [[0.0]]
+    assert np.abs(exact.effect).max() > 0.1
 
 
 def contrast_between(model: iv.Model, clean: iv.Prompt, corrupt: iv.Prompt) -> Any:
