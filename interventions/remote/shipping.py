@@ -27,8 +27,9 @@ STAYS = (
     __package__ or "interventions.remote",
     "interventions.prompt.picture_placing",
     "interventions.architectures.family_layouts",
+    "interventions.tensor_files",
 )
-"""What is not sent: what sends requests, and rules of where pictures' tokens lie."""
+"""What is not sent: what sends requests, rules of where pictures' tokens lie, and files."""
 
 # Runs on the server, with SOURCES, the bz2 of a JSON object {module: [text, is a package,
 # libraries it imports]}. It may not refer to anything of ours. Modules are kept between requests,
