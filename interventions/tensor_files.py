@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from interventions.errors import ResultsError
+from interventions.storable import write_atomically
 
 KIND = "interventions"
 
@@ -19,8 +20,6 @@ def save_tensors(
     path: Path | str, kind: str, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]
 ) -> None:
     """Write tensors, and what is said about them in JSON types, to one file, all or nothing."""
-    from interventions.storable import write_atomically  # a server need not have what it imports
-
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         write_atomically(_path(path), save(own, {KIND: kind, "about": json.dumps(about)}))

@@ -9,7 +9,6 @@ import torch
 
 from interventions.errors import PatchError
 from interventions.running.coordinates import wide
-from interventions.tensor_files import load_tensors, save_tensors
 
 FittedKind = Literal["tuned", "jacobian"]
 STORED = "lens"
@@ -106,6 +105,8 @@ class FittedLens:
 
     def save(self, path: Path | str) -> None:
         """Write it to a safetensors file."""
+        from interventions.tensor_files import save_tensors  # files are not a server's affair
+
         about = {
             **{"kind": self.kind, "layers": list(self.layers), "n_layers": self.n_layers},
             "about": dict(self.about),
@@ -121,6 +122,8 @@ class FittedLens:
         ResultsError
             If the file holds something else.
         """
+        from interventions.tensor_files import load_tensors
+
         tensors, told = load_tensors(path, STORED)
         layers, kind = tuple(told["layers"]), told["kind"]
         weight, bias = tensors["weight"], tensors["bias"]

@@ -15,12 +15,12 @@ from interventions.prompt.positions import Positions
 from interventions.returnable import returnable
 from interventions.running.coordinates import Coordinates, wide
 from interventions.running.patches import Patch
-from interventions.tensor_files import load_tensors, save_tensors
 
 ORTHONORMAL = 1e-5
 """How far products of columns may be from 0 and 1 for a basis to be kept as it was given."""
 DEPENDENT = 1e-6
 """A column whose share outside the span of those before it is smaller adds no direction."""
+MOST_WIDTH = 2**20
 STORED = "subspace"
 
 
@@ -122,7 +122,7 @@ class Subspace(Coordinates):
     @classmethod
     def random(cls, width: int, size: int, *, seed: int = 0) -> "Subspace":
         """Draw a subspace, each as likely as any other: the control of one that was learned."""
-        width = whole(width, "width", least=1, error=PatchError)
+        width = whole(width, "width", least=1, most=MOST_WIDTH, error=PatchError)
         size = whole(size, "size", least=1, most=width, error=PatchError)
         generator = torch.Generator().manual_seed(seed_of(seed, error=PatchError))
         drawn = torch.randn(width, size, generator=generator, dtype=torch.float64)
@@ -130,6 +130,8 @@ class Subspace(Coordinates):
 
     def save(self, path: Path | str) -> None:
         """Write it to a safetensors file."""
+        from interventions.tensor_files import save_tensors  # files are not a server's affair
+
         save_tensors(path, STORED, {"basis": self.basis}, dict(self.about))
 
     @classmethod
@@ -141,6 +143,8 @@ class Subspace(Coordinates):
         ResultsError
             If the file holds something else.
         """
+        from interventions.tensor_files import load_tensors
+
         tensors, about = load_tensors(path, STORED)
         return cls(tensors["basis"], about)
 
