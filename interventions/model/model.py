@@ -36,7 +36,6 @@ from interventions.model.streams import (
     Stream,
 )
 from interventions.model.vision import Vision
-from interventions.prompt.making import make_prompt
 from interventions.prompt.prompt import Prompt
 from interventions.prompt.rows import SEQUENCE_KEYS, Span
 
@@ -214,6 +213,8 @@ class Model(Wrapped):
         >>> llava.prompt([asked, begun], processor_kwargs={"resample": 2}).texts
         ['<s>USER: <image>\\nWhich country is this? ASSISTANT: This is the flag of']
         """
+        from interventions.prompt.making import make_prompt  # prompts are not made on a server
+
         return make_prompt(
             self,
             text,

@@ -1,7 +1,7 @@
 """Where in each row of a prompt a value is read or written; reading and writing there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -48,7 +48,7 @@ class Positions:
     length: int
     single: bool
     role: str
-    of: Space = "text"
+    of: Space = field(default="text", repr=False)
 
     @property
     def n_rows(self) -> int:

@@ -25,6 +25,7 @@ from interventions.errors import RemoteError
 
 STAYS = (
     __package__ or "interventions.remote",
+    "interventions.prompt.making",
     "interventions.prompt.picture_placing",
     "interventions.architectures.family_layouts",
     "interventions.architectures.family_towers",
@@ -32,8 +33,8 @@ STAYS = (
     *(f"interventions.architectures.{what}_finding" for what in ("anatomy", "spot", "tower")),
     "interventions.tensor_files",
 )
-"""What is not sent: what sends requests, rules of where pictures' tokens lie, files, and what is
-done with a model where it is loaded: finding its parts, switching its adapters."""
+"""What is not sent: what sends requests, makes prompts, and says where pictures' tokens lie; files;
+and what is done with a model where it is loaded: finding its parts, switching its adapters."""
 
 # Runs on the server, with SOURCES, the bz2 of a JSON object {module: [text, is a package,
 # libraries it imports]}. It may not refer to anything of ours. Modules are kept between requests,

@@ -239,7 +239,7 @@ NOT_OF_THE_PROTOCOL = {
 }
 DRAWN = ("report/comparison_figures.py", "report/comparison_scatter.py", "report/console.py")
 DRAWN += ("report/examples.py", "report/figures.py", "report/maps.py", "report/style.py")
-DRAWN += ("report/timetable.py",)
+DRAWN += ("report/timetable.py", "report/picture_lens.py")
 NOT_SHARES = ("report/layers", "report/estimates", "items/pictures", "report/pairs", "pairs")
 NOT_SHARES += ("ask/residence", "items/popvqa_hub")
 """Places on a page, altered pictures (which are hashed as they come out), gigabytes, an order."""

@@ -190,7 +190,7 @@ def test_pairs_side_by_side_give_what_they_give_alone(runs: Path, tmp_path: Path
 
 
 def test_a_worker_that_dies_ends_in_a_message() -> None:
-    worker = Process(1, None)
+    worker = Process(1, None, beside=1)
     assert worker.heard() == Ready()
     worker.process.kill()
     heard = worker.heard()
@@ -199,7 +199,7 @@ def test_a_worker_that_dies_ends_in_a_message() -> None:
 
 
 def test_a_workers_error_is_the_studys() -> None:
-    worker = Process(1, None)
+    worker = Process(1, None, beside=1)
     assert worker.heard() == Ready()
     worker.send(Begin(b"no run", "recall", {}, frozenset(), frozenset()))
     heard = next(heard for heard in iter(worker.heard, None) if isinstance(heard, Finished))
