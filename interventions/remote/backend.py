@@ -63,9 +63,7 @@ class Backend(nnsight_remote.RemoteBackend):
             ) from error
         blob = with_luggage(body)
         if self.compress:
-            import zstandard
-
-            blob = zstandard.ZstdCompressor(level=3).compress(blob)
+            blob = compressed(blob, len(blob) - len(body))
         self.request_bytes = len(blob)
         self._log(f"request: {len(blob):,} bytes")
         return blob
@@ -165,6 +163,18 @@ class Backend(nnsight_remote.RemoteBackend):
         if "execution timeout" in text:
             return JobError(f"{text} Ask for less in one request: fewer rows, layers or positions.")
         return JobError(f"the request failed on {self.host}:\n{text}")
+
+
+def compressed(blob: bytes, packed: int) -> bytes:
+    """A request compressed, of which the first ``packed`` bytes, our modules, are so already.
+
+    They are a block of their own: in one with them the rest would often be left as it is.
+    """
+    import zstandard
+
+    frame = zstandard.ZstdCompressor(level=3).compressobj(size=len(blob))
+    first = frame.compress(blob[:packed]) + frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    return first + frame.compress(blob[packed:]) + frame.flush()
 
 
 def _detail(answer: httpx.Response) -> str:

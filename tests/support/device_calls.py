@@ -398,11 +398,11 @@ def swept_from_a_prompt(model: iv.Model, case: Case) -> Any:
 
 @call
 def steering_vectors(model: iv.Model, case: Case) -> Any:
-    rows = [0, 1] * 7
+    first, second = ([row] * 14 for row in (0, 1))
     vectors = iv.contrast_vectors(
         model,
-        case.prompt.select(rows),
-        case.prompt.select(rows[::-1]),
+        case.prompt.select(first),
+        case.prompt.select(second),
         layers=layers_of(case)[1:],
         metric=iv.Direction(drawn(model.d_model)),
         controls=3,

@@ -409,8 +409,8 @@ def metrics_of_ones_own(there: iv.Model, case: Case) -> None:
 
 def contrast_vectors(there: iv.Model, case: Case) -> None:
     """One request."""
-    rows = [0, 1] * 7
-    positive, negative = case.prompt.select(rows), case.prompt.select(rows[::-1])
+    first, second = ([row] * 14 for row in (0, 1))
+    positive, negative = case.prompt.select(first), case.prompt.select(second)
     asked: dict[str, Any] = {"metric": "logit_diff", "answers": "the big river", "foils": "Paris"}
     before = there.requests
     ours, theirs = (
