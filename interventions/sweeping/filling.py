@@ -7,7 +7,7 @@ from typing import Any
 
 import xarray as xr
 
-from interventions.errors import InterventionsError, SweepInterrupted
+from interventions.errors import InterventionsError, PromptError, SweepInterrupted
 from interventions.given import folder_of
 from interventions.model.model import Model
 from interventions.progress import LateBar
