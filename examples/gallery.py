@@ -29,6 +29,14 @@ flag, other = benchmark.view("CN", 0), benchmark.view("BR", 0)
 which = benchmark.naming.fill("<image>")  # "... Which country is <image>? ..."
 shown, swapped = vlm.prompt(which, images=flag), vlm.prompt(which, images=other)
 contrast: dict[str, Any] = {"answers": "China", "foils": "Brazil"}
+
+micro = find_pair("micro-late")  # its backbone's circuit is known
+small, ask = iv.load(micro.backbone()), micro.benchmark().templates["capital"]
+known = {item.entity.name: item.answers[0] for item in micro.benchmark().items[:24:3]}
+facts = small.prompt([ask.fill(name) for name in known])
+others = facts.select([*range(1, len(known)), 0])
+right = [*known.values()]
+capitals: dict[str, Any] = {"answers": right, "foils": [*right[1:], right[0]]}
 # --8<-- [end:scene]
 
 
@@ -148,9 +156,46 @@ def traced() -> Figure:
     return figure
 
 
+def cut() -> Figure:
+    """What is lost when tokens may not see each other any more."""
+    # --8<-- [start:cut]
+    countries = benchmark.entities[::12]
+    flags = [benchmark.view(country.code, 0) for country in countries]
+    curves = iv.knockout_curves(
+        vlm,
+        vlm.prompt([which] * len(flags), images=flags),
+        ["image -> question", "image -> last", "question -> last"],
+        answers=[country.name for country in countries],
+        layers=slice(0, None, 3),
+        window=3,
+    )
+    figure = iv.lineplot(curves, title="attention cut in windows of 3 layers")
+    # --8<-- [end:cut]
+    return figure
+
+
+def circuit() -> Figure:
+    """Edges of a model whose circuit is known."""
+    # --8<-- [start:circuit]
+    edges = iv.attribute_edges(small, facts, others, method="ig", **capitals)
+    figure = edges.circuit(40).draw(title="a capital, recalled")
+    # --8<-- [end:circuit]
+    return figure
+
+
+def faithful() -> Figure:
+    """Whether such circuits do what the model does."""
+    # --8<-- [start:faithful]
+    edges = iv.attribute_edges(small, facts, others, method="ig", **capitals)
+    kept = iv.faithfulness(small, edges, facts, others, n_random=5, **capitals)
+    figure = kept.draw()
+    # --8<-- [end:faithful]
+    return figure
+
+
 PICTURES: tuple[Callable[[], Figure | iv.PictureMap], ...] = (
     *(patched, page, attributed, probed, attention, rollout),
-    *(lens, traced),
+    *(lens, traced, cut, circuit, faithful),
 )
 
 
