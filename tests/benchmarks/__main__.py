@@ -11,7 +11,7 @@ import torch
 from floors import FLOOR16, FLOOR32
 from rich.console import Console
 
-from benchmarks import analyses, commands, grids, memory, report
+from benchmarks import analyses, commands, grids, inside, memory, report
 from benchmarks.contest import Case, contest
 from benchmarks.models import SHAPES, Bench, make
 
@@ -33,6 +33,10 @@ CASES: dict[str, Maker] = {
     "transplant": lambda bench, floor: grids.grid_case(
         "transplant", "backbone values into the VLM", grids.transplanted(bench), None, floor
     ),
+    "heads": inside.heads_case,
+    "knockout": inside.knockout_case,
+    "edges": inside.edges_case,
+    "pattern": inside.pattern_case,
     "attribution": analyses.attribution_case,
     "probes": lambda bench, _: analyses.probe_case(bench),
     "collection": analyses.collection_case,
