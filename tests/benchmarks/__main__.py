@@ -36,6 +36,7 @@ CASES: dict[str, Maker] = {
     "heads": inside.heads_case,
     "knockout": inside.knockout_case,
     "edges": inside.edges_case,
+    "edges-last": lambda bench, floor: inside.edges_case(bench, floor, last=True),
     "pattern": inside.pattern_case,
     "attribution": analyses.attribution_case,
     "probes": lambda bench, _: analyses.probe_case(bench),

@@ -151,12 +151,19 @@ def knockout_case(bench: Bench, floor: float) -> Case:
     )
 
 
-def edges_case(bench: Bench, floor: float) -> Case:
-    """Edges from heads and MLPs into MLPs, each patched alone, all tokens of a text."""
+def edges_case(bench: Bench, floor: float, *, last: bool = False) -> Case:
+    """Edges from heads and MLPs into MLPs, each patched alone, at all tokens or at the last."""
     model, prompt, source = bench.backbone, bench.told, bench.untold
     contrast, _ = edge_contrast(
-        model, prompt, source, answers=ANSWER, foils=FOIL, metric="logit_diff"
+        model,
+        prompt,
+        source,
+        answers=ANSWER,
+        foils=FOIL,
+        metric="logit_diff",
+        roles=["last"] if last else None,
     )
+    computed: list[int] = []
     graph = layout_of(model, prompt).graph
     into = [
         i
@@ -176,32 +183,44 @@ def edges_case(bench: Bench, floor: float) -> Case:
                 logits = module(**inputs).logits[0, -1].float()
             return logits[answer] - logits[foil]
 
-        clean = difference()
-
         def effect(unit: int) -> torch.Tensor:
             sender, receiver = (int(node) for node in graph.edges[edges[unit]])
             node, block = graph.senders[sender], graph.receivers[receiver].layer
             change = written[1](node.layer, node.head) - written[0](node.layer, node.head)
+            change[:, : -1 if last else 0] = 0
             norm = blocks(module)[block].post_attention_layernorm
             handle = norm.register_forward_pre_hook(lambda _m, args: (args[0] + change,))
             try:
-                return difference() - clean
+                return difference()
             finally:
                 handle.remove()
 
         return lambda units: torch.stack([effect(unit) for unit in units])
 
     def exact() -> Run:
+        # Effects are small beside the metric, whose rounding theirs is: so it is what is compared.
+        logits = iv.run(model, prompt).logits
+        assert logits is not None
+        clean = (logits[0, answer] - logits[0, foil]).double().cpu()
+
         def run(units: list[int]) -> torch.Tensor:
             parts = exact_edges(model, batches_of(model, contrast, None), [edges[i] for i in units])
             assert not isinstance(parts, str)
-            return torch.from_numpy(np.concatenate([part.effect for part in parts])[0])
+            computed[:] = [sum(part.token_blocks for part in parts)]
+            return torch.from_numpy(np.concatenate([part.effect for part in parts])[0]) + clean
 
         return run
 
+    def bound() -> float:
+        changed = 1 if last else prompt.length
+        receivers = [graph.receivers[graph.edges[edge, 1]] for edge in edges]
+        above = sum((model.n_layers - 1 - receiver.layer) * changed for receiver in receivers)
+        return (above + 2 * model.n_layers * prompt.length) / computed[0]
+
+    where = "the last token" if last else f"all {prompt.length} tokens"
     return Case(
-        "edges",
-        f"{EDGES} of {len(into)} edges into MLPs, exactly",
+        "edges-last" if last else "edges",
+        f"{EDGES} of {len(into)} edges into MLPs, exactly, at {where}",
         [
             Contestant("raw hooks", hooks, sample=SAMPLE),
             Contestant("interventions: exact edges", exact, ours=True),
@@ -210,6 +229,7 @@ def edges_case(bench: Bench, floor: float) -> Case:
         unit="edge",
         aim=10,
         floor=floor,
+        bound=bound,
     )
 
 
