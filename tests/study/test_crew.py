@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -512,9 +513,14 @@ assert crew.killed
 
 
 def test_a_ray_of_two_with_one_killed_gives_the_same_bits(alone: Path, ahead: Path) -> None:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    """Where Ray remembers a cluster that is gone, as one that was killed is."""
+    scratch = Path(tempfile.mkdtemp(prefix="ray"))
+    (scratch / "ray").mkdir()
+    (scratch / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{free_port()}")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(scratch)}
     command = [sys.executable, "-c", ON_RAY, str(ahead)]
     ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    shutil.rmtree(scratch, ignore_errors=True)
     assert ran.returncode == 0, ran.stderr
     assert "a worker of the cluster is lost" in ran.stderr
     assert "3 workers" in ran.stderr
@@ -540,9 +546,11 @@ def answers(port: int) -> bool:
 def test_a_cluster_that_this_machine_is_no_part_of(alone: Path, ahead: Path) -> None:
     """By its address, as a client: what is started elsewhere does the work."""
     ray, port, client = Path(sys.executable).parent / "ray", free_port(), free_port()
+    scratch = tempfile.mkdtemp(prefix="ray")  # short: sockets' names are
     start = [ray, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
     start += [f"--port={port}", f"--ray-client-server-port={client}", "--include-dashboard=false"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    env["RAY_TMPDIR"] = scratch
     head = subprocess.Popen(start, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
@@ -557,6 +565,7 @@ def test_a_cluster_that_this_machine_is_no_part_of(alone: Path, ahead: Path) -> 
         for process in [*psutil.Process(head.pid).children(recursive=True), head]:
             process.kill()
         head.wait()
+        shutil.rmtree(scratch, ignore_errors=True)
     assert ran.returncode == 0, ran.stderr
     assert "2 workers" in ran.stderr
     xr.testing.assert_identical(result(alone), result(ahead))

@@ -207,7 +207,7 @@ NOT_OF_THE_PROTOCOL = {
         *("AHEAD", "ON_A_CPU", "CARD_SPARE", "POSTED_BYTES", "MB", "CONTEXT", "MOST_ON_A_CARD"),
         *("ROUNDING",),
     ),
-    "when a stage is given up": ("MOST_LOST", "LEAVING"),
+    "when a stage is given up": ("MOST_LOST", "LEAVING", "ANSWERING"),
     "blocks among which timetable_layers are never thinned": ("DENSE",),
     "which comes first, of panels and of stages": ("ALL_ARMS", "TABLE"),
     "what the word interval means, in every table": ("TAIL",),

@@ -8,6 +8,7 @@ import contextlib
 import os
 import queue
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ ON_A_CPU = 2
 """Workers of a machine without GPUs, if it is not said how many: each loads the models."""
 MOST_ON_A_CARD = 4
 ROUNDING = 1e-6
+ANSWERING = 5.0
+"""Seconds for a cluster of this machine to take a call."""
 LEAVING = 5.0
 """Seconds for a worker to remove its files, before it is ended."""
 CONTEXT = 600 * 2**20
@@ -174,7 +177,8 @@ class OnRay:
         self._ray = ray_module()
         if not self._ray.is_initialized():
             try:
-                self._ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+                place = "local" if address is None and cluster_is_gone() else address
+                self._ray.init(address=place, log_to_driver=False, logging_level="ERROR")
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 said = str(error).strip().split("\n")[0]
                 raise RayMissing(
@@ -264,6 +268,24 @@ class OnRay:
     def packed(self, blob: bytes) -> bytes:
         """See :class:`twohop.running.crew.transport.Crew`."""
         return blob
+
+
+def cluster_is_gone() -> bool:
+    """Whether the cluster that Ray remembers of this machine does not answer any more.
+
+    One that was killed is remembered still, and Ray asks for it for minutes.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return False
+    folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray")
+    try:
+        host, port = (folder / "ray_current_cluster").read_text(encoding="utf-8").rsplit(":", 1)
+        socket.create_connection((host, int(port)), timeout=ANSWERING).close()
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def bytes_of_card() -> int:
