@@ -1,5 +1,7 @@
 """Steps of a generation: what may be asked, what is refused, and tokens that are drawn."""
 
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from floors import FLOOR32, noise, relative
 
 import interventions as iv
 from interventions.errors import PatchError, PromptError
+from interventions.prompt.answer_tokens import candidate_ids, spaced
 from interventions.running.sampling import sampling_of
 from interventions.running.steps import acts_at, checked_steps, only_in_prefill
 
@@ -161,3 +164,46 @@ def test_edits_behind_a_shared_prefix_are_those_of_whole_rows(llm: iv.Model) -> 
     assert len(llm.prompt(texts, share_prefix=True).prefix_ids) > 3
     assert answered[0].texts == answered[1].texts
     assert relative(*(torch.tensor(done.scores) for done in answered)) < FLOOR32
+
+
+def test_coordinates_and_single_heads_are_edited_at_every_step(llm: iv.Model) -> None:
+    """Held against one pass over prompt and answer, without a cache, with hooks."""
+    prompt = llm.prompt("Question: What is the capital of Belmora ? Answer:")
+    width, last = prompt.length, prompt.at("last")
+    space, layer, heads = iv.Subspace.random(llm.d_model, 8, seed=1), 2, [0, 3]
+    patch = replace(space.project_out("resid_post", layer, last), steps="all")
+    cut = iv.Knockout(4, last, prompt.at("question", slice(2, 5)), heads=heads, steps="all")
+    candidate = "Quenlo City ."
+    asked: Any = {"candidates": [candidate, "Brenn"], "every_score": True}
+    answered = iv.complete(llm, prompt, patches=[patch], knockouts=[cut], **asked)
+
+    ids = candidate_ids(llm, [candidate], space=spaced(llm, prompt))[0]
+    assert len(ids) > 1
+    row = torch.cat([prompt.inputs["input_ids"], torch.tensor([ids])], 1)
+    basis = space.basis if len(space.basis) == llm.d_model else space.basis.T
+    n, keys = row.shape[1], cut.keys.index[0].tolist()
+
+    def project(_module: Any, _args: Any, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden.clone()
+        new = hidden[:, width - 1 :]
+        hidden[:, width - 1 :] = new - new @ basis @ basis.T
+        return hidden
+
+    def mask(_module: Any, args: Any, kwargs: Any) -> Any:
+        allowed = torch.ones(n, n, dtype=torch.bool).tril().repeat(1, llm.anatomy.n_heads, 1, 1)
+        for head in heads:
+            for query in range(width - 1, n):
+                allowed[0, head, query, keys] = False
+        return args, {**kwargs, "attention_mask": allowed}
+
+    blocks = llm.module.get_submodule(llm.anatomy.blocks)
+    with ExitStack() as stack, torch.no_grad():
+        stack.callback(blocks[layer].register_forward_hook(project).remove)
+        attention = blocks[4].self_attn
+        stack.callback(attention.register_forward_pre_hook(mask, with_kwargs=True).remove)
+        logits = llm.module(input_ids=row, use_cache=False).logits
+    logprobs = logits[0, width - 1 : -1].log_softmax(-1)
+    expected = logprobs[torch.arange(len(ids)), ids].sum()
+    assert abs(answered.scores[0][0] - float(expected)) < 1e-4
+    plain = iv.complete(llm, prompt, **asked)
+    assert abs(plain.scores[0][0] - float(expected)) > 1e-2
