@@ -263,9 +263,10 @@ def test_a_study_of_a_file_is_that_of_the_same_items_built_in(
         if stage == "resolution":  # so do places in the question
             asked = [role for role in one["role"].values if str(role).startswith("question token")]
             one, other = (x.drop_sel(role=asked) for x in (one, other))
-            for lens in ("lens_entity", "lens_answer"):  # read beside other tokens: rounded so
+            lenses = ["lens_entity", "lens_answer", "picture_lens"]
+            for lens in lenses:  # read beside other tokens: rounded so
                 xr.testing.assert_allclose(one[lens], other[lens], rtol=0, atol=100 * FLOOR32)
-            one, other = (x.drop_vars(["lens_entity", "lens_answer"]) for x in (one, other))
+            one, other = (x.drop_vars(lenses) for x in (one, other))
         xr.testing.assert_equal(one, other)
     about = json.loads((out / f"{vlm.name}-world" / "settings.json").read_text())
     assert about["vlm"] == str(vlm.resolve())
