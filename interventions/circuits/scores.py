@@ -16,6 +16,8 @@ from interventions.circuits.graph import BlockNodes, Graph
 from interventions.errors import ResultsError, SiteError
 from interventions.given import number, of_kind, whole
 from interventions.storable import storable, write_atomically
+from interventions.sweeping.cell_statistics import cell_statistics
+from interventions.sweeping.clustered import Correction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -204,6 +206,38 @@ class EdgeScores(Stored):
     def table(self, n: int = 20) -> pd.DataFrame:
         """Return the edges of the largest scores: ``sender``, ``receiver``, ``score``."""
         return self.circuit(n, prune=False).table()
+
+    def statistics(
+        self, *, clusters: Sequence[Any] | None = None, correction: Correction = "max"
+    ) -> pd.DataFrame:
+        """What so many items can show of each edge, the clearest first.
+
+        Parameters
+        ----------
+        clusters, correction
+            As of :func:`interventions.cell_statistics`; corrected over all edges.
+
+        Returns
+        -------
+        DataFrame
+            By edge: ``sender``, ``receiver``, ``change`` (mean score, nats) with its 95 % interval
+            ``low`` and ``high``, ``p``, ``p_map``, ``clear`` and ``n``.
+
+        Raises
+        ------
+        ResultsError
+            If there are fewer than six clusters.
+        """
+        score = self.data.assign(score=(("item", "edge"), self.per_item))[["score"]]
+        by_edge = cell_statistics(score, "score", clusters=clusters, correction=correction)
+        graph = self.graph
+        ends = {
+            "sender": [str(graph.senders[s]) for s, _ in graph.edges],
+            "receiver": [str(graph.receivers[r]) for _, r in graph.edges],
+        }
+        frame = by_edge.reset_coords(drop=True).to_dataframe()
+        frame = pd.concat([pd.DataFrame(ends, index=frame.index), frame], axis=1)
+        return frame.sort_values(["p_map", "p"], kind="stable")
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return every item's score of every edge (and role), one a line."""

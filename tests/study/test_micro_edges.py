@@ -11,6 +11,7 @@ from interventions.attribution.agreement import spearman
 from interventions.circuits.asked import batches_of, edge_contrast
 from interventions.circuits.estimates import Method
 from interventions.circuits.exact import ExactEdges, exact_edges
+from interventions.errors import ResultsError
 from twohop.micro import RECALL_BLOCKS, entity, facts, micro_folder
 
 QUESTION = "Question : What is the capital of {} ? Answer :"
@@ -24,14 +25,13 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> iv.Model:
     return iv.load(micro_folder("micro-backbone", cache=cache))
 
 
-@pytest.fixture(scope="module")
-def asked(llm: iv.Model) -> dict[str, Any]:
+def asked_of(llm: iv.Model, n: int) -> dict[str, Any]:
     capitals = {
         entity(fact.code).name: fact.answer
         for fact in facts()
         if fact.relation == "capital" and fact.taught
     }
-    names = [name for name in capitals if " " not in name][:6]
+    names = [name for name in capitals if " " not in name][:n]
     others = [*names[1:], names[0]]
     prompts = [
         llm.prompt([QUESTION.format(name) for name in own], spans={"entity": own})
@@ -43,6 +43,11 @@ def asked(llm: iv.Model) -> dict[str, Any]:
         "answers": [capitals[name] for name in names],
         "foils": [capitals[name] for name in others],
     }
+
+
+@pytest.fixture(scope="module")
+def asked(llm: iv.Model) -> dict[str, Any]:
+    return asked_of(llm, 6)
 
 
 METHODS: tuple[Method, ...] = ("eap", "ig", "clean-corrupted")
@@ -123,3 +128,20 @@ def test_what_recall_reads_flows_through_both_blocks(llm: iv.Model, asked: dict[
     effects = iv.path_patch(llm, paths=paths, **asked)["effect"].mean("item")
     assert float(effects[1]) < float(effects[0]) < -1
     assert float(effects[2]) == pytest.approx(0, abs=1e-4)
+
+
+def test_edges_that_so_many_items_show(llm: iv.Model) -> None:
+    """Clear are edges of the circuit alone; those of parts that are zero never."""
+    scores = iv.attribute_edges(llm, **asked_of(llm, 12), method="ig")
+    by_edge = scores.statistics()
+    assert len(by_edge) == len(scores.graph.edges)
+    np.testing.assert_allclose(by_edge["change"].sort_index(), scores.mean, atol=1e-6)
+    clear = by_edge[by_edge["clear"]]
+    assert 3 < len(clear) < 30
+    ends = {*clear["sender"], *clear["receiver"]}
+    assert {f"L{block}.mlp" for block in RECALL_BLOCKS} <= ends
+    assert not {f"L{block}.mlp" for block in SILENT} & ends
+    assert bool(np.all((clear["low"] > 0) | (clear["high"] < 0)))
+    few = iv.EdgeScores(scores.data.isel(item=slice(0, 4)))
+    with pytest.raises(ResultsError, match="4 independent item"):
+        few.statistics()
