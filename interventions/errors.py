@@ -121,10 +121,16 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     --------
     >>> did_you_mean("entitty", ["entity", "last"])
     "Did you mean 'entity'? Known: entity, last."
+    >>> did_you_mean("mlp", ["mlp_out", "mlp_in"])
+    "Did you mean 'mlp_out'? Known: mlp_out, mlp_in."
     """
     names = list(known)
     close = get_close_matches(given, names, n=max(1, len(names)))
-    # Of those that are equally near, the first that is known.
-    close.sort(key=lambda name: (-SequenceMatcher(None, name, given).ratio(), names.index(name)))
+    # Of those that begin so, or are equally near, the first that is known.
+    near = {name: SequenceMatcher(None, name, given).ratio() for name in close}
+    begins = {name: bool(given) and name.startswith(given) for name in close}
+    close.sort(
+        key=lambda name: (not begins[name], not begins[name] and -near[name], names.index(name))
+    )
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(names) or 'none'}."
