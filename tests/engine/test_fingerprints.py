@@ -407,11 +407,11 @@ def test_an_attribution_is_verified_on_what_it_was_made_with() -> None:
     roles = {"roles": ["last"], "verify": False}
     scores = iv.attribute(model, corrupt, clean, **roles, **asked)
     iv.verify(model, scores, corrupt, clean, k=1, **asked)
-    with pytest.raises(ResultsError, match="the prompts, answers or foils"):
+    with pytest.raises(ResultsError, match="the prompts, answers, foils or metric"):
         iv.verify(model, scores, other, clean, k=1, **asked)
     with pytest.raises(ResultsError, match="prompt and source, which are the other way round"):
         iv.verify(model, scores, clean, corrupt, k=1, **asked)
-    with pytest.raises(ResultsError, match="the prompts, answers or foils"):
+    with pytest.raises(ResultsError, match="the prompts, answers, foils or metric"):
         iv.verify(model, scores, corrupt, clean, k=1, answers=" a", foils=" c")
     added_to(model)
     with pytest.raises(ResultsError, match="weights: stored"):
