@@ -10,11 +10,11 @@ import xarray as xr
 from interventions.attribution.attribute import GRADIENT_METRICS, TOKENS_AT_ONCE
 from interventions.attribution.sides import Given, contrast_digest, contrast_of, side_digest
 from interventions.errors import PromptError, ResultsError, RoleError, SiteError
-from interventions.given import flag, names, of_kind, one_of, one_or_several
+from interventions.given import flag, names, of_kind, one_or_several, shown
 from interventions.model.model import Model
 from interventions.results import differences, provenance, read_provenance
 from interventions.sweeping.contrast import Contrast, prompt_of
-from interventions.sweeping.metrics import METRICS, Answers, Named
+from interventions.sweeping.metrics import Answers, Named
 
 HELD_BYTES = 2**31
 """Of what senders write, in one pass."""
@@ -42,10 +42,9 @@ def edge_contrast(
         If pictures differ that do not enter the residual stream.
     """
     of_kind(model, Model, "the model", error=PromptError)
-    one_of(metric, "metric", METRICS)
     if metric not in GRADIENT_METRICS:
         raise PromptError(
-            f"metric {metric!r} is none that edges are measured by. Use one of "
+            f"metric {shown(metric)} is none that edges are measured by. Use one of "
             f"{', '.join(GRADIENT_METRICS)}."
         )
     answers = one_or_several(answers, "answers")

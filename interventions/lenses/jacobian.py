@@ -6,7 +6,7 @@ import nnsight
 import torch
 
 from interventions.architectures.wrapped import weightless, where_the_model_is
-from interventions.errors import ProbeError, SiteError
+from interventions.errors import ProbeError, PromptError, SiteError
 from interventions.given import whole
 from interventions.model.model import Model
 from interventions.model.sites import Layers, check_place, layer_list
@@ -72,6 +72,11 @@ def jacobian_lens(
     torch.Size([3, 1, 1])
     """
     check_asked(model, prompt)
+    if len(prompt.prefix_ids):
+        raise PromptError(
+            "the tokens of a shared prefix are run once, and the mean is over all tokens of all "
+            "rows. Give the prompt without share_prefix=."
+        )
     skip = whole(skip, "skip", least=0, error=ProbeError)
     batch_dims = whole(batch_dims, "batch_dims", least=1, most=model.d_model, error=ProbeError)
     last = model.n_layers - 1

@@ -125,10 +125,11 @@ def knockout(
     cut_edges(model, Knockout(layers, queries, keys, heads, keep_self))
 
 
-def cut_edges(model: Model, asked: Knockout, *, later: int = 0) -> None:
+def cut_edges(model: Model, asked: Knockout, *, later: int = 0, behind: int | None = None) -> None:
     """Cut edges inside a trace; ``later``: how many tokens the answer has with those that run.
 
-    Its keys are of the prompt; its queries are among the tokens that run.
+    Its keys are of the prompt; its queries are among the tokens that run, ``behind`` so many in the
+    cache. Default: as many as the cache that the attention is given says.
     """
     queries, keys = asked.queries, asked.keys
     for layer in layer_list(asked.layers, model.n_layers):
@@ -146,7 +147,7 @@ def cut_edges(model: Model, asked: Knockout, *, later: int = 0) -> None:
                 f"the attention of {model.name} is not given a mask by name, so edges cannot be "
                 "cut. Load it with attn_implementation='eager'."
             )
-        mask = whole_mask(kwargs[name], hidden, given_cache(kwargs), layer)
+        mask = whole_mask(kwargs[name], hidden, given_cache(kwargs), layer, behind)
         mask = cut(mask, asked, model.anatomy.n_heads, later=later)
         attention.inputs = (args, {**kwargs, name: mask})
 
@@ -163,6 +164,15 @@ def check_not_cross(model: Model, layer: int) -> None:
         raise SiteError(
             f"block {layer} of {model.name} attends to the image only. To cut it off, write "
             "0 into attn_out of that block."
+        )
+
+
+def check_of_text(at: Positions, what: str) -> None:
+    """Refuse positions of the vision tower where those of the decoder's tokens are meant."""
+    if at.of != "text":
+        raise SiteError(
+            f"{what} cuts edges between the decoder's tokens, and {at.role!r} are places of "
+            f'{at.of!r}. Leave of= out: prompt.at("image") are the picture\'s tokens.'
         )
 
 
@@ -193,6 +203,7 @@ def check_knockouts(
         if knockout.heads is not None:
             index_list(knockout.heads, model.anatomy.n_heads, "head")
         for at in (knockout.queries, knockout.keys):
+            check_of_text(at, "a knockout")
             if (at.n_rows, at.length) != (len(prompt), prompt.length):
                 raise SiteError(
                     f"a knockout at {at.role!r} was made for {at.n_rows} rows x {at.length} "
@@ -237,11 +248,15 @@ def check_sight(prompt: Prompt, cuts: Sequence[Knockout]) -> None:
             raise blinding(row)
 
 
-def whole_mask(mask: Any, hidden: torch.Tensor, cache: Any, layer: int) -> torch.Tensor:
+def whole_mask(
+    mask: Any, hidden: torch.Tensor, cache: Any, layer: int, behind: int | None = None
+) -> torch.Tensor:
     """A mask [row, head, query, key] of one's own, also where the model left it out as causal."""
     rows, n = hidden.shape[:2]
     if mask is None:
-        before = cache.get_seq_length(layer) if cache is not None else 0
+        before = behind
+        if before is None:
+            before = cache.get_seq_length(layer) if cache is not None else 0
         seen = torch.ones(n, before + n, dtype=torch.bool, device=hidden.device)
         return seen.tril(before)[None, None].repeat(rows, 1, 1, 1)
     if not torch.is_tensor(mask) or mask.ndim != 4:

@@ -227,15 +227,16 @@ def edit(
     seen: dict[int, torch.Tensor],
     *,
     later: int = 0,
+    behind: int | None = None,
 ) -> None:
     """Write or cut inside a trace, what is not only read.
 
     ``seen``: what the coordinates of a patch are read off, by the patch, until it is written;
-    ``later`` as of :func:`cut_edges`.
+    ``later`` and ``behind`` as of :func:`cut_edges`.
     """
     what, layer = step.what, step.layer
     if isinstance(what, Knockout):
-        cut_edges(model, replace(what, layers=layer), later=later)
+        cut_edges(model, replace(what, layers=layer), later=later, behind=behind)
         return
     assert isinstance(what, Patch)
     if step.source is not None:
@@ -345,7 +346,8 @@ def run_checked(
         index = logits.index.to(last.device) - (prompt.length - keep)
         last = last[rows, index.clamp(min=0)]
         if final is not None:
-            last = torch.cat([last, final.to(last)[rows, logits.index.to(last.device)]], -1)
+            place = logits.index.to(last.device).clamp(min=0)
+            last = torch.cat([last, final.to(last)[rows, place]], -1)
     elif last is not None:
         last = last[:, -1]
     return Run(last, values, cache, prompt)

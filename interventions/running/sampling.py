@@ -35,7 +35,8 @@ class Sampling:
     def drawn(self, logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
         """Token of each row [row], from its logits [row, vocab]."""
         # On the CPU, as devices differ in their cumulated sums, and some have no float64.
-        probabilities = (logits.cpu().double() / self.temperature).softmax(-1)
+        wide = logits.cpu().double()
+        probabilities = ((wide - wide.amax(-1, keepdim=True)) / self.temperature).softmax(-1)
         probabilities, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
         behind = probabilities.cumsum(-1)
         kept = behind - probabilities < self.top_p  # the likeliest always is

@@ -24,7 +24,12 @@ OwnMetric = Callable[[torch.Tensor], torch.Tensor]
 TRIED = 3  # rows of chance logits
 CLOSE = 1e-4  # as a share of the largest value: the order of a sum's terms may change with rows
 UNKNOWN = "unknown"
-TAKEN = ("item", "component", "layer", "head", "source_layer", "role", "position", "token")
+TAKEN = (
+    *("item", "component", "layer", "head", "source_layer", "role", "position", "token", "cluster"),
+    *("route", "head_set", "last_layer", "key_role", "query_role", "edges", "answer", "foil"),
+    *("x0", "y0", "x1", "y1", "row", "col", "kind", "picture", "image", "view", "statistics"),
+)
+BESIDE = ("clean_", "source_", "change_", "low_", "high_", "p_", "run_")
 """What else a table of numbers has by name."""
 
 
@@ -144,7 +149,7 @@ def check_own(model: Model, metric: Any, *, gradient: bool) -> None:
         Says what it gave on chance logits, or raised.
     """
     name = metric_name(metric)
-    if not name.isidentifier() or name in TAKEN:
+    if not name.isidentifier() or name in TAKEN or name.startswith(BESIDE):
         raise PromptError(
             f"a metric cannot be called {name!r}, as results have it as a variable. Give the "
             "function another __name__, a word that nothing else is called by."
@@ -185,7 +190,7 @@ def own_values(metric: Any, logits: torch.Tensor) -> torch.Tensor:
     """
     name, n_rows = metric_name(metric), len(logits)
     try:
-        values = metric(logits)
+        values = metric(logits.clone())  # of its own: others, and the clean run's, share these
     except Exception as error:
         raise PromptError(
             f"the metric {name!r} failed on logits {list(logits.shape)}: "

@@ -284,10 +284,18 @@ def _merged(model: Model, chosen: Sequence[Cell], at: int, length: int) -> Edits
         for order, cut in enumerate(own.knockouts):
             key = (order, cut.layers, repr(cut.heads), cut.keep_self)
             cuts.setdefault(key, {})[which] = cut.shifted(at, length)
+    # Each cell's in its own order: a later cell's first may be of a kind that comes up last.
     return Edits(
-        patches=[Patch.merge(model, alike, len(chosen)) for alike in patches.values()],
-        knockouts=[Knockout.merge(alike, len(chosen)) for alike in cuts.values()],
+        patches=[
+            Patch.merge(model, patches[key], len(chosen)) for key in sorted(patches, key=_turn)
+        ],
+        knockouts=[Knockout.merge(cuts[key], len(chosen)) for key in sorted(cuts, key=_turn)],
     )
+
+
+def _turn(key: Any) -> int:
+    """Which of a cell's edits those of a kind are."""
+    return key[0]
 
 
 def _suffix(prompt: Prompt, rows: torch.Tensor, at: int, *, prefix: bool) -> Prompt:

@@ -16,7 +16,7 @@ from interventions.model.sites import Layers
 from interventions.prompt.columns import Column, Columns, role_tokens
 from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
-from interventions.running.knockout import Knockout
+from interventions.running.knockout import Knockout, check_of_text
 from interventions.running.patches import Patch
 from interventions.sweeping.grid import chosen_layers
 from interventions.sweeping.head_sets import ByLayer, HeadSets, head_sets
@@ -262,6 +262,7 @@ def _tokens(prompt: Prompt, end: End, name: str) -> Column:
         return [[token for token in own if token not in last] for own, last in ends]
     if isinstance(end, str):
         return role_tokens(prompt, end)
+    check_of_text(end, f"route {name!r}")
     if (end.n_rows, end.length) != (len(prompt), prompt.length):
         raise SiteError(
             f"route {name!r} is at positions of {end.n_rows} rows x {end.length} tokens; the "

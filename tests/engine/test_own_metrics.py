@@ -284,3 +284,43 @@ def test_a_map_of_any_metric_is_of_its_change() -> None:
     assert change.name == "change of entropy"
     assert np.allclose(change, swept["entropy"] - swept["clean_entropy"])
     assert chosen_map(swept, "kl")[0].name == "kl"
+
+
+def test_a_metric_that_writes_in_place_leaves_the_others_alone(llm: iv.Model) -> None:
+    def among(logits: torch.Tensor) -> torch.Tensor:
+        logits[:, 60:] = -1e9
+        return logits.log_softmax(-1)[:, 51]
+
+    prompt = llm.prompt(["Question : What is the capital of Avaria ? Answer :"])
+    where: Any = {"roles": ["last"], "layers": [3], "components": ["mlp_out"]}
+    plain: Any = ["logprob", "kl"]
+    alone = iv.sweep(llm, prompt, 0.0, answers="Marlow", metrics=plain, **where)
+    for metrics in ([among, *plain], [*plain, among]):
+        beside = iv.sweep(llm, prompt, 0.0, answers="Marlow", metrics=metrics, **where)
+        for name in ("logprob", "clean_logprob", "kl"):
+            assert np.array_equal(beside[name].values, alone[name].values)
+
+
+@pytest.mark.parametrize("name", ["clean_logprob", "change_logprob", "route", "cluster", "edges"])
+def test_names_that_results_have_are_refused(llm: iv.Model, name: str) -> None:
+    prompt = llm.prompt(["Question : What is the capital of Avaria ? Answer :"])
+    metric = iv.Direction(torch.ones(llm.d_model), name=name)
+    with pytest.raises(PromptError, match="cannot be called"):
+        iv.knockout_curves(llm, prompt, ["question -> last"], metrics=[metric])
+
+
+def test_a_direction_beside_answers_of_several_lengths(llm: iv.Model) -> None:
+    question = "Question : What is the capital of Avaria ? Answer :"
+    towards = iv.Direction(torch.ones(llm.d_model), name="towards")
+    where: Any = {"roles": ["last"], "layers": [3], "components": ["mlp_out"]}
+    both = iv.sweep(
+        llm,
+        llm.prompt([question] * 2),
+        0.0,
+        answers=["Marlow", "Quenlo City"],
+        metrics=["logprob", towards],
+        **where,
+    )
+    alone = iv.sweep(llm, llm.prompt([question]), 0.0, metrics=towards, **where)
+    for row in range(2):
+        assert abs(float(both["towards"][row].squeeze()) - float(alone["towards"].squeeze())) < 1e-4

@@ -476,3 +476,29 @@ def test_bad_cells_are_refused_before_anything_runs() -> None:
             with pytest.raises(kind, match=message):
                 replay(model, prompt, cells)
     assert not seen
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mllama"])
+def test_edits_of_a_cell_keep_their_order_beside_other_cells(family: str) -> None:
+    """What two cells have in common is merged; a cell's first may come up after its second."""
+    case = case_of(family)
+    model, prompt, last = case.model, case.prompt, case.prompt.at("last")
+    first, other = noise((model.d_model,)), noise((model.d_model,), seed=1)
+    space = iv.Subspace.random(model.d_model, 3, seed=2)
+
+    def patch(value: Any, mode: Any, component: Any = "attn_out") -> iv.Patch:
+        return iv.Patch(component, 2, last, value, mode)
+
+    within = space.interchange("mlp_out", 2, last, other)
+    below = iv.Patch("resid_post", 0, last, other, "add")
+    cells = [
+        [below, patch(first, "set"), patch(other, "add")],
+        [below, patch(torch.tensor(0.0), "scale"), patch(other, "add")],
+        [below, patch(first, "add", "mlp_out"), within],
+        [below, within, patch(first, "add", "mlp_out")],
+    ]
+    found = iv.replay(model, prompt, cells)
+    for own, logits in zip(cells, found, strict=True):
+        expected = iv.run(model, prompt, patches=own).logits
+        assert expected is not None
+        assert relative(logits[:, 0], expected) < FLOOR32
