@@ -25,6 +25,8 @@ from interventions.errors import (
 
 LONGEST = 60
 MOST_TOKENS = 2**20
+MOST_EPOCHS, MOST_CONTROLS = 10_000, 10_000
+"""More would be a slip: none would live to see them done."""
 """More are not generated: no model has been made for as long a text."""
 HIGHEST_SEED = 2**62
 """Leaves room for the numbers that are counted up from a seed."""

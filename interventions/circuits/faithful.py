@@ -12,7 +12,7 @@ from interventions.circuits.asked import as_asked, batches_of
 from interventions.circuits.carried import Choice, carried
 from interventions.circuits.scores import GRAPH, Circuit, EdgeScores, Stored, graph_text, numbers_in
 from interventions.errors import ResultsError, SiteError
-from interventions.given import of_kind, seed_of, several, whole
+from interventions.given import MOST_CONTROLS, of_kind, seed_of, several, whole
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.results import provenance, read_provenance, with_provenance
@@ -163,7 +163,7 @@ def faithfulness(
     """
     of_kind(scores, EdgeScores, "scores", error=ResultsError)
     seed = seed_of(seed)
-    n_random = whole(n_random, "n_random", least=0)
+    n_random = whole(n_random, "n_random", least=0, most=MOST_CONTROLS)
     budget = None if budget is None else whole(budget, "budget", least=1)
     contrast, asked = as_asked(model, scores.data, prompt, source, answers=answers, foils=foils)
     graph, chosen = scores.graph, _circuits(scores, circuits)

@@ -251,18 +251,6 @@ class EdgeScores(Stored):
         return frame.loc[:, ["item", "edge", "sender", "receiver", *extra, "score"]]
 
 
-def circuit_of(graph: Graph, edges: Sequence[str]) -> Circuit:
-    """Return edges given by name as a circuit.
-
-    Raises
-    ------
-    SiteError
-        If there is no such edge.
-    """
-    numbers = np.array(sorted({graph.number(edge) for edge in edges}), dtype=int)
-    return Circuit(graph, numbers, np.full(len(numbers), np.nan))
-
-
 def numbers_in(graph: Graph, circuit: Any) -> np.ndarray:
     """The edges of a circuit of the same graph.
 

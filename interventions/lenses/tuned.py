@@ -9,7 +9,7 @@ import xarray as xr
 
 from interventions.architectures.wrapped import weightless, where_the_model_is
 from interventions.errors import ProbeError, SiteError
-from interventions.given import number, of_kind, seed_of, whole
+from interventions.given import MOST_EPOCHS, number, of_kind, seed_of, whole
 from interventions.given_arrays import check_range, classes_of, row_values, tensor_of
 from interventions.model.model import Model
 from interventions.model.sites import Layers, layer_list
@@ -114,7 +114,7 @@ def tuned_lens(
             "collect more tokens (Belrose et al. used millions)."
         )
     settings = {
-        "epochs": whole(epochs, "epochs", least=1, error=ProbeError),
+        "epochs": whole(epochs, "epochs", least=1, most=MOST_EPOCHS, error=ProbeError),
         "batch_rows": whole(batch_rows, "batch_rows", least=1, error=ProbeError),
         "learning_rate": number(learning_rate, "learning_rate", above=0, error=ProbeError),
         "weight_decay": number(weight_decay, "weight_decay", least=0, error=ProbeError),

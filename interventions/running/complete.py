@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from interventions.architectures.wrapped import where_the_model_is
+from interventions.architectures.wrapped import weightless, where_the_model_is
 from interventions.errors import PatchError, PromptError, SiteError
 from interventions.given import MOST_TOKENS, all_of_kind, text_of, whole
 from interventions.model.model import Model
@@ -169,7 +169,7 @@ def complete(
     if candidates is not None:
         candidates = candidate_texts(candidates)
         ids = candidate_ids(model, candidates, stop=end or stop, space=spaced(model, prompt))
-    return _complete(
+    found = _complete(
         model,
         prompt,
         patches=patches,
@@ -183,6 +183,9 @@ def complete(
         sampling=sampling,
         batch_rows=batch_rows,
     )
+    if isinstance(found, str):
+        raise SiteError(found)
+    return found
 
 
 @where_the_model_is
@@ -200,8 +203,15 @@ def _complete(
     stop: str | None,
     sampling: Sampling | None,
     batch_rows: int,
-) -> Completion:
-    """Answer rows, batch by batch, when all that was asked was looked at."""
+) -> Completion | str:
+    """Answer rows, batch by batch, when all that was asked was looked at; a text says why not."""
+    if knockouts and weightless(model):
+        return (
+            f"requests for {model.name} run in a process of their own on this server, where an "
+            "attention whose edges are cut is given no keys that later tokens could go on from. "
+            "Cut them in one forward pass, which needs none: iv.run(model, prompt, "
+            "knockouts=...). Or load the model here."
+        )
     texts: list[str] = []
     cut: list[bool] = []
     choices: dict[str, list[int]] = {} if ids is None else {rule: [] for rule in rules}

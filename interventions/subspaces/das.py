@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 from interventions.errors import PatchError, ProbeError, PromptError, SiteError
-from interventions.given import names, number, of_kind, seed_of, whole
+from interventions.given import MOST_CONTROLS, MOST_EPOCHS, names, number, of_kind, seed_of, whole
 from interventions.given_arrays import classes_of, row_values
 from interventions.model.model import Model
 from interventions.model.sites import (
@@ -177,10 +177,10 @@ def das(
         )
     seed = seed_of(seed, error=ProbeError)
     size = whole(size, "size", least=1, most=width, error=ProbeError)
-    n_random = whole(n_random, "n_random", least=1, error=ProbeError)
+    n_random = whole(n_random, "n_random", least=1, most=MOST_CONTROLS, error=ProbeError)
     fit = Fit(
         size=size,
-        epochs=whole(epochs, "epochs", least=1, error=ProbeError),
+        epochs=whole(epochs, "epochs", least=1, most=MOST_EPOCHS, error=ProbeError),
         batch_rows=whole(batch_rows, "batch_rows", least=1, error=ProbeError),
         learning_rate=number(learning_rate, "learning_rate", above=0, error=ProbeError),
         seed=seed,

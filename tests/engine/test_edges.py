@@ -16,7 +16,7 @@ from interventions.circuits.asked import edge_contrast
 from interventions.circuits.carried import Choice, carried
 from interventions.circuits.exact import ExactEdges, exact_edges
 from interventions.circuits.graph import BlockNodes, Graph
-from interventions.circuits.scores import circuit_of
+from interventions.circuits.scores import Circuit
 from interventions.errors import PromptError, ResultsError, RoleError, SiteError
 
 PART = 16  # width of each of the four parts of the residual stream
@@ -364,7 +364,7 @@ def test_what_does_not_belong_together_is_refused() -> None:
         iv.path_patch(model, prompt, corrupt, ["L0.H77->logits"], **ASKED)
     with pytest.raises(SiteError, match="paths is empty"):
         iv.path_patch(model, prompt, corrupt, [], **ASKED)
-    other = circuit_of(graph(), ["input->logits"])
+    other = Circuit(graph(), np.array([graph().number("input->logits")]), np.array([np.nan]))
     with pytest.raises(SiteError, match="other blocks or heads"):
         iv.faithfulness(model, scores, prompt, corrupt, circuits=[other], **ASKED)
 

@@ -259,6 +259,10 @@ def edits_at_every_step(there: iv.Model, case: Case) -> None:
         "every_score": True,
         "max_new_tokens": 4,
     }
+    if not there.job(about_weights)[1]:
+        with pytest.raises(SiteError, match=r"given no keys.*iv\.run"):
+            iv.complete(there, case.prompt, **asked)
+        del asked["knockouts"]
     for temperature in (0.0, 0.7):
         before = there.requests
         ours, theirs = (
