@@ -169,7 +169,7 @@ def complete(
     if candidates is not None:
         candidates = candidate_texts(candidates)
         ids = candidate_ids(model, candidates, stop=end or stop, space=spaced(model, prompt))
-    found = _complete(
+    completion = _complete(
         model,
         prompt,
         patches=patches,
@@ -183,9 +183,9 @@ def complete(
         sampling=sampling,
         batch_rows=batch_rows,
     )
-    if isinstance(found, str):
-        raise SiteError(found)
-    return found
+    if isinstance(completion, str):
+        raise SiteError(completion)
+    return completion
 
 
 @where_the_model_is
