@@ -124,19 +124,29 @@ class Call:
                 "the pattern gives weight to a token that the query cannot see: one behind it, "
                 "outside its window, knocked out, or padding. Give 0 there."
             )
-        off = (rows.sum(-1) - 1).abs()
-        allowed = max(OF_ONE, 8 * torch.finfo(new.dtype).eps)
-        if bool((rows < 0).any()) or bool((off > allowed).any()):
-            raise PatchError(
-                "a row of the pattern is no distribution: its weights must be 0 or more and sum "
-                f"to one; {int((off > allowed).sum())} row(s) sum to as far as "
-                f"{float(off.max()):.3g} from it. Divide by the sum over keys."
-            )
+        check_sums(rows, new.dtype)
 
     def attended(self, pattern: torch.Tensor) -> torch.Tensor:
         """What heads give under a pattern, [row, query, head, width]."""
         values = self.value.repeat_interleave(pattern.shape[1] // self.value.shape[1], 1)
         return (pattern @ values).transpose(1, 2)
+
+
+def check_sums(rows: torch.Tensor, dtype: torch.dtype) -> None:
+    """Refuse rows of a pattern [..., key] that do not sum to one, to the noise of a format.
+
+    Raises
+    ------
+    PatchError
+    """
+    off = (rows.sum(-1) - 1).abs()
+    allowed = max(OF_ONE, 8 * torch.finfo(dtype).eps)
+    if bool((rows < 0).any()) or bool((off > allowed).any()):
+        raise PatchError(
+            "a row of the pattern is no distribution: its weights must be 0 or more and sum "
+            f"to one; {int((off > allowed).sum())} row(s) sum to as far as "
+            f"{float(off.max()):.3g} from it. Divide by the sum over keys."
+        )
 
 
 def check_unshared(n_prefix: int) -> None:

@@ -20,7 +20,7 @@ from interventions.architectures.tower import PACKED
 from interventions.architectures.wrapped import weightless
 from interventions.architectures.wrapping import original
 from interventions.errors import PatchError, SiteError
-from interventions.model.attention_streams import EAGER, INTERFACE, MASKED, OF_ONE, Call
+from interventions.model.attention_streams import EAGER, INTERFACE, MASKED, Call, check_sums
 from interventions.model.streams import in_order
 from interventions.model.vision_places import tower_of
 from interventions.model.vision_streams import VisionHeadStream, in_rows, mask_of
@@ -140,14 +140,7 @@ class VisionPatternStream(VisionHeadStream):
                 "the pattern gives weight to a token of the tower that the query does not attend "
                 "to: one of another tile, picture or window, or padding. Give 0 there."
             )
-        off = (rows.sum(-1) - 1).abs()
-        allowed = max(OF_ONE, 8 * torch.finfo(new.dtype).eps)
-        if bool((rows < 0).any()) or bool((off > allowed).any()):
-            raise PatchError(
-                "a row of the pattern is no distribution: its weights must be 0 or more and sum "
-                f"to one; {int((off > allowed).sum())} row(s) sum to as far as "
-                f"{float(off.max()):.3g} from it. Divide by the sum over keys."
-            )
+        check_sums(rows, new.dtype)
 
     def _attended(self, layer: int) -> Attended:
         model, tower = self._model, tower_of(self._model)

@@ -125,11 +125,10 @@ def knockout(
     cut_edges(model, Knockout(layers, queries, keys, heads, keep_self))
 
 
-def cut_edges(model: Model, asked: Knockout, *, later: int = 0, behind: int | None = None) -> None:
+def cut_edges(model: Model, asked: Knockout, *, later: int = 0) -> None:
     """Cut edges inside a trace; ``later``: how many tokens the answer has with those that run.
 
-    Its keys are of the prompt; its queries are among the tokens that run, ``behind`` so many in the
-    cache. Default: as many as the cache that the attention is given says.
+    Its keys are of the prompt; its queries are among the tokens that run.
     """
     queries, keys = asked.queries, asked.keys
     for layer in layer_list(asked.layers, model.n_layers):
@@ -147,7 +146,7 @@ def cut_edges(model: Model, asked: Knockout, *, later: int = 0, behind: int | No
                 f"the attention of {model.name} is not given a mask by name, so edges cannot be "
                 "cut. Load it with attn_implementation='eager'."
             )
-        mask = whole_mask(kwargs[name], hidden, given_cache(kwargs), layer, behind)
+        mask = whole_mask(kwargs[name], hidden, given_cache(kwargs), layer)
         mask = cut(mask, asked, model.anatomy.n_heads, later=later)
         attention.inputs = (args, {**kwargs, name: mask})
 
@@ -248,15 +247,11 @@ def check_sight(prompt: Prompt, cuts: Sequence[Knockout]) -> None:
             raise blinding(row)
 
 
-def whole_mask(
-    mask: Any, hidden: torch.Tensor, cache: Any, layer: int, behind: int | None = None
-) -> torch.Tensor:
+def whole_mask(mask: Any, hidden: torch.Tensor, cache: Any, layer: int) -> torch.Tensor:
     """A mask [row, head, query, key] of one's own, also where the model left it out as causal."""
     rows, n = hidden.shape[:2]
     if mask is None:
-        before = behind
-        if before is None:
-            before = cache.get_seq_length(layer) if cache is not None else 0
+        before = cache.get_seq_length(layer) if cache is not None else 0
         seen = torch.ones(n, before + n, dtype=torch.bool, device=hidden.device)
         return seen.tril(before)[None, None].repeat(rows, 1, 1, 1)
     if not torch.is_tensor(mask) or mask.ndim != 4:

@@ -153,17 +153,13 @@ def edited_step(
     steps: list[Step] = steps_of(model, patches, knockouts, ())
     number_format = model.dtype
     seen: dict[int, torch.Tensor] = {}
-    # Asked for here: where traces run apart from the weights, an attention is given no cache.
-    cut_in = {step.layer for step in steps if isinstance(step.what, Knockout)}
-    kept_of = {layer: cache.get_seq_length(layer) for layer in cut_in}
     flat, planes = without_planes(inputs)
     whole = None if knockouts else cache  # cut masks are of all keys
     with torch.no_grad(), attending_apart(model, whole):  # noqa: SIM117 - nnsight runs the inner
         with model.nn.trace(flat):
             put_planes(model, planes)
             for step in steps:
-                behind = kept_of.get(step.layer)
-                edit(model, step, number_format, seen, later=later, behind=behind)
+                edit(model, step, number_format, seen, later=later)
             output = model.nn.output
             logits = output.logits.save()
             kept = returned_cache(output).save()

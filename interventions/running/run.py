@@ -227,16 +227,15 @@ def edit(
     seen: dict[int, torch.Tensor],
     *,
     later: int = 0,
-    behind: int | None = None,
 ) -> None:
     """Write or cut inside a trace, what is not only read.
 
     ``seen``: what the coordinates of a patch are read off, by the patch, until it is written;
-    ``later`` and ``behind`` as of :func:`cut_edges`.
+    ``later`` as of :func:`cut_edges`.
     """
     what, layer = step.what, step.layer
     if isinstance(what, Knockout):
-        cut_edges(model, replace(what, layers=layer), later=later, behind=behind)
+        cut_edges(model, replace(what, layers=layer), later=later)
         return
     assert isinstance(what, Patch)
     if step.source is not None:
