@@ -25,9 +25,11 @@ from interventions.errors import (
 
 LONGEST = 60
 MOST_TOKENS = 2**20
+"""More are not generated: no model has been made for as long a text."""
 MOST_EPOCHS, MOST_CONTROLS = 10_000, 10_000
 """More would be a slip: none would live to see them done."""
-"""More are not generated: no model has been made for as long a text."""
+HIGHEST_RATE = 1e3
+"""Of learning and of weight decay. Higher ones leave the range of a number format."""
 HIGHEST_SEED = 2**62
 """Leaves room for the numbers that are counted up from a seed."""
 Refusal = type[InterventionsError]
@@ -91,6 +93,7 @@ def number(
     what: str,
     *,
     least: float | None = None,
+    most: float | None = None,
     above: float | None = None,
     below: float | None = None,
     error: Refusal = PromptError,
@@ -102,8 +105,10 @@ def number(
     value : float or int, or one of numpy or torch
     what : str
         What it is, for the message.
-    least, above, below : float, optional
-        The smallest allowed, or bounds that are not.
+    least, most : float, optional
+        Bounds, included.
+    above, below : float, optional
+        Bounds, not included.
     error : type
         What to raise.
     """
@@ -113,13 +118,20 @@ def number(
             real = float(bare)
         except OverflowError:
             real = float("inf")
-        inside = (least is None or real >= least) and (above is None or real > above)
-        if np.isfinite(real) and inside and (below is None or real < below):
+        high_enough = (least is None or real >= least) and (above is None or real > above)
+        low_enough = (most is None or real <= most) and (below is None or real < below)
+        if np.isfinite(real) and high_enough and low_enough:
             return real
-    limits = _bounds(least, None)
-    limits += "" if above is None else f" above {above}"
-    limits += "" if below is None else f" and below {below}"
-    raise error(f"{what} is {shown(value)}. Expected a finite number{limits}.")
+    limits = [f"above {above}"] if above is not None else []
+    limits += [bounds.strip()] if (bounds := _bounds(least, most)) else []
+    limits += [f"below {below}"] if below is not None else []
+    text = f" {' and '.join(limits)}" if limits else ""
+    raise error(f"{what} is {shown(value)}. Expected a finite number{text}.")
+
+
+def batch_size(value: Any, what: str = "batch_rows", *, error: Refusal = PromptError) -> int:
+    """Return how many rows run together; however many are allowed, no more are made."""
+    return min(whole(value, what, least=1, error=error), MOST_TOKENS)
 
 
 def _integer(value: Any) -> int | None:

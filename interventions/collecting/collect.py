@@ -22,7 +22,7 @@ from interventions.collecting.folder import Collection, as_stored, open_collecti
 from interventions.collecting.rows import Told, digest_rows, maker_of
 from interventions.digests import digest_of
 from interventions.errors import PromptError, ResultsError, SiteError
-from interventions.given import flag, folder_of, named, of_kind, shown, whole
+from interventions.given import batch_size, flag, folder_of, named, of_kind, shown, whole
 from interventions.given_arrays import row_values
 from interventions.model.fingerprints import Unchanged, processing_of
 from interventions.model.model import Model
@@ -127,14 +127,14 @@ def collect(
     """
     of_kind(model, Model, "the model", error=PromptError)
     progress, out = flag(progress, "progress"), folder_of(out)
-    batch_rows = None if batch_rows is None else whole(batch_rows, "batch_rows", least=1)
+    batch_rows = None if batch_rows is None else batch_size(batch_rows)
     total = _count(rows, n_rows)
     rows = rows if callable(rows) else Fetched(rows)
     sites = _checked(model, sites)
     told = _told(model, rows, template_kwargs, processor_kwargs)
     make = rows if callable(rows) else maker_of(model, rows, sites, told)
     kept = _labels({} if coords is None else coords, sites, total)
-    stored = str(model.dtype if dtype is None else dtype).removeprefix("torch.")
+    stored = shown(model.dtype if dtype is None else dtype).strip("'").removeprefix("torch.")
     if stored not in get_args(StoredType):
         raise ResultsError(f"{stored} cannot be stored. Choose dtype from {get_args(StoredType)}.")
     counts: dict[str, int] = {}

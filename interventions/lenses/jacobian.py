@@ -7,7 +7,7 @@ import torch
 
 from interventions.architectures.wrapped import weightless, where_the_model_is
 from interventions.errors import ProbeError, PromptError, SiteError
-from interventions.given import whole
+from interventions.given import MOST_TOKENS, whole
 from interventions.model.model import Model
 from interventions.model.sites import Layers, check_place, layer_list
 from interventions.prompt.prompt import Prompt
@@ -77,7 +77,7 @@ def jacobian_lens(
             "the tokens of a shared prefix are run once, and the mean is over all tokens of all "
             "rows. Give the prompt without share_prefix=."
         )
-    skip = whole(skip, "skip", least=0, error=ProbeError)
+    skip = whole(skip, "skip", least=0, most=MOST_TOKENS, error=ProbeError)
     batch_dims = whole(batch_dims, "batch_dims", least=1, most=model.d_model, error=ProbeError)
     last = model.n_layers - 1
     asked = layer_list(slice(0, last) if layers is None else layers, model.n_layers)

@@ -9,7 +9,15 @@ import xarray as xr
 
 from interventions.architectures.wrapped import weightless, where_the_model_is
 from interventions.errors import ProbeError, SiteError
-from interventions.given import MOST_EPOCHS, number, of_kind, seed_of, whole
+from interventions.given import (
+    HIGHEST_RATE,
+    MOST_EPOCHS,
+    batch_size,
+    number,
+    of_kind,
+    seed_of,
+    whole,
+)
 from interventions.given_arrays import check_range, classes_of, row_values, tensor_of
 from interventions.model.model import Model
 from interventions.model.sites import Layers, layer_list
@@ -115,9 +123,13 @@ def tuned_lens(
         )
     settings = {
         "epochs": whole(epochs, "epochs", least=1, most=MOST_EPOCHS, error=ProbeError),
-        "batch_rows": whole(batch_rows, "batch_rows", least=1, error=ProbeError),
-        "learning_rate": number(learning_rate, "learning_rate", above=0, error=ProbeError),
-        "weight_decay": number(weight_decay, "weight_decay", least=0, error=ProbeError),
+        "batch_rows": batch_size(batch_rows, error=ProbeError),
+        "learning_rate": number(
+            learning_rate, "learning_rate", above=0, most=HIGHEST_RATE, error=ProbeError
+        ),
+        "weight_decay": number(
+            weight_decay, "weight_decay", least=0, most=HIGHEST_RATE, error=ProbeError
+        ),
         "seed": seed,
     }
     at = chosen.index(last)
@@ -130,6 +142,11 @@ def tuned_lens(
         )
     weight, bias, divergences = fitted
     held = divergences.cpu().double().numpy()  # [lens, layer, row]
+    if not np.isfinite(held).all():
+        raise ProbeError(
+            f"the fit did not hold: its lens gives {int((~np.isfinite(held)).sum())} divergences "
+            f"that are no numbers. Give a learning_rate below {settings['learning_rate']}."
+        )
     mean, low, high = group_interval(held.reshape(-1, held.shape[-1]), group[test], seed=seed)
     shape = held.shape[:2]
     told = {"kl": mean, "low": low, "high": high}

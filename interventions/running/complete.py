@@ -12,7 +12,7 @@ import torch
 
 from interventions.architectures.wrapped import weightless, where_the_model_is
 from interventions.errors import PatchError, PromptError, SiteError
-from interventions.given import MOST_TOKENS, all_of_kind, text_of, whole
+from interventions.given import MOST_TOKENS, all_of_kind, batch_size, text_of, whole
 from interventions.model.model import Model
 from interventions.prompt.answer_tokens import candidate_ids, candidate_texts, spaced
 from interventions.prompt.positions import ragged
@@ -156,7 +156,7 @@ def complete(
     knockouts = all_of_kind(knockouts, Knockout, "knockouts", error=SiteError)
     check_knockouts(model, prompt, knockouts, generating=True)
     max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=0, most=MOST_TOKENS)
-    batch_rows = min(whole(batch_rows, "batch_rows", least=1), MOST_TOKENS)
+    batch_rows = batch_size(batch_rows)
     stop = None if stop is None else text_of(stop, "stop")
     end = None if end is None else text_of(end, "end")
     sampling = sampling_of(temperature, top_p, seed, n_rows=len(prompt), steps=max_new_tokens)

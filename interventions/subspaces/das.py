@@ -9,7 +9,17 @@ import torch
 import xarray as xr
 
 from interventions.errors import PatchError, ProbeError, PromptError, SiteError
-from interventions.given import MOST_CONTROLS, MOST_EPOCHS, names, number, of_kind, seed_of, whole
+from interventions.given import (
+    HIGHEST_RATE,
+    MOST_CONTROLS,
+    MOST_EPOCHS,
+    batch_size,
+    names,
+    number,
+    of_kind,
+    seed_of,
+    whole,
+)
 from interventions.given_arrays import classes_of, row_values
 from interventions.model.model import Model
 from interventions.model.sites import (
@@ -181,8 +191,10 @@ def das(
     fit = Fit(
         size=size,
         epochs=whole(epochs, "epochs", least=1, most=MOST_EPOCHS, error=ProbeError),
-        batch_rows=whole(batch_rows, "batch_rows", least=1, error=ProbeError),
-        learning_rate=number(learning_rate, "learning_rate", above=0, error=ProbeError),
+        batch_rows=batch_size(batch_rows, error=ProbeError),
+        learning_rate=number(
+            learning_rate, "learning_rate", above=0, most=HIGHEST_RATE, error=ProbeError
+        ),
         seed=seed,
     )
     tokens = _first_tokens(model, base, expected, "expected")

@@ -12,12 +12,20 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def said(notebook: Any) -> str:
-    """What the cells print, and the plain text of what they show."""
+    """What each cell prints, one text however often it was flushed, and what it shows as text."""
     return "\n".join(
-        output.get("text") or output.get("data", {}).get("text/plain", "")
+        told
         for cell in notebook.cells
         if cell.cell_type == "code"
-        for output in cell.outputs
+        for told in (
+            "".join(
+                output["text"]
+                for output in cell.outputs
+                if output.output_type == "stream" and output["name"] == "stdout"
+            ),
+            *(output.get("data", {}).get("text/plain", "") for output in cell.outputs),
+        )
+        if told
     )
 
 
