@@ -110,7 +110,9 @@ def load(
     given = Preprocessors(processor, tokenizer)
     adapters = named_adapters(adapter)
     if isinstance(source, torch.nn.Module):
-        _check_ready(
+        _check_left_out(
+            "for a ready module: it is used as it is. Make the module so, or give its repo id or "
+            "folder.",
             dtype=dtype,
             device=device,
             device_map=device_map,
@@ -123,15 +125,15 @@ def load(
         return _wrap(source, given, name=_name_of(source), revision=revision)
     place = place_of(source)
     if remote:
-        _check_remote(
-            place,
-            remote,
+        _check_left_out(
+            "with remote=: the server holds the weights as it was told to. Leave it out.",
             device=device,
             device_map=device_map,
             dtype=dtype,
             quantization=quantization,
             adapter=adapter,
         )
+        _check_hosted(place, remote)
     placed = {} if remote else placement(device, device_map, dtype, attn_implementation)
     name = Path(place).name if Path(place).is_dir() else place
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -206,13 +208,10 @@ def load(
     return _wrap(module, given, name=name, revision=revision)
 
 
-def _check_ready(**settings: Any) -> None:
-    """Refuse what a ready module is not changed to."""
+def _check_left_out(because: str, **settings: Any) -> None:
+    """Refuse settings that could not be kept."""
     if given := [key for key, value in settings.items() if value is not None]:
-        raise LoadError(
-            f"{' and '.join(given)} cannot be chosen for a ready module: it is used as it is. "
-            "Make the module so, or give its repo id or folder."
-        )
+        raise LoadError(f"{' and '.join(given)} cannot be chosen {because}")
 
 
 def _check_all_used(module: torch.nn.Module, place: str, unexpected: Iterable[str]) -> None:
@@ -265,13 +264,8 @@ def _part_at(module: torch.nn.Module, path: str) -> torch.nn.Module | None:
         return None
 
 
-def _check_remote(place: str, remote: bool | str, **settings: Any) -> None:
-    """Refuse what a server would not do."""
-    if given := [key for key, value in settings.items() if value is not None]:
-        raise LoadError(
-            f"{' and '.join(given)} cannot be chosen with remote=: the server holds the weights "
-            "as it was told to. Leave it out."
-        )
+def _check_hosted(place: str, remote: bool | str) -> None:
+    """Refuse what a server would not find."""
     if remote != "local" and Path(place).is_dir():
         raise LoadError(
             f"{place!r} is a folder on this machine, and a server finds a model by its repo id. "
