@@ -17,6 +17,7 @@ from interventions.architectures.wrapped import Wrapped
 NAME = "shared_prefix"
 FUSED = "_scaled_dot_product_flash_attention_for_cpu"  # gives the sum as well; else by hand
 OTHER_SCORES = ("softcap", "position_bias", "s_aux")  # what this attention does not know
+LONG = 16  # own tokens, from which on the kernel is faster than a few products of all rows
 SHORT = 64  # own tokens: attention to more of them costs more than copies of a prefix do
 
 
@@ -32,6 +33,8 @@ class SharedLayer(DynamicLayer):
         Of what the rows added.
     growing : bool
         Whether what a forward pass adds is kept.
+    wanted : int or None
+        How many tokens, the last of each row, attend; nothing is read of the others. None: all.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class SharedLayer(DynamicLayer):
         )
         self.is_initialized = True
         self.growing = growing
+        self.wanted: int | None = None
         self._config = config
 
     def get_seq_length(self) -> int:
@@ -65,7 +69,7 @@ class SharedLayer(DynamicLayer):
         if self.before[0].shape[-2] == 0:
             return own
         if self._config._attn_implementation == NAME:
-            own[0].shared = self.before
+            own[0].shared, own[0].wanted = self.before, self.wanted
             return own
         return joined(self.before[0], own[0]), joined(self.before[1], own[1])
 
@@ -154,7 +158,8 @@ def attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention as transformers calls it; ``key.shared`` holds the prefix's keys and values.
+    """Attention as transformers calls it; ``key.shared`` holds the prefix's keys and values, and
+    ``key.wanted`` is as in :class:`SharedLayer`.
 
     ``query`` is [row, head, position, width], the mask [row, 1 or head, position, prefix + own
     token].
@@ -169,6 +174,10 @@ def attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
     keys, values = prefix
+    length_given = query.shape[2]
+    if (wanted := getattr(key, "wanted", None)) is not None:
+        query = query[:, :, length_given - wanted :]
+        attention_mask = None if attention_mask is None else attention_mask[..., -wanted:, :]
     rows, heads, n, width = query.shape
     groups, kv_heads, length, _ = keys.shape
     n_own = key.shape[-2]
@@ -178,27 +187,58 @@ def attention(
     if query.device.type != "cpu":
         # 16 bits are rounded as seldom as sdpa does it there; on a CPU its kernel gives them.
         query = query.to(torch.promote_types(query.dtype, torch.float32))
+    query = query * scale
     # [group, kv head, cell, position of each of the kv head's query heads, width]
-    queries = (query * scale).reshape(*lead, n_each * n, width).transpose(1, 2)
-    own_keys, own_values = (
-        tensor.reshape(*lead, n_own, -1).transpose(1, 2) for tensor in (key, value)
-    )
+    queries = query.reshape(*lead, n_each * n, width).transpose(1, 2)
     hidden_before = hidden = None
     if attention_mask is not None:
-        own_heads = (1, 1) if attention_mask.shape[1] == 1 else (kv_heads, n_each)
-        masked = ~attention_mask.reshape(groups, cells, *own_heads, n, length + n_own)
-        masked = masked.transpose(1, 2).expand(-1, -1, -1, n_each, -1, -1).flatten(3, 4)
-        hidden_before, hidden = masked.split([length, n_own], -1)
-        hidden_before = hidden_before.flatten(2, 3) if bool(hidden_before.any()) else None
-    before, likely_before = _attended(queries.flatten(2, 3), keys, values, hidden_before)
-    own, likely = _attended(queries, own_keys, own_values, hidden)
+        hidden_before, hidden = (~attention_mask).split([length, n_own], -1)
+
+    def of_groups(mask: torch.Tensor) -> torch.Tensor:
+        """[row, 1 or head, position, key] as [group, kv head, cell, position of each head, key]."""
+        of_heads = (1, 1) if mask.shape[1] == 1 else (kv_heads, n_each)
+        mask = mask.reshape(groups, cells, *of_heads, n, mask.shape[-1]).transpose(1, 2)
+        return mask.expand(-1, -1, -1, n_each, -1, -1).flatten(3, 4)
+
+    def of_rows(part: torch.Tensor) -> torch.Tensor:
+        """[group, kv head, cell, position of each head, ...] as [row, head, position, ...]."""
+        part = part.unflatten(3, (n_each, n)).transpose(1, 2)
+        return part.reshape(rows, heads, n, *part.shape[5:])
+
+    if hidden_before is not None:
+        anything = bool(hidden_before.any())
+        hidden_before = of_groups(hidden_before).flatten(2, 3) if anything else None
+    before, likely_before = (
+        of_rows(part.unflatten(2, (cells, n_each * n)))
+        for part in _attended(queries.flatten(2, 3), keys, values, hidden_before)
+    )
+    if n >= LONG and _is_fused(query, value):
+        own, likely = _attended(query, key, value, hidden)
+    else:
+        own_keys, own_values = (
+            tensor.reshape(*lead, n_own, -1).transpose(1, 2) for tensor in (key, value)
+        )
+        hidden = None if hidden is None else of_groups(hidden)
+        own, likely = (of_rows(part) for part in _attended(queries, own_keys, own_values, hidden))
     before, own = (part.to(query.dtype) for part in (before, own))
-    before = before.unflatten(2, (cells, n_each * n))
     # The share of the softmax that falls to the prefix.
-    share = (likely_before.unflatten(2, (cells, n_each * n)) - likely).sigmoid()[..., None]
+    share = (likely_before - likely).sigmoid()[..., None]
     result = own + (before - own) * share.to(own.dtype)
-    result = result.unflatten(3, (n_each, n)).permute(0, 2, 4, 1, 3, 5)
-    return result.reshape(rows, n, heads, -1).to(value.dtype), None
+    result = result.transpose(1, 2).to(value.dtype)
+    return torch.nn.functional.pad(result, (0, 0, 0, 0, length_given - n, 0)).contiguous(), None
+
+
+def _is_fused(query: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether there is a kernel that gives the sum as well."""
+    widths = query.shape[-1] == value.shape[-1]
+    return widths and query.device.type == "cpu" and hasattr(torch.ops.aten, FUSED)
+
+
+def _is_causal(hidden: torch.Tensor) -> bool:
+    """Whether each token sees itself and all before it, in all rows."""
+    n, n_keys = hidden.shape[-2:]
+    later = torch.ones(n, n_keys, dtype=torch.bool, device=hidden.device).triu(1)
+    return n == n_keys and bool((hidden == later).all())
 
 
 def _attended(
@@ -208,10 +248,12 @@ def _attended(
 
     A query wider than keys and values has scores as wide.
     """
-    fused = getattr(torch.ops.aten, FUSED, None)
-    if fused is not None and query.device.type == "cpu" and query.ndim == 4:
+    if query.ndim == 4 and _is_fused(query, value):
+        fused = getattr(torch.ops.aten, FUSED)
         mask = None
         if hidden is not None:
+            if _is_causal(hidden):
+                return fused(query, key, value, 0.0, True, scale=1.0)
             lowest = torch.finfo(query.dtype).min
             mask = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, lowest)
         return fused(query, key, value, 0.0, False, attn_mask=mask, scale=1.0)

@@ -1,6 +1,7 @@
 """Running a prompt with values written into it and read out of it, in one forward pass."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +36,7 @@ from interventions.running.attention_memory import check_attention_fits
 from interventions.running.checking import check_asked, check_start, start_of
 from interventions.running.coordinates import write_within
 from interventions.running.knockout import Knockout, check_knockouts, cut_edges
+from interventions.running.last_block import only_wanted
 from interventions.running.patches import Patch, check_patches
 
 LANGUAGE = stage_of("resid_pre")
@@ -309,7 +311,18 @@ def run_checked(
     # A server's sandbox answers a stop twice, and takes the second answer for the next trace's.
     sandboxed = weightless(model)
     number_format = model.dtype
-    with torch.set_grad_enabled(gradients), attending_apart(model, shared):  # noqa: SIM117 - nnsight runs the inner
+    behind = LANGUAGE, model.n_layers - 1, rank_of(model, "resid_pre", model.n_layers - 1)
+    alone = (
+        start is None
+        or gradients
+        or sandboxed
+        or logits is False
+        or keep >= prompt.length
+        or model.anatomy.dependent_rows is not None
+        or any((step.stage, step.layer, step.rank) > behind for step in steps)
+    )
+    last_block = nullcontext() if alone else only_wanted(model, prompt.length, keep, shared)
+    with torch.set_grad_enabled(gradients), attending_apart(model, shared), last_block:  # noqa: SIM117 - nnsight runs the inner
         with model.trace(prompt, inputs=given, logits_to_keep=keep, use_cache=keep_cache) as tracer:
             if start is not None:
                 if start[0] == 0:
