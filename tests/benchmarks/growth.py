@@ -1,6 +1,6 @@
 """How a sweep's cost grows with cells, tokens and layers: ``make growth``.
 
-On a Llama of random weights: cells drawn evenly from all layers x positions of a prompt, each a
+On a Llama of random weights: cells drawn at random from all layers x positions of a prompt, each a
 patch of ``resid_post`` at one token. They are run as :func:`interventions.replay` runs them, and by
 a full forward pass for each with a PyTorch hook (a few of them timed, the rest extrapolated).
 Written are the seconds of both, and the tokens that went through blocks.
@@ -28,7 +28,7 @@ from benchmarks.report import machine
 from interventions.sweeping.replay import replay
 
 say = Console(highlight=False, soft_wrap=True).print
-BASE = Shape(128, 40, 4, 384, side=2, text=4, alone=256)
+BASE = Shape(256, 40, 4, 688, side=2, text=4, alone=256)
 CELLS, SAMPLE, TURNS, LONG = 256, 3, 3, 20
 """Where tokens or layers grow; cells that take a pass of their own; repeats, of which the median is
 taken; seconds after which there are no more of them."""
@@ -50,7 +50,7 @@ def measured(shape: Shape, n_cells: int) -> dict[str, float]:
     bench = make(shape)
     model, prompt = bench.backbone, bench.told
     every = shape.n_layers * prompt.length
-    chosen = np.linspace(0, every - 1, n_cells).round().astype(int)
+    chosen = np.sort(np.random.default_rng(0).choice(every, n_cells, replace=False))
     value = torch.randn(shape.d_model, generator=torch.Generator().manual_seed(0))
     cells = [Cell(int(i) // prompt.length, (int(i) % prompt.length,), value) for i in chosen]
     patches = [[_patch(prompt, cell)] for cell in cells]
@@ -133,20 +133,27 @@ def main() -> None:
     """Measure every point, and write the table and the picture."""
     parser = argparse.ArgumentParser(prog="make growth", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small shapes: a check, not a result")
+    parser.add_argument(
+        "--axis", nargs="+", choices=[*GROWING], default=[*GROWING], help="others stay as they were"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/growth"))
     asked = parser.parse_args()
     base, growing = (SHAPES["quick"], QUICK) if asked.quick else (BASE, GROWING)
     asked.out.mkdir(parents=True, exist_ok=True)
+    written = asked.out / "growth.json"
     points: dict[str, list[dict[str, float]]] = {}
-    for axis, values in growing.items():
-        for value in values:
+    if len(asked.axis) < len(growing):
+        points = json.loads(written.read_text())["points"]
+    for axis in asked.axis:
+        points[axis] = []
+        for value in growing[axis]:
             shape, n_cells = shape_of(axis, value, base)
             point = {"at": value, **measured(shape, n_cells)}
-            points.setdefault(axis, []).append(point)
+            points[axis].append(point)
             faster = point["seconds_full"] / point["seconds"]
             say(f"{axis} {value}: {point['seconds']:.2f} s, {faster:.1f} times faster")
     about = {"machine": machine(make(SHAPES["quick"]).vlm), "shape": vars(base), "points": points}
-    (asked.out / "growth.json").write_text(json.dumps(about, indent=1))
+    written.write_text(json.dumps(about, indent=1))
     draw(points, asked.out / "growth.png")
 
 
