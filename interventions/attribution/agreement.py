@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from interventions.attribution.sides import (
     contrast_digest,
     contrast_of,
     metric_of,
+    same_metric,
     scored,
     side_digest,
 )
@@ -28,8 +29,7 @@ from interventions.results import differences, read_provenance, with_provenance
 from interventions.running.patches import Patch
 from interventions.running.run import run
 from interventions.sweeping.contrast import Contrast
-from interventions.sweeping.metrics import METRICS, Answers, Metric
-from interventions.sweeping.own_metrics import UNKNOWN, metric_digest, metric_name
+from interventions.sweeping.metrics import Answers, Metric
 from interventions.sweeping.replay import replay
 
 RESAMPLES = 1000
@@ -117,7 +117,12 @@ def verify(
         source,
         answers=answers,
         foils=foils,
-        metric=_same_metric(scores.attrs["metric"], metric),
+        metric=same_metric(
+            scores.attrs["metric"],
+            metric,
+            made_by="iv.attribute",
+            otherwise=", or check at once: iv.attribute(..., verify=k)",
+        ),
         roles=roles,
         read_roles=read_roles,
         each=each,
@@ -139,31 +144,6 @@ def verify(
         )
     _check_origin(model, contrast, scores)
     return add_agreement(model, contrast, scores, k=k, seed=seed)
-
-
-def _same_metric(name: Any, given: Metric | None) -> Metric:
-    """The metric of scores, which hold the name of a function and no code.
-
-    Raises
-    ------
-    ResultsError
-        If it is not given again, or it cannot be told whether it is the same.
-    """
-    if name in METRICS and given in (None, name):
-        return name
-    if given is None or metric_name(given) != name:
-        called = "no metric" if given is None else repr(metric_name(given))
-        raise ResultsError(
-            f"the scores are of the metric {name!r}, and {called} was given. Results hold the name "
-            "of a metric: give what iv.attribute was given as metric=."
-        )
-    if metric_digest(given) == UNKNOWN:
-        raise ResultsError(
-            f"the metric {name!r} uses a value of which it cannot be told whether it is the same "
-            "as when the scores were made. Let it use tensors, arrays, numbers, text and functions "
-            "only, or check at once: iv.attribute(..., verify=k)."
-        )
-    return given
 
 
 def _whole_map(scores: xr.Dataset) -> xr.Dataset:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from interventions.digests import digest_of
-from interventions.errors import PatchError, PromptError
+from interventions.errors import PatchError, PromptError, ResultsError
 from interventions.given_arrays import check_range, tensor_of
 from interventions.model.model import Model
 from interventions.prompt.columns import Columns
@@ -16,7 +16,8 @@ from interventions.prompt.prompt import Prompt
 from interventions.running.checking import check_asked
 from interventions.running.patches import Patch
 from interventions.sweeping.contrast import Contrast, Embedded, Side, make_contrast, prompt_of
-from interventions.sweeping.metrics import Answers, Metric
+from interventions.sweeping.metrics import METRICS, Answers, Metric
+from interventions.sweeping.own_metrics import UNKNOWN, metric_digest, metric_name
 from interventions.sweeping.sources import FromLayers, FromModel, Noise
 
 Which = Literal["run", "source"]
@@ -134,6 +135,31 @@ def metric_of(contrast: Contrast, logits: torch.Tensor) -> torch.Tensor:
     """The one metric of an attribution, [item]."""
     [metric] = contrast.metrics
     return contrast.target.values(metric, logits)
+
+
+def same_metric(name: Any, given: Metric | None, *, made_by: str, otherwise: str = "") -> Metric:
+    """The metric of scores, which hold the name of a function and no code.
+
+    Raises
+    ------
+    ResultsError
+        If it is not given again, or it cannot be told whether it is the same.
+    """
+    if name in METRICS and given in (None, name):
+        return name
+    if given is None or metric_name(given) != name:
+        called = "no metric" if given is None else repr(metric_name(given))
+        raise ResultsError(
+            f"the scores are of the metric {name!r}, and {called} was given. Results hold the name "
+            f"of a metric: give what {made_by} was given as metric=."
+        )
+    if metric_digest(given) == UNKNOWN:
+        raise ResultsError(
+            f"the metric {name!r} uses a value of which it cannot be told whether it is the same "
+            "as when the scores were made. Let it use tensors, arrays, numbers, text and functions "
+            f"only{otherwise}."
+        )
+    return given
 
 
 @dataclass(frozen=True)

@@ -519,6 +519,17 @@ def edges_and_circuits(there: iv.Model, case: Case) -> None:
     for ours, theirs in zip(results[0][:3], results[1][:3], strict=True):
         same_dataset(ours, theirs)
     assert results[0][3] == 4
+    for metric in (entropy, iv.Direction(corrupt)):
+        pair = []
+        for model in (there, case.model):
+            before = model.requests
+            scores = iv.attribute_edges(model, case.prompt, 0.0, metric=metric, roles=["last"])
+            given = (model, scores, case.prompt, 0.0)
+            kept = iv.faithfulness(*given, circuits=[200], n_random=1, metric=metric)
+            pair.append((scores.data, kept.data, model.requests - before))
+        for ours, theirs in zip(pair[0][:2], pair[1][:2], strict=True):
+            same_dataset(ours, theirs)
+        assert pair[0][2] == 2
 
 
 def folders_of_dictionaries(case: Case, folder: Path) -> list[iv.Dictionary]:
