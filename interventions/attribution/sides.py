@@ -11,7 +11,7 @@ from interventions.errors import PatchError, PromptError, ResultsError
 from interventions.given_arrays import check_range, tensor_of
 from interventions.model.model import Model
 from interventions.prompt.columns import Columns
-from interventions.prompt.positions import Positions, fits
+from interventions.prompt.positions import Positions, Space, fits
 from interventions.prompt.prompt import Prompt
 from interventions.running.checking import check_asked
 from interventions.running.patches import Patch
@@ -37,6 +37,7 @@ def contrast_of(
     read_roles: Sequence[str] | None,
     each: bool,
     by_role: bool,
+    of: Space = "text",
 ) -> Contrast:
     """Put two runs of a model side by side: the rows that have all roles, token by token.
 
@@ -58,6 +59,7 @@ def contrast_of(
         each=each,
         by_role=by_role,
         gradient=True,
+        of=of,
     )
     kept = whole.rows(whole.kept)
     return replace(kept, read_columns=_one_for_each(kept.columns, kept.read_columns))
@@ -186,10 +188,13 @@ def scored(contrast: Contrast, which: Which) -> Scored:
     own = prompt_of(side)
     prompt, repeats = contrast.target.scored(own), contrast.target.repeats
 
-    def positions(index: torch.Tensor, mask: torch.Tensor, name: str) -> Positions:
-        return Positions(
-            index.repeat(repeats, 1), mask.repeat(repeats, 1), prompt.length, False, name
-        )
+    columns = contrast.columns if which == "run" else contrast.read_columns
+
+    def positions(
+        index: torch.Tensor, mask: torch.Tensor, name: str, of: Space = "text"
+    ) -> Positions:
+        length = prompt.length if of == "text" else columns.length_in(prompt)
+        return Positions(index.repeat(repeats, 1), mask.repeat(repeats, 1), length, False, name, of)
 
     before = []
     if isinstance(side, Embedded):
@@ -197,6 +202,5 @@ def scored(contrast: Contrast, which: Which) -> Scored:
         value = side.value.gather(1, every.index[..., None].expand(-1, -1, side.value.shape[-1]))
         at = positions(every.index, every.mask, "the baseline")
         before = [Patch("resid_pre", 0, at, value.repeat(repeats, 1, 1))]
-    columns = contrast.columns if which == "run" else contrast.read_columns
     index, _, mask = columns.flat()
-    return Scored(prompt, before, positions(index, mask, "the places"))
+    return Scored(prompt, before, positions(index, mask, "the places", columns.of))

@@ -402,7 +402,11 @@ def test_functions_and_directions_are_metrics_of_edges_circuits_and_paths(which:
         site = iv.Site("resid_post", model.n_layers - 1, own.at("last"))
         result = iv.run(model, own, reads=[site])
         assert result.logits is not None
-        plain = margin(result.logits.double()) if which == "margin" else result.reads[0] @ vector.double()
+        plain = (
+            margin(result.logits.double())
+            if which == "margin"
+            else result.reads[0] @ vector.double()
+        )
         assert np.allclose(plain, values, atol=1e-6)
     edge = int(verified.data["checked_edge"][0])
     patched = iv.path_patch(model, prompt, corrupt, [scores.graph.name(edge)], metric=metric)
