@@ -264,6 +264,20 @@ def towers_blocks_read_and_written(model: iv.Model, case: Case) -> Any:
     return [run.logits, *run.reads]
 
 
+@call
+def towers_blocks_swept_and_attributed(model: iv.Model, case: Case) -> Any:
+    if not model.anatomy.is_vlm:
+        return []
+    asked: dict[str, Any] = {"components": "vision.resid_post", "roles": ["image[0]", "image[2]"]}
+    noised = iv.sweep(model, case.prompt, iv.Noise(seed=1), metrics=["kl"], progress=False, **asked)
+    pictures = [picture.rotate(180) for picture in case.pictures]
+    other = model.prompt(list(case.texts), images=pictures)
+    scores = iv.attribute(
+        model, case.prompt, other, answers="Paris", metric="logprob", verify=1, **asked
+    )
+    return [noised, scores]
+
+
 # Reading out
 
 

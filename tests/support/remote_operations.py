@@ -178,6 +178,35 @@ def streams_of_the_tower(there: iv.Model, case: Case) -> None:
     assert ours.texts == theirs.texts
 
 
+def maps_of_the_tower(there: iv.Model, case: Case) -> None:
+    """A sweep of it is one request, an attribution two with its check, a replay one."""
+    if not case.model.anatomy.is_vlm:
+        return
+    source = iv.Noise(seed=1)
+    asked: dict[str, Any] = {"components": "vision.resid_post", "roles": ["image[0]", "image[2]"]}
+    before = there.requests
+    ours, theirs = (
+        iv.sweep(model, case.prompt, source, metrics=["kl", entropy], progress=False, **asked)
+        for model in (there, case.model)
+    )
+    same_dataset(ours, theirs)
+    assert there.requests - before == 1
+    at = case.prompt.at("image", 1, of="tower")
+    cells = [[iv.Patch("vision.mlp_out", 0, at, torch.zeros(()))]]
+    same(*(iv.replay(model, case.prompt, cells) for model in (there, case.model)))
+    if not there.job(about_weights)[1]:
+        return
+    pictures = [picture.rotate(180) for picture in case.pictures]
+    other = case.model.prompt(list(case.texts), images=pictures)
+    before = there.requests
+    ours, theirs = (
+        iv.attribute(model, case.prompt, other, metric=entropy, verify=1, **asked)
+        for model in (there, case.model)
+    )
+    same_dataset(ours, theirs)
+    assert there.requests - before == 2
+
+
 def _of_tower(there: iv.Model, case: Case, names: Sequence[Component]) -> None:
     reads = [
         iv.Site(name, 0, case.prompt.at("image", 1, of=space_of(case.model, name)))
@@ -603,7 +632,8 @@ def what_is_learned_by_gradients(there: iv.Model, case: Case) -> None:
 
 
 OPERATIONS = (
-    *(streams_in_a_trace, streams_inside_blocks, streams_of_the_tower, patches_knockouts_and_reads),
+    *(streams_in_a_trace, streams_inside_blocks, streams_of_the_tower, maps_of_the_tower),
+    patches_knockouts_and_reads,
     generation_with_a_patch,
     *(completion_and_choice, edits_at_every_step, lens_and_unembedding, lens_of_each_token),
     *(patchscope, noise_and_frozen),

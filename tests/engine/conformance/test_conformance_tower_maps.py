@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from families import PATHS, Case, arguments_of, case_of
+from families import Case, arguments_of, case_of
 from floors import FLOOR32, relative
-from raw_tower import raw_tower, tower_paths
+from raw_tower import raw_tower
 
 import interventions as iv
-from interventions.errors import SiteError
 from interventions.model.sites import TOWER, Component
 
 ROLES = ["image[0]", "image[-1]"]
@@ -21,8 +20,8 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
 
 
 def double(case: Case) -> Case:
-    """The family in float64, but where it only has eager attention, which pads wrongly there."""
-    return case if PATHS[case.name].no_sdpa else case_of(case.name, torch.float64, "sdpa")
+    """The family in float64, but where transformers' own tower does not run in it."""
+    return case if case.name == "llama4" else case_of(case.name, torch.float64, "sdpa")
 
 
 def other_pictures(case: Case) -> iv.Prompt:
@@ -41,7 +40,7 @@ def arguments(case: Case, prompt: iv.Prompt) -> dict[str, torch.Tensor]:
 
 
 def first_tokens(case: Case, role: str) -> torch.Tensor:
-    """Where the one token of a role is of each row, counted over all that run behind one another."""
+    """Where the one token of a role is of each row, counted over all that run."""
     at = case.prompt.at("image", int(role[6:-1]), of="tower")
     starts = torch.tensor([0, *case.prompt.vision["tower"].counts]).cumsum(0)[:-1]
     return at.index[:, 0] + starts
