@@ -4,19 +4,26 @@ They are laid down as nnsight's own edits of a copy of the model, which run besi
 the user writes and ahead of it: at a place that both touch, the block sees what was written.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from nnsight.intervention.interleaver import OutOfOrderError
+from nnsight.intervention.iterator import Iterations
 
-from interventions.errors import PatchError, RemoteError, SiteError
+from interventions.architectures.wrapped import weightless
+from interventions.errors import PatchError, SiteError
 from interventions.given import MOST_TOKENS, all_of_kind
 from interventions.model.model import Model
 from interventions.prompt.prompt import Prompt
 from interventions.running.checking import check_asked
 from interventions.running.knockout import Knockout, check_knockouts
-from interventions.running.later_steps import check_later, in_prefill, later_edits
+from interventions.running.later_steps import (
+    WITHOUT_KEYS,
+    check_later,
+    in_prefill,
+    later_edits,
+)
 from interventions.running.patches import Patch, check_patches
 from interventions.running.run import edit, steps_of
 from interventions.running.steps import Steps
@@ -39,6 +46,7 @@ def generate(
     Parameters
     ----------
     model : Model
+        On a server, the trace is one request, with its edits.
     prompt : Prompt
     patches : sequence of Patch
         Written in the prefill, or at the ``steps`` they name: behind the prefill on each new token.
@@ -58,9 +66,8 @@ def generate(
     Raises
     ------
     PatchError, SiteError
-        If an edit fits neither the model nor the prompt, or cannot act on a new token.
-    RemoteError
-        For edits of a model on a server.
+        If an edit fits neither the model nor the prompt, or cannot act on a new token. For
+        knockouts, when it runs, on a server whose requests run in a process of their own.
 
     Examples
     --------
@@ -79,11 +86,6 @@ def generate(
     check_knockouts(model, prompt, knockouts, generating=True)
     if not patches and not knockouts:
         return model.generate(prompt, max_new_tokens=max_new_tokens, **kwargs)
-    if model.remote:
-        raise RemoteError(
-            "edits of a trace of generation stay here, and the model is on a server. Use "
-            "iv.complete, which takes the same patches and knockouts as one request."
-        )
     for name in ("num_beams", "num_return_sequences"):
         if kwargs.get(name) not in (None, 1):
             raise PatchError(
@@ -113,8 +115,8 @@ def _edited(
     n_steps: int,
 ) -> Any:
     """A copy of nnsight's model that edits whatever is generated from ``n_rows`` rows."""
-    with model.nn.edit() as (tracer, edited):
-        edit_steps(model, n_rows, patches, knockouts, tracer.iter[:n_steps])
+    with model.nn.edit() as (_, edited):  # pyright: ignore[reportGeneralTypeIssues]
+        edit_steps(model, n_rows, patches, knockouts, n_steps)
     return edited
 
 
@@ -123,20 +125,29 @@ def edit_steps(
     n_rows: int,
     patches: Sequence[Patch],
     knockouts: Sequence[Knockout],
-    steps: Iterable[int],
+    n_steps: int,
 ) -> None:
-    """Write and cut, inside a trace of generation, what acts at each of its steps."""
+    """Write and cut, inside a trace of generation, what acts at each of its first steps."""
+    if knockouts and weightless(model):
+        raise SiteError(WITHOUT_KEYS.format(model.name))
     later = later_edits(patches, knockouts)
-    for step in steps:
+    for step in Iterations(stop=n_steps):  # a tracer's own, which do not travel
         acting: dict[str, Any] = in_prefill(patches, knockouts)
         if step:
             found = ([], []) if later is None else later.of(torch.arange(n_rows), step, 1)
             acting = {"patches": found[0], "knockouts": found[1]}
+        steps = steps_of(model, reads=(), **acting)
+        if step and steps and _ended(model):
+            return
         seen: dict[int, torch.Tensor] = {}
-        try:
-            for single in steps_of(model, reads=(), **acting):
-                edit(model, single, model.dtype, seen, later=step)
-        except OutOfOrderError:
-            if not step:
-                raise
-            return  # all rows ended before it
+        for single in steps:
+            edit(model, single, model.dtype, seen, later=step)
+
+
+def _ended(model: Model) -> bool:
+    """Wait for the step that is asked for; whether there is none, as all rows have ended."""
+    try:
+        _ = model.blocks[0].input
+    except OutOfOrderError:
+        return True
+    return False

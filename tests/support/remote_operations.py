@@ -261,6 +261,40 @@ def generation_with_a_patch(there: iv.Model, case: Case) -> None:
     assert found[0] == found[1]
 
 
+def generation_with_edits_at_steps(there: iv.Model, case: Case) -> None:
+    """A trace of one's own, one request; edits ride with it."""
+    layers, last = layers_of(case), case.prompt.at("last")
+    asked: dict[str, Any] = {
+        "patches": [
+            iv.steering(layers[0], last, drawn(case.model.d_model), steps="all"),
+            iv.ablated("mlp_out", layers[1], last, steps=slice(1, None)),
+        ],
+        "knockouts": [iv.Knockout(layers[1:], queries=last, keys=case.place, steps="all")],
+        "max_new_tokens": 4,
+    }
+    if not there.job(about_weights)[1]:
+        with pytest.raises(RemoteError, match="given no keys"):
+            generated_under(there, case, asked)
+        del asked["knockouts"]
+    written = []
+    for model in (there, case.model):
+        before = model.requests
+        written.append((*generated_under(model, case, asked), model.requests - before))
+    same(written[0][0], written[1][0])
+    assert written[0][1] == written[1][1]
+    assert written[0][2] == 1
+
+
+def generated_under(
+    model: iv.Model, case: Case, edits: dict[str, Any]
+) -> tuple[torch.Tensor, list[str]]:
+    """What a block reads, and what is written, in a trace of generation under edits."""
+    with iv.generate(model, case.prompt, **edits) as tracer:
+        read = model.resid_post[layers_of(case)[0], case.prompt.at("last")].save()
+        ids = tracer.result.save()
+    return read, model.completions(ids, case.prompt)
+
+
 def completion_and_choice(there: iv.Model, case: Case) -> None:
     patches = [iv.ablated("mlp_out", layers_of(case)[1], case.place)]
     candidates = ["Paris", "the big river", "Madrid town", "the north"]
@@ -633,6 +667,7 @@ def what_is_learned_by_gradients(there: iv.Model, case: Case) -> None:
 
 OPERATIONS = (
     *(streams_in_a_trace, streams_inside_blocks, streams_of_the_tower, maps_of_the_tower),
+    generation_with_edits_at_steps,
     patches_knockouts_and_reads,
     generation_with_a_patch,
     *(completion_and_choice, edits_at_every_step, lens_and_unembedding, lens_of_each_token),
