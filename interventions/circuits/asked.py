@@ -49,7 +49,8 @@ def edge_contrast(
         If pictures differ that do not enter the residual stream.
     """
     of_kind(model, Model, "the model", error=PromptError)
-    if not is_own(metric) and plain(metric) not in GRADIENT_METRICS:
+    named = plain(metric)
+    if not is_own(metric) and not (isinstance(named, str) and named in GRADIENT_METRICS):
         raise PromptError(
             f"metric {shown(metric)} is none that edges are measured by. Use one of "
             f"{', '.join(GRADIENT_METRICS)}, a function of logits or an iv.Direction."

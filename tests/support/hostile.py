@@ -651,7 +651,7 @@ CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
     ),
     "verify": (
         Call(_verify),
-        ("scores", "prompt", "source", "answers", "foils", "k", "seed"),
+        ("scores", "prompt", "source", "answers", "foils", "metric", "k", "seed"),
     ),
     "collect": (
         Call(_collect),
