@@ -147,7 +147,8 @@ def same_metric(name: Any, given: Metric | None, *, made_by: str, otherwise: str
     ResultsError
         If it is not given again, or it cannot be told whether it is the same.
     """
-    if name in METRICS and (given is None or (isinstance(given, str) and given == name)):
+    again = given is None or (isinstance(given, str) and given == name)
+    if again and name in METRICS:
         return name
     if given is None or metric_name(given) != name:
         called = "no metric" if given is None else repr(metric_name(given))

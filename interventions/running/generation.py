@@ -20,6 +20,7 @@ from interventions.running.checking import check_asked
 from interventions.running.knockout import Knockout, check_knockouts
 from interventions.running.later_steps import (
     WITHOUT_KEYS,
+    LaterEdits,
     check_later,
     in_prefill,
     later_edits,
@@ -132,16 +133,20 @@ def edit_steps(
         raise SiteError(WITHOUT_KEYS.format(model.name))
     later = later_edits(patches, knockouts)
     for step in Iterations(stop=n_steps):  # a tracer's own, which do not travel
-        acting: dict[str, Any] = in_prefill(patches, knockouts)
-        if step:
-            found = ([], []) if later is None else later.of(torch.arange(n_rows), step, 1)
-            acting = {"patches": found[0], "knockouts": found[1]}
-        steps = steps_of(model, reads=(), **acting)
+        if not step:
+            steps = steps_of(model, reads=(), **in_prefill(patches, knockouts))
+        else:
+            steps = steps_of(model, *behind(later, n_rows, step), ())
         if step and steps and _ended(model):
             return
         seen: dict[int, torch.Tensor] = {}
         for single in steps:
             edit(model, single, model.dtype, seen, later=step)
+
+
+def behind(later: LaterEdits | None, n_rows: int, step: int) -> tuple[list[Patch], list[Knockout]]:
+    """Edits of a step that is fed one token of each row."""
+    return ([], []) if later is None else later.of(torch.arange(n_rows), step, 1)
 
 
 def _ended(model: Model) -> bool:

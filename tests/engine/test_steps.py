@@ -229,7 +229,8 @@ def test_a_trace_of_generation_under_edits_ends_with_its_rows(llm: iv.Model) -> 
 def test_edits_of_a_trace_that_cannot_be_are_refused(llm: iv.Model, named: iv.Prompt) -> None:
     last = named.at("last")
     steered = [iv.steering(1, last, noise((llm.d_model,)), steps="all")]
-    for settings in ({"num_beams": 2}, {"num_return_sequences": 3, "do_sample": True}):
+    beams: Any = ({"num_beams": 2}, {"num_return_sequences": 3, "do_sample": True})
+    for settings in beams:
         with pytest.raises(PatchError, match="more rows than the prompt has"):
             iv.generate(llm, named, patches=steered, **settings)
     weights = iv.Patch("attn_pattern", 1, last, torch.zeros(()), steps="all")
