@@ -147,7 +147,7 @@ def same_metric(name: Any, given: Metric | None, *, made_by: str, otherwise: str
     ResultsError
         If it is not given again, or it cannot be told whether it is the same.
     """
-    again = given is None or (isinstance(given, str) and given == name)
+    again = given is None or (isinstance(given, str) and metric_name(given) == name)
     if again and name in METRICS:
         return name
     if given is None or metric_name(given) != name:
