@@ -147,9 +147,9 @@ def same_metric(name: Any, given: Metric | None, *, made_by: str, otherwise: str
     ResultsError
         If it is not given again, or it cannot be told whether it is the same.
     """
-    again = given is None or (isinstance(given, str) and metric_name(given) == name)
-    if again and name in METRICS:
-        return name
+    known = next((metric for metric in METRICS if metric == name), None)
+    if known is not None and (given is None or (isinstance(given, str) and given == known)):
+        return known
     if given is None or metric_name(given) != name:
         called = "no metric" if given is None else repr(metric_name(given))
         raise ResultsError(
