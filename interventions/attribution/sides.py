@@ -17,7 +17,7 @@ from interventions.running.checking import check_asked
 from interventions.running.patches import Patch
 from interventions.sweeping.contrast import Contrast, Embedded, Side, make_contrast, prompt_of
 from interventions.sweeping.metrics import METRICS, Answers, Metric
-from interventions.sweeping.own_metrics import UNKNOWN, metric_digest, metric_name
+from interventions.sweeping.own_metrics import UNKNOWN, is_own, metric_digest, metric_name
 from interventions.sweeping.sources import FromLayers, FromModel, Noise
 
 Which = Literal["run", "source"]
@@ -147,9 +147,9 @@ def same_metric(name: Any, given: Metric | None, *, made_by: str, otherwise: str
     ResultsError
         If it is not given again, or it cannot be told whether it is the same.
     """
-    known = next((metric for metric in METRICS if metric == name), None)
-    if known is not None and (given is None or (isinstance(given, str) and given == known)):
-        return known
+    again = given is None or (not is_own(given) and metric_name(given) == name)
+    if again and name in METRICS:
+        return name
     if given is None or metric_name(given) != name:
         called = "no metric" if given is None else repr(metric_name(given))
         raise ResultsError(
