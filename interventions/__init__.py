@@ -14,6 +14,7 @@ from interventions.prompt.prompt import Prompt
 from interventions.running.complete import Completion, complete
 from interventions.running.edits import ablated, embedding_noise, frozen, steering
 from interventions.running.fitted_lens import FittedLens
+from interventions.running.generation import generate
 from interventions.running.knockout import Knockout, knockout
 from interventions.running.lens import lens, patchscope
 from interventions.running.patches import Patch
@@ -85,6 +86,7 @@ __all__ = [
     "faithfulness",
     "feature_acts",
     "frozen",
+    "generate",
     "heatmap",
     "jacobian_lens",
     "knockout",

@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,19 +17,19 @@ from interventions.attribution.sides import (
     contrast_digest,
     contrast_of,
     metric_of,
+    same_metric,
     scored,
     side_digest,
 )
 from interventions.errors import ResultsError
 from interventions.given import of_kind, seed_of, whole
 from interventions.model.model import Model
-from interventions.prompt.positions import Positions
+from interventions.model.sites import head_width, of_head, of_vision
 from interventions.results import differences, read_provenance, with_provenance
 from interventions.running.patches import Patch
 from interventions.running.run import run
 from interventions.sweeping.contrast import Contrast
-from interventions.sweeping.metrics import METRICS, Answers, Metric
-from interventions.sweeping.own_metrics import UNKNOWN, metric_digest, metric_name
+from interventions.sweeping.metrics import Answers, Metric
 from interventions.sweeping.replay import replay
 
 RESAMPLES = 1000
@@ -117,11 +117,17 @@ def verify(
         source,
         answers=answers,
         foils=foils,
-        metric=_same_metric(scores.attrs["metric"], metric),
+        metric=same_metric(
+            scores.attrs["metric"],
+            metric,
+            made_by="iv.attribute",
+            otherwise=", or check at once: iv.attribute(..., verify=k)",
+        ),
         roles=roles,
         read_roles=read_roles,
         each=each,
         by_role=by_role,
+        of="tower" if any(map(of_vision, scores["component"].values.tolist())) else "text",
     )
     columns = scores[scores["score"].dims[-1]].values.tolist()
     if contrast.items != scores["item"].values.tolist() or len(contrast.columns.tokens) != len(
@@ -141,31 +147,6 @@ def verify(
     return add_agreement(model, contrast, scores, k=k, seed=seed)
 
 
-def _same_metric(name: Any, given: Metric | None) -> Metric:
-    """The metric of scores, which hold the name of a function and no code.
-
-    Raises
-    ------
-    ResultsError
-        If it is not given again, or it cannot be told whether it is the same.
-    """
-    if name in METRICS and given in (None, name):
-        return name
-    if given is None or metric_name(given) != name:
-        called = "no metric" if given is None else repr(metric_name(given))
-        raise ResultsError(
-            f"the scores are of the metric {name!r}, and {called} was given. Results hold the name "
-            "of a metric: give what iv.attribute was given as metric=."
-        )
-    if metric_digest(given) == UNKNOWN:
-        raise ResultsError(
-            f"the metric {name!r} uses a value of which it cannot be told whether it is the same "
-            "as when the scores were made. Let it use tensors, arrays, numbers, text and functions "
-            "only, or check at once: iv.attribute(..., verify=k)."
-        )
-    return given
-
-
 def _whole_map(scores: xr.Dataset) -> xr.Dataset:
     """The scores with the axes in their order; refuse those that lack one, or the heads.
 
@@ -178,11 +159,12 @@ def _whole_map(scores: xr.Dataset) -> xr.Dataset:
             f"the scores have no axis {', '.join(lacking)}. Select with a list, such as "
             f"scores.isel({lacking[0]}=[0]), which keeps it, or give what iv.attribute returned."
         )
-    if "head_out" in scores["component"].values and "head_score" not in scores:
+    divided = [name for name in scores["component"].values.tolist() if of_head(name)]
+    if divided and "head_score" not in scores:
         raise ResultsError(
-            "the scores of head_out are checked head by head, and head_score is not there. Give "
-            "what iv.attribute returned, or leave head_out out: "
-            'scores.drop_sel(component="head_out").'
+            f"the scores of {divided[0]} are checked head by head, and head_score is not there. "
+            "Give what iv.attribute returned, or leave it out: "
+            f'scores.drop_sel(component="{divided[0]}").'
         )
     return scores.transpose(*axes, "head", ..., missing_dims="ignore")
 
@@ -259,7 +241,7 @@ def _picked(
     scores: xr.Dataset, component: str, k: int, rng: np.random.Generator
 ) -> tuple[list[tuple[Cell, float]], list[tuple[Cell, float]]]:
     """The places of largest score, and some at random, of those that have one."""
-    heads = component == "head_out"
+    heads = of_head(component)
     data = scores["head_score"] if heads else scores["score"].sel(component=component)
     values = data.values
     # Where both runs are the same, score and effect are 0 by construction, which proves nothing.
@@ -316,11 +298,10 @@ def _patch(
     _, column, mask = contrast.read_columns.flat()
     value = value[:, (mask[0] & (column[0] == cell.column)).to(value.device)]
     if cell.head is not None:
-        value = value.unflatten(-1, (-1, model.anatomy.head_dim))[:, :, cell.head]
+        value = value.unflatten(-1, (-1, head_width(model, cell.component)))[:, :, cell.head]  # pyright: ignore
     tokens = torch.tensor([contrast.columns.tokens[cell.column][0]]).repeat(len(value), 1)
-    at = Positions(
-        tokens, torch.ones_like(tokens, dtype=torch.bool), side.prompt.length, False, "a place"
-    )
+    there = torch.ones_like(tokens, dtype=torch.bool)
+    at = replace(side.at, index=tokens, mask=there, role="a place")
     return Patch(cell.component, cell.layer, at, value, heads=cell.head)  # pyright: ignore
 
 

@@ -22,13 +22,17 @@ from interventions.errors import PromptError, RoleError, SiteError
 from interventions.given import flag, names, of_kind, one_of, one_or_several, plain, seed_of, whole
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
-from interventions.model.sites import COMPONENTS, Component, Layers, check_runs
-from interventions.prompt.grid_table import places_of
+from interventions.model.sites import COMPONENTS, TOWER, Component, Layers, check_runs
 from interventions.prompt.prompt import Prompt
 from interventions.results import provenance, with_provenance
 from interventions.sweeping.contrast import Contrast, Embedded, prompt_of
-from interventions.sweeping.grid import chosen_components, chosen_layers
-from interventions.sweeping.labels import answer_words, token_labels, token_words
+from interventions.sweeping.grid import chosen_components, chosen_layers, space_among
+from interventions.sweeping.labels import (
+    answer_words,
+    picture_places,
+    token_labels,
+    token_words,
+)
 from interventions.sweeping.metrics import METRICS, Answers, Metric, Named, unit_of
 from interventions.sweeping.own_metrics import is_own, metric_name
 
@@ -36,6 +40,11 @@ GRADIENT_METRICS: tuple[Named, ...] = ("logprob", "logit_diff")
 TOKENS_AT_ONCE = 4096
 MOST_STEPS = 1000  # the points of the rule are eigenvalues of a matrix of that size
 SITES: tuple[Component, ...] = ("resid_post", "attn_out", "mlp_out", "head_out")
+BEHIND_THE_TOWER: dict[str, str] = {
+    "ig": "goes along the embeddings that enter the language model, behind the vision tower",
+    "relp": "has rules for the language model's parts, and none for those of a vision tower",
+}
+OF_THE_TOWER = 'Of the tower use method="patching" or "ig-activations", or sweep it (iv.sweep).'
 MEANING = "estimated change of the metric if prompt runs, and values of source are put into it"
 
 
@@ -87,7 +96,9 @@ def attribute(
         :class:`interventions.Direction`. One, as each takes a backward pass of its own; other
         named ones have no gradient.
     components : str or sequence of str
-        Of ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"``, ``"resid_post"``.
+        Of ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"``, ``"resid_post"``; or the
+        same of the vision tower's blocks, ``"vision.resid_post"``: columns are its tokens, and the
+        gradient comes back through the projector.
     layers : int, slice or list of int, optional
         Default: all that run.
     roles : sequence of str, optional
@@ -173,16 +184,19 @@ def attribute(
     # Read once: what is given may be an iterator.
     answers = None if answers is None else one_or_several(answers, "answers")
     foils = None if foils is None else one_or_several(foils, "foils")
+    chosen = chosen_components(components)
+    of = space_among(chosen)
     contrast = contrast_of(
-        model, prompt, source, answers=answers, foils=foils, metric=metric, **asked
+        model, prompt, source, answers=answers, foils=foils, metric=metric, of=of, **asked
     )
+    if method in BEHIND_THE_TOWER and of == "tower":
+        raise SiteError(f"method={method!r} {BEHIND_THE_TOWER[method]}. {OF_THE_TOWER}")
     if method == "ig":
         check_input_line(model, contrast)
-    places = which_places(model, components, layers, contrast)
+    places = which_places(model, chosen, layers, contrast)
     n = len(contrast.items)
-    size = batch_size or max(
-        1, TOKENS_AT_ONCE // (contrast.prompt.length * contrast.target.repeats)
-    )
+    long = contrast.prompt.length + (contrast.columns.length_in(contrast.prompt) * (of == "tower"))
+    size = batch_size or max(1, TOKENS_AT_ONCE // (long * contrast.target.repeats))
     if model.anatomy.dependent_rows is not None:
         size = 1
     batches = [contrast.rows(range(n)[i : i + size]) for i in range(0, n, size)]
@@ -275,6 +289,9 @@ def which_places(
 ) -> list[Place]:
     """Every component of every layer, in the order of computation."""
     chosen = chosen_components(components)
+    if contrast.of_tower:
+        asked = chosen_layers(model, layers, images=True, of="tower")
+        return [(name, layer) for layer in sorted(set(asked)) for name in TOWER if name in chosen]
     asked = chosen_layers(model, layers, images=contrast.has_images)
     for layer in asked:
         check_runs(model, layer, images=contrast.has_images)
@@ -302,13 +319,15 @@ def _labels(model: Model, contrast: Contrast) -> xr.Dataset:
     }
     names = contrast.columns.names
     dim = "position" if contrast.each else "role"
-    coords |= places_of(contrast.prompt.roles, contrast.prompt.grids, contrast.columns.tokens, dim)
+    coords |= picture_places(contrast.prompt, contrast.columns, dim)
     if not contrast.each:
         return xr.Dataset(coords={**coords, "role": names})
     coords |= {
         "position": np.arange(len(names)),
         **token_labels(model, contrast.prompt, contrast.columns),
     }
+    if contrast.of_tower:
+        return xr.Dataset(coords=coords)
     if isinstance(contrast.source, Prompt) and isinstance(contrast.run, Prompt):
         words = token_words(model, contrast.source, contrast.read_columns)
         coords["source_token"] = (("item", "position"), words)

@@ -14,6 +14,7 @@ from interventions.attribution.passes import Place, backward, forward
 from interventions.attribution.relevance import relevance_rules
 from interventions.errors import SiteError
 from interventions.model.model import Model
+from interventions.model.sites import head_width, of_head
 from interventions.sweeping.contrast import Contrast
 
 Method = Literal["patching", "ig", "ig-activations", "relp"]
@@ -110,7 +111,7 @@ def scores(
     for i, ((component, layer), product) in enumerate(zip(places, estimate.products, strict=True)):
         where = (slice(None), chosen.index(component), layers.index(layer))
         summed = _columns(contrast, product)
-        if component == "head_out":
+        if of_head(component):
             if heads is None:
                 heads = np.full((shape[0], *shape[2:], summed.shape[-1]), np.nan)
             heads[:, layers.index(layer)] = summed
@@ -212,7 +213,7 @@ def _product(
 ) -> torch.Tensor:
     """Change times slope, summed over the width, or that of each head: [item, n, 1 or head]."""
     product = _wide(change) * _wide(slope.to(change.device))
-    width = model.anatomy.head_dim if place[0] == "head_out" else product.shape[-1]
+    width = head_width(model, place[0]) if of_head(place[0]) else product.shape[-1]
     return _of_items(contrast, product.unflatten(-1, (-1, width)).sum(-1))
 
 

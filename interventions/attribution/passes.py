@@ -10,6 +10,7 @@ from interventions.attribution.sides import Which, metric_of, scored
 from interventions.errors import PatchError
 from interventions.model.model import Model
 from interventions.model.sites import Component, Site
+from interventions.model.vision import stream_of
 from interventions.prompt.positions import Positions, read_padded, write_at
 from interventions.running.gradients import frozen_weights
 from interventions.running.run import run
@@ -45,7 +46,8 @@ class Gradients(Pass):
     ----------
     slopes : list of Tensor [row, n, width]
     entry_slope : Tensor [row, position, d_model] or None
-        None if a value was written, for then nothing below it has a gradient.
+        None if a value was written, for then nothing below it has a gradient, and where places are
+        of the vision tower, which is below it.
     """
 
     slopes: list[torch.Tensor]
@@ -82,8 +84,9 @@ def backward(
 ) -> Gradients:
     """Run the side that is patched forward, and the metric backward.
 
-    Only what is computed from the first block on, or from the place written to, is kept for the
-    backward pass: weights, embeddings and vision tower get no gradients.
+    Only what is computed from the first block on, or from the first place in the vision tower, or
+    from the place written to, is kept for the backward pass: weights and embeddings get no
+    gradients.
 
     Parameters
     ----------
@@ -106,14 +109,17 @@ def backward(
     answer = contrast.target.positions(prompt)
     keep = prompt.length - int(answer.index[answer.mask].min())
     live: list[torch.Tensor] = []
+    tower = contrast.of_tower  # whose gradients come back through what enters the first block
+    hidden: torch.Tensor = torch.empty(0)
     with frozen_weights(model), model.trace(prompt, logits_to_keep=keep, use_cache=False):
-        hidden = model.blocks[0].input.detach() if entry is None else entry.detach()
-        for patch in side.before if entry is None else ():
-            hidden = write_at(hidden, patch.positions, patch.value)
-        hidden = hidden.clone().requires_grad_(write is None)
-        model.blocks[0].input = hidden
+        if not tower:
+            hidden = model.blocks[0].input.detach() if entry is None else entry.detach()
+            for patch in side.before if entry is None else ():
+                hidden = write_at(hidden, patch.positions, patch.value)
+            hidden = hidden.clone().requires_grad_(write is None)
+            model.blocks[0].input = hidden
         for component, layer in places:
-            stream = getattr(model, component)
+            stream = stream_of(model, component)
             value = stream.live(layer)
             if write is not None:
                 value = _put(value, at, write).requires_grad_()
@@ -131,7 +137,7 @@ def backward(
             answered = torch.cat([answered, final.to(answered)[rows, index]], -1)
         metric = metric_of(contrast, answered)
         gradients = torch.autograd.grad(
-            metric.sum(), live if write is not None else [*live, hidden]
+            metric.sum(), live if tower or write is not None else [*live, hidden]
         )
         values = nnsight.save([read_padded(value.detach(), at) for value in live])
         slopes = nnsight.save(

@@ -7,16 +7,17 @@ from typing import Any, Literal
 import torch
 
 from interventions.digests import digest_of
-from interventions.errors import PatchError, PromptError
+from interventions.errors import PatchError, PromptError, ResultsError
 from interventions.given_arrays import check_range, tensor_of
 from interventions.model.model import Model
 from interventions.prompt.columns import Columns
-from interventions.prompt.positions import Positions, fits
+from interventions.prompt.positions import Positions, Space, fits
 from interventions.prompt.prompt import Prompt
 from interventions.running.checking import check_asked
 from interventions.running.patches import Patch
 from interventions.sweeping.contrast import Contrast, Embedded, Side, make_contrast, prompt_of
-from interventions.sweeping.metrics import Answers, Metric
+from interventions.sweeping.metrics import METRICS, Answers, Metric
+from interventions.sweeping.own_metrics import UNKNOWN, is_own, metric_digest, metric_name
 from interventions.sweeping.sources import FromLayers, FromModel, Noise
 
 Which = Literal["run", "source"]
@@ -36,6 +37,7 @@ def contrast_of(
     read_roles: Sequence[str] | None,
     each: bool,
     by_role: bool,
+    of: Space = "text",
 ) -> Contrast:
     """Put two runs of a model side by side: the rows that have all roles, token by token.
 
@@ -57,6 +59,7 @@ def contrast_of(
         each=each,
         by_role=by_role,
         gradient=True,
+        of=of,
     )
     kept = whole.rows(whole.kept)
     return replace(kept, read_columns=_one_for_each(kept.columns, kept.read_columns))
@@ -136,6 +139,32 @@ def metric_of(contrast: Contrast, logits: torch.Tensor) -> torch.Tensor:
     return contrast.target.values(metric, logits)
 
 
+def same_metric(name: Any, given: Metric | None, *, made_by: str, otherwise: str = "") -> Metric:
+    """The metric of scores, which hold the name of a function and no code.
+
+    Raises
+    ------
+    ResultsError
+        If it is not given again, or it cannot be told whether it is the same.
+    """
+    again = given is None or (not is_own(given) and metric_name(given) == name)
+    if again and name in METRICS:
+        return name
+    if given is None or metric_name(given) != name:
+        called = "no metric" if given is None else repr(metric_name(given))
+        raise ResultsError(
+            f"the scores are of the metric {name!r}, and {called} was given. Results hold the name "
+            f"of a metric: give what {made_by} was given as metric=."
+        )
+    if metric_digest(given) == UNKNOWN:
+        raise ResultsError(
+            f"the metric {name!r} uses a value of which it cannot be told whether it is the same "
+            "as when the scores were made. Let it use tensors, arrays, numbers, text and functions "
+            f"only{otherwise}."
+        )
+    return given
+
+
 @dataclass(frozen=True)
 class Scored:
     """A side as it is run: the answers' tokens are behind, and rows repeated for foils.
@@ -160,10 +189,13 @@ def scored(contrast: Contrast, which: Which) -> Scored:
     own = prompt_of(side)
     prompt, repeats = contrast.target.scored(own), contrast.target.repeats
 
-    def positions(index: torch.Tensor, mask: torch.Tensor, name: str) -> Positions:
-        return Positions(
-            index.repeat(repeats, 1), mask.repeat(repeats, 1), prompt.length, False, name
-        )
+    columns = contrast.columns if which == "run" else contrast.read_columns
+
+    def positions(
+        index: torch.Tensor, mask: torch.Tensor, name: str, of: Space = "text"
+    ) -> Positions:
+        length = prompt.length if of == "text" else columns.length_in(prompt)
+        return Positions(index.repeat(repeats, 1), mask.repeat(repeats, 1), length, False, name, of)
 
     before = []
     if isinstance(side, Embedded):
@@ -171,6 +203,5 @@ def scored(contrast: Contrast, which: Which) -> Scored:
         value = side.value.gather(1, every.index[..., None].expand(-1, -1, side.value.shape[-1]))
         at = positions(every.index, every.mask, "the baseline")
         before = [Patch("resid_pre", 0, at, value.repeat(repeats, 1, 1))]
-    columns = contrast.columns if which == "run" else contrast.read_columns
     index, _, mask = columns.flat()
-    return Scored(prompt, before, positions(index, mask, "the places"))
+    return Scored(prompt, before, positions(index, mask, "the places", columns.of))

@@ -8,13 +8,20 @@ import torch
 import xarray as xr
 
 from interventions.attribution.attribute import GRADIENT_METRICS, TOKENS_AT_ONCE
-from interventions.attribution.sides import Given, contrast_digest, contrast_of, side_digest
+from interventions.attribution.sides import (
+    Given,
+    contrast_digest,
+    contrast_of,
+    same_metric,
+    side_digest,
+)
 from interventions.errors import PromptError, ResultsError, RoleError, SiteError
-from interventions.given import flag, names, of_kind, one_or_several, shown
+from interventions.given import flag, names, of_kind, one_or_several, plain, shown
 from interventions.model.model import Model
 from interventions.results import differences, provenance, read_provenance
 from interventions.sweeping.contrast import Contrast, prompt_of
-from interventions.sweeping.metrics import Answers, Named
+from interventions.sweeping.metrics import Answers, Metric
+from interventions.sweeping.own_metrics import is_own, metric_name
 
 HELD_BYTES = 2**31
 """Of what senders write, in one pass."""
@@ -25,9 +32,9 @@ def edge_contrast(
     prompt: Given,
     source: Given,
     *,
-    answers: Answers,
+    answers: Answers | None,
     foils: Answers | None,
-    metric: Named,
+    metric: Metric,
     roles: Sequence[str] | None = None,
     read_roles: Sequence[str] | None = None,
     by_role: bool = False,
@@ -42,12 +49,13 @@ def edge_contrast(
         If pictures differ that do not enter the residual stream.
     """
     of_kind(model, Model, "the model", error=PromptError)
-    if metric not in GRADIENT_METRICS:
+    named = plain(metric)
+    if not is_own(metric) and not (isinstance(named, str) and named in GRADIENT_METRICS):
         raise PromptError(
             f"metric {shown(metric)} is none that edges are measured by. Use one of "
-            f"{', '.join(GRADIENT_METRICS)}."
+            f"{', '.join(GRADIENT_METRICS)}, a function of logits or an iv.Direction."
         )
-    answers = one_or_several(answers, "answers")
+    answers = None if answers is None else one_or_several(answers, "answers")
     foils = None if foils is None else one_or_several(foils, "foils")
     asked: dict[str, Any] = {
         "roles": None if roles is None else names(roles, "roles=", error=RoleError),
@@ -60,7 +68,8 @@ def edge_contrast(
         model, prompt, source, answers=answers, foils=foils, metric=metric, each=False, **asked
     )
     _check_pictures(model, contrast)
-    return contrast, {**asked, "answers": answers, "foils": foils, "metric": metric}
+    called = metric_name(contrast.metrics[0])
+    return contrast, {**asked, "answers": answers, "foils": foils, "metric": called}
 
 
 def _check_pictures(model: Model, contrast: Contrast) -> None:
@@ -109,8 +118,9 @@ def as_asked(
     prompt: Given,
     source: Given,
     *,
-    answers: Answers,
+    answers: Answers | None,
     foils: Answers | None,
+    metric: Metric | None,
 ) -> tuple[Contrast, dict[str, Any]]:
     """The contrast that scores were made with; refuse another.
 
@@ -121,15 +131,18 @@ def as_asked(
     """
     about = read_provenance(data)
     settings = about.get("settings", {})
-    asked = {name: settings.get(name) for name in ("metric", "roles", "read_roles", "by_role")}
-    contrast, asked = edge_contrast(model, prompt, source, answers=answers, foils=foils, **asked)
+    asked = {name: settings.get(name) for name in ("roles", "read_roles", "by_role")}
+    same = same_metric(settings.get("metric"), metric, made_by="iv.attribute_edges")
+    contrast, asked = edge_contrast(
+        model, prompt, source, answers=answers, foils=foils, metric=same, **asked
+    )
     fingerprint = about.get("model", {}).get("fingerprint", {})
     lines = differences(fingerprint, provenance(model=model)["model"]["fingerprint"])
     sides = [side_digest(contrast.run), side_digest(contrast.source)]
     if sides[0] != sides[1] and sides[::-1] == [settings.get("prompt"), settings.get("source")]:
         lines.append("prompt and source, which are the other way round")
     elif settings.get("contrast") != contrast_digest(contrast):
-        lines.append("the prompts, answers or foils")
+        lines.append("the prompts, answers, foils or metric")
     if lines:
         raise ResultsError(
             "these edges were scored with something else than what is given now:\n  "

@@ -23,7 +23,7 @@ from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.results import provenance, read_provenance, with_provenance
 from interventions.sweeping.labels import answer_words
-from interventions.sweeping.metrics import UNITS, Answers, Named
+from interventions.sweeping.metrics import Answers, Metric, unit_of
 
 MEANING = "estimated change of the metric if prompt runs, and an edge carries what source writes"
 
@@ -33,9 +33,9 @@ def attribute_edges(
     prompt: Given,
     source: Given,
     *,
-    answers: Answers,
+    answers: Answers | None = None,
     foils: Answers | None = None,
-    metric: Named = "logit_diff",
+    metric: Metric = "logit_diff",
     roles: Sequence[str] | None = None,
     read_roles: Sequence[str] | None = None,
     by_role: bool = False,
@@ -61,7 +61,9 @@ def attribute_edges(
         ``roles`` say which tokens correspond. For a circuit of a behaviour, ``prompt`` is the
         clean one, and ``source`` the corrupted one.
     answers, foils, metric
-        As of :func:`interventions.attribute`.
+        As of :func:`interventions.attribute`: ``"logit_diff"``, ``"logprob"``, a function of
+        logits or a :class:`interventions.Direction`. One of the residual stream is of what the
+        final norm reads, with what an edge into the logits carries.
     roles, read_roles : sequence of str, optional
         Edges at these tokens only, with a score for each role. Default: at all tokens, summed.
     by_role : bool
@@ -126,27 +128,24 @@ def attribute_edges(
     roles_of_scores = max((part.columns for part in parts), key=len)
     score = np.concatenate([_padded(part.score, len(roles_of_scores)) for part in parts])
     dims = ("item", "edge", "role") if columns else ("item", "edge")
+    words: dict[str, Any] = {}
+    if contrast.target.answers[0]:
+        told = answer_words(model, contrast.target.answers)
+        words["answer"] = ("item", np.array(told, dtype=object))
     data = xr.Dataset(
         {
-            "score": (dims, score if columns else score[..., 0], {"units": UNITS[metric]}),
+            "score": (dims, score if columns else score[..., 0], {"units": unit_of(metric)}),
             "run_metric": ("item", np.concatenate([part.run for part in parts])),
             "source_metric": ("item", np.concatenate([part.source for part in parts])),
             "sender": ("edge", graph.edges[:, 0]),
             "receiver": ("edge", graph.edges[:, 1]),
         },
-        coords={
-            "item": contrast.items,
-            "edge": np.arange(len(graph.edges)),
-            "answer": (
-                "item",
-                np.array(answer_words(model, contrast.target.answers), dtype=object),
-            ),
-        },
+        coords={"item": contrast.items, "edge": np.arange(len(graph.edges)), **words},
         attrs={
             GRAPH: graph_text(graph),
             "method": method,
             "method_name": METHODS[method],
-            "metric": metric,
+            "metric": asked["metric"],
             "meaning": MEANING,
             "left_out": contrast.left_out,
             "passes": _passes(method, steps),
@@ -176,8 +175,9 @@ def verify_edges(
     prompt: Given,
     source: Given,
     *,
-    answers: Answers,
+    answers: Answers | None = None,
     foils: Answers | None = None,
+    metric: Metric | None = None,
     k: int = 16,
     seed: int = 0,
     budget: int | None = None,
@@ -193,6 +193,8 @@ def verify_edges(
     model, prompt, source, answers, foils
         What :func:`interventions.attribute_edges` was given.
     scores : EdgeScores
+    metric : callable, optional
+        The same again, where it was a function or a direction: results hold its name and no code.
     k : int
     seed : int
         For the draw and the bootstrap.
@@ -205,7 +207,7 @@ def verify_edges(
         With ``spearman`` (sample): rank correlation of mean score and mean exact effect,
         ``spearman_low`` and ``spearman_high``: its 95 % interval, bootstrap over edges;
         ``sign_agreement``, ``n_checked``; and for every edge that was patched (checked)
-        ``checked_edge``, ``checked_score`` and ``checked_effect`` (item, checked), nats,
+        ``checked_edge``, ``checked_score`` and ``checked_effect`` (item, checked),
         ``checked_top``, ``checked_random``. The attribute ``cost`` says how many tokens went
         through a block, and how many that were with a pass for each edge.
 
@@ -217,7 +219,9 @@ def verify_edges(
     of_kind(scores, EdgeScores, "scores", error=ResultsError)
     k, seed = whole(k, "k", least=1), seed_of(seed)
     budget = None if budget is None else whole(budget, "budget", least=1)
-    contrast, _ = as_asked(model, scores.data, prompt, source, answers=answers, foils=foils)
+    contrast, _ = as_asked(
+        model, scores.data, prompt, source, answers=answers, foils=foils, metric=metric
+    )
     rng = np.random.default_rng(seed)
     mean = scores.mean
     there = np.flatnonzero(mean != 0) if (mean != 0).any() else np.arange(len(mean))
@@ -280,9 +284,9 @@ def path_patch(
     source: Given,
     paths: Sequence[str | Sequence[str]],
     *,
-    answers: Answers,
+    answers: Answers | None = None,
     foils: Answers | None = None,
-    metric: Named = "logit_diff",
+    metric: Metric = "logit_diff",
     roles: Sequence[str] | None = None,
     read_roles: Sequence[str] | None = None,
     isolated: bool = True,
@@ -312,8 +316,8 @@ def path_patch(
     Returns
     -------
     Dataset
-        ``effect`` (path, item): change of the metric, nats. ``run_metric``, ``source_metric``
-        (item). ``edges`` (path): names.
+        ``effect`` (path, item): change of the metric, in its unit. ``run_metric`` and
+        ``source_metric`` (item). ``edges`` (path): names.
 
     Raises
     ------
@@ -361,7 +365,7 @@ def path_patch(
     if parts[0].refused:
         raise SiteError(parts[0].refused)
     run = np.concatenate([part.run for part in parts])
-    units: dict[str, Any] = {"units": UNITS[metric]}
+    units: dict[str, Any] = {"units": unit_of(metric)}
     data = xr.Dataset(
         {
             "effect": (
@@ -379,7 +383,7 @@ def path_patch(
         },
         attrs={
             GRAPH: graph_text(parts[0].graph),
-            "metric": metric,
+            "metric": asked["metric"],
             "isolated": isolated,
             "left_out": contrast.left_out,
             "cost": f"{sum(part.token_blocks for part in parts)} tokens through blocks",

@@ -47,7 +47,7 @@ class ExactEdges:
     ----------
     graph : Graph
     effect : ndarray [item, edge]
-        Change of the metric, nats.
+        Change of the metric, in its unit.
     token_blocks, alone : int
         Tokens that went through a block; and how many that would be with a whole pass per edge.
     """
@@ -253,6 +253,8 @@ def _at_the_logits(
     read = stream + change[:, rows, index].to(stream.device)
     with torch.no_grad():
         logits = model.unembed(read.flatten(0, 1))
+        if contrast.target.resid:
+            logits = torch.cat([logits, read.flatten(0, 1).to(logits)], -1)
     return logits_to_metric(contrast, logits, len(change))
 
 

@@ -16,7 +16,7 @@ from interventions.given import MOST_CONTROLS, of_kind, seed_of, several, whole
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.results import provenance, read_provenance, with_provenance
-from interventions.sweeping.metrics import UNITS, Answers
+from interventions.sweeping.metrics import Answers, Metric, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,8 +32,8 @@ class Faithfulness(Stored):
     Attributes
     ----------
     data : Dataset
-        ``value`` (circuit, item): the metric when all edges but the circuit's carry the source,
-        nats; ``random`` (circuit, seed, item): the same of random circuits of as many edges.
+        ``value`` (circuit, item): the metric when all edges but the circuit's carry the source, in
+        its unit; ``random`` (circuit, seed, item): the same of random circuits of as many edges.
         ``n_edges`` (circuit); ``run_metric``, ``source_metric`` (item): with all edges, and with
         none.
     """
@@ -103,8 +103,9 @@ def faithfulness(
     prompt: Given,
     source: Given,
     *,
-    answers: Answers,
+    answers: Answers | None = None,
     foils: Answers | None = None,
+    metric: Metric | None = None,
     circuits: Sequence[int | Circuit] = SIZES,
     n_random: int = 10,
     seed: int = 0,
@@ -124,6 +125,8 @@ def faithfulness(
     scores : EdgeScores
     prompt, source, answers, foils
         What :func:`interventions.attribute_edges` was given.
+    metric : callable, optional
+        The same again, where it was a function or a direction: results hold its name and no code.
     circuits : sequence of int or Circuit
         Sizes, of which the edges of the largest scores are taken and pruned; or circuits. Sizes
         beyond the number of edges are taken for all of them.
@@ -165,7 +168,9 @@ def faithfulness(
     seed = seed_of(seed)
     n_random = whole(n_random, "n_random", least=0, most=MOST_CONTROLS)
     budget = None if budget is None else whole(budget, "budget", least=1)
-    contrast, asked = as_asked(model, scores.data, prompt, source, answers=answers, foils=foils)
+    contrast, asked = as_asked(
+        model, scores.data, prompt, source, answers=answers, foils=foils, metric=metric
+    )
     graph, chosen = scores.graph, _circuits(scores, circuits)
     rng = np.random.default_rng(seed)
     choices = [Choice(edges.tolist(), but=True) for edges in chosen]
@@ -183,7 +188,7 @@ def faithfulness(
         )
     values = np.concatenate([part.values for part in parts], 1)
     drawn = values[len(chosen) :].reshape(len(chosen), n_random, values.shape[1])
-    units: dict[str, Any] = {"units": UNITS[asked["metric"]]}
+    units: dict[str, Any] = {"units": unit_of(contrast.metrics[0])}
     data = xr.Dataset(
         {
             "value": (("circuit", "item"), values[: len(chosen)], units),

@@ -23,7 +23,7 @@ from interventions.circuits.nodes import (
 )
 from interventions.model.model import Model
 from interventions.model.sites import rank_of
-from interventions.prompt.positions import Positions, write_at
+from interventions.prompt.positions import Positions, Readout, write_at
 from interventions.prompt.prompt import Prompt
 from interventions.running.patches import Patch
 
@@ -160,8 +160,8 @@ class Flow:
 
     Attributes
     ----------
-    logits : Tensor [row, token, vocab] or None
-        Where asked for.
+    logits : Tensor [row, token, vocab]
+        Behind them what the final norm is given, [.., vocab + d_model], for a ``Readout``.
     written : Written or None
     streams : list of Tensor [row, position, d_model]
         What each receiver reads where nothing is carried: of every block what enters it and what
@@ -211,11 +211,15 @@ def flow(
         read = nnsight.save(passing.read)
         model.head.input = model.head.input.contiguous()  # as in interventions.run
         logits = model.nn.output.logits
-        logits = nnsight.save(logits.to(torch.promote_types(logits.dtype, torch.float32)))
-    index = at.index.to(logits.device) - (prompt.length - kept)
-    rows = torch.arange(len(prompt), device=logits.device)[:, None]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        rows = torch.arange(len(prompt), device=logits.device)[:, None]
+        index = at.index.to(logits.device)
+        answered = logits[rows, (index - (prompt.length - kept)).clamp(min=0)]
+        if isinstance(at, Readout):
+            answered = torch.cat([answered, passing.final.to(answered)[rows, index]], -1)
+        answered = nnsight.save(answered)
     parts: list[dict[int, Any]] = written
-    return Flow(logits[rows, index.clamp(min=0)], Written(*parts) if keep else None, read)
+    return Flow(answered, Written(*parts) if keep else None, read)
 
 
 class Passing:
@@ -236,6 +240,7 @@ class Passing:
         self.read: list[torch.Tensor] = []
         self.differences: list[Difference] = []
         self.receiver = 0
+        self.final = torch.empty(0)  # what the final norm is given
 
     def go(self, before: Sequence[Patch]) -> None:
         """Follow the forward pass that runs to the final norm."""
@@ -262,8 +267,9 @@ class Passing:
         hidden = model.final_norm.input
         self._read(hidden)
         change = self._change([self.receiver], hidden)
+        self.final = hidden if change is None else hidden + change[0]
         if change is not None:
-            model.final_norm.input = hidden + change[0]
+            model.final_norm.input = self.final
 
     def _block(self, entry: Entry, block: Any, hidden: torch.Tensor) -> torch.Tensor | None:
         model, layer = self.model, entry.layer

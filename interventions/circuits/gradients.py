@@ -63,7 +63,7 @@ class _Climb:
         self.names: list[tuple[int, str]] = []  # of each of them: block, by its place, and part
         self.streams: list[torch.Tensor] = []
         self.written: list[dict[int, torch.Tensor]] = [{}, {}, {}, {}]
-        self.entry = torch.empty(0)
+        self.entry = self.final = torch.empty(0)
 
     def go(self, before: Sequence[Patch], entry: torch.Tensor | None) -> None:
         """Follow the forward pass to the final norm; ``entry`` enters the first block."""
@@ -83,9 +83,8 @@ class _Climb:
                 self._keep(0, parts.layer, hidden - above.to(hidden.device))
             self.streams.append(hidden.detach())
             above = self._block(which, parts, hidden)
-        model.final_norm.input = self._copy(
-            len(self.layout.entries), "logits", model.final_norm.input
-        )
+        self.final = self._copy(len(self.layout.entries), "logits", model.final_norm.input)
+        model.final_norm.input = self.final
 
     def _block(self, which: int, parts: Entry, hidden: torch.Tensor) -> torch.Tensor:
         model, layer = self.model, parts.layer
@@ -163,9 +162,12 @@ def slopes(
         climb.go(side.before, entry)
         model.head.input = model.head.input.contiguous()  # as in interventions.run
         logits = model.nn.output.logits
-        index = answer.index.to(logits.device) - (prompt.length - keep)
+        index = answer.index.to(logits.device)
         rows = torch.arange(len(prompt), device=logits.device)[:, None]
-        metric = metric_of(contrast, logits[rows, index.clamp(min=0)])
+        answered = logits[rows, (index - (prompt.length - keep)).clamp(min=0)]
+        if contrast.target.resid:
+            answered = torch.cat([answered, climb.final.to(answered)[rows, index]], -1)
+        metric = metric_of(contrast, answered)
         gradients = nnsight.save(
             list(torch.autograd.grad(metric.sum(), climb.live, allow_unused=True))
         )

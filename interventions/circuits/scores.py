@@ -103,7 +103,7 @@ class Circuit:
     edges : ndarray of int
         Their numbers, sorted.
     scores : ndarray [edge]
-        Of these, nats; NaN where the circuit was not made of scores.
+        Of these; NaN where the circuit was not made of scores.
     """
 
     graph: Graph
@@ -154,8 +154,8 @@ class EdgeScores(Stored):
     ----------
     data : Dataset
         ``score`` (item, edge), or (item, edge, role): estimated change of the metric when the
-        edge carries the source, nats. ``sender`` and ``receiver`` (edge): numbers of its ends in
-        :attr:`graph`. ``run_metric``, ``source_metric`` (item), nats. What
+        edge carries the source, in the metric's unit. ``sender`` and ``receiver`` (edge): numbers
+        of its ends in :attr:`graph`. ``run_metric``, ``source_metric`` (item). What
         :func:`interventions.verify_edges` adds.
     """
 
@@ -180,7 +180,7 @@ class EdgeScores(Stored):
         n : int, optional
             So many edges.
         threshold : float, optional
-            Or those whose mean score is at least this far from 0, nats.
+            Or those whose mean score is at least this far from 0, in the metric's unit.
         prune : bool
             Leave out edges that lie on no path from the input to the logits: they do nothing.
 
@@ -190,7 +190,7 @@ class EdgeScores(Stored):
             If not exactly one of ``n`` and ``threshold`` is given.
         """
         if (n is None) == (threshold is None):
-            raise ResultsError("give one of n= (so many edges) and threshold= (nats), not both.")
+            raise ResultsError("give one of n= (so many edges) and threshold= (a score), not both.")
         size = np.abs(self.mean)
         if n is not None:
             n = whole(n, "n", least=0, error=ResultsError)
@@ -220,7 +220,7 @@ class EdgeScores(Stored):
         Returns
         -------
         DataFrame
-            By edge: ``sender``, ``receiver``, ``change`` (mean score, nats) with its 95 % interval
+            By edge: ``sender``, ``receiver``, ``change`` (mean score) with its 95 % interval
             ``low`` and ``high``, ``p``, ``p_map``, ``clear`` and ``n``.
 
         Raises

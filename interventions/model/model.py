@@ -293,7 +293,8 @@ class Model(Wrapped):
         Of the checkpoint's generation config the end tokens count, and nothing else: penalties,
         beams, sampling and forbidden tokens act where they are passed here, so that by default
         the tokens are those of :func:`interventions.complete`. What the block reads and writes
-        acts on the prefill step only, unless it asks for others with nnsight's ``tracer.iter``.
+        acts on the prefill step only, unless it asks for others with nnsight's ``tracer.iter``;
+        :func:`interventions.generate` takes patches and knockouts that say their steps.
         The ids are ``tracer.result``; :meth:`completions` turns them into text.
 
         Parameters
@@ -325,6 +326,19 @@ class Model(Wrapped):
         >>> vlm.completions(ids, shown)
         ['Tessin .']
         """
+        inputs, settings = self.generation(prompt, max_new_tokens=max_new_tokens, **kwargs)
+        return self.nn.trace(inputs, **settings)
+
+    def generation(
+        self, prompt: Prompt, *, max_new_tokens: int | None = None, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What nnsight's trace of a generation is given, as of :meth:`generate`.
+
+        Returns
+        -------
+        inputs : dict
+        settings : dict
+        """
         if max_new_tokens is not None:
             max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=1, most=MOST_TOKENS)
         arguments = self._arguments(prompt)
@@ -338,7 +352,7 @@ class Model(Wrapped):
         arguments, settings = (
             self._named(installed_name(), keywords) for keywords in (arguments, settings)
         )
-        return self.nn.trace(arguments, fn="generate", **self._place(settings))
+        return arguments, {"fn": "generate", **self._place(settings)}
 
     def _named(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments in which a cache has this name; on a server, the one that the user chose."""

@@ -103,6 +103,8 @@ VISION: tuple[Component, ...] = (
     "vision.projector_out",
 )
 """Those of the vision tower's blocks, and of its projector, of which there is one: layer 0."""
+TOWER: tuple[Component, ...] = tuple(f"vision.{name}" for name in COMPONENTS)  # pyright: ignore
+"""Those of the tower's blocks that sweeps and attributions take."""
 PROJECTOR: tuple[Component, ...] = VISION[-2:]
 PROJECTED: tuple[Component, ...] = ("q", "k", "v")
 ATTENDING: tuple[Component, ...] = ("q_rot", "k_rot", "attn_scores", "attn_pattern")
@@ -115,8 +117,8 @@ def check_component(component: str, among: tuple[Component, ...] = (*ANY, *VISIO
     if known and component not in among:
         where = "iv.run, iv.complete" if component in VISION else "iv.run, iv.replay"
         raise SiteError(
-            f"{component} is read and written by iv.read, {where} and in a trace, and "
-            f"nowhere else. Expected one of {', '.join(among)}."
+            f"{component} is not taken here: it is read and written by iv.read, {where} and in a "
+            f"trace. Expected one of {', '.join(among)}."
         )
     names = [*COMPONENTS, *(name for name in (*INSIDE, *VISION) if name in among)]
     return one_of(component, "component", names, error=SiteError)
@@ -154,6 +156,11 @@ def n_heads_of(model: Wrapped, component: Component) -> int:
         return tower_of(model).n_heads
     shared = component in ("k", "v", "k_rot")
     return model.anatomy.n_kv_heads if shared else model.anatomy.n_heads
+
+
+def head_width(model: Wrapped, component: Component) -> int:
+    """Width of one head's result, in the language model or in the tower."""
+    return tower_of(model).head_dim if of_vision(component) else model.anatomy.head_dim
 
 
 def rank_of(model: Wrapped, component: Component, layer: int) -> float:

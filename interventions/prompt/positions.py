@@ -174,7 +174,7 @@ def of_copies(positions: Mapping[int, Positions], n_copies: int) -> Positions:
     for copy, at in positions.items():
         index[:, copy, : at.index.shape[1]] = at.index
         mask[:, copy, : at.index.shape[1]] = at.mask
-    return Positions(index.flatten(0, 1), mask.flatten(0, 1), like.length, False, "cells")
+    return Positions(index.flatten(0, 1), mask.flatten(0, 1), like.length, False, "cells", like.of)
 
 
 def picked(

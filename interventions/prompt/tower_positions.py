@@ -54,15 +54,32 @@ def at_tower(
     return from_lists(lists, length=vision[of].length, single=single, role=role, of=of)
 
 
-def tower_table(of: Space, grids: Grids) -> "xr.Dataset":
-    """The table of :meth:`interventions.Prompt.image_grid`, of what is not text."""
+def tower_roles(of: Space, grids: Grids) -> list[dict[str, list[int]]]:
+    """Tokens of every role of each row, as :func:`at_tower` names them; no role is empty."""
+    roles = []
+    for row, own in enumerate(_seen(of, grids)):
+        pictures = [f"image_{i}" for i in range(len(own))]
+        tokens = {name: _of_row(name, None, own, row) for name in ("image", "class", "every")}
+        tokens |= {name: _of_row(name, name[6:], own, row) for name in pictures}
+        roles.append({name: places for name, places in tokens.items() if places})
+    return roles
+
+
+def tower_grids(
+    of: Space, grids: Grids
+) -> tuple[list[dict[str, list[int]]], list[list[PictureGrid]]]:
+    """All tokens of each picture, and the pictures as they are seen there, row by row."""
     seen = _seen(of, grids)
     roles = []
     for own in seen:
-        starts = _starts(own)
-        pairs = pairwise(starts)
+        pairs = pairwise(_starts(own))
         roles.append({f"image_{i}": list(range(*ends)) for i, ends in enumerate(pairs)})
-    return grid_table(roles, seen)
+    return roles, seen
+
+
+def tower_table(of: Space, grids: Grids) -> "xr.Dataset":
+    """The table of :meth:`interventions.Prompt.image_grid`, of what is not text."""
+    return grid_table(*tower_grids(of, grids))
 
 
 def _seen(of: Space, grids: Grids) -> list[list[PictureGrid]]:

@@ -23,7 +23,7 @@ from interventions.running.checking import check_asked
 from interventions.running.forced_choice import RULES, Rule, choose_by, tokens_of
 from interventions.running.greedy import extended, greedy
 from interventions.running.knockout import Knockout, check_knockouts
-from interventions.running.later_steps import check_later, in_prefill, later_edits
+from interventions.running.later_steps import WITHOUT_KEYS, check_later, in_prefill, later_edits
 from interventions.running.patches import Patch, check_patches
 from interventions.running.run import run_checked
 from interventions.running.sampling import Sampling, sampling_of
@@ -206,12 +206,7 @@ def _complete(
 ) -> Completion | str:
     """Answer rows, batch by batch, when all that was asked was looked at; a text says why not."""
     if knockouts and weightless(model):
-        return (
-            f"requests for {model.name} run in a process of their own on this server, where an "
-            "attention whose edges are cut is given no keys that later tokens could go on from. "
-            "Cut them in one forward pass, which needs none: iv.run(model, prompt, "
-            "knockouts=...). Or load the model here."
-        )
+        return WITHOUT_KEYS.format(model.name)
     texts: list[str] = []
     cut: list[bool] = []
     choices: dict[str, list[int]] = {} if ids is None else {rule: [] for rule in rules}

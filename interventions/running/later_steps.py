@@ -24,6 +24,11 @@ from interventions.running.run import Step, edit, steps_of
 from interventions.running.steps import acts_at, only_in_prefill
 
 Edit = Patch | Knockout
+WITHOUT_KEYS = (
+    "requests for {} run in a process of their own on this server, where an attention whose edges "
+    "are cut is given no keys that later tokens could go on from. Cut them in one forward pass, "
+    "which needs none: iv.run(model, prompt, knockouts=...). Or load the model here."
+)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from interventions.errors import PromptError, RoleError
+from interventions.errors import PatchError, PromptError, RoleError
 from interventions.given import flag, names, one_or_several
 from interventions.model.model import Model
+from interventions.model.vision_places import check_vision
 from interventions.prompt.columns import (
     Columns,
     check_same_tokens,
@@ -16,6 +17,7 @@ from interventions.prompt.columns import (
     every_token,
     narrowest_roles,
 )
+from interventions.prompt.positions import Space
 from interventions.prompt.prompt import Prompt
 from interventions.sweeping.metrics import Answers, Metric, Target, measured_by, target
 from interventions.sweeping.own_metrics import (
@@ -80,6 +82,11 @@ class Contrast:
     metrics: list[Metric]
     items: list[int]
     missing: dict[int, str]
+
+    @property
+    def of_tower(self) -> bool:
+        """Whether columns are tokens of the vision tower."""
+        return self.columns.of == "tower"
 
     @property
     def prompt(self) -> Prompt:
@@ -153,6 +160,7 @@ def make_contrast(
     each: bool,
     by_role: bool = False,
     gradient: bool = False,
+    of: Space = "text",
 ) -> Contrast:
     """Check what can be checked before a model runs, and find rows to leave out.
 
@@ -167,6 +175,8 @@ def make_contrast(
         All tokens, each a part of the column of the narrowest of its roles.
     gradient : bool
         Metrics are to have one.
+    of : {"text", "tower"}
+        Whose tokens columns are; see :func:`interventions.sweeping.grid.space_among`.
 
     Raises
     ------
@@ -176,6 +186,8 @@ def make_contrast(
         If tokens do not correspond, or no row has all roles.
     """
     measured, answers, foils = measures(model, metrics, answers, foils, gradient=gradient)
+    if of == "tower":
+        _check_tower(model, run, source)
     prompt, other = prompt_of(run), _read_in(run, source)
     if len(other) != len(prompt):
         raise PromptError(
@@ -186,14 +198,14 @@ def make_contrast(
     if roles is not None:
         if by_role:
             raise PromptError("by_role=True sums all positions by role; leave out roles=.")
-        columns, read_columns, missing = _named(run, source, roles, read_roles, each=each)
+        columns, read_columns, missing = _named(run, source, roles, read_roles, each=each, of=of)
     elif read_roles is not None or isinstance(source, FromModel):
         raise PromptError("values are read at roles, so name the roles written: roles=.")
     else:
-        columns = read_columns = narrowest_roles(prompt) if by_role else every_token(prompt)
+        columns = read_columns = narrowest_roles(prompt, of) if by_role else every_token(prompt, of)
         if other is not prompt:
-            check_same_tokens(prompt, other)
-            read_columns = columns if by_role else every_token(other)
+            check_same_tokens(prompt, other, of)
+            read_columns = columns if by_role else every_token(other, of)
     contrast = Contrast(
         run=run,
         source=source,
@@ -219,23 +231,46 @@ def _named(
     read_roles: Sequence[str] | None,
     *,
     each: bool,
+    of: Space,
 ) -> tuple[Columns, Columns, dict[int, str]]:
     """Columns of roles, those they are read at, and the rows that lack one."""
     roles = names(roles, "roles=", error=RoleError, once=True)
     prompt, other = prompt_of(run), _read_in(run, source)
-    columns, missing = columns_of(prompt, roles, each=each)
+    columns, missing = columns_of(prompt, roles, each=each, of=of)
     read_columns = columns
     if other is not prompt or read_roles is not None:
         read_roles = roles if read_roles is None else read_roles
         read_roles = names(read_roles, "read_roles=", error=RoleError)
         if len(read_roles) != len(roles):
             raise PromptError(f"{len(roles)} roles are written, {len(read_roles)} are read.")
-        read_columns, more = columns_of(other, read_roles, each=each)
+        read_columns, more = columns_of(other, read_roles, each=each, of=of)
         missing = more | missing
     if read_columns is not columns and not isinstance(source, torch.Tensor):
         kept = [row for row in range(len(prompt)) if row not in missing]
         check_columns(columns.rows(kept), read_columns.rows(kept))
     return columns, read_columns, missing
+
+
+def _check_tower(model: Model, run: Any, source: Any) -> None:
+    """Refuse runs in which no vision tower runs.
+
+    Raises
+    ------
+    SiteError, PatchError
+    """
+    for side in (run, source):
+        if isinstance(side, Embedded):
+            raise PatchError(
+                "a baseline enters the first block of the language model, behind the vision tower, "
+                "which shows it nothing. Give a Prompt with a picture, such as a grey one."
+            )
+        if isinstance(side, FromModel):
+            raise PatchError(
+                "a backbone has no vision tower, so no values of one. Give a Prompt of "
+                f"{model.name}, Noise, FromLayers or numbers."
+            )
+        if isinstance(side, Prompt):
+            check_vision(model, side, "the vision tower")
 
 
 def _read_in(run: Side, source: Any) -> Prompt:

@@ -12,15 +12,20 @@ from interventions.given import names, shown, whole
 from interventions.model.model import Model
 from interventions.model.sites import (
     COMPONENTS,
+    TOWER,
     Component,
     Heads,
     Layers,
     check_component,
     check_runs,
+    depth_of,
     layer_list,
+    n_heads_of,
+    of_vision,
 )
+from interventions.model.vision_places import check_used, tower_of
 from interventions.prompt.columns import Columns
-from interventions.prompt.positions import index_list
+from interventions.prompt.positions import Space, index_list
 from interventions.sweeping.contrast import Contrast
 from interventions.sweeping.sources import FromLayers, FromModel, mapped_layers
 
@@ -139,19 +144,19 @@ def make_grid(
     """
     source, images = contrast.source, contrast.has_images
     chosen = chosen_components(components)
+    of, depth = contrast.columns.of, depth_among(model, contrast.columns.of)
     if layers is None and isinstance(source, FromModel):
         layers = list(source.pair.layer_map)
-    asked = chosen_layers(model, layers, images=images)
-    window = whole(
-        window, f"window={shown(window)}, which", least=1, most=model.n_layers, error=SiteError
-    )
+    asked = chosen_layers(model, layers, images=images, of=of)
+    window = whole(window, f"window={shown(window)}, which", least=1, most=depth, error=SiteError)
     read = None
     if isinstance(source, FromLayers):
         every = source.layers is None or source.layers == slice(None)
-        read = chosen_layers(model, None if every else source.layers, images=images)
-    if heads is not None and chosen != ["head_out"]:
-        raise SiteError('heads= divides "head_out" alone. Give components=["head_out"].')
-    n_heads = model.anatomy.n_heads
+        read = chosen_layers(model, None if every else source.layers, images=images, of=of)
+    divided = "head_out" if of == "text" else "vision.head_out"
+    if heads is not None and chosen != [divided]:
+        raise SiteError(f'heads= divides "{divided}" alone. Give components=["{divided}"].')
+    n_heads = n_heads_of(model, divided)
     chosen_heads = None if heads is None else index_list(heads, n_heads, "head")
     for labels, what in ((chosen_heads, "heads"), (read, "layers of FromLayers")):
         if labels is not None and len(set(labels)) < len(labels):
@@ -164,10 +169,11 @@ def make_grid(
         source_layers=read,
         columns=contrast.columns,
         each=contrast.each,
-        n_layers=model.n_layers,
+        n_layers=depth,
     )
     for layer in sorted({layer for spec in grid.specs() for layer in (*spec.layers, *spec.read)}):
-        check_runs(model, layer, images=images)
+        if of == "text":
+            check_runs(model, layer, images=images)
     if isinstance(source, FromModel):
         mapped_layers(source.pair, grid.read_layers())
     return grid
@@ -182,7 +188,7 @@ def chosen_components(asked: str | Sequence[str]) -> list[Component]:
         If there is none, or one is not known or named twice.
     """
     given = names(asked, "components=", error=SiteError)
-    chosen: list[Component] = [check_component(name, COMPONENTS) for name in given]
+    chosen: list[Component] = [check_component(name, (*COMPONENTS, *TOWER)) for name in given]
     if not chosen:
         raise SiteError(
             f"components= is empty, so there are no cells. Known: {', '.join(COMPONENTS)}."
@@ -192,8 +198,39 @@ def chosen_components(asked: str | Sequence[str]) -> list[Component]:
     return chosen
 
 
-def chosen_layers(model: Model, asked: Layers | None, *, images: bool) -> list[int]:
+def space_among(components: Sequence[Component]) -> Space:
+    """Whose tokens components have, which must be the same for all.
+
+    Raises
+    ------
+    SiteError
+        If some are of the vision tower, and some of the language model.
+    """
+    kinds = {of_vision(component) for component in components}
+    if len(kinds) > 1:
+        raise SiteError(
+            f"components= names streams of the vision tower and of the language model "
+            f"({', '.join(components)}), whose tokens are not the same. Ask for them apart."
+        )
+    return "tower" if kinds == {True} else "text"
+
+
+def depth_among(model: Model, of: Space) -> int:
+    """How many blocks can be written into: those of the tower that give something, or all."""
+    return model.n_layers if of == "text" else tower_of(model).n_used
+
+
+def chosen_layers(
+    model: Model, asked: Layers | None, *, images: bool, of: Space = "text"
+) -> list[int]:
     """Layers by number; None for all that run, which those of cross-attention do with images."""
+    if of == "tower":
+        chosen = layer_list(
+            slice(depth_among(model, of)) if asked is None else asked, depth_of(model, TOWER[0])
+        )
+        if chosen:
+            check_used(model, TOWER[0], chosen)
+        return chosen
     if asked is None:
         return list(range(model.n_layers) if images else model.anatomy.self_blocks)
     return layer_list(asked, model.n_layers)

@@ -9,6 +9,7 @@ from interventions.model.model import Model
 from interventions.prompt.columns import Columns, role_labels
 from interventions.prompt.grid_table import places_of
 from interventions.prompt.prompt import Prompt
+from interventions.prompt.tower_positions import tower_grids
 from interventions.results import origin, with_provenance
 from interventions.sweeping.cell_statistics import with_statistics
 from interventions.sweeping.measure import Job
@@ -22,10 +23,18 @@ from interventions.sweeping.table import Table, with_text
 def token_labels(model: Model, prompt: Prompt, columns: Columns) -> dict[str, Any]:
     """What the tokens of columns are called, as coordinates (item, position)."""
     dims = ("item", "position")
-    return {
-        "role": (dims, _token_roles(prompt, columns)),
-        "token": (dims, token_words(model, prompt, columns)),
-    }
+    roles = {"role": (dims, _token_roles(prompt, columns))}
+    if columns.of != "text":  # a patch is no word
+        return roles
+    return {**roles, "token": (dims, token_words(model, prompt, columns))}
+
+
+def picture_places(prompt: Prompt, columns: Columns, dim: str) -> dict[str, Any]:
+    """Where in a picture the token of each column lies, as coordinates (item, ``dim``)."""
+    roles, grids = prompt.roles, prompt.grids
+    if columns.of != "text":
+        roles, grids = tower_grids(columns.of, grids)
+    return places_of(roles, grids, columns.tokens, dim)
 
 
 def token_coords(model: Model, prompt: Prompt, columns: Columns) -> dict[str, Any]:
@@ -34,13 +43,13 @@ def token_coords(model: Model, prompt: Prompt, columns: Columns) -> dict[str, An
         "item": range(len(prompt)),
         "position": range(len(columns.names)),
         **token_labels(model, prompt, columns),
-        **places_of(prompt.roles, prompt.grids, columns.tokens, "position"),
+        **picture_places(prompt, columns, "position"),
     }
 
 
 def _token_roles(prompt: Prompt, columns: Columns) -> np.ndarray:
     """The role of the token of each column in each row; "" where it has none."""
-    labels = role_labels(prompt) if "" in columns.names else None
+    labels = role_labels(prompt, columns.of) if "" in columns.names else None
     names = np.full((len(prompt), len(columns.names)), "", dtype=object)
     for k, (name, column) in enumerate(zip(columns.names, columns.tokens, strict=True)):
         for row, tokens in enumerate(column):
@@ -92,8 +101,7 @@ def labelled(
         if grid.each:
             dataset = dataset.assign_coords(token_labels(model, prompt, columns))
         dim = "position" if grid.each else "role"
-        places = places_of(prompt.roles, prompt.grids, columns.tokens, dim)
-        dataset = dataset.assign_coords(places)
+        dataset = dataset.assign_coords(picture_places(prompt, columns, dim))
     for which, (metric, name) in enumerate(
         zip(contrast.metrics, contrast.metric_names, strict=True)
     ):
@@ -103,7 +111,7 @@ def labelled(
         dataset[f"clean_{name}"] = ("item", table.clean[which], units)
         if isinstance(contrast.source, Prompt) and metric not in OF_TWO_RUNS:
             dataset[f"source_{name}"] = ("item", table.source[which], units)
-    path, reason = path_of(model, contrast.prompt)
+    path, reason = path_of(model, contrast.prompt, tower=contrast.of_tower)
     dataset.attrs = {
         "path": path,
         "path_reason": reason,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 
 from interventions.architectures.wrapped import where_the_model_is
 from interventions.model.model import Model
+from interventions.model.sites import of_vision
+from interventions.model.vision_places import tower_of, vision_axes
 from interventions.prompt.columns import Columns
 from interventions.prompt.positions import Positions
 from interventions.prompt.prompt import Prompt
@@ -21,7 +24,7 @@ from interventions.sweeping.metrics import OF_TWO_RUNS, Target
 from interventions.sweeping.replay import replayed, run_clean
 from interventions.sweeping.routes import RouteGrid
 from interventions.sweeping.schedule import cell, groups, path_of
-from interventions.sweeping.sizes import Sizes
+from interventions.sweeping.sizes import Sizes, tower_row
 from interventions.sweeping.sources import (
     FromModel,
     Noise,
@@ -86,6 +89,8 @@ def batches(model: Model, job: Job, kept: list[int]) -> list[list[int]]:
     longest = int(prompt.lengths.max())
     width = max((len(tokens) for tokens in (*target.answers, *(target.foils or ()))), default=1)
     each = Sizes.of(model).clean(longest + width, len(prompt.prefix_ids)) + _value_bytes(model, job)
+    if contrast.of_tower:
+        each += tower_row(model, prompt)
     # Twice: half is for the cells.
     budget = Budget.of(model, job.budget)
     most = budget.fit(2 * target.repeats * each, 1, "the run of one row")
@@ -102,7 +107,11 @@ def _value_bytes(model: Model, job: Job) -> int:
         return 0
     n_tokens = sum(max(len(row) for row in column) for column in job.contrast.read_columns.tokens)
     widths = [
-        anatomy.n_heads * anatomy.head_dim if component == "head_out" else model.d_model
+        prod(vision_axes(tower_of(model), component, 0))
+        if of_vision(component)
+        else anatomy.n_heads * anatomy.head_dim
+        if component == "head_out"
+        else model.d_model
         for component in grid.components
     ]
     size = torch.empty(0, dtype=model.dtype).element_size()
@@ -133,7 +142,7 @@ def run_rows(model: Model, job: Job, rows: list[int], done: np.ndarray) -> Itera
     specs = list(job.grid.specs())
     numbers = [i for i, own in enumerate(edits) if own]
     cells = [cell(model, own) for own in edits if own]
-    path, _ = path_of(model, prompt)
+    path, _ = path_of(model, prompt, tower=part.of_tower)
     apart = model.anatomy.dependent_rows is not None
     clean = run_clean(model, scored, part.target.positions(scored), cells, path, apart=apart)
     first = clean.logits[: len(rows), 0]
@@ -219,7 +228,7 @@ def _places(columns: Columns, scored: Prompt, target: Target) -> list[Positions 
     """Where each column is in what is scored; None for one that no row has."""
     everyone = [*range(len(scored) // target.repeats)] * target.repeats
     return [
-        columns.positions(k, scored.length).rows(everyone) if any(column) else None
+        columns.positions(k, scored).rows(everyone) if any(column) else None
         for k, column in enumerate(columns.tokens)
     ]
 
@@ -251,6 +260,8 @@ def _patches_of(spec: Spec, place: Positions, values: Values | torch.Tensor) -> 
 def costs(model: Model, job: Job) -> np.ndarray:
     """What each cell costs, in tokens through blocks, for a row: to tell how long it takes."""
     length, n = job.contrast.prompt.length, model.n_layers
+    if job.contrast.of_tower:
+        return np.full(len(job.grid), float(n * length))
     first = [
         min((min(row) for row in column if row), default=length - 1)
         for column in job.contrast.columns.tokens

@@ -40,6 +40,7 @@ from interventions.sweeping.schedule import (
     cell,
     first_block,
     groups,
+    in_tower,
     is_behind,
     path_of,
 )
@@ -367,11 +368,6 @@ def replay(
     for edits in cells:
         patches = [edit for edit in edits if isinstance(edit, Patch)]
         check_patches(model, prompt, patches)
-        if any(patch.positions.of != "text" for patch in patches):
-            raise PatchError(
-                "replay starts behind the vision tower and writes at positions of text. Use "
-                "iv.run, with cells as rows: prompt.select([0] * n), and positions.only(rows)."
-            )
         check_knockouts(model, prompt, [edit for edit in edits if isinstance(edit, Knockout)])
     return _replay(model, prompt, cells, at, budget, reduce)
 
@@ -399,7 +395,9 @@ def _replay(
 ) -> torch.Tensor:
     """Run cells that were looked at."""
     prepared = [cell(model, edits) for edits in cells]
-    path, _ = path_of(model, prompt)
+    path, _ = path_of(
+        model, prompt, tower=any(in_tower(p) for own in prepared for p in own.patches)
+    )
     if any(patch.component in ATTENDING for own in prepared for patch in own.patches):
         path = "plain"  # a pattern is of the whole row
     if path == "suffix":

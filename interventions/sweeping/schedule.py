@@ -13,11 +13,12 @@ from interventions.architectures.wrapped import weightless
 from interventions.errors import PatchError
 from interventions.model.model import Model
 from interventions.model.prefix_attention import can_be_kept_apart
+from interventions.model.sites import depth_of, of_vision
 from interventions.prompt.prompt import Prompt
 from interventions.running.budget import Budget
 from interventions.running.knockout import Knockout
 from interventions.running.patches import Patch
-from interventions.sweeping.sizes import Sizes
+from interventions.sweeping.sizes import Sizes, tower_row
 
 Path = Literal["suffix", "rows", "plain"]
 Edit = Patch | Knockout
@@ -60,7 +61,7 @@ class Group:
     position: int
 
 
-def path_of(model: Model, prompt: Prompt) -> tuple[Path, str]:
+def path_of(model: Model, prompt: Prompt, *, tower: bool = False) -> tuple[Path, str]:
     """How much of a prompt has to be run again for a patch, and why.
 
     Returns
@@ -73,6 +74,8 @@ def path_of(model: Model, prompt: Prompt) -> tuple[Path, str]:
     anatomy = model.anatomy
     if anatomy.dependent_rows is not None:
         return "plain", f"{anatomy.dependent_rows}: one cell a pass"
+    if tower:
+        return "plain", "the vision tower is patched, ahead of all that could be gone on from"
     if anatomy.cross_blocks and prompt.has_images:
         return "plain", "cross-attention blocks take the image in every pass"
     if anatomy.added_between and prompt.has_images:
@@ -96,10 +99,17 @@ def path_of(model: Model, prompt: Prompt) -> tuple[Path, str]:
 
 def cell(model: Model, edits: Sequence[Edit]) -> Cell:
     """Split patches and knockouts by layer, and find where they begin to change a run."""
-    single = [part for edit in edits for part in edit.split(model.n_layers)]
+    single = [part for edit in edits for part in edit.split(_depth_of(model, edit))]
     if not single:
         raise PatchError(
             "a cell needs at least one patch or knockout; without any, it is the clean run."
+        )
+    if any(in_tower(part) for part in single):
+        return Cell(
+            patches=tuple(part for part in single if isinstance(part, Patch)),
+            knockouts=tuple(part for part in single if isinstance(part, Knockout)),
+            block=0,
+            position=0,
         )
     changed = [part.queries if isinstance(part, Knockout) else part.positions for part in single]
     places = [at.index[at.mask] for at in changed]
@@ -112,6 +122,15 @@ def cell(model: Model, edits: Sequence[Edit]) -> Cell:
         block=min(first_block(part) for part in single),
         position=position,
     )
+
+
+def in_tower(edit: Edit) -> bool:
+    """Whether an edit is of the vision tower or its projector."""
+    return isinstance(edit, Patch) and of_vision(edit.component)
+
+
+def _depth_of(model: Model, edit: Edit) -> int:
+    return model.n_layers if isinstance(edit, Knockout) else depth_of(model, edit.component)
 
 
 def first_block(edit: Edit) -> int:
@@ -148,7 +167,8 @@ def groups(
         taken = len(prompt) * Sizes.of(model).kept(prompt.length, len(prompt.prefix_ids))
         budget = budget.less(taken)
     if path == "plain":
-        most = _most_cells(model, prompt, 0, path, budget)
+        tower = any(in_tower(patch) for cell in cells for patch in cell.patches)
+        most = _most_cells(model, prompt, 0, path, budget, tower=tower)
         everything = range(len(cells))
         return [Group(tuple(everything[i : i + most]), 0, 0) for i in range(0, len(cells), most)]
     divided: dict[tuple[int, ...], list[slice]] = {}
@@ -176,13 +196,18 @@ def groups(
     return passes
 
 
-def _most_cells(model: Model, prompt: Prompt, start: int, path: Path, budget: Budget) -> int:
+def _most_cells(
+    model: Model, prompt: Prompt, start: int, path: Path, budget: Budget, *, tower: bool = False
+) -> int:
     if model.anatomy.dependent_rows is not None:
         return 1
     n_tokens = prompt.length - start
     before = start + len(prompt.prefix_ids)
     apart = path == "suffix" and can_be_kept_apart(model)
     needed = len(prompt) * Sizes.of(model).row(n_tokens, before, apart=apart)
+    if tower:
+        needed += len(prompt) * tower_row(model, prompt)
+        n_tokens += prompt.vision["tower"].length
     return budget.fit(needed, len(prompt) * n_tokens, "one cell")
 
 

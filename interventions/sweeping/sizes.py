@@ -6,8 +6,11 @@ from typing import Any
 import torch
 
 from interventions.model.model import Model
+from interventions.model.vision_places import tower_of
+from interventions.prompt.prompt import Prompt
 
 PASS_SECONDS = 1.5e-3  # that a block of a forward pass costs beside its arithmetic
+TOWER_STATES = 20  # in widths of a token: residuals, an MLP four times as wide, projections
 FLOPS = {"cpu": 1e11, "cuda": 1.5e14}  # per second: what decides is the order of magnitude
 
 
@@ -94,3 +97,11 @@ class Sizes:
         ``device`` is its kind, such as ``"cuda"``.
         """
         return int(PASS_SECONDS * FLOPS.get(device, FLOPS["cpu"]) / (2 * self.block))
+
+
+def tower_row(model: Model, prompt: Prompt) -> int:
+    """Bytes that the vision tower needs at its height for the pictures of one row."""
+    tower, n_tokens = tower_of(model), prompt.vision["tower"].length
+    n_bytes = torch.empty(0, dtype=model.dtype).element_size()
+    states = n_bytes * n_tokens * TOWER_STATES * tower.width
+    return states + 2 * 4 * tower.n_heads * n_tokens * n_tokens

@@ -12,9 +12,17 @@ from interventions.given import index_of, number, of_kind, seed_of
 from interventions.given_arrays import check_range, tensor_of
 from interventions.model.model import Model
 from interventions.model.pairing import ModelPair
-from interventions.model.sites import COMPONENTS, Component, Layers, Site, check_component
+from interventions.model.sites import (
+    COMPONENTS,
+    TOWER,
+    Component,
+    Layers,
+    Site,
+    check_component,
+)
+from interventions.model.vision_places import tower_of
 from interventions.prompt.columns import Columns
-from interventions.prompt.positions import Positions
+from interventions.prompt.positions import Positions, Space
 from interventions.prompt.prompt import Prompt
 from interventions.running.run import run
 from interventions.sweeping.metrics import Target
@@ -81,6 +89,8 @@ class FromLayers:
 
 
 Source = Prompt | FromModel | FromLayers | Noise | torch.Tensor | float
+NOISED = (*COMPONENTS, *TOWER)
+"""By their numbers here noise is drawn."""
 NAMED = (Prompt, FromModel, FromLayers, Noise)
 """The sources that are no numbers."""
 
@@ -185,15 +195,16 @@ def check_columns(run_at: Columns, read_at: Columns) -> None:
         )
 
 
-def _flat(columns: Columns, length: int) -> tuple[Positions, list[int]]:
+def _flat(columns: Columns, prompt: Prompt) -> tuple[Positions, list[int]]:
     """All columns behind one another, and where each begins."""
-    parts = [columns.positions(which, length) for which in range(len(columns.names))]
+    parts = [columns.positions(which, prompt) for which in range(len(columns.names))]
     starts = [0]
     for part in parts:
         starts.append(starts[-1] + part.index.shape[1])
     index = torch.cat([part.index for part in parts], 1)
     used = torch.cat([part.mask for part in parts], 1)
-    return Positions(index, used, length, False, "columns"), starts
+    length = columns.length_in(prompt)
+    return Positions(index, used, length, False, "columns", columns.of), starts
 
 
 def read_values(
@@ -226,13 +237,13 @@ def read_values(
             logits=torch.cat([row_logits for row_logits in logits if row_logits is not None]),
         )
     scored = prompt if target is None else target.scored(prompt)
-    at, starts = _flat(columns, prompt.length)
+    at, starts = _flat(columns, prompt)
     repeats = len(scored) // len(prompt)
     where = replace(  # what a row lacks is read as well, and not used
         at,
         index=at.index.repeat(repeats, 1),
         mask=torch.ones(1, 1, dtype=torch.bool).expand(len(scored), at.index.shape[1]),
-        length=scored.length,
+        length=columns.length_in(scored),
     )
     sites = [Site(component, list(layers), where) for component in components]
     wanted: Any = False if target is None else target.positions(scored)
@@ -247,8 +258,8 @@ def read_values(
                 f"{component} of the source holds NaN, which cannot be written. Check that {model} "
                 "runs in its number format; bfloat16 overflows later than float16."
             )
-    first = prompt.length - prompt.lengths
-    tokens = (at.index - first[:, None]).tolist()
+    first = (prompt.length - prompt.lengths)[:, None] if columns.of == "text" else 0
+    tokens = (at.index - first).tolist()
     return Values(values, list(names or layers), starts, tokens, at.mask, result.logits)
 
 
@@ -257,7 +268,7 @@ def noisy(values: Values, noise: Noise, items: Sequence[int]) -> Values:
     changed = {}
     for component, value in values.by_component.items():
         drawn = torch.zeros(value.shape)
-        which = COMPONENTS.index(check_component(component))
+        which = NOISED.index(check_component(component))
         for row, item in enumerate(items):
             for k, token in enumerate(values.tokens[row]):
                 for i, layer in enumerate(values.layers):
@@ -289,8 +300,10 @@ def mapped_layers(pair: ModelPair, layers: Sequence[int]) -> list[int]:
     return [there[layer] for layer in layers]
 
 
-def checked_source(model: Model, source: Source) -> Source:
+def checked_source(model: Model, source: Source, *, of: Space = "text") -> Source:
     """Return a source that is no number as it is, and a number or vector as a value.
+
+    ``of``: whose states are written.
 
     Raises
     ------
@@ -304,10 +317,11 @@ def checked_source(model: Model, source: Source) -> Source:
         return source
     value = tensor_of(source, "the source").detach().cpu()
     value = value.to(torch.promote_types(model.dtype, torch.float32))
-    if value.ndim > 1 or (value.ndim and len(value) != model.d_model):
+    width = model.d_model if of == "text" else tower_of(model).width
+    if value.ndim > 1 or (value.ndim and len(value) != width):
         raise PatchError(
             f"a source of shape {tuple(value.shape)} is no value for every cell. Give a number, a "
-            f"vector of {model.d_model}, a Prompt, Noise, FromModel or FromLayers."
+            f"vector of {width}, a Prompt, Noise, FromModel or FromLayers."
         )
     check_range(value, model.dtype, "the source")
     return value

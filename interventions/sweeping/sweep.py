@@ -18,7 +18,7 @@ from interventions.running.checking import check_asked
 from interventions.sweeping.cell_statistics import cluster_names
 from interventions.sweeping.contrast import make_contrast
 from interventions.sweeping.filling import cluster_settings, filled, metric_settings
-from interventions.sweeping.grid import Grid, make_grid
+from interventions.sweeping.grid import Grid, chosen_components, make_grid, space_among
 from interventions.sweeping.labels import as_text
 from interventions.sweeping.measure import Job
 from interventions.sweeping.metrics import Answers, Metric
@@ -70,12 +70,16 @@ def sweep(
         predicts the answer, which gives a number for each row by itself, [row]; it goes by its
         ``__name__``. A :class:`interventions.Direction`, which projects on a vector.
     components : str or sequence of str
-        Of ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"``, ``"resid_post"``.
+        Of ``"resid_pre"``, ``"head_out"``, ``"attn_out"``, ``"mlp_out"``, ``"resid_post"``; or the
+        same of the vision tower's blocks, ``"vision.resid_post"``: columns are then its tokens,
+        and each cell is a whole run.
     layers : int, slice or list of int, optional
-        Default: all that run and, for FromModel, have a counterpart in the backbone.
+        Default: all that run and, for FromModel, have a counterpart in the backbone; of the tower,
+        all that give something.
     roles : sequence of str, optional
         Columns: all tokens of ``"entity"`` together, or one of them, ``"entity[-1]"``, wherever
-        they are in each prompt. Default: each token of the prompt is a column.
+        they are in each prompt. Default: each token of the prompt is a column. Of the tower:
+        ``"image"``, ``"image_0"``, ``"class"`` or ``"every"``; default each patch and class token.
     read_roles : sequence of str, optional
         Where the values are read, one for each of ``roles``. Default: the same.
     each : bool
@@ -122,19 +126,22 @@ def sweep(
     >>> change = swept["logit_diff"] - swept["clean_logit_diff"]
     """
     check_asked(model, prompt)
+    components = chosen_components(components)
+    of = space_among(components)
     progress = flag(progress, "progress")
     budget = None if budget is None else whole(budget, "budget", least=1)
     labels = cluster_names(clusters, len(prompt))
     contrast = make_contrast(
         model,
         prompt,
-        checked_source(model, source),
+        checked_source(model, source, of=of),
         answers=answers,
         foils=foils,
         metrics=metrics,
         roles=roles,
         read_roles=read_roles,
         each=each,
+        of=of,
     )
     grid = make_grid(
         model, contrast, components=components, layers=layers, heads=heads, window=window

@@ -24,6 +24,7 @@ NOT_REPLAYED = ("Falcon", "DeepseekV3")
 """Architectures that cannot be gone on with from keys and values, which iv.replay needs."""
 CIRCUIT = ["input->L0.H1.v", "L0.H1->L2.H0.v", "L2.H0->logits"]
 COPIED: dict[str, Any] = {"answers": "of", "foils": "is"}
+CLEAN = "clean_logprob"
 ASKED: dict[str, Any] = {"answers": "Paris", "foils": "town"}
 
 
@@ -367,6 +368,79 @@ def test_what_does_not_belong_together_is_refused() -> None:
     other = Circuit(graph(), np.array([graph().number("input->logits")]), np.array([np.nan]))
     with pytest.raises(SiteError, match="other blocks or heads"):
         iv.faithfulness(model, scores, prompt, corrupt, circuits=[other], **ASKED)
+
+
+def margin(logits: torch.Tensor) -> torch.Tensor:
+    """Of the likeliest token above the second; what it is given is written over."""
+    top = logits.topk(2).values
+    value = top[:, 0] - top[:, 1]
+    with torch.no_grad():
+        logits.fill_(7.0)
+    return value
+
+
+@pytest.mark.parametrize("which", ["margin", "direction"])
+def test_functions_and_directions_are_metrics_of_edges_circuits_and_paths(which: Any) -> None:
+    case = case_of("llama", torch.float64, "sdpa")
+    model, prompt = case.model, case.prompt
+    vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
+    metric: Any = margin if which == "margin" else iv.Direction(vector, name="along")
+    called = "margin" if which == "margin" else "along"
+    corrupt = model.prompt([t.replace("capital of", "of capital") for t in case.texts])
+    scores = iv.attribute_edges(model, prompt, corrupt, metric=metric)
+    assert scores.data.attrs["metric"] == called
+    assert scores.data["score"].attrs["units"] == f"as {called} gives it"
+    assert "answer" not in scores.data.coords
+    verified = iv.verify_edges(model, scores, prompt, corrupt, metric=metric, k=4)
+    n = len(scores.mean)
+    kept = iv.faithfulness(
+        model, scores, prompt, corrupt, metric=metric, circuits=[0, n], n_random=0
+    )
+    runs = [kept.data[f"{side}_metric"].values for side in ("source", "run")]
+    assert np.allclose(kept.data["value"].values, runs, atol=1e-9)
+    for own, values in zip((corrupt, prompt), runs, strict=True):
+        site = iv.Site("resid_post", model.n_layers - 1, own.at("last"))
+        result = iv.run(model, own, reads=[site])
+        assert result.logits is not None
+        plain = (
+            margin(result.logits.double())
+            if which == "margin"
+            else result.reads[0] @ vector.double()
+        )
+        assert np.allclose(plain, values, atol=1e-6)
+    edge = int(verified.data["checked_edge"][0])
+    patched = iv.path_patch(model, prompt, corrupt, [scores.graph.name(edge)], metric=metric)
+    assert patched["effect"].attrs["units"] == f"as {called} gives it"
+    assert np.allclose(patched["effect"][0], verified.data["checked_effect"][:, 0], atol=1e-9)
+    again = scores.circuit(40).names
+    assert iv.attribute_edges(model, prompt, corrupt, metric=metric).circuit(40).names == again
+
+
+def test_scores_of_a_function_are_gone_on_with_by_the_same_function_only() -> None:
+    case = case_of("llama")
+    model, prompt = case.model, case.prompt
+    corrupt = model.prompt([t.replace("capital of", "of capital") for t in case.texts])
+    token = 3
+
+    def own(logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, token]
+
+    scores = iv.attribute_edges(model, prompt, corrupt, metric=own)
+    with pytest.raises(ResultsError, match=r"no metric was given.*iv\.attribute_edges"):
+        iv.verify_edges(model, scores, prompt, corrupt)
+    with pytest.raises(ResultsError, match="'margin' was given"):
+        iv.faithfulness(model, scores, prompt, corrupt, metric=margin)
+    token = 4
+    with pytest.raises(ResultsError, match="foils or metric"):
+        iv.faithfulness(model, scores, prompt, corrupt, metric=own)
+    with pytest.raises(PromptError, match="cannot be called 'clean_logprob'"):
+        iv.attribute_edges(
+            model, prompt, corrupt, metric=iv.Direction(torch.ones(model.d_model), name=CLEAN)
+        )
+    with pytest.raises(PromptError, match="has no gradient"):
+        iv.path_patch(model, prompt, corrupt, ["input->logits"], metric=lambda x: x.argmax(-1))
+    with pytest.raises(PromptError, match="is of an answer"):
+        iv.attribute_edges(model, prompt, corrupt)
 
 
 def test_pictures_that_differ_beside_the_stream_are_refused() -> None:

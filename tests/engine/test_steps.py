@@ -207,3 +207,49 @@ def test_coordinates_and_single_heads_are_edited_at_every_step(llm: iv.Model) ->
     assert abs(answered.scores[0][0] - float(expected)) < 1e-4
     plain = iv.complete(llm, prompt, **asked)
     assert abs(plain.scores[0][0] - float(expected)) > 1e-2
+
+
+def test_a_trace_of_generation_under_edits_ends_with_its_rows(llm: iv.Model) -> None:
+    """Rows that end early leave later steps out, and what stands behind in the block runs."""
+    prompt = llm.prompt(["Question : What is the capital of Avaria ? Answer :"] * 2)
+    last = prompt.at("last")
+    patches = [iv.steering(1, last, 0.01 * noise((llm.d_model,)), steps="all")]
+    with iv.generate(llm, prompt, patches=patches, max_new_tokens=60) as tracer:
+        seen = llm.resid_post[1, last].save()
+        ids = tracer.result.save()
+    answered = iv.complete(llm, prompt, patches=patches, max_new_tokens=60, stop=None)
+    assert [text.strip() for text in llm.completions(ids, prompt)] == answered.texts
+    plain = iv.read(llm, prompt, [iv.Site("resid_post", 1, last)])[0]
+    assert relative(seen - plain, patches[0].value.expand_as(seen)) < 1e-3
+    with llm.generate(prompt, max_new_tokens=1) as tracer:
+        clean = llm.resid_post[1, last].save()
+    assert torch.equal(clean, plain)
+
+
+def test_edits_of_a_trace_that_cannot_be_are_refused(llm: iv.Model, named: iv.Prompt) -> None:
+    last = named.at("last")
+    steered = [iv.steering(1, last, noise((llm.d_model,)), steps="all")]
+    beams: Any = ({"num_beams": 2}, {"num_return_sequences": 3, "do_sample": True})
+    for settings in beams:
+        with pytest.raises(PatchError, match="more rows than the prompt has"):
+            iv.generate(llm, named, patches=steered, **settings)
+    weights = iv.Patch("attn_pattern", 1, last, torch.zeros(()), steps="all")
+    with pytest.raises(PatchError, match="a number for each key"):
+        iv.generate(llm, named, patches=[weights])
+    nowhere = last.only(torch.zeros(len(named), dtype=torch.bool))
+    unedited = [iv.steering(1, nowhere, noise((llm.d_model,)), steps="all")]
+    for patches in ([], unedited):
+        with iv.generate(llm, named, patches=patches, max_new_tokens=3) as tracer:
+            ids = tracer.result.save()
+        assert [t.strip() for t in llm.completions(ids, named)] == iv.complete(
+            llm, named, max_new_tokens=3, stop=None
+        ).texts
+
+
+def test_draws_of_a_trace_are_under_its_edits(llm: iv.Model, named: iv.Prompt) -> None:
+    patches = [iv.ablated("mlp_out", layer, named.at("last"), steps="all") for layer in (1, 2)]
+    asked: Any = {"max_new_tokens": 4, "do_sample": True, "temperature": 1e-4}
+    with iv.generate(llm, named, patches=patches, **asked) as tracer:
+        ids = tracer.result.save()
+    answered = iv.complete(llm, named, patches=patches, max_new_tokens=4, stop=None)
+    assert [text.strip() for text in llm.completions(ids, named)] == answered.texts

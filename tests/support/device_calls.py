@@ -239,6 +239,17 @@ def answers_edited_at_every_step(model: iv.Model, case: Case) -> Any:
 
 
 @call
+def generated_under_edits(model: iv.Model, case: Case) -> Any:
+    last = case.prompt.at("last")
+    patches = [iv.steering(layers_of(case)[1], last, drawn(model.d_model), steps="all")]
+    cuts = [iv.Knockout(layers_of(case)[1:], queries=last, keys=case.place, steps="all")]
+    asked: dict[str, Any] = {"patches": patches, "knockouts": cuts, "max_new_tokens": 3}
+    with iv.generate(model, case.prompt, **asked) as tracer:
+        ids = tracer.result.save()
+    return model.completions(ids, case.prompt)
+
+
+@call
 def answers_behind_a_shared_prefix(model: iv.Model, case: Case) -> Any:
     prompt = model.prompt([f"{BEGINNING} town", f"{BEGINNING} river in France"], share_prefix=True)
     answered = iv.complete(model, prompt, candidates=WORDS, every_score=True, max_new_tokens=3)
@@ -262,6 +273,20 @@ def towers_blocks_read_and_written(model: iv.Model, case: Case) -> Any:
     ]
     run = iv.run(model, case.prompt, patches=patches, reads=reads)
     return [run.logits, *run.reads]
+
+
+@call
+def towers_blocks_swept_and_attributed(model: iv.Model, case: Case) -> Any:
+    if not model.anatomy.is_vlm:
+        return []
+    asked: dict[str, Any] = {"components": "vision.resid_post", "roles": ["image[0]", "image[2]"]}
+    noised = iv.sweep(model, case.prompt, iv.Noise(seed=1), metrics=["kl"], progress=False, **asked)
+    pictures = [picture.rotate(180) for picture in case.pictures]
+    other = model.prompt(list(case.texts), images=pictures)
+    scores = iv.attribute(
+        model, case.prompt, other, answers="Paris", metric="logprob", verify=1, **asked
+    )
+    return [noised, scores]
 
 
 # Reading out

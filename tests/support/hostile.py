@@ -459,6 +459,29 @@ def _generate(max_new_tokens: Any) -> Any:
     return ids
 
 
+def _generate_under(**changed: Any) -> Any:
+    fields = {"prompt": text().clean, "max_new_tokens": 1, **changed}
+    with iv.generate(text().model, **fields) as tracer:
+        ids = tracer.result.save()
+    return ids
+
+
+def _attribute_edges(**changed: Any) -> Any:
+    fields = {"prompt": text().clean, "source": 0.0, "answers": "the", "foils": "of"}
+    return iv.attribute_edges(text().model, **{**fields, "roles": ["last"], **changed})
+
+
+def _verify_edges(**changed: Any) -> Any:
+    scores = _edge_scores()
+    fields = {"scores": scores, "prompt": text().clean, "source": 0.0, "answers": "the", "k": 1}
+    return iv.verify_edges(text().model, **{**fields, "foils": "of", **changed})
+
+
+@cache
+def _edge_scores() -> Any:
+    return _attribute_edges()
+
+
 CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
     "Prompt.at": (
         Call(
@@ -580,6 +603,21 @@ CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
         Call(_complete),
         ("prompt", "patches", "candidates", "max_new_tokens", "stop", "end", "batch_rows"),
     ),
+    "generate under edits": (
+        Call(_generate_under),
+        ("prompt", "patches", "knockouts", "max_new_tokens"),
+    ),
+    "attribute_edges": (
+        Call(_attribute_edges),
+        (
+            *("prompt", "source", "answers", "foils", "metric", "roles", "read_roles", "by_role"),
+            *("method", "steps", "batch_size"),
+        ),
+    ),
+    "verify_edges": (
+        Call(_verify_edges),
+        (*("scores", "prompt", "source", "answers", "foils", "metric", "k", "seed", "budget"),),
+    ),
     "sources": (Call(_sources), ("scale", "seed", "layers")),
     "FromModel": (
         Call(iv.FromModel, lambda: {"pair": None, "prompt": text().clean}),
@@ -613,7 +651,7 @@ CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
     ),
     "verify": (
         Call(_verify),
-        ("scores", "prompt", "source", "answers", "foils", "k", "seed"),
+        ("scores", "prompt", "source", "answers", "foils", "metric", "k", "seed"),
     ),
     "collect": (
         Call(_collect),

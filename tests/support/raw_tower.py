@@ -111,6 +111,7 @@ def raw_tower(
     edits: Sequence[tuple[str, int, Edit]] = (),
     reads: Sequence[tuple[str, int]] = (),
     arguments: dict[str, torch.Tensor] | None = None,
+    gradients: bool = False,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """One forward pass: logits, and what was read, [token, width], all rows behind one another.
 
@@ -149,7 +150,7 @@ def raw_tower(
 
         return keep
 
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack, torch.set_grad_enabled(gradients):
         for component, layer, edit in [*((*r, keeping(r)) for r in reads), *edits]:
             module = _module(case, component, layer)
             if component in BESIDE:

@@ -178,6 +178,35 @@ def streams_of_the_tower(there: iv.Model, case: Case) -> None:
     assert ours.texts == theirs.texts
 
 
+def maps_of_the_tower(there: iv.Model, case: Case) -> None:
+    """A sweep of it is one request, an attribution two with its check, a replay one."""
+    if not case.model.anatomy.is_vlm:
+        return
+    source = iv.Noise(seed=1)
+    asked: dict[str, Any] = {"components": "vision.resid_post", "roles": ["image[0]", "image[2]"]}
+    before = there.requests
+    ours, theirs = (
+        iv.sweep(model, case.prompt, source, metrics=["kl", entropy], progress=False, **asked)
+        for model in (there, case.model)
+    )
+    same_dataset(ours, theirs)
+    assert there.requests - before == 1
+    at = case.prompt.at("image", 1, of="tower")
+    cells = [[iv.Patch("vision.mlp_out", 0, at, torch.zeros(()))]]
+    same(*(iv.replay(model, case.prompt, cells) for model in (there, case.model)))
+    if not there.job(about_weights)[1]:
+        return
+    pictures = [picture.rotate(180) for picture in case.pictures]
+    other = case.model.prompt(list(case.texts), images=pictures)
+    before = there.requests
+    ours, theirs = (
+        iv.attribute(model, case.prompt, other, metric=entropy, verify=1, **asked)
+        for model in (there, case.model)
+    )
+    same_dataset(ours, theirs)
+    assert there.requests - before == 2
+
+
 def _of_tower(there: iv.Model, case: Case, names: Sequence[Component]) -> None:
     reads = [
         iv.Site(name, 0, case.prompt.at("image", 1, of=space_of(case.model, name)))
@@ -230,6 +259,40 @@ def generation_with_a_patch(there: iv.Model, case: Case) -> None:
             ids = tracer.result.save()
         found.append(model.completions(ids, case.prompt))
     assert found[0] == found[1]
+
+
+def generation_with_edits_at_steps(there: iv.Model, case: Case) -> None:
+    """A trace of one's own, one request; edits ride with it."""
+    layers, last = layers_of(case), case.prompt.at("last")
+    asked: dict[str, Any] = {
+        "patches": [
+            iv.steering(layers[0], last, drawn(case.model.d_model), steps="all"),
+            iv.ablated("mlp_out", layers[1], last, steps=slice(1, None)),
+        ],
+        "knockouts": [iv.Knockout(layers[1:], queries=last, keys=case.place, steps="all")],
+        "max_new_tokens": 4,
+    }
+    if not there.job(about_weights)[1]:
+        with pytest.raises(RemoteError, match="given no keys"):
+            generated_under(there, case, asked)
+        del asked["knockouts"]
+    written = []
+    for model in (there, case.model):
+        before = model.requests
+        written.append((*generated_under(model, case, asked), model.requests - before))
+    same(written[0][0], written[1][0])
+    assert written[0][1] == written[1][1]
+    assert written[0][2] == 1
+
+
+def generated_under(
+    model: iv.Model, case: Case, edits: dict[str, Any]
+) -> tuple[torch.Tensor, list[str]]:
+    """What a block reads, and what is written, in a trace of generation under edits."""
+    with iv.generate(model, case.prompt, **edits) as tracer:
+        read = model.resid_post[layers_of(case)[0], case.prompt.at("last")].save()
+        ids = tracer.result.save()
+    return read, model.completions(ids, case.prompt)
 
 
 def completion_and_choice(there: iv.Model, case: Case) -> None:
@@ -519,6 +582,17 @@ def edges_and_circuits(there: iv.Model, case: Case) -> None:
     for ours, theirs in zip(results[0][:3], results[1][:3], strict=True):
         same_dataset(ours, theirs)
     assert results[0][3] == 4
+    for metric in (entropy, iv.Direction(corrupt)):
+        pair = []
+        for model in (there, case.model):
+            before = model.requests
+            scores = iv.attribute_edges(model, case.prompt, 0.0, metric=metric, roles=["last"])
+            given = (model, scores, case.prompt, 0.0)
+            kept = iv.faithfulness(*given, circuits=[200], n_random=1, metric=metric)
+            pair.append((scores.data, kept.data, model.requests - before))
+        for ours, theirs in zip(pair[0][:2], pair[1][:2], strict=True):
+            same_dataset(ours, theirs)
+        assert pair[0][2] == 2
 
 
 def folders_of_dictionaries(case: Case, folder: Path) -> list[iv.Dictionary]:
@@ -592,7 +666,9 @@ def what_is_learned_by_gradients(there: iv.Model, case: Case) -> None:
 
 
 OPERATIONS = (
-    *(streams_in_a_trace, streams_inside_blocks, streams_of_the_tower, patches_knockouts_and_reads),
+    *(streams_in_a_trace, streams_inside_blocks, streams_of_the_tower, maps_of_the_tower),
+    generation_with_edits_at_steps,
+    patches_knockouts_and_reads,
     generation_with_a_patch,
     *(completion_and_choice, edits_at_every_step, lens_and_unembedding, lens_of_each_token),
     *(patchscope, noise_and_frozen),

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+import pytest
 import tiny
 import torch
 from families import PATHS, Case, arguments_of, case_of, part
@@ -52,14 +53,20 @@ def corrupted(case: Case) -> iv.Prompt:
     return case.model.prompt(texts, images=list(case.pictures) or None, spans=spans)
 
 
-def contrast(case: Case) -> Contrast:
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    logprobs = logits.log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def contrast(case: Case, metric: Any = "logit_diff") -> Contrast:
+    named = isinstance(metric, str)
     return contrast_of(
         case.model,
         case.prompt,
         corrupted(case),
-        answers="river",
-        foils="town",
-        metric="logit_diff",
+        answers="river" if named else None,
+        foils="town" if named else None,
+        metric=metric,
         roles=None,
         read_roles=None,
         each=True,
@@ -158,6 +165,31 @@ def test_scores_are_the_slopes_that_autograd_has_of_an_edge(case: Case) -> None:
     assert np.abs(slopes - scores).max() / np.abs(scores).max() < FLOOR32
 
 
+@pytest.mark.parametrize("which", ["entropy", "resid", "logits"])
+def test_edges_of_any_metric_are_those_of_plain_hooks(case: Case, which: Any) -> None:
+    """Exact effects, effects of flowing edges, and slopes."""
+    case, floor = double(case)
+    width = case.model.d_model if which == "resid" else case.model.anatomy.vocab
+    vector = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    metric = entropy if which == "entropy" else iv.Direction(vector, which)
+    own = contrast(case, metric)
+    graph = layout_of(case.model, case.prompt).graph
+    edges = sampled(graph, 1)
+    [exact] = exact_edges(case.model, [own], edges)
+    [flowing] = carried(case.model, [own], [Choice([edge]) for edge in edges], None)
+    [estimate] = edge_estimates(case.model, [own], "eap", 1, columns=False)
+    assert isinstance(exact, ExactEdges)
+    assert isinstance(estimate, EdgeEstimate)
+    hooked = np.stack([hooked_effect(case, own, graph, edge) for edge in edges], -1)
+    scale = np.abs(hooked).max() + np.abs(flowing.run).max()
+    assert np.abs(hooked).max() > 1e-4
+    assert np.abs(exact.effect - hooked).max() / scale < 10 * floor
+    assert np.abs((flowing.values - flowing.run).T - hooked).max() / scale < 10 * floor
+    slopes = np.stack([hooked_slope(case, own, graph, edge) for edge in edges], -1)
+    scores = estimate.score[:, edges, 0]
+    assert np.abs(slopes - scores).max() / np.abs(slopes).max() < FLOOR32
+
+
 # --- the same by plain PyTorch hooks, with the paths that families.py has written down by hand
 
 
@@ -204,10 +236,25 @@ def hooked_change(case: Case, own: Contrast, graph: Graph, edge: int) -> torch.T
 
 
 def hooked_metric(case: Case, own: Contrast, prompt: iv.Prompt) -> torch.Tensor:
-    at = own.target.positions(prompt)
+    [metric] = own.metrics
+    final: list[torch.Tensor] = []
+    norm = final_norm(case)
+    handle = norm.register_forward_pre_hook(lambda _m, args: final.append(args[0]))
     logits = plain_logits(case, prompt)
-    logits = logits[torch.arange(len(logits))[:, None], at.index.clamp(min=0)]
-    return own.target.values("logit_diff", logits).double()
+    handle.remove()
+    if isinstance(metric, str):
+        at = own.target.positions(prompt)
+        logits = logits[torch.arange(len(logits))[:, None], at.index.clamp(min=0)]
+        return own.target.values("logit_diff", logits).double()
+    last = torch.arange(len(logits)), prompt.at("last").index[:, 0]
+    if isinstance(metric, iv.Direction):
+        values = (final[0] if metric.space == "resid" else logits)[last]
+        return (values @ metric.vector.to(values)).double()
+    return metric(logits[last].to(torch.promote_types(logits.dtype, torch.float32))).double()
+
+
+def final_norm(case: Case) -> Any:
+    return case.model.module.get_submodule(PATHS[case.name].blocks.rsplit(".", 1)[0] + ".norm")
 
 
 def block_of(case: Case, layer: int) -> Any:
@@ -298,7 +345,7 @@ def hook_receiver(case: Case, stack: ExitStack, node: Node, change: torch.Tensor
     """Let one receiver read the stream with a change added."""
     paths, model = PATHS[case.name], case.model
     if node.kind == "logits":
-        norm = model.module.get_submodule(paths.blocks.rsplit(".", 1)[0] + ".norm")
+        norm = final_norm(case)
         stack.callback(norm.register_forward_pre_hook(lambda _m, args: (args[0] + change,)).remove)
         return
     block = block_of(case, node.layer)

@@ -92,6 +92,14 @@ def expected(
     case: Case, ids: list[list[int]], edits: Any, cut: iv.Knockout | None, acts: Acts
 ) -> torch.Tensor:
     """The same from one pass without a cache."""
+    logprobs = hooked_logits(case, ids, edits, cut, acts).log_softmax(-1)
+    return logprobs.gather(-1, torch.tensor(ids)[..., None])[..., 0]
+
+
+def hooked_logits(
+    case: Case, ids: list[list[int]], edits: Any, cut: iv.Knockout | None, acts: Acts
+) -> torch.Tensor:
+    """Logits [row, token, vocab] that predict answers, of one pass with plain hooks."""
     width, whole = case.prompt.length, longer(case, ids)
     with ExitStack() as stack:
         for layer in [] if cut is None else [cut.layers]:
@@ -101,9 +109,7 @@ def expected(
             handle = block.self_attn.register_forward_pre_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
         logits, _ = raw_run(whole, edits=edits, arguments=arguments_of(whole.prompt))
-    tokens = torch.tensor(ids)
-    logprobs = logits[:, width - 1 : width - 1 + tokens.shape[1]].log_softmax(-1)
-    return logprobs.gather(-1, tokens[..., None])[..., 0]
+    return logits[:, width - 1 : width - 1 + len(ids[0])]
 
 
 STEPS: list[tuple[Any, Acts]] = [
@@ -146,6 +152,53 @@ def test_edits_at_steps_equal_a_recomputation_without_cache(
     ]
     ours = decoded(case, ids, patches, [cut])
     assert relative(ours, expected(case, ids, edits, cut, acts)) < FLOOR32
+
+
+@pytest.mark.parametrize(("steps", "acts"), STEPS, ids=[str(steps) for steps, _ in STEPS])
+def test_a_trace_of_generation_is_edited_at_the_same_steps(
+    case: Case, steps: Any, acts: Acts
+) -> None:
+    """Its tokens are the likeliest of one pass with hooks, and what it reads is behind edits."""
+    model, last, width = case.model, case.prompt.at("last"), case.prompt.length
+    layers = attending(case)
+    vector = 2 * noise((model.d_model,))
+    value = noise((2, model.d_model), seed=1)
+    cut = iv.Knockout(layers[-1], queries=last, keys=case.place, steps=steps)
+    patches = [
+        iv.Patch("resid_post", 0, case.place, value),
+        iv.steering(1, last, vector, steps=steps),
+        iv.ablated("mlp_out", model.n_layers - 1, last, steps=steps),
+    ]
+    n = 6
+    asked: Any = {"patches": patches, "knockouts": [cut], "max_new_tokens": n}
+    with iv.generate(model, case.prompt, **asked) as tracer:
+        ablated = model.mlp_out[model.n_layers - 1, last].save()
+        ids = tracer.result.save()
+    assert bool((ablated == 0).all()) == acts(0)
+    new = ids[:, case.prompt.full_ids.shape[1] :]
+    new = torch.nn.functional.pad(new, (0, n - new.shape[1]), value=model.tokenizer.pad_token_id)
+
+    def placed(hidden: torch.Tensor) -> torch.Tensor:
+        changed = hidden.clone()
+        changed[torch.arange(2), case.place.index[:, 0]] = value
+        return changed
+
+    edits = [
+        ("resid_post", 0, placed),
+        ("resid_post", 1, everywhere(case, last, width, acts, lambda hidden: hidden + vector)),
+        ("mlp_out", model.n_layers - 1, everywhere(case, last, width, acts, torch.zeros_like)),
+    ]
+    # An end, or a token that a picture would be looked for at, is the last that is compared.
+    special = {*model.tokenizer.all_special_ids, *model.end_ids}
+    stops = [next((k for k in range(n) if row[k] in special), n) for row in new.tolist()]
+    pad = model.tokenizer.pad_token_id
+    fed = [row[:stop] + [pad] * (n - stop) for row, stop in zip(new.tolist(), stops, strict=True)]
+    likeliest = hooked_logits(case, fed, edits, cut, acts).argmax(-1)
+    assert max(stops) > 2
+    for row, stop in enumerate(stops):
+        assert new[row, : stop + 1].tolist() == likeliest[row, : stop + 1].tolist()
+    answered = iv.complete(model, case.prompt, stop=None, **asked)
+    assert [text.strip() for text in model.completions(ids, case.prompt)] == answered.texts
 
 
 def test_heads_and_cross_attention_are_edited_at_every_step(case: Case) -> None:
