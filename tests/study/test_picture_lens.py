@@ -21,7 +21,7 @@ from twohop.report.examples import examples
 from twohop.report.page import write_report
 from twohop.report.picture_lens import STEPS, picture_lens, with_lens
 from twohop.running.study import Settings, study_of
-from twohop.stages.resolution.pictured import picture_lens as stored_lens
+from twohop.stages.resolution.pictured import read_pictures
 from twohop.stages.resolution.states import own_items
 
 LIMIT = 12
@@ -35,7 +35,7 @@ def study() -> Any:
 
 @pytest.fixture(scope="module")
 def lens(study: Any) -> xr.Dataset:
-    return stored_lens(study)
+    return read_pictures(study)
 
 
 def test_what_is_stored_is_what_the_head_says_of_each_token(study: Any, lens: xr.Dataset) -> None:

@@ -222,7 +222,7 @@ NOT_OF_THE_PROTOCOL = {
     "what a plan counts by, which measures nothing": (
         *("GB", "MB", "MINUTE", "HOUR", "DAY", "HALF", "WHY", "CARDS", "COUNTS", "NAMED", "NAME"),
         *("ANSWER", "BEGINNINGS", "PIXELS", "TRIES", "UNEVEN", "PACKED", "PICTURES", "TILED"),
-        *("FORWARD", "READINGS", "EARLY", "GRADIENT"),
+        *("FORWARD", "READINGS", "EARLY", "GRADIENT", "LOOKS"),
     ),
     "what memory has room for": ("SPARE", "SHARE", "COPIES", "READ", "HELD", "HELD_INNER"),
     "entities of a data set that are fetched, where no number is given": ("SAMPLE",),
