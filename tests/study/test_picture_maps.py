@@ -75,8 +75,8 @@ def test_of_the_pictures_that_are_read_so_many_are_mapped(maps: xr.Dataset) -> N
     assert maps["picture_refused"].sel(measure=[*MEASURES[:-1]]).values.tolist() == [[""] * 5] * 2
     assert (maps["picture_refused"].sel(measure="probe") == "no probe was fitted.").all()
     assert maps["picture_probe"].isnull().all()
-    answers = [text.split(" / ") for text in maps["mapped_answers"].values.tolist()]
-    assert all(own != other for own, other in answers)
+    assert (maps["mapped_answer"] != maps["mapped_foil"]).all()
+    assert (maps["mapped_other"] != maps["mapped"].values).all()
 
 
 def test_attention_is_that_of_the_map(case: Case) -> None:

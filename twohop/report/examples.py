@@ -11,7 +11,7 @@ from PIL import Image
 
 from twohop.items.items import Benchmark
 from twohop.report import wording
-from twohop.report.picture_lens import PictureLens, picture_lens, with_lens
+from twohop.report.picture_lens import PictureLens, picture_lens, with_lens, with_maps
 from twohop.stages.recovery.arms import arm_label
 
 N_EXAMPLES = 8
@@ -109,12 +109,14 @@ def examples(tree: xr.DataTree, benchmark: Benchmark) -> list[Example]:
     outcomes = gates["outcome"].sel(gate="vlm_image").values
     tried = set(recovery["tried"].values) | set(recovery["kept"].values)
     resolution = tree["resolution"].to_dataset()
-    read, view = with_lens(resolution), int(resolution.attrs.get("test_view", 0))
+    read, mapped = with_lens(resolution), with_maps(resolution)
+    view = int(resolution.attrs.get("test_view", 0))
     picked = chosen(
         [(verdicts[gates["item"].values[i]], outcomes[i]) for i in rows],
         entities=[str(gates["entity"].values[i]) for i in rows],
         preferred=[
-            2 * (gates["item"].values[i] in tried) + (gates["entity"].values[i] in read)
+            3 * (gates["item"].values[i] in tried)
+            + sum(gates["entity"].values[i] in those for those in (read, mapped))
             for i in rows
         ],
         n=N_EXAMPLES,

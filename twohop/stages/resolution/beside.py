@@ -38,6 +38,7 @@ from twohop.stages.resolution.picture_maps import (
 Between = Callable[[Item, Item], Axis]
 """What tells one item's entity from another's in a state."""
 OF_TWO = ("attribution", "patched", "cut", "probe")
+METHODS_SAID: dict[str, str] = {**METHOD_NAMES}
 FOLLOWED = "rollout follows attention through it"
 NO_OTHER = "no other entity of this relation has an answer that begins with another token."
 NOT_ALIKE = "the other pictures have not as many tokens, so tokens do not correspond."
@@ -261,7 +262,6 @@ def stored_maps(
             else:
                 whole[..., :n] = values
     names = [item.entity.name for item in items]
-    both = zip(items, others, strict=True)
     said = [[of_it.get(measure, "") for measure in MEASURES] for _, of_it, _ in made]
     place = np.full((len(made), most), -1)
     for k, of_tokens in enumerate(regions):
@@ -281,13 +281,14 @@ def stored_maps(
                 "mapped",
                 [other.entity.name if other is not None else "" for other in others],
             ),
-            "mapped_answers": (
+            "mapped_answer": ("mapped", [item.answers[0] for item in items]),
+            "mapped_foil": (
                 "mapped",
-                [" / ".join(i.answers[0] for i in pair if i is not None) for pair in both],
+                [other.answers[0] if other is not None else "" for other in others],
             ),
             "attributed_by": (
                 "mapped",
-                [METHOD_NAMES.get(method, "") for *_, method in made],
+                [METHODS_SAID.get(method, "") for *_, method in made],
             ),
             "measure": [*MEASURES],
             "against": [*AGAINST],

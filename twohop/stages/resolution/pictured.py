@@ -108,8 +108,8 @@ def read_pictures(study: Study, between: Between | None = None) -> xr.Dataset:
         not known where they lie.
 
         Of ``picture_maps`` of these entities, ``mapped``, what is lost of the logit of the first
-        token of the answer less that of the answer about another, ``mapped_other``, with both in
-        ``mapped_answers``. ``picture_patched`` (mapped, against, picture_window, region): if the
+        token of the answer, ``mapped_answer``, less that of ``mapped_foil``, which is another's,
+        ``mapped_other``. ``picture_patched`` (mapped, against, picture_window, region): if the
         tokens of a region have, in what enters the first block of a window, the states of the
         other's picture, or as a control of another of the own; ``picture_attribution`` (mapped,
         against, block, image_token): an estimate of it token by token, ``attributed_by``.
