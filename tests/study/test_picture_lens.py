@@ -137,7 +137,7 @@ def test_a_report_shows_it_and_older_results_make_one_without(
     lenses = _Page(page).lenses
     read = with_lens(tree["resolution"].to_dataset())
     shown = examples(tree, benchmark)
-    assert len(lenses) == sum(example.entity in read for example in shown) > 0
+    assert len(lenses) == len(read & {example.entity for example in shown}) > 0, "each once"
     n_layers = tree["resolution"].sizes["layer"]
     mapped = with_maps(tree["resolution"].to_dataset())
     assert 0 < len(mapped) < len(read)
@@ -178,7 +178,7 @@ def test_a_report_shows_it_and_older_results_make_one_without(
             assert [one for one, _ in ids] == [target for target, _ in labels]
             assert len({name for _, name in ids}) == 1
         assert {*re.findall(r'href="([^"]{5})', part)} <= {"data:", "#pict"}
-    assert with_panels == sum(example.entity in mapped for example in shown) > 0
+    assert with_panels == len(mapped & {example.entity for example in shown}) > 0
     assert "http" not in "".join(lenses)
 
     old = tree["resolution"].to_dataset()

@@ -32,7 +32,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Example:
-    """An item with everything that was said about it."""
+    """An item with everything that was said about it; of an entity's, the first has the lens."""
 
     item: str
     entity: str
@@ -121,7 +121,7 @@ def examples(tree: xr.DataTree, benchmark: Benchmark) -> list[Example]:
         ],
         n=N_EXAMPLES,
     )
-    shown = []
+    shown: list[Example] = []
     for i in (rows[j] for j in picked):
         item = known[str(gates["item"].values[i])]
         verdict, outcome = str(verdicts[item.id]), str(outcomes[i])
@@ -142,7 +142,7 @@ def examples(tree: xr.DataTree, benchmark: Benchmark) -> list[Example]:
                     picture_lens(
                         resolution, item.entity.name, benchmark.view(item.entity.code, view)
                     )
-                    if item.entity.name in read
+                    if item.entity.name in read - {example.entity for example in shown}
                     else None
                 ),
             )

@@ -53,6 +53,7 @@ def map_panels(
         Of measures that were not made, what and why.
     """
     refused = dict(zip(stored["measure"].values, stored["picture_refused"].values, strict=True))
+    asked = f"In the prompt that asks for the {stored['pictured_relation'].item()}."
     panels, missing = [], []
     for name, measure in MEASURES.items():
         if str(refused[name]):
@@ -66,7 +67,7 @@ def map_panels(
                 picture,
                 drawn.columns,
                 drawn.values,
-                says=f"{drawn.says} {ALONE}",
+                says=f"{asked} {drawn.says} {ALONE}",
                 printed=PRINTED,
                 sides=drawn.sides,
             )
