@@ -95,6 +95,19 @@ class Protocol:
         "entities whose pictures the lens reads token by token, for the report's examples",
         flag="--picture-entities",
     )
+    picture_maps: int = _set(
+        8,
+        whole("entities"),
+        "entities, of those, whose pictures are patched, cut off and attributed to as well",
+        flag="--picture-maps",
+        quick=4,
+    )
+    picture_regions: int = _set(4, whole("regions"), "regions along either side of such a picture")
+    picture_windows: int = _set(
+        6,
+        whole("windows"),
+        "windows of blocks in which such regions are patched or cut off, at most",
+    )
     resamples: int = _set(
         2000,
         whole("resamples", least=LEAST_RESAMPLES),

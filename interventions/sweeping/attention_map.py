@@ -89,14 +89,14 @@ def attention_map(
     queries = text_of(queries, "queries")
     asking = _asking(prompt, queries)
     columns = token_columns(prompt, roles)
-    chosen = _attending(model, layers)
+    chosen = attending(model, layers)
     if rollout and heads is not None:
         raise SiteError("rollout takes the mean over heads. Leave heads= out.")
     named = None if heads is None else index_list(heads, model.anatomy.n_heads, "head")
     site = Site(PATTERN, chosen, asking.filled(), named)
     check_sites(model, prompt, [site])
     if rollout:
-        _attending(model, slice(0, max(chosen) + 1), why="rollout follows attention through it")
+        attending(model, slice(0, max(chosen) + 1), why="rollout follows attention through it")
         check_attention_fits(model, prompt, (), [Site(PATTERN, chosen[:1])])
         values = rolled_out(model, prompt, asking.filled(), chosen)
     else:
@@ -134,7 +134,7 @@ def _asking(prompt: Prompt, name: str) -> Positions:
     return from_lists(tokens, length=prompt.length, single=False, role=name)
 
 
-def _attending(model: Model, layers: Layers | None, *, why: str = "") -> list[int]:
+def attending(model: Model, layers: Layers | None, *, why: str = "") -> list[int]:
     """Blocks that attend to the prompt's tokens; a named one that does not is refused."""
     parts = model.anatomy.parts
     every = [

@@ -19,9 +19,11 @@ from twohop.ask.questions import Questions
 from twohop.protocol import Protocol
 from twohop.report.examples import examples
 from twohop.report.page import write_report
-from twohop.report.picture_lens import STEPS, picture_lens, with_lens
+from twohop.report.picture_drawing import STEPS
+from twohop.report.picture_lens import picture_lens, with_lens, with_maps
 from twohop.running.study import Settings, study_of
-from twohop.stages.resolution.pictured import picture_lens as stored_lens
+from twohop.stages.resolution.picture_maps import MEASURES
+from twohop.stages.resolution.pictured import read_pictures
 from twohop.stages.resolution.states import own_items
 
 LIMIT = 12
@@ -35,7 +37,7 @@ def study() -> Any:
 
 @pytest.fixture(scope="module")
 def lens(study: Any) -> xr.Dataset:
-    return stored_lens(study)
+    return read_pictures(study)
 
 
 def test_what_is_stored_is_what_the_head_says_of_each_token(study: Any, lens: xr.Dataset) -> None:
@@ -64,7 +66,7 @@ class _Page:
     """The parts of a page that show a lens."""
 
     def __init__(self, text: str) -> None:
-        self.lenses = re.findall(r'<div class="lens".*?</div>\n</div>\n</div>\n', text, re.S)
+        self.lenses = re.findall(r'<div class="lens".*?(?=<div class="said">)', text, re.S)
 
 
 def colours(address: str) -> np.ndarray:
@@ -78,14 +80,19 @@ def test_a_drawing_has_the_step_of_each_value_where_it_lies(study: Any, lens: xr
     drawn = picture_lens(stored, entity.name, study.benchmark.view(entity.code, 0))
     own = stored["picture_lens"].isel(pictured=1).sel(whose="own").values
     most = float(stored["picture_lens"].isel(pictured=1).max())
-    assert drawn.box == (0, 0, *drawn.size)
-    for k, layer in enumerate(drawn.layers):
+    panel = drawn.panels[0]
+    assert panel.name == "lens"
+    assert panel.box == (0, 0, *drawn.size)
+    assert not panel.signed
+    for k, (layer, figure) in enumerate(zip(drawn.layers, panel.figures, strict=True)):
         expected = np.rint(own[k] / most * STEPS).reshape(2, 2)
-        assert colours(layer.cells).tolist() == expected.tolist()
-        assert f"Layer {k}: largest {own[k].max():.2g}" in layer.alt
+        [cells] = figure.cells
+        assert colours(cells.source).tolist() == expected.tolist()
+        assert f"Layer {k}: largest {own[k].max():.2g}" in cells.alt
+        assert figure.layers == (layer,) == (k,)
     assert drawn.first == own.max(-1).argmax()
-    assert f"at most {own.max():.2g}, at layer {drawn.first}" in drawn.says
-    assert "As a control, of “" in drawn.says
+    assert f"at most {own.max():.2g}, at layer {drawn.first}" in panel.says
+    assert "As a control, of “" in panel.says
 
 
 def test_cells_that_are_not_alike_keep_their_shares() -> None:
@@ -112,10 +119,12 @@ def test_cells_that_are_not_alike_keep_their_shares() -> None:
         },
     )
     drawn = picture_lens(lens, "a", Image.new("RGB", (40, 10)))
-    cells = colours(drawn.layers[0].cells)
+    [panel] = drawn.panels
+    [drawing] = panel.figures[0].cells
+    cells = colours(drawing.source)
     assert cells.shape[1] == 96
     assert (cells[0] == STEPS).mean() == 0.75
-    assert "control" not in drawn.says
+    assert "control" not in panel.says
 
 
 def test_a_report_shows_it_and_older_results_make_one_without(
@@ -128,28 +137,71 @@ def test_a_report_shows_it_and_older_results_make_one_without(
     lenses = _Page(page).lenses
     read = with_lens(tree["resolution"].to_dataset())
     shown = examples(tree, benchmark)
-    assert len(lenses) == sum(example.entity in read for example in shown) > 0
+    assert len(lenses) == len(read & {example.entity for example in shown}) > 0, "each once"
     n_layers = tree["resolution"].sizes["layer"]
-    for k in range(1, n_layers + 1):
-        assert f":nth-of-type({k}):checked ~ .beside figure:nth-of-type({k})" in page
+    mapped = with_maps(tree["resolution"].to_dataset())
+    assert 0 < len(mapped) < len(read)
+    for k in range(n_layers):
+        assert f".lens .l{k}:checked ~ .beside .f{k}" in page
+    measures = ["lens", *MEASURES]
+    for k in range(len(measures)):
+        assert f".lens .m{k}:checked ~ .p{k}" in page
+    with_panels = 0
     for part in lenses:
-        assert part.count('<svg role="img" aria-label="Layer ') == n_layers
-        buttons = re.findall(r'<input type="radio" name="(layer-\d+)"[^>]*aria-label="(.*?)"', part)
+        whole = 'class="m0"' in part
+        with_panels += whole
+        here = measures if whole else ["lens"]
+        buttons = re.findall(r'<input[^>]* name="(layer-\d+)"[^>]*aria-label="(.*?)"', part)
         assert [label for _, label in buttons] == [f"layer {k}" for k in range(n_layers)]
         assert len({name for name, _ in buttons}) == 1
-        assert len(re.findall(r"<input[^>]* checked>", part)) == 1
-        assert part.count('class="printed"') == min(n_layers, 12)
+        assert len(re.findall(r"<input[^>]* checked>", part)) == 1 + whole
+        panels = re.split(r'<div class="beside ', part)[1:]
+        assert [re.findall(r'aria-label="(.*?)"', panel)[0] for panel in panels] == here
+        for name, panel in zip(here, panels, strict=True):
+            shown_at = [
+                int(layer)
+                for classes in re.findall(r'<(?:figure|p) class="(.*?)"', panel)
+                for layer in re.findall(r"\bf(\d+)", classes)
+            ]
+            assert sorted(shown_at) == [*range(n_layers)], "each layer shows one thing"
+            sides = 2 if name in ("attribution", "patched", "probe") else 1
+            n_figures = panel.count("<figure")
+            assert panel.count('<svg role="img" aria-label="') == sides * n_figures
+            assert panel.count("printed") == min(n_figures, 12 if name == "lens" else 6)
+            assert ("an illustration, not a result" in panel) == (name != "lens")
+        if whole:
+            labels = re.findall(r'<label for="(.*?)">(.*?)</label>', part)
+            assert [label for _, label in labels] == here
+            ids = re.findall(
+                r'<input type="radio" class="m\d" id="(.*?)" name="(measure-\d+)"', part
+            )
+            assert [one for one, _ in ids] == [target for target, _ in labels]
+            assert len({name for _, name in ids}) == 1
         assert {*re.findall(r'href="([^"]{5})', part)} <= {"data:", "#pict"}
+    assert with_panels == len(mapped & {example.entity for example in shown}) > 0
     assert "http" not in "".join(lenses)
 
     old = tree["resolution"].to_dataset()
-    stored = [name for name in old.variables if str(name).startswith(("picture", "whose"))]
-    older = xr.DataTree.from_dict(
-        {name: tree[name].to_dataset() for name in tree.children if name != "resolution"}
-        | {"resolution": old.drop_vars([*stored, "pictured"], errors="ignore")}
+    maps = ("mapped", "region", "against", "cut_off", "which_probe", "measure", "block", "attr")
+    before_maps = old.drop_vars(
+        [name for name in old.variables if {*map(str, old[name].dims)} & {*maps, "picture_window"}]
     )
+    assert with_maps(before_maps) == set()
+    older = _with_resolution(tree, before_maps)
+    text = write_report(tmp_path, older, summary, benchmark).read_text(encoding="utf-8")
+    assert len(_Page(text).lenses) == len(lenses)
+    assert 'class="m0"' not in text
+    assert all(part.count('<div class="beside only"') == 1 for part in _Page(text).lenses)
+
+    stored = [name for name in old.variables if str(name).startswith(("picture", "whose"))]
+    older = _with_resolution(tree, old.drop_vars([*stored, "pictured"], errors="ignore"))
     assert with_lens(older["resolution"].to_dataset()) == set()
     text = write_report(tmp_path, older, summary, benchmark).read_text(encoding="utf-8")
     assert '<div class="lens"' not in text
-    assert "figure:nth-of-type" not in text.replace("figure:nth-of-type(n)", "")
+    assert ".l0:checked" not in text
     assert '<article class="example">' in text
+
+
+def _with_resolution(tree: xr.DataTree, resolution: xr.Dataset) -> xr.DataTree:
+    others = {name: tree[name].to_dataset() for name in tree.children if name != "resolution"}
+    return xr.DataTree.from_dict({**others, "resolution": resolution})

@@ -131,7 +131,7 @@ SMALL: dict[str, Any] = {
     **{"agreement_resamples": 40, "image_places": 2, "question_places": 3, "top_cells": 4},
     **{"later_layers": (0.5,), "earlier_layers": (0.0,), "fit_views": (3,), "test_view": 2},
     **{"attribution_methods": ("relp",), "answer_folds": 3, "spare_tokens": 0},
-    "picture_entities": 2,
+    **{"picture_entities": 2, "picture_maps": 1, "picture_regions": 2, "picture_windows": 3},
 }
 
 
@@ -222,7 +222,7 @@ NOT_OF_THE_PROTOCOL = {
     "what a plan counts by, which measures nothing": (
         *("GB", "MB", "MINUTE", "HOUR", "DAY", "HALF", "WHY", "CARDS", "COUNTS", "NAMED", "NAME"),
         *("ANSWER", "BEGINNINGS", "PIXELS", "TRIES", "UNEVEN", "PACKED", "PICTURES", "TILED"),
-        *("FORWARD", "READINGS", "EARLY", "GRADIENT"),
+        *("FORWARD", "READINGS", "EARLY", "GRADIENT", "LOOKS"),
     ),
     "what memory has room for": ("SPARE", "SHARE", "COPIES", "READ", "HELD", "HELD_INNER"),
     "entities of a data set that are fetched, where no number is given": ("SAMPLE",),
@@ -239,7 +239,8 @@ NOT_OF_THE_PROTOCOL = {
 }
 DRAWN = ("report/comparison_figures.py", "report/comparison_scatter.py", "report/console.py")
 DRAWN += ("report/examples.py", "report/figures.py", "report/maps.py", "report/style.py")
-DRAWN += ("report/timetable.py", "report/picture_lens.py")
+DRAWN += ("report/timetable.py", "report/picture_lens.py", "report/picture_drawing.py")
+DRAWN += ("report/picture_panels.py",)
 NOT_SHARES = ("report/layers", "report/estimates", "items/pictures", "report/pairs", "pairs")
 NOT_SHARES += ("ask/residence", "items/popvqa_hub")
 """Places on a page, altered pictures (which are hashed as they come out), gigabytes, an order."""

@@ -12,6 +12,7 @@ from typing import Any
 import pages
 import pytest
 import twins
+import xarray as xr
 
 from interventions.errors import InterventionsError
 from interventions.results import read_tree
@@ -22,6 +23,8 @@ from twohop.scoring import OUTCOMES
 from twohop.stages.diagnosis import VERDICTS
 from twohop.stages.recall import GATES
 from twohop.stages.recovery.arms import ARMS, WITHOUT_IMAGE_TOKENS
+from twohop.stages.resolution.beside import NO_OTHER
+from twohop.stages.resolution.picture_maps import MEASURES
 from twohop.stages.table import STAGES
 from twohop.stages.timing import STATES
 
@@ -62,6 +65,20 @@ def numbers_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
     found += [summary["diagnosis"][one] for one in VERDICTS]
     found += [summary["recovered"][arm] for arm in ARMS]
     return [*found, *summary["followed"].values(), *summary["still_right"].values()]
+
+
+def check_maps(resolved: xr.Dataset, page: str, *, recurrent: bool) -> None:
+    """Every measure of a picture is there, or it is said why not."""
+    for measure in MEASURES:
+        refused = resolved["picture_refused"].sel(measure=measure)
+        there = resolved[f"picture_{measure}"].notnull()
+        made = there.any([dim for dim in there.dims if dim != "mapped"])
+        assert (made == (refused == "")).all(), refused.values.tolist()
+        reasons = {*refused.values.tolist()} - {"", NO_OTHER}
+        assert bool(reasons) == (measure == "rollout" and recurrent), reasons
+        for reason in reasons:
+            assert "a recurrent state" in reason
+            assert f"No {measure}: {reason}" in page
 
 
 @pytest.mark.parametrize("key", PUBLISHED)
@@ -105,6 +122,10 @@ def test_the_study_runs_from_one_command(
     assert summary["recovered"][whole]["n"] == n_lost
     assert ("not available" in page) == crossing
     assert ("the image enters by cross-attention" in capsys.readouterr().out) == crossing
+    resolved = tree["resolution"].to_dataset()
+    assert ("picture_lens" in resolved) == (not crossing)
+    if not crossing:
+        check_maps(resolved, page, recurrent=key == "qwen3.5-9b")
     if crossing:
         assert summary["diagnosis"]["late"]["value"] == 0
         assert tree["resolution"].sizes["layer"] > tree["windows"].sizes["edge"]

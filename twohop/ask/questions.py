@@ -96,6 +96,10 @@ class Questions:
             for i in range(0, len(rows), most or len(rows))
         ]
 
+    def view(self, rows: Rows) -> int:
+        """Which picture rows of one view are asked about by."""
+        return self.views if isinstance(self.views, int) else self.views[rows[0]]
+
     def template(self, rows: Rows) -> Template:
         """The prompt's text, for rows of one relation."""
         return self.study.benchmark.templates[self.items[rows[0]].relation]
@@ -127,8 +131,9 @@ class Questions:
             self.study,
             self.template(rows),
             [self.items[i].entity for i in rows],
-            views=self.views if isinstance(self.views, int) else self.views[rows[0]],
+            views=self.view(rows),
             sized_as=None if like is None else [like.items[i].entity for i in rows],
+            sized_view=0 if like is None else like.view(rows),
             marked=marked,
             share_prefix=share_prefix,
         )

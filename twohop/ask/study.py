@@ -103,6 +103,7 @@ def image_prompt(
     *,
     views: Sequence[int] | int = 0,
     sized_as: Sequence[Entity] | None = None,
+    sized_view: int = 0,
     marked: bool = False,
     share_prefix: bool | str = True,
 ) -> Prompt:
@@ -117,6 +118,8 @@ def image_prompt(
         For all, or one each.
     sized_as : sequence of Entity, optional
         Bring each picture to the size of this entity's: as large pictures have as many tokens.
+    sized_view : int
+        Which picture of it.
     marked : bool
         Give the question, without worked examples, what is shared, and what a chat writes behind
         it, the role ``asked``; done anyway where an image has no tokens.
@@ -129,7 +132,7 @@ def image_prompt(
         for entity, view in zip(entities, chosen, strict=True)
     ]
     if sized_as is not None:
-        sizes = [study.benchmark.view(entity.code, 0).size for entity in sized_as]
+        sizes = [study.benchmark.view(entity.code, sized_view).size for entity in sized_as]
         images = [
             image if image.size == size else image.resize(size)
             for image, size in zip(images, sizes, strict=True)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from twohop.items.items import Benchmark
 from twohop.report import wording
-from twohop.report.picture_lens import PictureLens, picture_lens, with_lens
+from twohop.report.picture_lens import PictureLens, picture_lens, with_lens, with_maps
 from twohop.stages.recovery.arms import arm_label
 
 N_EXAMPLES = 8
@@ -32,7 +32,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Example:
-    """An item with everything that was said about it."""
+    """An item with everything that was said about it; of an entity's, the first has the lens."""
 
     item: str
     entity: str
@@ -109,17 +109,19 @@ def examples(tree: xr.DataTree, benchmark: Benchmark) -> list[Example]:
     outcomes = gates["outcome"].sel(gate="vlm_image").values
     tried = set(recovery["tried"].values) | set(recovery["kept"].values)
     resolution = tree["resolution"].to_dataset()
-    read, view = with_lens(resolution), int(resolution.attrs.get("test_view", 0))
+    read, mapped = with_lens(resolution), with_maps(resolution)
+    view = int(resolution.attrs.get("test_view", 0))
     picked = chosen(
         [(verdicts[gates["item"].values[i]], outcomes[i]) for i in rows],
         entities=[str(gates["entity"].values[i]) for i in rows],
         preferred=[
-            2 * (gates["item"].values[i] in tried) + (gates["entity"].values[i] in read)
+            3 * (gates["item"].values[i] in tried)
+            + sum(gates["entity"].values[i] in those for those in (read, mapped))
             for i in rows
         ],
         n=N_EXAMPLES,
     )
-    shown = []
+    shown: list[Example] = []
     for i in (rows[j] for j in picked):
         item = known[str(gates["item"].values[i])]
         verdict, outcome = str(verdicts[item.id]), str(outcomes[i])
@@ -140,7 +142,7 @@ def examples(tree: xr.DataTree, benchmark: Benchmark) -> list[Example]:
                     picture_lens(
                         resolution, item.entity.name, benchmark.view(item.entity.code, view)
                     )
-                    if item.entity.name in read
+                    if item.entity.name in read - {example.entity for example in shown}
                     else None
                 ),
             )

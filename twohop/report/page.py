@@ -25,7 +25,7 @@ from twohop.report.figures import (
 )
 from twohop.report.layers import last_block, resolution_figure, windows_figure
 from twohop.report.maps import attribution_methods, map_figure
-from twohop.report.picture_lens import gradient
+from twohop.report.picture_drawing import gradient
 from twohop.report.sentence import verdict_sentence
 from twohop.report.settings import (
     command,
@@ -222,7 +222,9 @@ def write_report(
         name: Plate(TITLES[name], alts[name], embedded(vector)) for name, vector in vectors.items()
     }
     shown = examples(tree, benchmark)
-    layers = max((len(example.lens.layers) for example in shown if example.lens), default=0)
+    lenses = [example.lens for example in shown if example.lens]
+    layers = max((lens.layers[-1] + 1 for lens in lenses), default=0)
+    measures = max((len(lens.panels) for lens in lenses), default=0)
     page = (
         environment()
         .get_template("report.html.jinja")
@@ -245,7 +247,8 @@ def write_report(
             attribution_methods=attribution_methods(tree),
             command=command(tree, summary),
             command_note=command_note(tree, summary),
-            style=stylesheet(lens_layers=layers),
+            lens_measures=measures,
+            style=stylesheet(lens_layers=layers, lens_measures=measures),
         )
     )
     path = folder / REPORT
@@ -253,9 +256,23 @@ def write_report(
     return path
 
 
-def stylesheet(*, lens_layers: int = 0) -> Markup:
-    """The pages' style sheet; ``lens_layers``: most layers of the lens of an example."""
+def stylesheet(*, lens_layers: int = 0, lens_measures: int = 0) -> Markup:
+    """The pages' style sheet.
+
+    Parameters
+    ----------
+    lens_layers : int
+        Most layers of the lens of an example.
+    lens_measures : int
+        Most measures of one, the lens among them.
+    """
     template = environment().get_template("style.css.jinja")
     return Markup(
-        template.render(lens_scale=gradient(), lens_opacity=OPAQUE, lens_layers=lens_layers)
+        template.render(
+            lens_scale=gradient(),
+            lens_signed=gradient(signed=True),
+            lens_opacity=OPAQUE,
+            lens_layers=lens_layers,
+            lens_measures=lens_measures,
+        )
     )

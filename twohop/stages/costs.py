@@ -6,6 +6,7 @@ of blocks, cells, places and rows are those of the stages' own functions.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 from twohop.ask.shards import SHARD_ROWS
@@ -20,6 +21,8 @@ from twohop.stages.recovery.chains import ABOUT_NAME, WITHOUT_NAME
 from twohop.stages.recovery.recovery import SPAN_VALUES
 from twohop.stages.recovery.spans import ROWS as SPAN_ROWS
 from twohop.stages.recovery.transplants import WHOLE_ARMS
+from twohop.stages.resolution.beside import windows_of
+from twohop.stages.resolution.picture_maps import AGAINST, CUT
 from twohop.stages.resolution.states import BATCH_TOKENS, RAGGED_ROWS, spread_rows
 from twohop.stages.timetable import thinned
 from twohop.stages.work import Asked, Lengths, Work
@@ -180,11 +183,45 @@ def resolution(scope: Scope, protocol: Protocol) -> list[Work]:
     if pictures.path != "plain":
         drawn = pictures.sample(len(spread_rows(len(pictures.rows), protocol.picture_entities)))
         works.append(scope.vlm.reading(drawn, most=max(1, BATCH_TOKENS // drawn.rows[-1])))
+        mapped = drawn.sample(len(spread_rows(len(drawn.rows), protocol.picture_maps)))
+        works += [
+            work
+            for row in mapped.rows
+            for work in _on_picture(scope.vlm, replace(mapped, rows=(row,)), protocol)
+        ]
     names = [relation.cut for relation in scope.relations] + [scope.named]
     for asked in [scope.backbone] + ([] if scope.same else [scope.vlm]):
         works += [asked.reading(part, most=_states(part)) for part in names]
     whole = scope.relations[scope.probed].named
     return [*works, scope.backbone.reading(whole, most=_states(whole))]
+
+
+def _on_picture(vlm: Asked, picture: Lengths, protocol: Protocol) -> list[Work]:
+    """Every map of one picture: read for attention, rollout and probe, and from two others."""
+    windows = windows_of(vlm.sizes.n_layers, protocol)
+    text = picture.behind - 1
+    image = picture.rows[-1] - picture.ahead - text
+    across = protocol.picture_regions
+    lines = [image * (k // across) // across for k in range(across**2)]
+    regions = lines if image >= across**2 else [*range(image)]
+    firsts = [blocks[0] for blocks in windows]
+    patched = [(first, image - ahead + text) for first in firsts for ahead in regions]
+    cut = [(first, text) for first in firsts for _ in regions]
+    attributed = vlm.gradients(
+        picture, most=1, forward=FORWARD, backward=protocol.attribution_steps
+    )
+    below = firsts[-1] / vlm.sizes.n_layers
+    return [
+        *[attributed] * len(AGAINST),
+        *[vlm.reading(picture)] * LOOKS,
+        *[vlm.reading(picture, share=below)] * len(AGAINST),
+        vlm.cells(picture, patched * len(AGAINST)),
+        vlm.cells(picture, cut * len(CUT)),
+    ]
+
+
+LOOKS = 3
+"""For attention, for its rollout, and for the probe."""
 
 
 def _states(lengths: Lengths) -> int:

@@ -10,6 +10,7 @@ from interventions import Model, Patch, Positions, Prompt, replay, run
 from interventions.prompt.positions import ragged
 from interventions.running.greedy import greedy
 from interventions.sweeping.metrics import Target
+from interventions.sweeping.schedule import Edit
 from twohop.ask.memory import Batches, limit_of, rows_for
 from twohop.ask.on_server import Tick
 from twohop.ask.study import Decoding
@@ -19,13 +20,15 @@ ANSWER_ROWS = 192  # many, as a decoding step costs little more for many rows th
 
 Cells = Sequence[Sequence[Patch]]
 """Interventions, each over all rows of a prompt."""
+Edits = Sequence[Sequence[Edit]]
+"""The same, with edges of attention that are cut among them."""
 Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def run_cells(
     model: Model,
     prompt: Prompt,
-    cells: Cells,
+    cells: Edits,
     *,
     positions: Positions,
     measure: Measure,
@@ -38,8 +41,8 @@ def run_cells(
     model : Model
         One that runs here: on a server, this is part of what runs there.
     prompt : Prompt
-    cells : sequence of sequences of Patch
-        One without patches is the clean run.
+    cells : sequence of sequences of Patch or Knockout
+        One without any is the clean run.
     positions : Positions
         Where logits are wanted.
     measure : callable

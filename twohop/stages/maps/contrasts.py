@@ -1,6 +1,6 @@
 """Items beside the same question about another entity: the two runs that a map compares."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,21 +67,9 @@ def swapped_items(study: Study, model: Model, right: np.ndarray, *, shown: bool)
     items = known_items(benchmark.items, right, seed=study.seed, limit=study.protocol.map_items)
     if not items:
         return []
-    template = benchmark.templates[items[0].relation]
-    space = spaced(model, text_prompt(model, template, [items[0].entity]))
-    firsts = {
-        item.id: ids[:1]
-        for item, ids in zip(
-            benchmark.items,
-            token_ids(model, [item.answers[0] for item in benchmark.items], space=space),
-            strict=True,
-        )
-    }
+    told = told_apart(study, model)
     names = [entity.name for entity in benchmark.entities]
     lengths = dict(zip(names, map(len, token_ids(model, names)), strict=True))
-
-    def told(item: Item, other: Item) -> bool:
-        return firsts[item.id] != firsts[other.id]
 
     def alike(item: Item, other: Item) -> bool:
         same_length = lengths[item.entity.name] == lengths[other.entity.name]
@@ -90,6 +78,16 @@ def swapped_items(study: Study, model: Model, right: np.ndarray, *, shown: bool)
     rivals = draw_rivals(study, items, alike=alike, alone=True)
     pairs = zip(items, rivals, strict=True)
     return [(own, other) for own, other in pairs if other is not None and told(own, other)]
+
+
+def told_apart(study: Study, model: Model) -> Callable[[Item, Item], bool]:
+    """Whether the answers to two items begin with different tokens, as a function of them."""
+    items, templates = study.benchmark.items, study.benchmark.templates
+    asked = text_prompt(model, templates[items[0].relation], [items[0].entity])
+    answers = [item.answers[0] for item in items]
+    ids = token_ids(model, answers, space=spaced(model, asked))
+    firsts = {item.id: tokens[:1] for item, tokens in zip(items, ids, strict=True)}
+    return lambda item, other: firsts[item.id] != firsts[other.id]
 
 
 def swaps(study: Study, model: Model, pairs: Sequence[Pair], *, shown: bool) -> Iterator[Swap]:

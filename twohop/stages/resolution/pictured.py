@@ -1,10 +1,11 @@
-"""Where in a few pictures the entity can be read at each layer, by the model's own head.
+"""A few pictures token by token: where the entity is read, and what tokens are to the answer.
 
 For the examples of a report; nothing is measured on it. Layer ``l`` is the input of block ``l``;
 the last one is the output of the last block.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from twohop.ask.on_server import Task, Tick
 from twohop.ask.questions import Questions, Rows, draw_rivals
 from twohop.ask.roles import has_image_tokens
 from twohop.ask.study import Study, first_tokens
+from twohop.stages.maps.contrasts import told_apart
+from twohop.stages.resolution.beside import Between, put_beside, regions_of, stored_maps
+from twohop.stages.resolution.picture_maps import Beside, Made, maps_of
 from twohop.stages.resolution.states import BATCH_TOKENS, own_items, spread_rows
 
 WHOSE = ("own", "other")
@@ -61,8 +65,35 @@ def lens_on_picture(
     return probabilities
 
 
-def picture_lens(study: Study) -> xr.Dataset:
-    """Read the names of some entities out of every token of their pictures, at every layer.
+def look_at(
+    model: Model,
+    prompt: Prompt,
+    image: Positions,
+    names: torch.Tensor,
+    besides: Sequence[Beside | None],
+    *,
+    tick: Tick,
+) -> list[tuple[torch.Tensor, Made | None]]:
+    """The lens on every picture, :func:`lens_on_picture`, and all maps of some.
+
+    ``besides`` has one for each row, or None.
+    """
+    lenses = lens_on_picture(model, prompt, image, names, tick=tick)
+    maps: list[Made | None] = []
+    for beside in besides:
+        maps.append(None if beside is None else maps_of(model, beside))
+        tick(int(beside is not None))
+    return [*zip(lenses, maps, strict=True)]
+
+
+def read_pictures(study: Study, between: Between | None = None) -> xr.Dataset:
+    """Read some entities in every token of their pictures, and what these tokens are for.
+
+    Parameters
+    ----------
+    study : Study
+    between : callable, optional
+        What a probe tells two items' entities by; without it, no token is probed.
 
     Returns
     -------
@@ -75,6 +106,21 @@ def picture_lens(study: Study) -> xr.Dataset:
         over all of them, each asked about by its own item; coordinates ``pictured_relation`` and
         ``pictured_other``, whose name is the control. Empty where an image has no tokens, or it is
         not known where they lie.
+
+        Of ``picture_maps`` of these entities, ``mapped``, what is lost of the logit of the first
+        token of the answer, ``mapped_answer``, less that of ``mapped_foil``, which is another's,
+        ``mapped_other``. ``picture_patched`` (mapped, against, picture_window, region): if the
+        tokens of a region have, in what enters the first block of a window, the states of the
+        other's picture, or as a control of another of the own; ``picture_attribution`` (mapped,
+        against, block, image_token): an estimate of it token by token, ``attributed_by``.
+        ``picture_cut`` (mapped, cut_off, picture_window, region): if nothing behind the picture
+        attends to a region in the blocks of a window; as a control, to as many tokens drawn from
+        all regions. ``picture_attention`` and ``picture_rollout`` (mapped, block, image_token): the
+        last token's, as :func:`interventions.attention_map` has them. ``picture_probe`` (mapped,
+        which_probe, layer, image_token): the transfer probe's score of the entity, centred, less
+        that of the other; and its null's. ``picture_region`` (mapped, image_token): the region that
+        each token is of, -1 none; ``picture_refused`` (mapped, measure): why there is none of a
+        measure, or nothing.
     """
     vlm, protocol = study.vlm, study.protocol
     if not has_image_tokens(vlm):
@@ -83,11 +129,9 @@ def picture_lens(study: Study) -> xr.Dataset:
     items = [every[row] for row in spread_rows(len(every), protocol.picture_entities)]
     questions = Questions(study, items, protocol.test_view)
     rivals = draw_rivals(study, items, alone=True)
+    shown = [questions.shown([row], marked=True) for row in range(len(items))]
     try:
-        grids = [
-            questions.shown([row], marked=True).image_grid().sortby("position")
-            for row in range(len(items))
-        ]
+        grids = [prompt.image_grid().sortby("position") for prompt in shown]
     except RoleError:
         return xr.Dataset()
     names = torch.zeros(len(items), 2, dtype=torch.long)
@@ -96,21 +140,43 @@ def picture_lens(study: Study) -> xr.Dataset:
         for row in rows:
             of_both = [(item or items[row]).entity.name for item in (items[row], rivals[row])]
             names[row] = torch.tensor(first_tokens(vlm, asked, of_both))
+    told = told_apart(study, vlm)
+    # Drawn from those that are told apart, if there are any.
+    drawn = draw_rivals(study, items, alike=told, alone=True)
+    others = [
+        other if other is not None and told(item, other) else None
+        for item, other in zip(items, drawn, strict=True)
+    ]
+    mapped = [*spread_rows(len(items), protocol.picture_maps)]
+    regions = {row: regions_of(grids[row], protocol.picture_regions) for row in mapped}
+
+    @cache
+    def beside(row: int) -> Beside:
+        return put_beside(
+            questions,
+            row,
+            others[row],
+            shown=shown[row],
+            regions=regions[row],
+            between=between,
+        )
 
     def arguments(rows: Rows) -> Task:
         prompt = questions.shown(rows, marked=True)
-        return prompt, prompt.at("image"), names[rows]
+        besides = [beside(row) if row in regions else None for row in rows]
+        return prompt, prompt.at("image"), names[rows], besides
 
-    of_items = questions.map(lens_on_picture, arguments, model=vlm)
+    passes = [1 + (row in regions) for row in range(len(items))]
+    of_items = questions.map(look_at, arguments, model=vlm, passes=passes)
     most = max(grid.sizes["token"] for grid in grids)
-    lens = np.stack([_padded(values.numpy(), most) for values in of_items], axis=1)
+    lens = np.stack([_padded(values.numpy(), most) for values, _ in of_items], axis=1)
     lens[1, [row for row, rival in enumerate(rivals) if rival is None]] = np.nan
     boxes = [np.stack([grid[edge].values for edge in EDGES]) for grid in grids]
     views = np.full((len(items), most), "", dtype=object)
     for row, grid in enumerate(grids):
         views[row, : grid.sizes["token"]] = grid["kind"].values
     sizes = [[float(grid[side][0]) for side in ("width", "height")] for grid in grids]
-    return xr.Dataset(
+    lenses = xr.Dataset(
         {
             "picture_lens": (("whose", "pictured", "layer", "image_token"), lens.astype("float32")),
             "picture_box": (
@@ -132,6 +198,15 @@ def picture_lens(study: Study) -> xr.Dataset:
             "side": ["width", "height"],
         },
     )
+    maps = stored_maps(
+        [of_items[row][1] for row in mapped],
+        [beside(row) for row in mapped],
+        [regions[row] for row in mapped],
+        [items[row] for row in mapped],
+        [others[row] for row in mapped],
+        most=most,
+    )
+    return lenses.merge(maps)
 
 
 def _padded(values: np.ndarray, most: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from interventions.probing.ridge import Probe, fit_probes
+from twohop.stages.resolution.picture_maps import Axis
 
 TRANSFERS = ("transfer", "transfer_centred")
 """Ways to apply a transfer probe."""
@@ -58,6 +59,25 @@ class NameProbes:
             for kind, scores in zip(way, (raw, centred), strict=True):
                 right[kind] = scores.argmax(-1) == labels
         return right
+
+    def between(self, own: int, other: int, *, middle: torch.Tensor) -> Axis:
+        """What tells two entities apart in a state, of the probe and its null.
+
+        Parameters
+        ----------
+        own, other : int
+            Entities.
+        middle : Tensor [layer, 1, d_model]
+            What the states share.
+        """
+        parts = []
+        for probe in (self.own, self.null):
+            offset = probe.offset.expand(len(probe.mean), 1, -1)[:, 0]
+            direction = (probe.weight[..., own] - probe.weight[..., other]) / probe.scale[:, 0]
+            shared = (middle[:, 0] * direction).sum(-1)
+            parts.append((direction, offset[:, own] - offset[:, other] - shared))
+        directions, offsets = zip(*parts, strict=True)
+        return Axis(torch.stack(directions).float(), torch.stack(offsets))
 
 
 def fit_on_names(

@@ -17,10 +17,12 @@ from twohop.ask.halves import chosen_elsewhere, halves
 from twohop.ask.questions import by_relation
 from twohop.ask.roles import IMAGE_ROLES, backbone_layers
 from twohop.ask.study import Study
+from twohop.items.items import Item
 from twohop.stages.recall import same_decoder
 from twohop.stages.resolution.answers import answer_curves, lens_curves
 from twohop.stages.resolution.onset import layers_running, onsets
-from twohop.stages.resolution.pictured import picture_lens
+from twohop.stages.resolution.picture_maps import Axis
+from twohop.stages.resolution.pictured import read_pictures
 from twohop.stages.resolution.probes import (
     NULLS,
     PLAIN,
@@ -119,6 +121,7 @@ def drifted(names: Names, *, study: Study) -> tuple[dict[str, np.ndarray], np.nd
 
 def read_at_roles(
     names: Names,
+    probes: NameProbes,
     tested: Mapping[str, torch.Tensor],
     fitted: Mapping[str, torch.Tensor],
     study: Study,
@@ -128,6 +131,8 @@ def read_at_roles(
     Parameters
     ----------
     names : Names
+    probes : NameProbes
+        Of all the prompts.
     tested, fitted : mapping of str to Tensor [layer, row, d_model]
         The VLM's states by role, in the pictures tested on and in those fitted on.
     study : Study
@@ -138,7 +143,6 @@ def read_at_roles(
     form : ndarray of int [role, layer, entity]
     """
     n, protocol = len(study.benchmark.entities), study.protocol
-    probes = names.probes(slice(None), study=study)
     told = mean_of_entities(names.backbone, names.labels, n_classes=n)
     labels = torch.arange(n)
     fit_labels = labels.repeat(len(protocol.fit_views))
@@ -228,7 +232,8 @@ def resolution(study: Study) -> xr.Dataset:
     fitted = {role: joined[shared[id(tested[role])]] for role in roles}
     same = same_decoder(vlm, study.backbone)
     names = names_of(study, same=same)
-    hits, form = read_at_roles(names, tested, fitted, study)
+    probes = names.probes(slice(None), study=study)
+    hits, form = read_at_roles(names, probes, tested, fitted, study)
     drift, backbone = drifted(names, study=study)
     nothing = np.full(hits.shape[2:], np.nan)
 
@@ -286,4 +291,10 @@ def resolution(study: Study) -> xr.Dataset:
             "drift_copied": int(same),
         },
     )
-    return measured.merge(picture_lens(study))
+    row_of = {code: row for row, code in enumerate(codes)}
+
+    def between(own: Item, other: Item) -> Axis:
+        pair = row_of[own.entity.code], row_of[other.entity.code]
+        return probes.between(*pair, middle=fitted["image"].double().mean(1, keepdim=True))
+
+    return measured.merge(read_pictures(study, between))
