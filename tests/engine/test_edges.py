@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from families import case_of, model_of
-from test_architectures import UNDERSTOOD, build, tokenizer_of
+from test_architectures import SIDE_BY_SIDE, UNDERSTOOD, build, tokenizer_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interventions as iv
@@ -20,8 +20,6 @@ from interventions.circuits.scores import Circuit
 from interventions.errors import PromptError, ResultsError, RoleError, SiteError
 
 PART = 16  # width of each of the four parts of the residual stream
-NOT_REPLAYED = ("Falcon", "DeepseekV3")
-"""Architectures that cannot be gone on with from keys and values, which iv.replay needs."""
 CIRCUIT = ["input->L0.H1.v", "L0.H1->L2.H0.v", "L2.H0->logits"]
 COPIED: dict[str, Any] = {"answers": "of", "foils": "is"}
 ASKED: dict[str, Any] = {"answers": "Paris", "foils": "town"}
@@ -240,12 +238,11 @@ def test_other_architectures_carry_everything_or_nothing(name: str) -> None:
     scale = np.abs(edges.run).max() + np.abs(edges.source).max()
     assert np.abs(edges.values[0] - edges.source).max() < 1e-4 * scale
     assert np.abs(edges.values[1] - edges.run).max() < 1e-4 * scale
-    if name not in NOT_REPLAYED:
-        [exact] = exact_edges(model, [own], chosen)
-        [flowing] = carried(model, [own], [Choice([edge]) for edge in chosen], None)
-        assert isinstance(exact, ExactEdges)
-        assert np.abs(flowing.values - flowing.run - exact.effect.T).max() < 1e-4 * scale
-    side_by_side = name in ("GPTNeoX", "Cohere", "Phi", "Falcon")
+    [exact] = exact_edges(model, [own], chosen)
+    [flowing] = carried(model, [own], [Choice([edge]) for edge in chosen], None)
+    assert isinstance(exact, ExactEdges)
+    assert np.abs(flowing.values - flowing.run - exact.effect.T).max() < 1e-4 * scale
+    side_by_side = name in SIDE_BY_SIDE
     assert all(block.parallel == side_by_side for block in graph.blocks)
     assert all(block.n_heads == model.anatomy.n_heads for block in graph.blocks)
 
