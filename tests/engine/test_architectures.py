@@ -53,10 +53,6 @@ UNDERSTOOD: dict[str, dict[str, Any]] = {
         "num_attention_heads": HEADS,
     },
     "GPTJ": {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "rotary_dim": 4},
-    "GPTNeo": {
-        **{"hidden_size": WIDTH, "num_layers": LAYERS, "num_heads": HEADS, "window_size": 4},
-        "attention_types": [[["global", "local", "global"], 1]],
-    },
     "GPTBigCode": {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS},
     "CodeGen": {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "rotary_dim": 4},
     "Mixtral": {**SIZES, "num_local_experts": 2},
@@ -65,6 +61,8 @@ UNDERSTOOD: dict[str, dict[str, Any]] = {
     "Exaone4": SIZES,
     "SmolLM3": SIZES,
     "GptOss": {**SIZES, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "DiffLlama": SIZES,
+    "VaultGemma": {**SIZES, "head_dim": 8, "query_pre_attn_scalar": 8},
     "DeepseekV2": DEEPSEEK,
     "DeepseekV3": DEEPSEEK,
 }

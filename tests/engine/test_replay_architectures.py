@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from floors import FLOOR32, noise, relative
-from test_architectures import UNDERSTOOD, build, tokenizer_of
+from test_architectures import HEADS, LAYERS, UNDERSTOOD, WIDTH, build, tokenizer_of
 
 import interventions as iv
+from interventions.errors import PatchError, SiteError
 from interventions.sweeping.schedule import path_of
 
 TEXTS = ["The capital of France is", "Who was the first mayor of the town in the north?"]
@@ -22,6 +23,20 @@ SHARED = [f"{BEGIN}France is", f"{BEGIN}the big town was"]
 FALCON = UNDERSTOOD["Falcon"]
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, settings) for name, settings in UNDERSTOOD.items()},
+    "GPTNeo": (
+        "GPTNeo",
+        {
+            **{"hidden_size": WIDTH, "num_layers": LAYERS, "num_heads": HEADS, "window_size": 4},
+            "attention_types": [[["global", "local", "global"], 1]],
+        },
+    ),
+    "JetMoe": (
+        "JetMoe",
+        {
+            **{"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_key_value_heads": 2},
+            **{"kv_channels": 8, "intermediate_size": 32, "num_local_experts": 4},
+        },
+    ),
     "Falcon with groups": (
         "Falcon",
         {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
@@ -40,11 +55,12 @@ PATHS = {  # blocks, and in them what gives attn_out and mlp_out
         ("Olmo2", "Exaone4"),
         ("model.layers", "post_attention_layernorm", "post_feedforward_layernorm"),
     ),
+    "JetMoe": ("model.layers", "self_attention", "mlp"),
     "Glm4": ("model.layers", "post_self_attn_layernorm", "post_mlp_layernorm"),
     "Mixtral": ("model.layers", "self_attn", "mlp"),
 }
 OTHERS = ("model.layers", "self_attn", "mlp")
-WITHOUT_SDPA = ("GPTJ", "GPTNeo", "CodeGen", "GptOss")
+WITHOUT_SDPA = ("GPTJ", "GPTNeo", "CodeGen", "GptOss", "VaultGemma")
 CASES = [
     (name, attn)
     for name, attn in product(VARIANTS, ("eager", "sdpa"))
@@ -177,3 +193,27 @@ def test_blocks_whose_code_does_not_tell_what_they_give_are_not_skipped() -> Non
     assert [block.n_given for block in model.anatomy.parts] == [None] * model.n_layers
     prompt = model.prompt(TEXTS, spans={"entity": ["France", "the town"]})
     check(model, "Falcon", prompt, prompt)
+
+
+def test_keys_that_are_made_of_the_cache_are_not_written() -> None:
+    model = model_of("DeepseekV3", "sdpa")
+    prompt = model.prompt(TEXTS)
+    place = prompt.at("last")
+    (keys,) = iv.read(model, prompt, [iv.Site("k_rot", 1, place)])
+    with pytest.raises(PatchError, match=r"made anew of what is in the cache.* Write head_out"):
+        iv.run(model, prompt, patches=[iv.Patch("k_rot", 1, place, keys)])
+    with pytest.raises(PatchError, match="made anew"), model.trace(prompt):
+        model.k_rot[1, place] = keys
+
+
+def test_attention_that_is_called_twice_is_not_looked_into() -> None:
+    model = model_of("DiffLlama", "sdpa")
+    prompt = model.prompt(TEXTS)
+    with pytest.raises(SiteError, match=r"calls its attention function 2 times.* Use head_out"):
+        iv.read(model, prompt, [iv.Site("attn_pattern", 1, prompt.at("last"))])
+
+
+def test_local_attention_counts_as_a_window() -> None:
+    model = model_of("GPTNeo", "eager")
+    assert model.anatomy.windowed
+    assert not len(model.prompt(SHARED, share_prefix=True).prefix_ids)  # rows of other lengths
