@@ -184,8 +184,13 @@ def _method(module: Any, name: str) -> Any:
     return getattr(module, name, None) or getattr(getattr(module, "model", None), name, None)
 
 
+def kinds_of(text: Any) -> list[str] | None:
+    """What each block attends to, by a config's name for it; None where all do alike."""
+    return getattr(text, "layer_types", None) or getattr(text, "attention_layers", None)
+
+
 def _windowed(text: Any) -> bool:
-    kinds = getattr(text, "layer_types", None) or getattr(text, "attention_layers", None)
+    kinds = kinds_of(text)
     if kinds is None:
         return getattr(text, "sliding_window", None) is not None
     return any(kind not in WHOLE for kind in kinds)

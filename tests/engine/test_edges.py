@@ -85,6 +85,26 @@ def test_a_circuit_wired_by_hand_is_found_and_nothing_else_matters(method: Any) 
     assert curve["n_edges"][1] == 3
 
 
+def test_a_change_that_is_none_has_no_share() -> None:
+    model = copying()
+    clean, corrupt = copied(model)
+    texts = [model.tokenizer.decode(prompt.inputs["input_ids"][0]) for prompt in (clean, corrupt)]
+    there, back = (model.prompt(rows) for rows in (texts, texts[::-1]))
+    asked = {"circuits": [3], "n_random": 0, **COPIED}
+    swapped = iv.attribute_edges(model, there, back, **COPIED)
+    kept = iv.faithfulness(model, swapped, there, back, **asked)
+    says = (
+        "higher in the run than in the source for 1 items and lower for 1, by as much in all.*"
+        r"\.to_dataframe\(\)"
+    )
+    with pytest.raises(ResultsError, match=says):
+        kept.curve()
+    assert kept.to_dataframe()["value"].nunique() > 1
+    kept.data["source_metric"] = kept.data["run_metric"]
+    with pytest.raises(ResultsError, match="the same metric in every item"):
+        kept.curve()
+
+
 def test_of_that_circuit_exact_edges_are_the_only_ones_with_an_effect() -> None:
     model = copying()
     clean, corrupt = copied(model)
