@@ -32,7 +32,7 @@ from interventions.prompt.positions import Positions, Readout
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
 from interventions.running.attention_memory import check_attention_fits
-from interventions.running.checking import check_asked, check_start, start_of
+from interventions.running.checking import check_asked, check_numbers, check_start, start_of
 from interventions.running.coordinates import write_within
 from interventions.running.knockout import Knockout, check_knockouts, cut_edges
 from interventions.running.patches import Patch, check_patches
@@ -358,6 +358,9 @@ def run_checked(
             last = torch.cat([last, final.to(last)[rows, place]], -1)
     elif last is not None:
         last = last[:, -1]
+    if last is not None and (patches or start is not None):
+        asked = last[logits.mask.to(last.device)] if isinstance(logits, Positions) else last
+        check_numbers(asked.detach(), number_format)
     return Run(last, values, cache, prompt)
 
 
