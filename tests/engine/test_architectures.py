@@ -193,6 +193,15 @@ class HalfMlp(transformers.models.llama.modeling_llama.LlamaDecoderLayer):
         return between + 0.5 * self.mlp(self.post_attention_layernorm(between))
 
 
+def test_experts_that_do_not_take_a_format_are_said_to_be_so() -> None:
+    module = build("Mixtral", UNDERSTOOD["Mixtral"]).double()
+    says = r"does not run as it was loaded, in torch.float64.*set_experts_implementation\("
+    with pytest.raises(LoadError, match=says):
+        iv.load(module, tokenizer=tokenizer_of())
+    module.set_experts_implementation("eager")
+    assert iv.load(module, tokenizer=tokenizer_of()).n_layers == LAYERS
+
+
 class Scaled(LlamaForCausalLM):
     """A Llama whose logits are scaled by something that no config entry tells."""
 
