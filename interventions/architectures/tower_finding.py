@@ -49,11 +49,12 @@ def _find(module: Any, tower: Any, projector: Any, paths: dict[int, str], whole:
         raise LoadError(f"its attention {UNPROJECTED}")
     read, width = _sizes(blocks[0].get_submodule(projection))
     packed = hasattr(attention, "qkv")
-    patch, view = (
-        _sides(getattr(config, "patch_size", None)),
-        _sides(getattr(config, "image_size", 0)),
-    )
+    patch = _sides(getattr(config, "patch_size", None))
+    view = _sides(getattr(config, "image_size", None))
     fixed = not packed and any(hasattr(part, "num_patches") for part in tower.modules())
+    n_patches = None
+    if fixed and patch and view:
+        n_patches = (view[0] // patch[0]) * (view[1] // patch[1])
     return Tower(
         blocks=tuple(paths[id(block)] for block in blocks),
         parts=parts,
@@ -66,18 +67,18 @@ def _find(module: Any, tower: Any, projector: Any, paths: dict[int, str], whole:
         projector_width=width if whole else _first_width(projector) or width,
         features_width=module.config.get_text_config(decoder=True).hidden_size,
         patch=patch,
-        n_patches=(view[0] // patch[0]) * (view[1] // patch[1])
-        if fixed and patch and view
-        else None,
+        n_patches=n_patches,
     )
 
 
 def _sides(size: Any) -> tuple[int, int] | None:
     """Height and width that a config gives as a number, or as two; None if it gives none."""
-    if isinstance(size, int) and size:
-        return size, size
-    two = isinstance(size, list | tuple) and len(size) == 2
-    return (size[0], size[1]) if two and all(isinstance(side, int) for side in size) else None
+    given = [size, size] if isinstance(size, int) else size
+    if not isinstance(given, list | tuple) or len(given) != 2:
+        return None
+    height, width = given
+    whole = isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0
+    return (height, width) if whole else None
 
 
 def _stacks(tower: nn.Module) -> list[nn.ModuleList]:

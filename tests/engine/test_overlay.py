@@ -191,12 +191,12 @@ def test_routes_are_laid_over_as_the_messages_say() -> None:
     routes = ["image -> last", "question -> last"]
     whole = iv.knockout_curves(model, prompt, routes, **asked)
     advice = r"image\[0\] -> last.* grid=prompt.image_grid\(\); or regions, with grid="
-    for given in ({}, {"grid": prompt}):
+    for grid in (None, prompt):
         with pytest.raises(ResultsError, match=f"routes.* Cut single image tokens.*{advice}"):
-            iv.overlay(whole, picture, **given)
+            iv.overlay(whole, picture, grid=grid)
     single = iv.knockout_curves(model, prompt, [f"image[{i}] -> last" for i in (0, 1)], **asked)
     tokens = iv.overlay(single, picture, grid=prompt.image_grid())
-    assert np.isfinite(tokens.values).any(axis=0)[0].sum() == 2
+    assert np.isfinite(tokens.values[0, 0]).sum() == 2
     box = (0, 0, 20, 20)
     cat = {"cat": (prompt.at("image", box=box), "last")}
     region = iv.overlay(iv.knockout_curves(model, prompt, cat, **asked), picture, grid={"cat": box})
