@@ -31,7 +31,7 @@ WHOLE = "is ignored (rows run whole, numbers are the same)"
 
 def abilities(anatomy: Anatomy) -> tuple[Ability, ...]:
     """Return what can be done with a model, in the order in which it is usually asked."""
-    return (*_images(anatomy), *_streams(anatomy), *_operations(anatomy))
+    return (*_images(anatomy), *_tower(anatomy), *_streams(anatomy), *_operations(anatomy))
 
 
 def listed(layers: list[int]) -> str:
@@ -83,6 +83,33 @@ def _images(anatomy: Anatomy) -> list[Ability]:
             + (three if anatomy.three_axis_positions else ""),
         ),
         Ability("image_features", "yes", "what the projector gave, where it enters the sequence"),
+    ]
+
+
+def _tower(anatomy: Anatomy) -> list[Ability]:
+    tower = anatomy.tower
+    if tower is None:
+        return []
+    if tower.why:
+        return [Ability("vision.*", "no", f"{tower.why}; use nnsight at its modules")]
+    n = len(tower.blocks)
+    seen = "as many tokens as the picture's size gives"
+    if tower.n_patches is not None:
+        seen = f"{tower.n_patches} to a view of the picture"
+    sides = "patches" if tower.patch is None else "patches of {} x {} pixels".format(*tower.patch)
+    unused = ""
+    if tower.n_used < n:
+        above = listed(list(range(tower.n_used, n)))
+        unused = f"; features are taken behind block {tower.n_used - 1}: {above} can only be read"
+    return [
+        Ability(
+            "vision.*",
+            "partly" if unused else "yes",
+            f"{n} blocks, {tower.width} wide, {tower.n_heads} heads x {tower.head_dim}, over "
+            f"{sides}, {seen}: resid_pre, attn_pattern, head_out, attn_out, mlp_out and resid_post "
+            "are read and written, and so are projector_in and projector_out; q, k, v and neurons "
+            f"are not among them{unused}",
+        )
     ]
 
 

@@ -22,11 +22,12 @@ from interventions.architectures.blocks import (
 )
 from interventions.architectures.families import family
 from interventions.architectures.quantisation import dependent_rows
-from interventions.architectures.spot_finding import Sizes, routers_of, spots_of
+from interventions.architectures.spot_finding import Sizes, routers_of, spots_of, with_code_of
 from interventions.architectures.tower_finding import find_tower
 from interventions.errors import LoadError
 
 PROJECTORS = ("projector", "connector", "embed_vision")
+WHOLE = ("full_attention", "linear_attention", "global")
 SCALED_RESIDUALS = ("residual_multiplier", "hidden_dropout_residual", "scale_depth")
 
 
@@ -96,7 +97,7 @@ def _find(module: Any, name: str) -> Anatomy:
     kv_heads = getattr(first, "num_key_value_heads", None) or heads
     sizes, routers = Sizes(text.hidden_size, heads, kv_heads, dim), routers_of(module)
     parts = tuple(
-        replace(part, inside=spots_of(block, part, sizes, routers))
+        with_code_of(block, replace(part, inside=spots_of(block, part, sizes, routers)))
         for block, part in zip(layers, parts, strict=True)
     )
     return Anatomy(
@@ -183,11 +184,16 @@ def _method(module: Any, name: str) -> Any:
     return getattr(module, name, None) or getattr(getattr(module, "model", None), name, None)
 
 
+def kinds_of(text: Any) -> list[str] | None:
+    """What each block attends to, by a config's name for it; None where all do alike."""
+    return getattr(text, "layer_types", None) or getattr(text, "attention_layers", None)
+
+
 def _windowed(text: Any) -> bool:
-    kinds = getattr(text, "layer_types", None)
+    kinds = kinds_of(text)
     if kinds is None:
         return getattr(text, "sliding_window", None) is not None
-    return any(kind not in ("full_attention", "linear_attention") for kind in kinds)
+    return any(kind not in WHOLE for kind in kinds)
 
 
 def _logit_scale(text: Any) -> float:

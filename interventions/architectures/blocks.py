@@ -55,6 +55,11 @@ class Block:
         Why heads cannot be told apart, where there is no projection.
     inside : tuple of Spot
         What is inside its sublayers and between them, in the order in which it is computed.
+    n_given : int or None
+        How many things it gives in a tuple, of which the first is the residual stream; 0: that
+        alone; None if unknown, and then the block cannot be skipped.
+    as_cached : bool
+        Its attention function is given keys and values as they are in the cache.
     """
 
     attention: str
@@ -69,6 +74,8 @@ class Block:
     scale: str | None = None
     no_heads: str = UNKNOWN_HEADS
     inside: tuple[Spot, ...] = ()
+    n_given: int | None = None
+    as_cached: bool = False
 
     def spot(self, component: str) -> Spot:
         """Where a component that is inside the block is, or why there is none."""
@@ -121,7 +128,7 @@ def block_of(block: nn.Module, name: str, layer: int) -> Block:
         )
     attn_out, mlp_out = attention[0], mlp[0]
     for marks, behind_attention, behind_mlp in SANDWICHES:
-        if marks <= norms:
+        if marks | {behind_attention, behind_mlp} <= norms:
             attn_out, mlp_out = behind_attention, behind_mlp
     if norms == {"post_attention_layernorm", "post_feedforward_layernorm"}:
         attn_out, mlp_out = "post_attention_layernorm", "post_feedforward_layernorm"

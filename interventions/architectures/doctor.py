@@ -9,7 +9,7 @@ import torch
 
 from interventions.architectures.abilities import Ability, abilities
 from interventions.architectures.anatomy import Anatomy
-from interventions.architectures.anatomy_finding import find_anatomy
+from interventions.architectures.anatomy_finding import WHOLE, find_anatomy, kinds_of
 from interventions.architectures.blocks import Block
 from interventions.architectures.blueprints import blueprint
 from interventions.architectures.families import tested
@@ -326,12 +326,11 @@ def _special(module: Any, anatomy: Anatomy) -> Iterator[Special]:
             f"attn_out is the output of {first.attn_out}, mlp_out of {first.mlp_out}",
         )
     if anatomy.windowed:
-        kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * anatomy.n_layers
-        for kind in dict.fromkeys(
-            kind for kind in kinds if kind not in ("full_attention", "linear_attention")
-        ):
+        kinds = kinds_of(text) or ["sliding_attention"] * anatomy.n_layers
+        for kind in dict.fromkeys(kind for kind in kinds if kind not in WHOLE):
             chunked = kind == "chunked_attention"
-            size = getattr(text, "attention_chunk_size" if chunked else "sliding_window", None)
+            local = "window_size" if kind == "local" else "sliding_window"
+            size = getattr(text, "attention_chunk_size" if chunked else local, None)
             length = "some" if size is None else size
             seen = f"the {length} tokens of their chunk" if chunked else f"the last {length} tokens"
             yield Special(

@@ -1,7 +1,8 @@
 """What the code of a module's forward says of the order and the names of what it computes.
 
 Only what a block's children cannot tell is read here: where the residual stream between attention
-and MLP is, and whether queries have their heads in front when a norm sees them.
+and MLP is, whether queries have their heads in front when a norm sees them, what a block gives, and
+whether attention is given keys as they are in the cache.
 """
 
 import ast
@@ -17,6 +18,9 @@ from torch import nn
 from interventions.architectures.wrapping import original
 
 HEADS_FIRST = "transpose(1, 2)"
+INTERFACE = "attention_interface"
+OF_TENSORS = ("to", "view", "reshape", "type_as")
+KEYS, VALUES = 2, 3  # which of its arguments, behind the module and the queries
 
 
 @dataclass(frozen=True)
@@ -28,18 +32,22 @@ class Written:
     name : str
         The variable; where several are assigned at once, the first.
     value : ast.expr
+    beside : str
+        The second, where there is one.
     """
 
     name: str
     value: ast.expr
+    beside: str = ""
 
 
 @dataclass(frozen=True)
 class Code:
-    """A forward, as assignments and calls in the order of its lines."""
+    """A forward, as assignments, calls and what it returns, in the order of its lines."""
 
     written: tuple[Written, ...]
     calls: tuple[ast.Call, ...]
+    returned: tuple[ast.expr | None, ...] = ()
 
     def called(self, child: str) -> ast.Call | None:
         """The first call of a child module, ``self.child(...)``; None if there is none."""
@@ -65,19 +73,23 @@ def _code_of(kind: Any) -> Code | None:
     except (OSError, TypeError, SyntaxError, AttributeError):
         return None
     nodes = sorted(
-        (node for node in ast.walk(tree) if isinstance(node, ast.Assign | ast.Call)),
+        (node for node in ast.walk(tree) if isinstance(node, ast.Assign | ast.Call | ast.Return)),
         key=lambda node: (node.lineno, node.col_offset),
     )
-    written = tuple(line for node in nodes for line in _written(node))
-    return Code(written, tuple(node for node in nodes if isinstance(node, ast.Call)))
+    return Code(
+        tuple(line for node in nodes for line in _written(node)),
+        tuple(node for node in nodes if isinstance(node, ast.Call)),
+        tuple(node.value for node in nodes if isinstance(node, ast.Return)),
+    )
 
 
 def _written(node: ast.AST) -> Iterator[Written]:
     if isinstance(node, ast.Assign):
         target = node.targets[0]
-        first = target.elts[0] if isinstance(target, ast.Tuple) and target.elts else target
-        if isinstance(first, ast.Name):
-            yield Written(first.id, node.value)
+        targets = target.elts if isinstance(target, ast.Tuple) and target.elts else [target]
+        names = [part.id if isinstance(part, ast.Name) else "" for part in targets]
+        if names[0]:
+            yield Written(names[0], node.value, names[1] if len(names) > 1 else "")
 
 
 def _child_of(func: ast.expr) -> str | None:
@@ -93,9 +105,63 @@ def _variable(expression: ast.expr) -> str | None:
     return expression.id if isinstance(expression, ast.Name) else None
 
 
-def calls_interface(code: Code) -> bool:
-    """Whether it attends through transformers' interchangeable attention functions."""
-    return any(_variable(call.func) == "attention_interface" for call in code.calls)
+def interface_calls(code: Code) -> list[ast.Call]:
+    """Calls of transformers' interchangeable attention functions."""
+    return [call for call in code.calls if _variable(call.func) == INTERFACE]
+
+
+def attends_as_cached(code: Code) -> bool:
+    """Whether such a function is given keys and values just as the cache gives them.
+
+    Latent attention (DeepSeek's) keeps something narrower and makes both of it first; others pad,
+    or take values apart.
+    """
+    calls = interface_calls(code)
+    if len(calls) != 1 or len(calls[0].args) <= VALUES:
+        return False
+    given = [part.id if isinstance(part, ast.Name) else "" for part in calls[0].args]
+    keys, values = given[KEYS], given[VALUES]
+    above = [
+        line
+        for line in code.written
+        if line.value.lineno < calls[0].lineno and {line.name, line.beside} & {keys, values}
+    ]
+    last = above[-1] if above else None
+    return (
+        last is not None
+        and (last.name, last.beside) == (keys, values)
+        and isinstance(last.value, ast.Call)
+        and getattr(last.value.func, "attr", "") == "update"
+    )
+
+
+def n_given(code: Code) -> int | None:
+    """How many things a block gives in a tuple: the residual stream, and its attention's weights.
+
+    Returns
+    -------
+    int or None
+        0: no tuple, but the stream itself. None where it cannot be told, or where what else there
+        is may be needed by later blocks.
+    """
+    numbers = {_n_of(code, value) for value in code.returned}
+    return numbers.pop() if len(numbers) == 1 else None
+
+
+def _n_of(code: Code, value: ast.expr | None) -> int | None:
+    if isinstance(value, ast.Name):
+        above = code.before(value.id, value)
+        value = above[0].value if above else None
+    if isinstance(value, ast.Tuple):
+        others = [ast.unparse(other) for other in value.elts[1:]]
+        return 1 + len(others) if all("attn" in other for other in others) else None
+    if isinstance(value, ast.Call) and getattr(value.func, "attr", "") in OF_TENSORS:
+        return 0
+    return 0 if isinstance(value, ast.BinOp) and not _has_tuple(value) else None
+
+
+def _has_tuple(value: ast.expr) -> bool:
+    return any(isinstance(part, ast.Tuple) for part in ast.walk(value))
 
 
 def heads_first(code: Code, norm: str) -> bool:

@@ -4,7 +4,7 @@ What is added to the residual stream is in :mod:`interventions.architectures.blo
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,10 +12,12 @@ from torch import nn
 
 from interventions.architectures.forward_source import (
     Code,
+    attends_as_cached,
     between,
-    calls_interface,
     code_of,
     heads_first,
+    interface_calls,
+    n_given,
 )
 from interventions.architectures.spots import Spot
 from interventions.architectures.wrapping import original
@@ -43,6 +45,16 @@ class Sizes:
     n_heads: int
     n_kv_heads: int
     head_dim: int
+
+
+def with_code_of(block: nn.Module, parts: Any) -> Any:
+    """Add what the code of a block and of its attention says of what they give and are given."""
+    own, attention = code_of(block), code_of(block.get_submodule(parts.attention))
+    return replace(
+        parts,
+        n_given=None if own is None else n_given(own),
+        as_cached=attention is not None and attends_as_cached(attention),
+    )
 
 
 def spots_of(
@@ -154,10 +166,15 @@ def _attending(attention: nn.Module, parts: Any, sizes: Sizes) -> Iterator[Spot]
     why = ""
     if parts.recurrent:
         why = f"{parts.no_heads}, so nothing is attended to"
-    elif code is None or not calls_interface(code):
+    elif code is None or not (calls := interface_calls(code)):
         why = (
             "does not attend through one of transformers' interchangeable attention functions, so "
             "what it attends to cannot be read. Use head_out and knockouts"
+        )
+    elif len(calls) > 1:
+        why = (
+            f"calls its attention function {len(calls)} times, so what is written at one of them "
+            "would not be all that it attends to. Use head_out and knockouts"
         )
     for component in AT_THE_ATTENTION:
         rotated = component.endswith("_rot")

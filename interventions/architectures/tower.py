@@ -28,6 +28,10 @@ class Tower:
         The module that makes features of what the tower gives.
     projector_width, features_width : int
         Of what that is given, and of what it gives.
+    patch : tuple of int, optional
+        Height and width of a patch, in pixels.
+    n_patches : int, optional
+        How many there are in a view of a picture; None where that goes by its size.
     why : str
         Why the tower was not understood; empty where it was.
     """
@@ -42,4 +46,6 @@ class Tower:
     projector: str = ""
     projector_width: int = 0
     features_width: int = 0
+    patch: tuple[int, int] | None = None
+    n_patches: int | None = None
     why: str = ""

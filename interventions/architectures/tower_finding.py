@@ -48,6 +48,13 @@ def _find(module: Any, tower: Any, projector: Any, paths: dict[int, str], whole:
     if projection is None:
         raise LoadError(f"its attention {UNPROJECTED}")
     read, width = _sizes(blocks[0].get_submodule(projection))
+    packed = hasattr(attention, "qkv")
+    patch = _sides(getattr(config, "patch_size", None))
+    view = _sides(getattr(config, "image_size", None))
+    fixed = not packed and any(hasattr(part, "num_patches") for part in tower.modules())
+    n_patches = None
+    if fixed and patch and view:
+        n_patches = (view[0] // patch[0]) * (view[1] // patch[1])
     return Tower(
         blocks=tuple(paths[id(block)] for block in blocks),
         parts=parts,
@@ -55,11 +62,23 @@ def _find(module: Any, tower: Any, projector: Any, paths: dict[int, str], whole:
         n_heads=n_heads,
         head_dim=read // n_heads,
         n_used=_n_used(module.config, len(blocks)),
-        packed=hasattr(attention, "qkv"),
+        packed=packed,
         projector=paths[id(projector)],
         projector_width=width if whole else _first_width(projector) or width,
         features_width=module.config.get_text_config(decoder=True).hidden_size,
+        patch=patch,
+        n_patches=n_patches,
     )
+
+
+def _sides(size: Any) -> tuple[int, int] | None:
+    """Height and width that a config gives as a number, or as two; None if it gives none."""
+    given = [size, size] if isinstance(size, int) else size
+    if not isinstance(given, list | tuple) or len(given) != 2:
+        return None
+    height, width = given
+    whole = isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0
+    return (height, width) if whole else None
 
 
 def _stacks(tower: nn.Module) -> list[nn.ModuleList]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 RESAMPLES = 1000
 SIZES = (5, 10, 20, 50, 100, 200, 500)
 INTERVAL = (0.025, 0.975)
+NOTHING = 1e-6  # a share of what is added up: a sum of float32 that is less of it is rounding
 
 
 class Faithfulness(Stored):
@@ -41,7 +42,8 @@ class Faithfulness(Stored):
     def curve(self, seed: int = 0) -> pd.DataFrame:
         """Share of the metric's change that each circuit keeps.
 
-        ``(value - source) / (run - source)``, of sums over items.
+        ``(value - source) / (run - source)``, of sums over items: so it is of the mean change, and
+        items between whose runs the metric rises take from those where it falls.
 
         Returns
         -------
@@ -49,15 +51,16 @@ class Faithfulness(Stored):
             A line per circuit: ``n_edges``; ``faithfulness`` with ``low`` and ``high``, its 95 %
             interval, bootstrap over items; ``random``, the mean over random circuits, with
             ``random_low`` and ``random_high``, between which 95 % of them are.
+
+        Raises
+        ------
+        ResultsError
+            If the metric does not change, or its changes add up to nothing over items.
         """
         data, rng = self.data, np.random.default_rng(seed_of(seed))
         run, source = (data[f"{side}_metric"].values for side in ("run", "source"))
         gain = data["value"].values - source
-        if not (run - source).sum():
-            raise ResultsError(
-                "both runs give the same metric, so there is nothing that a circuit could keep. "
-                "Give prompts between which the metric differs."
-            )
+        _check_change(run - source)
         lines: dict[str, np.ndarray] = {"n_edges": data["n_edges"].values}
         lines["faithfulness"] = gain.sum(-1) / (run - source).sum()
         draws = rng.integers(len(run), size=(RESAMPLES, len(run)))
@@ -95,6 +98,25 @@ class Faithfulness(Stored):
 
         attrs = self.data.attrs
         return draw_curve(self.curve(), title or f"{attrs['metric']}, {attrs['method']}")
+
+
+def _check_change(change: np.ndarray) -> None:
+    """Refuse changes [item] of which no share can be taken."""
+    total, parts = abs(change.sum()), np.abs(change).sum()
+    if total > NOTHING * parts:
+        return
+    if not parts:
+        raise ResultsError(
+            "both runs give the same metric in every item, so there is nothing that a circuit "
+            "could keep. Give prompts between which the metric differs."
+        )
+    up, down = int((change > 0).sum()), int((change < 0).sum())
+    raise ResultsError(
+        f"the metric is higher in the run than in the source for {up} items and lower for {down}, "
+        "by as much in all: the mean change is 0, and no share of it can be taken. Give items in "
+        "which it goes one way, with prompt and source (or answers and foils) swapped where it "
+        "goes the other; or take each item's numbers from .to_dataframe()."
+    )
 
 
 def faithfulness(

@@ -7,7 +7,7 @@ sdpa runs on as it did, and nothing is changed in the model or its config.
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -149,14 +149,23 @@ def check_sums(rows: torch.Tensor, dtype: torch.dtype) -> None:
         )
 
 
-def check_unshared(n_prefix: int) -> None:
-    """Refuse to write rotated keys behind a shared prefix, of which attention has a copy.
+def check_keys(model: Wrapped, layers: Sequence[int], n_prefix: int) -> None:
+    """Refuse to write rotated keys where what attention is given is a copy of what is kept.
+
+    So it is behind a shared prefix, and where keys are made of something narrower in the cache.
 
     Raises
     ------
     PatchError
         Says what to do.
     """
+    made = [layer for layer in layers if not model.anatomy.parts[layer].as_cached]
+    if made:
+        raise PatchError(
+            f"k_rot of block {made[0]} of {model.name} can only be read: its keys are made anew of "
+            "what is in the cache, so later tokens would not attend to what is written. Write "
+            "head_out or attn_out, or use knockouts."
+        )
     if n_prefix:
         raise PatchError(
             "k_rot cannot be written behind a shared prefix: attention is given a copy of what is "
@@ -239,7 +248,7 @@ class AttentionStream(HeadStream):
         """
         call = self._call(layer)
         if self._component == "k_rot":
-            check_unshared(self._model.running_prefix)
+            check_keys(self._model, [layer], self._model.running_prefix)
             keys = hidden.unflatten(-1, (self._n_heads, -1)).transpose(1, 2)
             call.key[..., -call.query.shape[-2] :, :].copy_(keys)
             return

@@ -328,12 +328,26 @@ def _wrap(
     model = Model(nn, name=name, revision=revision, runner=_sender)
     anatomy = model.anatomy
     _check_image_token(model)
-    if not tested(anatomy.model_type) and (wrong := check_components(module, anatomy)):
+    if not tested(anatomy.model_type):
+        _check_parts(module, anatomy, name)
+    return model
+
+
+def _check_parts(module: Any, anatomy: Any, name: str) -> None:
+    """Refuse an architecture outside the suite that does not run, or not as was understood."""
+    try:
+        wrong = check_components(module, anatomy)
+    except RuntimeError as error:
+        raise LoadError(
+            f"{name} does not run as it was loaded, in {module.dtype}: {error}. If its mixture of "
+            "experts does not take this format, call "
+            'model.set_experts_implementation("eager") first, or load another format.'
+        ) from error
+    if wrong:
         raise LoadError(
             f"{name}: {wrong}, so the parts of this architecture ({anatomy.model_type}) were not "
             f"understood. {OTHERWISE}"
         )
-    return model
 
 
 def _wrap_remote(

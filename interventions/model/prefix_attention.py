@@ -140,8 +140,12 @@ def attending_apart(model: Wrapped, cache: Any) -> Iterator[None]:
 
 
 def can_be_kept_apart(model: Wrapped) -> bool:
-    """Whether the model's attention is the one whose numbers are computed here: sdpa."""
-    return _config(model)._attn_implementation == "sdpa"
+    """Whether the model's attention is the one whose numbers are computed here: sdpa.
+
+    It must be given keys and values as they are in the cache, which say what comes before them.
+    """
+    as_cached = all(block.as_cached or block.cross for block in model.anatomy.parts)
+    return as_cached and _config(model)._attn_implementation == "sdpa"
 
 
 def _config(model: Wrapped) -> Any:

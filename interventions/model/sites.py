@@ -120,8 +120,21 @@ def check_component(component: str, among: tuple[Component, ...] = (*ANY, *VISIO
             f"{component} is not taken here: it is read and written by iv.read, {where} and in a "
             f"trace. Expected one of {', '.join(among)}."
         )
+    inside = component.removeprefix("vision.") if isinstance(component, str) else ""
+    if inside in INSIDE and inside != component and component not in VISION:
+        raise SiteError(not_in_the_tower(inside))
     names = [*COMPONENTS, *(name for name in (*INSIDE, *VISION) if name in among)]
     return one_of(component, "component", names, error=SiteError)
+
+
+def not_in_the_tower(component: str) -> str:
+    """Why what is inside sublayers has no stream in the vision tower, and what to do."""
+    return (
+        f"the vision tower has no stream {component!r}: of what is inside its sublayers only heads "
+        f"and their patterns can be had. Its streams are {', '.join(VISION)}. Read and write the "
+        "rest with nnsight at its modules: model.nn.get(path), where model.anatomy.tower.blocks "
+        "are the paths of its blocks."
+    )
 
 
 def of_head(component: str) -> bool:

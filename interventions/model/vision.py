@@ -3,7 +3,7 @@
 from typing import Any
 
 from interventions.architectures.wrapped import Wrapped
-from interventions.model.sites import Component, of_vision
+from interventions.model.sites import INSIDE, Component, not_in_the_tower, of_vision
 from interventions.model.vision_patterns import VisionPatternStream
 from interventions.model.vision_places import tower_of
 from interventions.model.vision_streams import VisionHeadStream, VisionStream
@@ -30,6 +30,12 @@ class Vision:
         self.resid_post = VisionStream(model, "vision.resid_post")
         self.projector_in = VisionStream(model, "vision.projector_in")
         self.projector_out = VisionStream(model, "vision.projector_out")
+
+    def __getattr__(self, name: str) -> Any:
+        """Say of what is not here that there is none, and what to do."""
+        if name in INSIDE:
+            raise AttributeError(not_in_the_tower(name))
+        raise AttributeError(f"the vision tower has no stream {name!r}")
 
     def __repr__(self) -> str:
         tower = tower_of(self._model)

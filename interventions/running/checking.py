@@ -55,3 +55,23 @@ def check_start(
             f"start={block} skips the blocks below, but "
             + ("keep_cache needs them all." if keep_cache else f"block {min(touched)} is used.")
         )
+
+
+def check_numbers(logits: torch.Tensor, dtype: torch.dtype) -> None:
+    """Refuse logits of an edited run that are no numbers: what was written went out of range.
+
+    Each value that is written is looked at before; what it is added to, or multiplies, is not, nor
+    what blocks behind it make of it.
+
+    Raises
+    ------
+    PatchError
+    """
+    if not bool(torch.isnan(logits).any()):
+        return
+    name = str(dtype).removeprefix("torch.")
+    raise PatchError(
+        f"with what is written, the model gives no numbers (NaN): somewhere it makes more than "
+        f"{name} can hold (up to {torch.finfo(dtype).max:.3g}). Write, add or scale by less, or "
+        "load the model in a wider format."
+    )

@@ -18,6 +18,7 @@ from interventions.model.model import Model
 from interventions.model.prefix_attention import attending_apart
 from interventions.model.sites import ATTENDING
 from interventions.prompt.positions import Positions
+from interventions.running.checking import check_numbers
 from interventions.running.knockout import Knockout
 from interventions.running.patches import Patch
 from interventions.running.run import Step, edit, steps_of
@@ -168,4 +169,6 @@ def edited_step(
             output = model.nn.output
             logits = output.logits.save()
             kept = returned_cache(output).save()
+    if patches:
+        check_numbers(logits, number_format)
     return logits, kept

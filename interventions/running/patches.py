@@ -11,7 +11,7 @@ from interventions.architectures.wrapped import Wrapped
 from interventions.errors import PatchError, SiteError
 from interventions.given import of_kind, one_of
 from interventions.given_arrays import check_range, tensor_of
-from interventions.model.attention_streams import check_unshared
+from interventions.model.attention_streams import check_keys
 from interventions.model.sites import (
     ATTENDING,
     Component,
@@ -192,7 +192,7 @@ def check_patches(
         if of_vision(component):
             check_used(model, component, layers)
         if component == "k_rot":
-            check_unshared(len(prompt.prefix_ids))
+            check_keys(model, layers, len(prompt.prefix_ids))
         if patch.heads is not None:
             n_heads = n_heads_of(model, patch.component)
             written_once(index_list(patch.heads, n_heads, "head"), "head")

@@ -33,7 +33,7 @@ from interventions.prompt.positions import Positions, Readout
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
 from interventions.running.attention_memory import check_attention_fits
-from interventions.running.checking import check_asked, check_start, start_of
+from interventions.running.checking import check_asked, check_numbers, check_start, start_of
 from interventions.running.coordinates import write_within
 from interventions.running.knockout import Knockout, check_knockouts, cut_edges
 from interventions.running.last_block import only_wanted
@@ -267,6 +267,19 @@ def read_step(model: Model, step: Step) -> Any:
     return stream_of(model, site.component)[(step.layer, site.positions, *heads)]
 
 
+def _begin(model: Model, prompt: Prompt, first: int, resid: torch.Tensor) -> None:
+    """Begin a trace in a block with what it was given in another run: skip those below it."""
+    below = range(first) if prompt.has_images else model.anatomy.self_blocks
+    numbers = {block: model.anatomy.parts[block].n_given for block in below if block < first}
+    if numbers and None not in numbers.values():
+        for block, n in numbers.items():
+            model.blocks[block].skip((resid, *[None] * (n - 1)) if n else resid)
+    elif first == model.n_layers:
+        model.resid_post.put(first - 1, None, resid, checked=model.dtype)
+    else:
+        model.resid_pre.put(first, None, resid, checked=model.dtype)
+
+
 def run_checked(
     model: Model,
     prompt: Prompt,
@@ -325,11 +338,7 @@ def run_checked(
     with torch.set_grad_enabled(gradients), attending_apart(model, shared), last_block:  # noqa: SIM117 - nnsight runs the inner
         with model.trace(prompt, inputs=given, logits_to_keep=keep, use_cache=keep_cache) as tracer:
             if start is not None:
-                if start[0] == 0:
-                    model.resid_pre.put(0, None, start[1], checked=number_format)
-                for block in range(start[0]):
-                    if prompt.has_images or not model.anatomy.parts[block].cross:
-                        model.blocks[block].skip(start[1])
+                _begin(model, prompt, *start)
             for step in steps:
                 if step.kept is None:
                     edit(model, step, number_format, seen)
@@ -362,6 +371,9 @@ def run_checked(
             last = torch.cat([last, final.to(last)[rows, place]], -1)
     elif last is not None:
         last = last[:, -1]
+    if last is not None and (patches or start is not None):
+        asked = last[logits.mask.to(last.device)] if isinstance(logits, Positions) else last
+        check_numbers(asked.detach(), number_format)
     return Run(last, values, cache, prompt)
 
 

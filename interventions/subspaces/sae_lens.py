@@ -65,6 +65,7 @@ UNCERTAIN = {
         'in" for a transcoder, or component="mlp_in"'
     ),
 }
+FLAGS = ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm")
 OLD_NAMES = {
     "hook_point": "hook_name",
     "hook_point_head_index": "hook_head_index",
@@ -172,6 +173,9 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _checked(folder: Path, given: Mapping[str, Any], kind: Architecture, factor: Any) -> Any:
     """Refuse what a configuration asks for and is not known; return how vectors are normalised."""
+    for key in FLAGS:
+        if not isinstance(given.get(key) or False, bool):
+            raise LoadError(f"{folder} has {key}={shown(given[key])}. Expected true or false.")
     activation = given.get("activation_fn") or "relu"
     if activation not in ("relu", *(("topk",) if kind.activation == "topk" else ())):
         raise LoadError(
@@ -256,7 +260,13 @@ def _weights(folder: Path, given: Mapping[str, Any], kind: Architecture) -> dict
             raise LoadError(f"{name} of {path} holds NaN or infinite numbers.")
     stored = str(given.get("dtype", TYPES[0])).removeprefix("torch.")
     dtype = getattr(torch, one_of(stored, f"dtype of {folder / CONFIG}", TYPES, error=LoadError))
-    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    cast = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    if over := [name for name, tensor in cast.items() if not bool(tensor.isfinite().all())]:
+        raise LoadError(
+            f"{over[0]} of {path} reaches {float(tensors[over[0]].abs().max()):.3g}, which the "
+            f"dtype of {CONFIG}, {stored}, cannot hold. Change that to float32."
+        )
+    return cast
 
 
 def _k(folder: Path, given: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> int:

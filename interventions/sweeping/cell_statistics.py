@@ -77,7 +77,7 @@ def cell_statistics(
     ------
     ResultsError
         If there are fewer than six clusters, of which no p-value can be below 0.05: with n, the
-        smallest is 2 to the -(n - 1). Or if there is no such map.
+        smallest is 2 to the -(n - 1). Or if there is no such map, or it holds infinite numbers.
 
     Examples
     --------
@@ -96,6 +96,11 @@ def cell_statistics(
     data, metric = change_of(dataset, variable)
     if "item" not in data.dims:
         raise ResultsError(f"{data.name} has no dim item, so there is nothing to take a mean over.")
+    if n_infinite := int(np.isinf(data.values).sum()):
+        raise ResultsError(
+            f"{n_infinite} number(s) of {data.name} are infinite, so cells have no mean. Leave "
+            "their items out, or use a metric that stays finite."
+        )
     labels = cluster_labels(dataset, clusters)
     data = data.transpose(..., "item")
     dims = {str(dim): size for dim, size in data.sizes.items() if dim != "item"}

@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 IN_A_LINE = 6
 IMAGE_TOKEN = re.compile(r"image(?:_(\d+))?\[(-?\d+)\](?: *->.*)?")
+ROUTES = (
+    'Cut single image tokens, routes=["image[0] -> last", "image[1] -> last", ...], with '
+    'grid=prompt.image_grid(); or regions, with grid={"cat": box} where the route "cat" is of '
+    'prompt.at("image", box=box), (x0, y0, x1, y1) in pixels.'
+)
 CORNERS = "(x0, y0, x1, y1) in pixels"
 SAVED = (".html", ".htm")
 
@@ -261,8 +266,11 @@ def _one_item(data: xr.DataArray, item: Any) -> tuple[xr.DataArray, Any]:
 def _placed(dataset: xr.Dataset, column: str, item: Any) -> dict[str, np.ndarray]:
     """Where the token of each column lies, by the Dataset's own coordinates."""
     if not {*EDGES} <= set(dataset.coords) or column not in dataset["x0"].dims:
+        what = "this Dataset does not say where in a picture its columns lie"
+        if column == "route":
+            raise ResultsError(f"{what}: they are routes. {ROUTES}")
         raise ResultsError(
-            "this Dataset does not say where in a picture its columns lie: none is a single image "
+            f"{what}: none is a single image "
             'token. Name them, roles=["image"], each=True, or give grid=prompt.image_grid().'
         )
     names = (*EDGES, "picture", "kind", "width", "height")
@@ -291,6 +299,10 @@ def _looked_up(
         where = {position: token for token, position in enumerate(mine["position"].values.tolist())}
     elif column != "position":
         where = {name: token for name in columns if (token := _token_of(str(name), mine)) >= 0}
+    if not where and column == "route":
+        raise ResultsError(
+            f"the routes are {shown(columns[:3])}, none from one image token. {ROUTES}"
+        )
     if not where:
         raise ResultsError(
             f"the columns are {shown(columns[:3])}, no positions of a prompt. With grid=, give the "

@@ -32,6 +32,10 @@ SIZES: dict[str, Any] = {
 }
 MIXTURE = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4}
+DEEPSEEK = {
+    **{**SIZES, **MIXTURE, **LATENT, "num_key_value_heads": HEADS, "v_head_dim": 8},
+    **{"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+}
 
 UNDERSTOOD: dict[str, dict[str, Any]] = {
     "GPT2": {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS},
@@ -48,17 +52,21 @@ UNDERSTOOD: dict[str, dict[str, Any]] = {
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
     },
+    "GPTJ": {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "rotary_dim": 4},
+    "GPTBigCode": {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS},
+    "CodeGen": {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "rotary_dim": 4},
     "Mixtral": {**SIZES, "num_local_experts": 2},
     "Qwen3Moe": {**SIZES, **MIXTURE, "num_experts": 4, "head_dim": 8},
     "Granite": {**SIZES, "logits_scaling": 4.0},
     "Exaone4": SIZES,
     "SmolLM3": SIZES,
     "GptOss": {**SIZES, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
-    "DeepseekV3": {
-        **{**SIZES, **MIXTURE, **LATENT, "num_key_value_heads": HEADS, "v_head_dim": 8},
-        **{"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
-    },
+    "DiffLlama": SIZES,
+    "VaultGemma": {**SIZES, "head_dim": 8, "query_pre_attn_scalar": 8},
+    "DeepseekV2": DEEPSEEK,
+    "DeepseekV3": DEEPSEEK,
 }
+SIDE_BY_SIDE = ("GPTNeoX", "Cohere", "Phi", "Falcon", "GPTJ", "CodeGen")
 
 
 def tokenizer_of() -> Any:
@@ -107,7 +115,7 @@ def test_writes_land(name: str) -> None:
         model.attn_out[1, place] = torch.zeros_like(before)
         after = model.resid_post[1, place].save()
     assert not torch.equal(after, found[3])
-    if name in ("GPTNeoX", "Cohere", "Phi", "Falcon"):  # attention and MLP side by side
+    if name in SIDE_BY_SIDE:  # attention and MLP
         assert torch.allclose(after, before + mlp, atol=1e-5)
 
 
@@ -183,6 +191,15 @@ class HalfMlp(transformers.models.llama.modeling_llama.LlamaDecoderLayer):
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
         between = hidden_states + attended
         return between + 0.5 * self.mlp(self.post_attention_layernorm(between))
+
+
+def test_experts_that_do_not_take_a_format_are_said_to_be_so() -> None:
+    module = build("Mixtral", UNDERSTOOD["Mixtral"]).double()
+    says = r"does not run as it was loaded, in torch.float64.*set_experts_implementation\("
+    with pytest.raises(LoadError, match=says):
+        iv.load(module, tokenizer=tokenizer_of())
+    module.set_experts_implementation("eager")
+    assert iv.load(module, tokenizer=tokenizer_of()).n_layers == LAYERS
 
 
 class Scaled(LlamaForCausalLM):

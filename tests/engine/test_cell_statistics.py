@@ -157,6 +157,13 @@ def test_too_few_are_refused_with_what_they_could_show() -> None:
         iv.cell_statistics(swept.isel(item=0))
 
 
+def test_infinite_changes_are_refused_and_not_left_out() -> None:
+    swept = drawn_map(12, (3, 2), seed=8)
+    swept["logprob"][0, 1, 1] = -np.inf
+    with pytest.raises(ResultsError, match=r"1 number.* are infinite"):
+        iv.cell_statistics(swept)
+
+
 def test_a_cell_that_few_items_have_is_not_tested_and_others_are() -> None:
     swept = drawn_map(12, (3, 2), seed=7, effect=3.0)
     swept["logprob"][: 12 - LEAST_CLUSTERS + 1, 1, 1] = np.nan

@@ -154,6 +154,7 @@ def test_a_factor_that_is_not_in_the_files_is_asked_for(tmp_path: Path) -> None:
         ({"d_in": None}, "d_in of"),
         ({"architecture": "topk", "k": 99}, r"k of .* is 99"),
         ({"dtype": "int4"}, "dtype of"),
+        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input='false'. Expected true or"),
     ],
 )
 def test_what_is_not_known_is_refused(settings: dict[str, Any], match: str, tmp_path: Path) -> None:
@@ -207,6 +208,14 @@ def test_weights_that_do_not_fit_are_refused(
         iv.load_sae(written(tmp_path / "sae", "standard", WIDTH, weights=weights))
     weights = {**drawn_weights("standard", WIDTH, 24, WIDTH), "scaling_factor": torch.ones(24)}
     iv.load_sae(written(tmp_path / "sae", "standard", WIDTH, weights=weights))
+
+
+def test_weights_that_the_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
+    weights = drawn_weights("standard", WIDTH, 24, WIDTH)
+    weights["b_dec"] += 1e5
+    folder = written(tmp_path / "sae", "standard", WIDTH, weights=weights, dtype="float16")
+    with pytest.raises(LoadError, match=r"b_dec of .* reaches 1e\+05, which .* float16, cannot"):
+        iv.load_sae(folder)
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:

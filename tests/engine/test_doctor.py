@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from families import PATHS, model_of, part
+from families import PATHS, case_of, model_of, part
+from raw_tower import blocks, tower_paths
 from tiny.configs import true_config
 from transformers import (
     AutoModelForCausalLM,
@@ -30,6 +31,7 @@ from interventions.architectures.families import FAMILIES, TEXT_FAMILIES, family
 from interventions.architectures.family_table import GROUPS, markdown
 from interventions.cli import main
 from interventions.errors import LoadError
+from interventions.model.sites import VISION
 
 NAMES = ("llama", "llava", "gemma3", "qwen2_5_vl", "mllama", "llama4")
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -120,7 +122,7 @@ def test_what_is_special_is_said(folders: Path) -> None:
 def test_what_works_is_said(folders: Path) -> None:
     mask = {"knockout": "partly"}
     image = 'prompt.at("image")'
-    assert works(examine(folders / "llava")) == mask
+    assert works(examine(folders / "llava")) == {"vision.*": "partly", **mask}
     assert works(examine(folders / "llama")) == {image: "no", "image_features": "no", **mask}
     assert works(examine(folders / "gemma3")) == {"share_prefix=": "partly", **mask}
     mllama = works(examine(folders / "mllama"))
@@ -129,6 +131,36 @@ def test_what_works_is_said(folders: Path) -> None:
     paligemma = report(weightless("paligemma"), source="here")
     assert state(paligemma, "share_prefix=") == "no"
     assert paligemma.prompts_missing == "no processor or tokenizer was given"
+
+
+@pytest.mark.parametrize("name", tiny.VLMS)
+def test_the_tower_is_said_to_have_what_it_has(name: str) -> None:
+    found, case = report(weightless(name), source="here"), case_of(name)
+    [said] = [one for one in found.abilities if one.name == "vision.*"]
+    depth, unused = len(blocks(case)), tower_paths(name).unused
+    assert said.note.startswith(f"{depth} blocks, ")
+    assert said.state == ("partly" if unused else "yes")
+    streams = {one.removeprefix("vision.") for one in VISION}
+    assert all(stream in said.note for stream in streams)
+    assert ("can only be read" in said.note) == (unused > 0)
+    config = case.model.module.config.vision_config
+    sides = [config.patch_size] * 2 if isinstance(config.patch_size, int) else config.patch_size
+    assert f"patches of {sides[0]} x {sides[1]} pixels" in said.note
+    tower = case.model.anatomy.tower
+    assert tower is not None
+    assert ("to a view" in said.note) == (tower.n_patches is not None)
+    if tower.n_patches is not None and name != "mllama":  # whose views are padded
+        beside = {
+            count % n
+            for count in case.prompt.vision["tower"].counts
+            for n in (tower.n_patches, tower.n_patches + 1)
+        }
+        assert 0 in beside
+    assert tower.n_patches != 0
+
+
+def test_a_text_only_model_has_no_tower_to_speak_of(folders: Path) -> None:
+    assert not [one for one in examine(folders / "llama").abilities if one.name == "vision.*"]
 
 
 def test_a_processor_that_cannot_be_opened_leaves_the_anatomy(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from families import case_of, model_of
-from test_architectures import UNDERSTOOD, build, tokenizer_of
+from test_architectures import SIDE_BY_SIDE, UNDERSTOOD, build, tokenizer_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interventions as iv
@@ -20,8 +20,6 @@ from interventions.circuits.scores import Circuit
 from interventions.errors import PromptError, ResultsError, RoleError, SiteError
 
 PART = 16  # width of each of the four parts of the residual stream
-NOT_REPLAYED = ("Falcon", "DeepseekV3")
-"""Architectures that cannot be gone on with from keys and values, which iv.replay needs."""
 CIRCUIT = ["input->L0.H1.v", "L0.H1->L2.H0.v", "L2.H0->logits"]
 COPIED: dict[str, Any] = {"answers": "of", "foils": "is"}
 CLEAN = "clean_logprob"
@@ -86,6 +84,26 @@ def test_a_circuit_wired_by_hand_is_found_and_nothing_else_matters(method: Any) 
     assert np.allclose(curve["faithfulness"], [0, 1, 1], atol=1e-9)
     assert curve["random_high"][1] < 0.5
     assert curve["n_edges"][1] == 3
+
+
+def test_a_change_that_is_none_has_no_share() -> None:
+    model = copying()
+    clean, corrupt = copied(model)
+    texts = [model.tokenizer.decode(prompt.inputs["input_ids"][0]) for prompt in (clean, corrupt)]
+    there, back = (model.prompt(rows) for rows in (texts, texts[::-1]))
+    asked = {"circuits": [3], "n_random": 0, **COPIED}
+    swapped = iv.attribute_edges(model, there, back, **COPIED)
+    kept = iv.faithfulness(model, swapped, there, back, **asked)
+    says = (
+        "higher in the run than in the source for 1 items and lower for 1, by as much in all.*"
+        r"\.to_dataframe\(\)"
+    )
+    with pytest.raises(ResultsError, match=says):
+        kept.curve()
+    assert len({*kept.to_dataframe()["value"].tolist()}) > 1
+    kept.data["source_metric"] = kept.data["run_metric"]
+    with pytest.raises(ResultsError, match="the same metric in every item"):
+        kept.curve()
 
 
 def test_of_that_circuit_exact_edges_are_the_only_ones_with_an_effect() -> None:
@@ -241,12 +259,11 @@ def test_other_architectures_carry_everything_or_nothing(name: str) -> None:
     scale = np.abs(edges.run).max() + np.abs(edges.source).max()
     assert np.abs(edges.values[0] - edges.source).max() < 1e-4 * scale
     assert np.abs(edges.values[1] - edges.run).max() < 1e-4 * scale
-    if name not in NOT_REPLAYED:
-        [exact] = exact_edges(model, [own], chosen)
-        [flowing] = carried(model, [own], [Choice([edge]) for edge in chosen], None)
-        assert isinstance(exact, ExactEdges)
-        assert np.abs(flowing.values - flowing.run - exact.effect.T).max() < 1e-4 * scale
-    side_by_side = name in ("GPTNeoX", "Cohere", "Phi", "Falcon")
+    [exact] = exact_edges(model, [own], chosen)
+    [flowing] = carried(model, [own], [Choice([edge]) for edge in chosen], None)
+    assert isinstance(exact, ExactEdges)
+    assert np.abs(flowing.values - flowing.run - exact.effect.T).max() < 1e-4 * scale
+    side_by_side = name in SIDE_BY_SIDE
     assert all(block.parallel == side_by_side for block in graph.blocks)
     assert all(block.n_heads == model.anatomy.n_heads for block in graph.blocks)
 

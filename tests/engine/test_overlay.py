@@ -184,6 +184,25 @@ def test_a_figure_is_saved_by_its_ending(tmp_path: Path) -> None:
         drawing.save(tmp_path / "no" / "map.html")
 
 
+def test_routes_are_laid_over_as_the_messages_say() -> None:
+    prompt, picture = prompt_of("llava")
+    model = model_of("llava")
+    asked: dict[str, Any] = {"answers": "Paris", "progress": False}
+    routes = ["image -> last", "question -> last"]
+    whole = iv.knockout_curves(model, prompt, routes, **asked)
+    advice = r"image\[0\] -> last.* grid=prompt.image_grid\(\); or regions, with grid="
+    for grid in (None, prompt):
+        with pytest.raises(ResultsError, match=f"routes.* Cut single image tokens.*{advice}"):
+            iv.overlay(whole, picture, grid=grid)
+    single = iv.knockout_curves(model, prompt, [f"image[{i}] -> last" for i in (0, 1)], **asked)
+    tokens = iv.overlay(single, picture, grid=prompt.image_grid())
+    assert np.isfinite(tokens.values[0, 0]).sum() == 2
+    box = (0, 0, 20, 20)
+    cat = {"cat": (prompt.at("image", box=box), "last")}
+    region = iv.overlay(iv.knockout_curves(model, prompt, cat, **asked), picture, grid={"cat": box})
+    assert np.isfinite(region.values).any()
+
+
 def test_what_cannot_be_laid_over_a_picture_is_refused() -> None:
     prompt, picture = prompt_of("llava", 2)
     one_row = made_up(prompt.select([0]))

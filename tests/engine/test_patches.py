@@ -158,3 +158,25 @@ def test_what_runs_where_the_model_is_is_found_by_its_name() -> None:
     assert pickle.loads(pickle.dumps(measured)) is measured
     assert measured.__module__ == "interventions.sweeping.measure"
     assert measured.__name__ == "measured"
+
+
+def test_edits_of_which_come_no_numbers_are_refused() -> None:
+    """Every value is a number that the format holds; what they are added to, or scale, is not."""
+    case = case_of("llama", torch.float16, "sdpa")
+    model, prompt = case.model, case.prompt
+    large = torch.full((model.d_model,), 6e4)
+    added = iv.Patch("resid_post", [0, 1, 2], case.place, large, "add")
+    scaled = iv.Patch("resid_post", 1, case.place, torch.tensor(6e4), "scale")
+    says = r"no numbers \(NaN\).* more than float16 can hold.* load the model in a wider format"
+    behind = r"what patches behind a block make of its result holds infinite numbers"
+    for patch in (added, scaled):
+        with pytest.raises(PatchError, match=says):
+            iv.run(model, prompt, patches=[patch])
+        with pytest.raises(PatchError, match=f"{says}|{behind}"):
+            iv.replay(model, prompt, [[patch]])
+        with pytest.raises(PatchError, match=says):
+            iv.complete(model, prompt, patches=[patch])
+    wide = case_of("llama").model
+    logits = iv.run(wide, case.prompt, patches=[added]).logits
+    assert logits is not None
+    assert bool(logits.isfinite().all())

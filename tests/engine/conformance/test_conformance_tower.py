@@ -1,5 +1,7 @@
 """The vision tower of every family: reads and writes are those of plain hooks, and land."""
 
+from typing import cast
+
 import pytest
 import torch
 from families import Case, with_sdpa
@@ -8,7 +10,7 @@ from raw_tower import blocks, raw_patterns, raw_tower, tower_paths
 
 import interventions as iv
 from interventions.errors import BudgetTooSmall, PatchError, SiteError
-from interventions.model.sites import VISION, Component
+from interventions.model.sites import INSIDE, VISION, Component
 from interventions.prompt.positions import Space
 from interventions.running import attention_memory
 
@@ -263,3 +265,24 @@ def test_cells_of_one_pass_are_those_of_a_pass_each(shown: Case) -> None:
         single = iv.run(model, alone, patches=[iv.Patch("vision.resid_post", layer, at, value)])
         assert single.logits is not None
         assert relative(together[i], single.logits[0]) < FLOOR32
+
+
+@pytest.mark.parametrize("component", INSIDE)
+def test_what_is_inside_its_sublayers_is_refused(shown: Case, component: str) -> None:
+    """But its heads' patterns, which have a stream."""
+    model, prompt, name = shown.model, shown.prompt, f"vision.{component}"
+    if name in VISION:
+        return
+    says = rf"the vision tower has no stream '{component}'.* model.nn.get\(path\)"
+    with pytest.raises(SiteError, match=says):
+        iv.read(model, prompt, [iv.Site(cast(Component, name), 0)])
+    place = prompt.at("image", 0, of="tower")
+    patch = iv.Patch(cast(Component, name), 0, place, torch.tensor(0.0))
+    with pytest.raises(SiteError, match=says):
+        iv.run(model, prompt, patches=[patch])
+    with pytest.raises(AttributeError, match=says):
+        getattr(model.vision, component)
+    tower = model.anatomy.tower
+    assert tower is not None
+    for path in tower.blocks:  # where the message leads
+        assert model.nn.get(path) is not None
