@@ -43,6 +43,7 @@ from twohop.items.validation import check
 from twohop.micro import benchmark as micro
 from twohop.micro import micro_folder
 from twohop.pairs import PAIRS, find_pair, model_name, own_pair, with_data
+from twohop.stages.resolution.picture_maps import MEASURES
 
 CAPITAL = Wording("What is the capital of {entity}?")
 SHOWN = Wording("What is the capital of {entity}?", "Which capital has this country?")
@@ -264,6 +265,7 @@ def test_a_study_of_a_file_is_that_of_the_same_items_built_in(
             asked = [role for role in one["role"].values if str(role).startswith("question token")]
             one, other = (x.drop_sel(role=asked) for x in (one, other))
             lenses = ["lens_entity", "lens_answer", "picture_lens"]
+            lenses += [f"picture_{measure}" for measure in MEASURES]
             for lens in lenses:  # read beside other tokens: rounded so
                 xr.testing.assert_allclose(one[lens], other[lens], rtol=0, atol=100 * FLOOR32)
             one, other = (x.drop_vars(lenses) for x in (one, other))

@@ -103,7 +103,7 @@ def put_beside(
     others, wanted = _others(questions, row, other, shown, refused) if other else ([], [])
     if other is None:
         refused |= dict.fromkeys(OF_TWO, NO_OTHER)
-    contrasts = _contrasts(vlm, shown, others, wanted)
+    contrasts = _contrasts(vlm, shown, others, wanted, refused)
     axis = None if between is None or other is None else between(item, other)
     if axis is None:
         refused.setdefault("probe", "no probe was fitted.")
@@ -152,23 +152,32 @@ def _others(
 
 
 def _contrasts(
-    model: Model, shown: Prompt, others: Sequence[Prompt], wanted: Sequence[int]
+    model: Model,
+    shown: Prompt,
+    others: Sequence[Prompt],
+    wanted: Sequence[int],
+    refused: Said,
 ) -> list[Contrast]:
-    return [
-        contrast_of(
-            model,
-            shown,
-            other,
-            answers=[[wanted[0]]],
-            foils=[[wanted[1]]],
-            metric="logit_diff",
-            roles=["image"],
-            read_roles=None,
-            each=True,
-            by_role=False,
-        )
-        for other in others
-    ]
+    """The picture with each of the others, for attribution; none where they do not compare."""
+    try:
+        return [
+            contrast_of(
+                model,
+                shown,
+                other,
+                answers=[[wanted[0]]],
+                foils=[[wanted[1]]],
+                metric="logit_diff",
+                roles=["image"],
+                read_roles=None,
+                each=True,
+                by_role=False,
+            )
+            for other in others
+        ]
+    except InterventionsError as error:
+        refused.setdefault("attribution", str(error))
+        return []
 
 
 def _methods(model: Model, contrasts: Sequence[Contrast], protocol: Protocol) -> list[Method]:
@@ -205,7 +214,7 @@ def _attending(model: Model, shown: Prompt, refused: Said) -> tuple[list[int], l
 
 
 def stored_maps(
-    made: Sequence[Made],
+    results: Sequence[Made],
     besides: Sequence[Beside],
     regions: Sequence[np.ndarray],
     items: Sequence[Item],
@@ -217,7 +226,7 @@ def stored_maps(
 
     Parameters
     ----------
-    made : sequence of (dict, dict, str)
+    results : sequence of (dict, dict, str)
         Of each: :func:`twohop.stages.resolution.picture_maps.maps_of`.
     besides : sequence of Beside
     regions : sequence of ndarray of int [token]
@@ -251,8 +260,8 @@ def stored_maps(
         "cut": ("cut_off", "picture_window", "region"),
         "probe": ("which_probe", "layer", "image_token"),
     }
-    every = {measure: np.full((len(made), *shape), np.nan) for measure, shape in shapes.items()}
-    for k, ((maps, *_), beside) in enumerate(zip(made, besides, strict=True)):
+    every = {measure: np.full((len(results), *shape), np.nan) for measure, shape in shapes.items()}
+    for k, ((maps, *_), beside) in enumerate(zip(results, besides, strict=True)):
         there = {"attention": beside.attending, "rollout": beside.rolled}
         for measure, values in maps.items():
             whole = every[measure][k]
@@ -262,8 +271,8 @@ def stored_maps(
             else:
                 whole[..., :n] = values
     names = [item.entity.name for item in items]
-    said = [[of_it.get(measure, "") for measure in MEASURES] for _, of_it, _ in made]
-    place = np.full((len(made), most), -1)
+    said = [[of_it.get(measure, "") for measure in MEASURES] for _, of_it, _ in results]
+    place = np.full((len(results), most), -1)
     for k, of_tokens in enumerate(regions):
         place[k, : len(of_tokens)] = of_tokens
     return xr.Dataset(
@@ -288,7 +297,7 @@ def stored_maps(
             ),
             "attributed_by": (
                 "mapped",
-                [METHODS_SAID.get(method, "") for *_, method in made],
+                [METHODS_SAID.get(method, "") for *_, method in results],
             ),
             "measure": [*MEASURES],
             "against": [*AGAINST],

@@ -220,17 +220,17 @@ def cut_off(model: Model, beside: Beside) -> np.ndarray:
     """Loss if nothing behind the picture may attend to a region in a window."""
     image, n = beside.shown.at("image"), beside.shown.length
     later = _at(beside.shown, [*range(int(image.index.max()) + 1, n)])
-    some = [k for k, blocks in enumerate(beside.cut) if blocks]
+    attending = [k for k, blocks in enumerate(beside.cut) if blocks]
     kept = [k for k, tokens in enumerate(beside.regions) if tokens]
     cells = [
         [Knockout(beside.cut[k], later, _at(beside.shown, sets[region]), keep_self=True)]
         for sets in (beside.regions, beside.random)
-        for k in some
+        for k in attending
         for region in kept
     ]
     table = np.full((len(CUT), len(beside.cut), len(beside.regions)), np.nan)
-    lost = _lost(model, beside, cells).reshape(len(CUT), len(some), len(kept))
-    table[:, np.array(some)[:, None], np.array(kept)] = lost
+    lost = _lost(model, beside, cells).reshape(len(CUT), len(attending), len(kept))
+    table[:, np.array(attending)[:, None], np.array(kept)] = lost
     return table
 
 
