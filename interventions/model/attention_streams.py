@@ -159,10 +159,10 @@ def check_keys(model: Wrapped, layers: Sequence[int], n_prefix: int) -> None:
     PatchError
         Says what to do.
     """
-    narrower = [layer for layer in layers if not model.anatomy.parts[layer].as_cached]
-    if narrower:
+    anew = [layer for layer in layers if not model.anatomy.parts[layer].as_cached]
+    if anew:
         raise PatchError(
-            f"k_rot of block {narrower[0]} of {model.name} can only be read: its keys are made anew of "
+            f"k_rot of block {anew[0]} of {model.name} can only be read: its keys are made anew of "
             "what is in the cache, so later tokens would not attend to what is written. Write "
             "head_out or attn_out, or use knockouts."
         )

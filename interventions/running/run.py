@@ -117,6 +117,8 @@ def run(
     ------
     SiteError, PatchError
         Before anything runs, if a site or value does not fit.
+    PatchError
+        If, with what is written, the model gives no numbers (NaN).
     """
     check_asked(model, prompt)
     patches = all_of_kind(patches, Patch, "patches", error=PatchError)
