@@ -294,10 +294,13 @@ def run_checked(
     start: tuple[int, torch.Tensor] | None = None,
     inputs: Mapping[str, Any] | None = None,
     gradients: bool = False,
+    narrow: bool = False,
 ) -> Run:
     """Run a prompt as :func:`run` does, here, when all it is given was looked at before.
 
     ``gradients``: logits and reads have those of what patches are within, where it asks for them.
+    ``narrow``: the last block may leave out what wanted logits do not need; the numbers are then
+    as they are to rounding, and not to the bit.
     """
     if model.anatomy.added_between and prompt.has_images:
         start = None
@@ -328,7 +331,7 @@ def run_checked(
     number_format = model.dtype
     behind = LANGUAGE, model.n_layers - 1, rank_of(model, "resid_pre", model.n_layers - 1)
     alone = (
-        start is None
+        not narrow
         or gradients
         or sandboxed
         or logits is False

@@ -269,6 +269,7 @@ def _continued(
             start=(group.block, resid),
             inputs=inputs,
             gradients=gradients,
+            narrow=True,
         )
     )
 

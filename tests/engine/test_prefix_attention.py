@@ -76,16 +76,21 @@ def test_the_last_block_leaves_out_what_nobody_reads(llm: iv.Model) -> None:
         whole = run_checked(model, prompt).logits
         start = (2, entering)
         torch.testing.assert_close(
-            run_checked(model, prompt, start=start).logits, whole, atol=FLOOR32, rtol=FLOOR32
+            run_checked(model, prompt, start=start, narrow=True).logits,
+            whole,
+            atol=FLOOR32,
+            rtol=FLOOR32,
         )
         places = [iv.Site("mlp_out", last, None), iv.Site("attn_out", last, None)]
         for site in places:
             alone = run_checked(model, prompt, reads=[site])
-            found = run_checked(model, prompt, start=start, reads=[site])
+            found = run_checked(model, prompt, start=start, reads=[site], narrow=True)
             torch.testing.assert_close(found.reads[0], alone.reads[0], atol=FLOOR32, rtol=FLOOR32)
             patch = iv.steering(last, prompt.at("last"), torch.ones(model.d_model))
             steered = [
-                run_checked(model, prompt, patches=[patch], start=begun).logits
+                run_checked(
+                    model, prompt, patches=[patch], start=begun, narrow=begun is not None
+                ).logits
                 for begun in (None, start)
             ]
             torch.testing.assert_close(*steered, atol=FLOOR32, rtol=FLOOR32)
