@@ -267,7 +267,7 @@ def steered(model: Model, asked: Asked) -> tuple[torch.Tensor, np.ndarray | None
 def _scaled(asked: Asked, vectors: np.ndarray) -> np.ndarray:
     """What is added, [vector, d_model]; the model's own format is looked at where it is written."""
     added = asked.scale * vectors.astype(float)
-    if float(np.abs(added).max()) > np.finfo(np.float32).max:
+    if np.abs(added).max() > float(np.finfo(np.float32).max):
         raise PromptError(
             f"scale={asked.scale:g} makes vectors that reach {np.abs(added).max():.3g}, which no "
             "state can hold. Add them by less."
