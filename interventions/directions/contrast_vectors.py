@@ -15,7 +15,7 @@ import xarray as xr
 from interventions.architectures.wrapped import where_the_model_is
 from interventions.directions.separation import INTERVAL, auc, auc_interval, mean_interval, split
 from interventions.errors import PromptError, SiteError
-from interventions.given import number, one_or_several, seed_of, whole
+from interventions.given import number, one_or_several, seed_of, shown, whole
 from interventions.model.fingerprints import Unchanged
 from interventions.model.model import Model
 from interventions.model.sites import RESIDUAL, Component, Layers, Site, check_place
@@ -137,9 +137,9 @@ def contrast_vectors(
     """
     check_asked(model, positive)
     check_asked(model, negative)
-    if component not in RESIDUAL:
+    if not isinstance(component, str) or component not in RESIDUAL:
         raise SiteError(
-            f"a steering vector is of what adds up to the residual stream, not {component!r}. "
+            f"a steering vector is of what adds up to the residual stream, not {shown(component)}. "
             f"Expected one of {', '.join(RESIDUAL)}."
         )
     seed, scale = seed_of(seed), number(scale, "scale", error=PromptError)
@@ -255,13 +255,24 @@ def steered(model: Model, asked: Asked) -> tuple[torch.Tensor, np.ndarray | None
         return values, None
     vectors = mean_difference(values.float().cpu().numpy(), asked.out)
     cells = [
-        asked.scale * np.concatenate([vector[None], random_vectors(vector, layer, asked)])
+        _scaled(asked, np.concatenate([vector[None], random_vectors(vector, layer, asked)]))
         for layer, vector in zip(asked.layers, vectors, strict=True)
     ]
     rows = np.flatnonzero(asked.out[1]).tolist()
     size = 1 if model.anatomy.dependent_rows is not None else STEERED_ROWS
     parts = [_numbers(model, asked, rows[i : i + size], cells) for i in range(0, len(rows), size)]
     return values, np.concatenate(parts, -1)
+
+
+def _scaled(asked: Asked, vectors: np.ndarray) -> np.ndarray:
+    """What is added, [vector, d_model]; the model's own format is looked at where it is written."""
+    added = asked.scale * vectors.astype(float)
+    if np.abs(added).max() > float(np.finfo(np.float32).max):
+        raise PromptError(
+            f"scale={asked.scale:g} makes vectors that reach {np.abs(added).max():.3g}, which no "
+            "state can hold. Add them by less."
+        )
+    return added.astype(np.float32)
 
 
 def mean_difference(values: np.ndarray, out: Sequence[np.ndarray]) -> np.ndarray:

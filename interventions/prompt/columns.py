@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from interventions.errors import RoleError
+from interventions.prompt.picture_grids import PictureGrid
 from interventions.prompt.positions import Positions, Space, ragged
 from interventions.prompt.prompt import Prompt
 from interventions.prompt.tower_positions import tower_roles
@@ -214,3 +215,49 @@ def _check_same_patches(prompt: Prompt, source: Prompt, of: Space) -> None:
             f"vision tower, and {there[row]} in the source, so patches do not correspond. Use "
             "pictures of the same size."
         )
+
+
+def check_same_grids(prompt: Prompt, source: Prompt, columns: Columns, *, each: bool) -> None:
+    """Refuse pictures of as many tokens that lie otherwise, such as a wide and a high one.
+
+    Parameters
+    ----------
+    prompt, source : Prompt
+    columns : Columns
+        Where values are written, and read at the same number in the source.
+    each : bool
+        Tokens are columns of their own. A column of one token is refused only so: without it, that
+        token was asked for by name.
+
+    Raises
+    ------
+    RoleError
+        With the rows and what to do.
+    """
+    if not (prompt.grids and source.grids):
+        return
+    wrong = []
+    for row, roles in enumerate(roles_in(prompt, columns.of)):
+        shown = {*roles.get("image", ())}
+        used = [tokens[row] for tokens in columns.tokens if shown.intersection(tokens[row])]
+        if (each and used) or any(len(tokens) > 1 for tokens in used):
+            pictures = zip(prompt.grids[row], source.grids[row], strict=False)
+            if any(_lie_otherwise(own, other, columns.of) for own, other in pictures):
+                wrong.append(row)
+    if wrong:
+        own, other = ([grid.size for grid in of.grids[wrong[0]]] for of in (prompt, source))
+        raise RoleError(
+            f"row(s) {wrong[:8]} have pictures of another shape in the source: row {wrong[0]} has "
+            f"{own} (width, height), and {other} there. Their tokens are as many, but lie "
+            "elsewhere in the picture, so they do not correspond. Use pictures of the same size."
+        )
+
+
+def _lie_otherwise(own: PictureGrid, other: PictureGrid, of: Space) -> bool:
+    """Whether as many tokens are known to lie at other places of the grids."""
+    mine, theirs = (grid.seen_by(of).patches for grid in (own, other))
+    if mine is None or theirs is None or len(mine.kind) != len(theirs.kind):
+        return False
+    return any(
+        (getattr(mine, name) != getattr(theirs, name)).any() for name in ("view", "row", "column")
+    )

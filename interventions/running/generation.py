@@ -4,7 +4,7 @@ They are laid down as nnsight's own edits of a copy of the model, which run besi
 the user writes and ahead of it: at a place that both touch, the block sees what was written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from nnsight.intervention.iterator import Iterations
 
 from interventions.architectures.wrapped import weightless
 from interventions.errors import PatchError, SiteError
-from interventions.given import MOST_TOKENS, all_of_kind
+from interventions.given import MOST_TOKENS, all_of_kind, shown
 from interventions.model.model import Model
 from interventions.prompt.prompt import Prompt
 from interventions.running.checking import check_asked
@@ -28,6 +28,15 @@ from interventions.running.later_steps import (
 from interventions.running.patches import Patch, check_patches
 from interventions.running.run import edit, steps_of
 from interventions.running.steps import Steps
+
+OF_ROWS = ("num_beams", "num_return_sequences")
+OF_PASSES: dict[str, Any] = {
+    "use_cache": True,
+    "guidance_scale": 1,
+    **dict.fromkeys(("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model")),
+    **dict.fromkeys(("assistant_early_exit", "penalty_alpha", "dola_layers", "custom_generate")),
+}
+"""Settings that change which passes there are, with the value that does not."""
 
 
 def generate(
@@ -57,7 +66,8 @@ def generate(
         As of :meth:`Model.generate`.
     **kwargs
         As of :meth:`Model.generate`. Of settings that run more rows than the prompt has, such as
-        ``num_beams``, none.
+        ``num_beams``, or other passes than the prompt's and one for each new token, such as
+        ``guidance_scale``, none.
 
     Returns
     -------
@@ -87,18 +97,30 @@ def generate(
     check_knockouts(model, prompt, knockouts, generating=True)
     if not patches and not knockouts:
         return model.generate(prompt, max_new_tokens=max_new_tokens, **kwargs)
-    for name in ("num_beams", "num_return_sequences"):
-        if kwargs.get(name) not in (None, 1):
-            raise PatchError(
-                f"{name}={kwargs[name]!r} runs more rows than the prompt has, and edits are at "
-                "positions of its rows. Leave it out, or give rows more than once: "
-                "prompt.select([0] * 5)."
-            )
     inputs, settings = model.generation(prompt, max_new_tokens=max_new_tokens, **kwargs)
+    _check_passes(settings)
     most = settings.get("max_new_tokens") or MOST_TOKENS
     n_steps = min(most, max(_end(what.steps, most) for what in (*patches, *knockouts)))
     edited = _edited(model, len(prompt), patches, knockouts, n_steps)
     return edited.trace(inputs, **settings)
+
+
+def _check_passes(settings: Mapping[str, Any]) -> None:
+    """Refuse settings by which a pass is fed other than one new token of each row."""
+    for name in OF_ROWS:
+        if (value := settings.get(name)) not in (None, 1):
+            raise PatchError(
+                f"{name}={value!r} runs more rows than the prompt has, and edits are at "
+                "positions of its rows. Leave it out, or give rows more than once: "
+                "prompt.select([0] * 5)."
+            )
+    for name, without in OF_PASSES.items():
+        if (value := settings.get(name)) is not None and value != without:
+            raise PatchError(
+                f"{name}={shown(value)} makes forward passes that are fed something else than the "
+                "prompt, and then one new token of each row, so there is no telling which are the "
+                "steps of an edit. Leave it out."
+            )
 
 
 def _end(steps: Steps, most: int) -> int:

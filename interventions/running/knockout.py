@@ -250,6 +250,12 @@ def check_sight(prompt: Prompt, cuts: Sequence[Knockout]) -> None:
 def whole_mask(mask: Any, hidden: torch.Tensor, cache: Any, layer: int) -> torch.Tensor:
     """A mask [row, head, query, key] of one's own, also where the model left it out as causal."""
     rows, n = hidden.shape[:2]
+    if getattr(cache, "is_compileable", False):
+        raise SiteError(
+            f"the keys of {type(cache).__name__} have places for tokens that are not there yet, "
+            "so edges are not counted as in the prompt. Leave cache_implementation, or the cache, "
+            "out: cut edges with one that grows."
+        )
     if mask is None:
         before = cache.get_seq_length(layer) if cache is not None else 0
         seen = torch.ones(n, before + n, dtype=torch.bool, device=hidden.device)

@@ -12,6 +12,7 @@ from interventions.model.model import Model
 from interventions.model.vision_places import check_vision
 from interventions.prompt.columns import (
     Columns,
+    check_same_grids,
     check_same_tokens,
     columns_of,
     every_token,
@@ -206,12 +207,15 @@ def make_contrast(
         if other is not prompt:
             check_same_tokens(prompt, other, of)
             read_columns = columns if by_role else every_token(other, of)
+    each = not by_role and (each or roles is None)
+    if other is not prompt and read_roles is None:
+        check_same_grids(prompt, other, columns, each=each)
     contrast = Contrast(
         run=run,
         source=source,
         columns=columns,
         read_columns=read_columns,
-        each=not by_role and (each or roles is None),
+        each=each,
         target=target(model, prompt, answers, foils, resid=any(map(needs_resid, measured))),
         metrics=measured,
         items=list(range(len(prompt))),

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from floors import FLOOR32, noise, relative
+from transformers import GenerationConfig
 
 import interventions as iv
-from interventions.errors import PatchError, PromptError
+from interventions.errors import PatchError, PromptError, SiteError
 from interventions.prompt.answer_tokens import candidate_ids, spaced
 from interventions.running.sampling import sampling_of
 from interventions.running.steps import acts_at, checked_steps, only_in_prefill
@@ -229,10 +230,31 @@ def test_a_trace_of_generation_under_edits_ends_with_its_rows(llm: iv.Model) -> 
 def test_edits_of_a_trace_that_cannot_be_are_refused(llm: iv.Model, named: iv.Prompt) -> None:
     last = named.at("last")
     steered = [iv.steering(1, last, noise((llm.d_model,)), steps="all")]
-    beams: Any = ({"num_beams": 2}, {"num_return_sequences": 3, "do_sample": True})
+    beams: Any = (
+        {"num_beams": 2},
+        {"num_return_sequences": 3, "do_sample": True},
+        {"generation_config": GenerationConfig(num_beams=2)},
+    )
     for settings in beams:
         with pytest.raises(PatchError, match="more rows than the prompt has"):
             iv.generate(llm, named, patches=steered, **settings)
+    others: Any = (
+        {"use_cache": False},
+        {"guidance_scale": 1.5},
+        {"generation_config": GenerationConfig(guidance_scale=1.5)},
+        {"prefill_chunk_size": 2},
+        {"prompt_lookup_num_tokens": 3},
+        {"assistant_model": llm.module},
+    )
+    for settings in others:
+        with pytest.raises(PatchError, match=r"one new token of each row.* Leave it out"):
+            iv.generate(llm, named, patches=steered, **settings)
+    neutral: Any = {"use_cache": True, "guidance_scale": 1.0, "num_beams": 1}
+    with iv.generate(llm, named, patches=steered, max_new_tokens=3, **neutral) as tracer:
+        ids = tracer.result.save()
+    assert [text.strip() for text in llm.completions(ids, named)] == iv.complete(
+        llm, named, patches=steered, max_new_tokens=3, stop=None
+    ).texts
     weights = iv.Patch("attn_pattern", 1, last, torch.zeros(()), steps="all")
     with pytest.raises(PatchError, match="a number for each key"):
         iv.generate(llm, named, patches=[weights])
@@ -253,3 +275,25 @@ def test_draws_of_a_trace_are_under_its_edits(llm: iv.Model, named: iv.Prompt) -
         ids = tracer.result.save()
     answered = iv.complete(llm, named, patches=patches, max_new_tokens=4, stop=None)
     assert [text.strip() for text in llm.completions(ids, named)] == answered.texts
+
+
+@pytest.mark.parametrize("steps", ["prefill", "all"])
+def test_edges_are_not_cut_among_keys_of_a_set_number(
+    llm: iv.Model, named: iv.Prompt, steps: Any
+) -> None:
+    last = named.at("last")
+    patches = [iv.steering(1, last, noise((llm.d_model,)), steps="all")]
+    with iv.generate(
+        llm, named, patches=patches, max_new_tokens=4, cache_implementation="static"
+    ) as tracer:
+        ids = tracer.result.save()
+    answered = iv.complete(llm, named, patches=patches, max_new_tokens=4, stop=None)
+    assert [text.strip() for text in llm.completions(ids, named)] == answered.texts
+    cuts = [iv.Knockout(2, last, named.at("entity"), steps=steps)]
+    with (
+        pytest.raises(SiteError, match="StaticCache have places for tokens that are not there"),
+        iv.generate(
+            llm, named, knockouts=cuts, max_new_tokens=4, cache_implementation="static"
+        ) as tracer,
+    ):
+        ids = tracer.result.save()

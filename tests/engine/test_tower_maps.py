@@ -241,3 +241,27 @@ def test_what_has_no_place_in_the_tower_is_refused(llm: iv.Model, named: iv.Prom
     other = qwen.model.prompt(list(qwen.texts), images=smaller)
     with pytest.raises(RoleError, match="differ in their pictures"):
         iv.attribute(qwen.model, qwen.prompt, other, **tower)
+
+
+@pytest.mark.parametrize("of", ["vision.", ""])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "glm4v", "internvl"])
+def test_tokens_of_a_wide_and_a_high_picture_do_not_correspond(name: str, of: str) -> None:
+    """They are as many, and neither patched nor attributed to as if they lay at the same places."""
+    model = case_of(name, torch.float64, "sdpa").model
+    text = f"Q: what is {model.image_token} to France? A:"
+    sizes = ((120, 60), (60, 120), (120, 60))
+    wide, high, other = (
+        model.prompt([text], images=[tiny.picture(size, seed=i)]) for i, size in enumerate(sizes)
+    )
+    asked: dict[str, Any] = {**ASKED, "components": f"{of}resid_post", "layers": [0]}
+    alone: dict[str, Any] = {**asked, "verify": False}
+    assert wide.length == high.length
+    chosen: Any
+    for chosen in ({}, {"roles": ["image"]}, {"roles": ["image"], "each": True}):
+        with pytest.raises(RoleError, match=r"another shape.* \[\(120, 60\)\] .*\[\(60, 120\)\]"):
+            iv.attribute(model, wide, high, **alone, **chosen)
+        iv.attribute(model, wide, other, **alone, **chosen)
+    with pytest.raises(RoleError, match="another shape"):
+        iv.sweep(model, wide, high, roles=["image"], **asked)
+    iv.sweep(model, wide, high, roles=["image[-1]"], **asked)
+    iv.sweep(model, wide, high, roles=["image"], read_roles=["image"], **asked)

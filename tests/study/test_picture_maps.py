@@ -15,7 +15,7 @@ from twohop.ask.study import first_tokens
 from twohop.protocol import Protocol
 from twohop.running.study import Settings, study_of
 from twohop.stages.recall import same_decoder
-from twohop.stages.resolution.beside import regions_of, windows_of
+from twohop.stages.resolution.beside import mixed_regions, regions_of, windows_of
 from twohop.stages.resolution.picture_maps import MEASURES, Axis
 from twohop.stages.resolution.pictured import read_pictures
 from twohop.stages.resolution.resolution import names_of
@@ -233,3 +233,12 @@ def test_regions_of_several_tokens_are_patched_and_cut_as_one(study: Any) -> Non
     np.testing.assert_allclose(ours, lost, **FLOOR)
     region, drawn = case.stored["picture_cut"].values[..., 0]
     np.testing.assert_allclose(region, drawn, **FLOOR)  # of all tokens, either way
+
+
+def test_a_control_is_drawn_of_tokens_that_show_something() -> None:
+    """Tokens behind lines, and padding, are of no region, and of no control either."""
+    regions = np.array([0, 0, -1, 1, 2, -1, 2, 2, -1])
+    draws = np.array([mixed_regions(regions, [0, row]) for row in range(50)])
+    assert ((draws == -1) == (regions == -1)).all()
+    assert (np.sort(draws, -1) == np.sort(regions)).all()
+    assert len(np.unique(draws, axis=0)) > 10

@@ -482,6 +482,30 @@ def _edge_scores() -> Any:
     return _attribute_edges()
 
 
+def _faithfulness(**changed: Any) -> Any:
+    fields = {"prompt": text().clean, "source": 0.0, "answers": "the", "foils": "of"}
+    fields |= {"scores": _edge_scores(), "circuits": [1], "n_random": 1}
+    return iv.faithfulness(text().model, **{**fields, **changed})
+
+
+def _path_patch(**changed: Any) -> Any:
+    fields = {"prompt": text().clean, "source": 0.0, "answers": "the", "foils": "of"}
+    return iv.path_patch(text().model, **{**fields, "paths": ["input->logits"], **changed})
+
+
+def _direction(**changed: Any) -> Any:
+    along = iv.Direction(**{"vector": torch.ones(48), "name": "along", **changed})
+    return _path_patch(metric=along, answers=None, foils=None)
+
+
+def _contrast_vectors(**changed: Any) -> Any:
+    model, n = text().model, 7
+    fields = {"positive": text().clean.select([0, 1] * n), "layers": [1], "controls": 2}
+    fields |= {"negative": text().corrupt.select([0, 1] * n), "metric": "logit_diff"}
+    fields |= {"answers": "the", "foils": "of"}
+    return iv.contrast_vectors(model, **{**fields, **changed})
+
+
 CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
     "Prompt.at": (
         Call(
@@ -490,12 +514,21 @@ CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
         ),
         ("role", "index"),
     ),
-    "Prompt.select": (Call(lambda rows: text().clean.select(rows)), ("rows",)),
-    "Positions.rows": (Call(lambda rows: _last().rows(rows)), ("rows",)),
-    "Positions.only": (Call(lambda rows: _last().only(rows)), ("rows",)),
+    "Prompt.select": (
+        Call(lambda rows: text().clean.select(rows), lambda: {"rows": [0]}),
+        ("rows",),
+    ),
+    "Positions.rows": (Call(lambda rows: _last().rows(rows), lambda: {"rows": [0]}), ("rows",)),
+    "Positions.only": (
+        Call(lambda rows: _last().only(rows), lambda: {"rows": torch.tensor([True, False])}),
+        ("rows",),
+    ),
     "Model.prompt": (Call(_prompt), ("spans", "span", "share_prefix")),
-    "Model.generate": (Call(_generate), ("max_new_tokens",)),
-    "Model.unembed": (Call(lambda hidden: text().model.unembed(hidden)), ("hidden",)),
+    "Model.generate": (Call(_generate, lambda: {"max_new_tokens": 1}), ("max_new_tokens",)),
+    "Model.unembed": (
+        Call(lambda hidden: text().model.unembed(hidden), lambda: {"hidden": torch.ones(2, 48)}),
+        ("hidden",),
+    ),
     "head_out": (
         Call(
             _stream,
@@ -520,7 +553,13 @@ CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
         Call(lambda **given: iv.run(text().model, **{"prompt": text().clean, **given})),
         ("prompt", "patches", "knockouts", "reads", "logits", "keep_cache", "start", "inputs"),
     ),
-    "read": (Call(lambda sites: iv.read(text().model, text().clean, sites)), ("sites",)),
+    "read": (
+        Call(
+            lambda sites: iv.read(text().model, text().clean, sites),
+            lambda: {"sites": [iv.Site("resid_post", 1, _last())]},
+        ),
+        ("sites",),
+    ),
     "replay": (Call(_replay), ("prompt", "cells", "logits", "budget", "reduce")),
     "Knockout": (
         Call(
@@ -617,6 +656,28 @@ CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
     "verify_edges": (
         Call(_verify_edges),
         (*("scores", "prompt", "source", "answers", "foils", "metric", "k", "seed", "budget"),),
+    ),
+    "faithfulness": (
+        Call(_faithfulness),
+        (
+            *("scores", "prompt", "source", "answers", "foils", "metric", "circuits", "n_random"),
+            *("seed", "budget"),
+        ),
+    ),
+    "path_patch": (
+        Call(_path_patch),
+        (
+            *("prompt", "source", "paths", "answers", "foils", "metric", "roles", "read_roles"),
+            *("isolated", "budget"),
+        ),
+    ),
+    "Direction": (Call(_direction), ("vector", "name", "space")),
+    "contrast_vectors": (
+        Call(_contrast_vectors),
+        (
+            *("positive", "negative", "role", "index", "component", "layers", "metric", "answers"),
+            *("foils", "scale", "held_out", "controls", "seed", "budget"),
+        ),
     ),
     "sources": (Call(_sources), ("scale", "seed", "layers")),
     "FromModel": (

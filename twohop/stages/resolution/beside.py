@@ -73,6 +73,14 @@ def regions_of(grid: xr.Dataset, n: int) -> np.ndarray:
     return np.where(np.isfinite(x), n * line + column, -1)
 
 
+def mixed_regions(regions: np.ndarray, seed: Sequence[int]) -> np.ndarray:
+    """Regions of as many tokens each, drawn from all regions; -1 where a token is of none."""
+    mixed = regions.copy()
+    known = regions >= 0
+    mixed[known] = np.random.default_rng(seed).permutation(regions[known])
+    return mixed
+
+
 def put_beside(
     questions: Questions,
     row: int,
@@ -111,7 +119,7 @@ def put_beside(
     windows = windows_of(vlm.n_layers, protocol)
     parts, able = vlm.anatomy.parts, {*vlm.anatomy.self_blocks}
     tokens, n = shown.at("image").index[0].numpy(), protocol.picture_regions**2
-    mixed = np.random.default_rng([study.seed, row]).permutation(regions)
+    mixed = mixed_regions(regions, [study.seed, row])
     return Beside(
         shown=shown,
         others=others,

@@ -31,7 +31,7 @@ MEASURES = ("attribution", "attention", "rollout", "patched", "cut", "probe")
 AGAINST = ("other", "same")
 """Whose picture states are taken from: another entity's, and as a control another of the own."""
 CUT = ("region", "random")
-"""What is cut off: a region, and as a control as many tokens of the whole picture."""
+"""What is cut off: a region, and as a control as many tokens of all regions."""
 PROBES = ("own", "null")
 """A probe, and its null."""
 PATTERN: Component = "attn_pattern"
@@ -73,7 +73,7 @@ class Beside:
     wanted : list of int
         First token of the own answer, and of the other's.
     regions, random : list of list of int
-        Tokens of each region, which may have none; and as many of the whole picture.
+        Tokens of each region, which may have none; and as many of all regions.
     windows : list of list of int
         Blocks, of which the first one's input is patched.
     cut : list of list of int
