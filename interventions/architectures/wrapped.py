@@ -56,6 +56,8 @@ class Wrapped:
         Rows of the prompt that was traced last.
     running_images : bool
         Whether it has images.
+    running_keys : bool
+        Whether keys and values are kept for tokens that are generated.
     running_prefix : int
         How many tokens its rows share, which are not in them.
     running_vision : dict of str to Slots
@@ -88,7 +90,7 @@ class Wrapped:
         self.requests = 0
         self.anatomy: Anatomy = find_anatomy(nn._module)
         self.running_rows = 0
-        self.running_images = False
+        self.running_images = self.running_keys = False
         self.running_prefix = 0
         self.running_vision: dict[Any, Any] = {}
         self.held: dict[str, Any] | None = None

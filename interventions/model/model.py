@@ -260,6 +260,7 @@ class Model(Wrapped):
             arguments[cache_argument(self.module)] = self.prefix_cache(prompt)
         self.running_rows, self.running_images = len(prompt), prompt.has_images
         self.running_vision, self.running_prefix = prompt.vision, len(prompt.prefix_ids)
+        self.running_keys = False
         return {**arguments, **given}
 
     def prefix_cache(self, prompt: Prompt) -> Any:
@@ -342,6 +343,7 @@ class Model(Wrapped):
         if max_new_tokens is not None:
             max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=1, most=MOST_TOKENS)
         arguments = self._arguments(prompt)
+        self.running_keys = True
         del arguments["position_ids"]  # generate derives the same ones, step by step
         arguments["input_ids"] = prompt.full_ids.to(self.device)
         for key in set(SEQUENCE_KEYS) & set(arguments):

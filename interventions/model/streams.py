@@ -44,13 +44,20 @@ from typing import Any
 import torch
 from nnsight.intervention.interleaver import OutOfOrderError
 
-from interventions.architectures.wrapped import Wrapped
+from interventions.architectures.wrapped import Wrapped, weightless
 from interventions.errors import PatchError, SiteError
 from interventions.given import index_of
 from interventions.given_arrays import tensor_of
 from interventions.model.sites import Component, Layers, check_runs, layer_list, written_once
 from interventions.model.vision_places import NAMED, space_of
 from interventions.prompt.positions import Mode, Positions, Space, Where, read_at, write_at
+
+COPIED_KEYS = (
+    "requests for {} run in a process of their own on this server, which gives back what a block "
+    "is given as copies, keys and values with it, so that later tokens would not attend to them. "
+    "Use resid_post of the block below, or one forward pass, which keeps none: iv.run. Or load "
+    "the model here."
+)
 
 
 def split_index(key: Any, most: int = 2) -> tuple[Any, ...]:
@@ -133,6 +140,8 @@ class Stream:
     def _part(self, layer: int) -> Any:
         model = self._model
         check_runs(model, layer, images=model.running_images)
+        if self._reads_input and model.running_keys and weightless(model):
+            raise SiteError(COPIED_KEYS.format(model.name))
         parts = model.anatomy.parts[layer]
         block = model.blocks[layer]
         if self._component == "attn_out":

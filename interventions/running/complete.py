@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from interventions.architectures.wrapped import weightless, where_the_model_is
+from interventions.architectures.wrapped import where_the_model_is
 from interventions.errors import PatchError, PromptError, SiteError
 from interventions.given import MOST_TOKENS, all_of_kind, batch_size, text_of, whole
 from interventions.model.model import Model
@@ -23,7 +23,7 @@ from interventions.running.checking import check_asked
 from interventions.running.forced_choice import RULES, Rule, choose_by, tokens_of
 from interventions.running.greedy import extended, greedy
 from interventions.running.knockout import Knockout, check_knockouts
-from interventions.running.later_steps import WITHOUT_KEYS, check_later, in_prefill, later_edits
+from interventions.running.later_steps import check_later, in_prefill, later_edits, why_not_there
 from interventions.running.patches import Patch, check_patches
 from interventions.running.run import run_checked
 from interventions.running.sampling import Sampling, sampling_of
@@ -205,8 +205,8 @@ def _complete(
     batch_rows: int,
 ) -> Completion | str:
     """Answer rows, batch by batch, when all that was asked was looked at; a text says why not."""
-    if knockouts and weightless(model):
-        return WITHOUT_KEYS.format(model.name)
+    if (why := why_not_there(model, patches, knockouts)) is not None:
+        return why
     texts: list[str] = []
     cut: list[bool] = []
     choices: dict[str, list[int]] = {} if ids is None else {rule: [] for rule in rules}

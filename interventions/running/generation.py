@@ -11,7 +11,6 @@ import torch
 from nnsight.intervention.interleaver import OutOfOrderError
 from nnsight.intervention.iterator import Iterations
 
-from interventions.architectures.wrapped import weightless
 from interventions.errors import PatchError, SiteError
 from interventions.given import MOST_TOKENS, all_of_kind, shown
 from interventions.model.model import Model
@@ -19,11 +18,11 @@ from interventions.prompt.prompt import Prompt
 from interventions.running.checking import check_asked
 from interventions.running.knockout import Knockout, check_knockouts
 from interventions.running.later_steps import (
-    WITHOUT_KEYS,
     LaterEdits,
     check_later,
     in_prefill,
     later_edits,
+    why_not_there,
 )
 from interventions.running.patches import Patch, check_patches
 from interventions.running.run import edit, steps_of
@@ -151,8 +150,8 @@ def edit_steps(
     n_steps: int,
 ) -> None:
     """Write and cut, inside a trace of generation, what acts at each of its first steps."""
-    if knockouts and weightless(model):
-        raise SiteError(WITHOUT_KEYS.format(model.name))
+    if (why := why_not_there(model, patches, knockouts)) is not None:
+        raise SiteError(why)
     later = later_edits(patches, knockouts)
     for step in Iterations(stop=n_steps):  # a tracer's own, which do not travel
         if not step:
@@ -172,9 +171,13 @@ def behind(later: LaterEdits | None, n_rows: int, step: int) -> tuple[list[Patch
 
 
 def _ended(model: Model) -> bool:
-    """Wait for the step that is asked for; whether there is none, as all rows have ended."""
+    """Wait for the step that is asked for; whether there is none, as all rows have ended.
+
+    What a block is given would do as well, but for a server's own process: it gives that back as a
+    copy, keys and values with it.
+    """
     try:
-        _ = model.blocks[0].input
+        _ = model.nn.get(model.anatomy.embeddings).output
     except OutOfOrderError:
         return True
     return False

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from interventions.architectures.wrapped import put_planes, without_planes
+from interventions.architectures.wrapped import put_planes, weightless, without_planes
 from interventions.errors import PatchError
 from interventions.model.cache_names import returned_cache
 from interventions.model.model import Model
 from interventions.model.prefix_attention import attending_apart
 from interventions.model.sites import ATTENDING
+from interventions.model.streams import COPIED_KEYS
 from interventions.prompt.positions import Positions
 from interventions.running.checking import check_numbers
 from interventions.running.knockout import Knockout
@@ -30,6 +31,18 @@ WITHOUT_KEYS = (
     "are cut is given no keys that later tokens could go on from. Cut them in one forward pass, "
     "which needs none: iv.run(model, prompt, knockouts=...). Or load the model here."
 )
+
+
+def why_not_there(
+    model: Model, patches: Sequence[Patch], knockouts: Sequence[Knockout]
+) -> str | None:
+    """Why edits cannot act where keys are kept for later tokens, on such a server; None if so."""
+    if not weightless(model):
+        return None
+    if knockouts:
+        return WITHOUT_KEYS.format(model.name)
+    written = any(patch.component == "resid_pre" for patch in patches)
+    return COPIED_KEYS.format(model.name) if written else None
 
 
 @dataclass(frozen=True)

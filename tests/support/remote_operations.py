@@ -285,6 +285,32 @@ def generation_with_edits_at_steps(there: iv.Model, case: Case) -> None:
     assert written[0][2] == 1
 
 
+def what_enters_blocks_while_tokens_are_generated(there: iv.Model, case: Case) -> None:
+    """Keys are kept for later tokens, so what a block is given may not come back as a copy."""
+    last, n = case.prompt.at("last"), len(case.prompt)
+    value = 3 * drawn(case.model.d_model).expand(n, -1)
+    patch = iv.Patch("resid_pre", layers_of(case)[0], last, value, "add", steps="all")
+
+    def completed(model: iv.Model) -> list[str]:
+        return iv.complete(model, case.prompt, patches=[patch], max_new_tokens=4, stop=None).texts
+
+    def generated(model: iv.Model) -> list[str]:
+        return generated_under(model, case, {"patches": [patch], "max_new_tokens": 4})[1]
+
+    def by_hand(model: iv.Model) -> list[str]:
+        with model.generate(case.prompt, max_new_tokens=4) as tracer:
+            model.resid_pre[layers_of(case)[0], last] += value
+            ids = tracer.result.save()
+        return model.completions(ids, case.prompt)
+
+    for act in (completed, generated, by_hand):
+        if there.job(about_weights)[1]:
+            assert act(there) == act(case.model)
+        else:
+            with pytest.raises((SiteError, RemoteError), match="as copies"):
+                act(there)
+
+
 def generated_under(
     model: iv.Model, case: Case, edits: dict[str, Any]
 ) -> tuple[torch.Tensor, list[str]]:
@@ -668,6 +694,7 @@ def what_is_learned_by_gradients(there: iv.Model, case: Case) -> None:
 OPERATIONS = (
     *(streams_in_a_trace, streams_inside_blocks, streams_of_the_tower, maps_of_the_tower),
     generation_with_edits_at_steps,
+    what_enters_blocks_while_tokens_are_generated,
     patches_knockouts_and_reads,
     generation_with_a_patch,
     *(completion_and_choice, edits_at_every_step, lens_and_unembedding, lens_of_each_token),
