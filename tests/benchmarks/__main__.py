@@ -18,13 +18,13 @@ from benchmarks.models import SHAPES, Bench, make
 Maker = Callable[[Bench, float], Case]
 CASES: dict[str, Maker] = {
     "text-roles": lambda bench, floor: grids.grid_case(
-        "text-roles", "all layers x tokens after the picture", grids.text_roles(bench), 40, floor
+        "text-roles", "all layers x tokens after the picture", grids.text_roles(bench), 45, floor
     ),
     "image-positions": lambda bench, floor: grids.grid_case(
         "image-positions",
         "every third layer x image positions",
         grids.image_positions(bench),
-        3,
+        5,
         floor,
     ),
     "text-only": lambda bench, floor: grids.grid_case(

@@ -98,7 +98,7 @@ def attribution_case(bench: Bench, floor: float) -> Case:
             Contestant("one forward pass", forward, peer=False),
             Contestant("interventions: attribute", attributed, ours=True),
         ],
-        aim=1 / 4,
+        aim=1 / 3.3,
         against="one forward pass",
         floor=floor,
     )
