@@ -11,7 +11,7 @@ from interventions.errors import PatchError
 from interventions.model.model import Model
 from interventions.model.sites import Component, Site
 from interventions.model.vision import stream_of
-from interventions.prompt.positions import Positions, read_padded, write_at
+from interventions.prompt.positions import Positions, answered_at, read_padded, write_at
 from interventions.running.gradients import frozen_weights
 from interventions.running.run import run
 from interventions.sweeping.contrast import Contrast
@@ -130,11 +130,7 @@ def backward(
         final = model.final_norm.input if contrast.target.resid else None
         model.head.input = model.head.input.contiguous()  # as in interventions.run
         logits = model.nn.output.logits
-        index = answer.index.to(logits.device)
-        rows = torch.arange(len(prompt), device=logits.device)[:, None]
-        answered = logits[rows, (index - (prompt.length - keep)).clamp(min=0)]
-        if final is not None:
-            answered = torch.cat([answered, final.to(answered)[rows, index]], -1)
+        answered = answered_at(logits, answer, prompt.length - keep, final)
         metric = metric_of(contrast, answered)
         gradients = torch.autograd.grad(
             metric.sum(), live if tower or write is not None else [*live, hidden]

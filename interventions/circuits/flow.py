@@ -23,7 +23,7 @@ from interventions.circuits.nodes import (
 )
 from interventions.model.model import Model
 from interventions.model.sites import rank_of
-from interventions.prompt.positions import Positions, Readout, write_at
+from interventions.prompt.positions import Positions, Readout, answered_at, write_at
 from interventions.prompt.prompt import Prompt
 from interventions.running.patches import Patch
 
@@ -212,12 +212,8 @@ def flow(
         model.head.input = model.head.input.contiguous()  # as in interventions.run
         logits = model.nn.output.logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        rows = torch.arange(len(prompt), device=logits.device)[:, None]
-        index = at.index.to(logits.device)
-        answered = logits[rows, (index - (prompt.length - kept)).clamp(min=0)]
-        if isinstance(at, Readout):
-            answered = torch.cat([answered, passing.final.to(answered)[rows, index]], -1)
-        answered = nnsight.save(answered)
+        final = passing.final if isinstance(at, Readout) else None
+        answered = nnsight.save(answered_at(logits, at, prompt.length - kept, final))
     parts: list[dict[int, Any]] = written
     return Flow(answered, Written(*parts) if keep else None, read)
 

@@ -19,7 +19,7 @@ from interventions.circuits.layout import Entry, Layout, Projection, is_plain, p
 from interventions.circuits.nodes import mlp_input, module_of, normed
 from interventions.model.model import Model
 from interventions.model.sites import rank_of
-from interventions.prompt.positions import write_at
+from interventions.prompt.positions import answered_at, write_at
 from interventions.running.patches import Patch
 from interventions.sweeping.contrast import Contrast
 
@@ -162,11 +162,8 @@ def slopes(
         climb.go(side.before, entry)
         model.head.input = model.head.input.contiguous()  # as in interventions.run
         logits = model.nn.output.logits
-        index = answer.index.to(logits.device)
-        rows = torch.arange(len(prompt), device=logits.device)[:, None]
-        answered = logits[rows, (index - (prompt.length - keep)).clamp(min=0)]
-        if contrast.target.resid:
-            answered = torch.cat([answered, climb.final.to(answered)[rows, index]], -1)
+        final = climb.final if contrast.target.resid else None
+        answered = answered_at(logits, answer, prompt.length - keep, final)
         metric = metric_of(contrast, answered)
         gradients = nnsight.save(
             list(torch.autograd.grad(metric.sum(), climb.live, allow_unused=True))

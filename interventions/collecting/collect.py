@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 import xarray as xr
 
 from interventions.collecting.batches import (
@@ -134,7 +135,9 @@ def collect(
     told = _told(model, rows, template_kwargs, processor_kwargs)
     make = rows if callable(rows) else maker_of(model, rows, sites, told)
     kept = _labels({} if coords is None else coords, sites, total)
-    stored = shown(model.dtype if dtype is None else dtype).strip("'").removeprefix("torch.")
+    given = model.dtype if dtype is None else dtype
+    stored = str(given) if isinstance(given, str | torch.dtype) else shown(given)
+    stored = stored.removeprefix("torch.")
     if stored not in get_args(StoredType):
         raise ResultsError(f"{stored} cannot be stored. Choose dtype from {get_args(StoredType)}.")
     counts: dict[str, int] = {}

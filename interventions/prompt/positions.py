@@ -246,6 +246,22 @@ def index_list(asked: int | slice | Sequence[int], n: int, what: str = "layer") 
     return [number % n for number in index]
 
 
+def answered_at(
+    logits: torch.Tensor, at: Positions, first: int, final: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Logits [row, token, vocab] at positions, of those from position ``first`` on.
+
+    ``final`` [row, position, d_model], what the final norm is given, comes behind them: as in
+    :class:`Readout`.
+    """
+    index = at.index.to(logits.device)
+    rows = torch.arange(len(index), device=logits.device)[:, None]
+    answered = logits[rows, (index - first).clamp(min=0)]
+    if final is None:
+        return answered
+    return torch.cat([answered, final.to(answered)[rows, index.clamp(min=0)]], -1)
+
+
 def read_at(hidden: torch.Tensor, positions: Where) -> torch.Tensor:
     """Copy positions out of ``hidden`` [row, position, width]."""
     if not isinstance(positions, Positions):

@@ -11,20 +11,19 @@ from typing import Any
 import torch
 
 from interventions.architectures.wrapped import where_the_model_is
-from interventions.errors import PatchError, PromptError, SiteError
-from interventions.given import MOST_TOKENS, all_of_kind, batch_size, text_of, whole
+from interventions.errors import PromptError, SiteError
+from interventions.given import MOST_TOKENS, batch_size, text_of, whole
 from interventions.model.model import Model
 from interventions.prompt.answer_tokens import candidate_ids, candidate_texts, spaced
 from interventions.prompt.positions import ragged
 from interventions.prompt.prompt import Prompt
 from interventions.prompt.rows import SEQUENCE_KEYS
 from interventions.returnable import returnable
-from interventions.running.checking import check_asked
 from interventions.running.forced_choice import RULES, Rule, choose_by, tokens_of
 from interventions.running.greedy import extended, greedy
-from interventions.running.knockout import Knockout, check_knockouts
-from interventions.running.later_steps import check_later, in_prefill, later_edits, why_not_there
-from interventions.running.patches import Patch, check_patches
+from interventions.running.knockout import Knockout
+from interventions.running.later_steps import checked_edits, in_prefill, later_edits, why_not_there
+from interventions.running.patches import Patch
 from interventions.running.run import run_checked
 from interventions.running.sampling import Sampling, sampling_of
 
@@ -149,12 +148,7 @@ def complete(
     ... ).choices
     [0]
     """
-    check_asked(model, prompt)
-    patches = all_of_kind(patches, Patch, "patches", error=PatchError)
-    check_patches(model, prompt, patches, generating=True)
-    check_later(patches)
-    knockouts = all_of_kind(knockouts, Knockout, "knockouts", error=SiteError)
-    check_knockouts(model, prompt, knockouts, generating=True)
+    patches, knockouts = checked_edits(model, prompt, patches, knockouts)
     max_new_tokens = whole(max_new_tokens, "max_new_tokens", least=0, most=MOST_TOKENS)
     batch_rows = batch_size(batch_rows)
     stop = None if stop is None else text_of(stop, "stop")

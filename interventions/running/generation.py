@@ -12,19 +12,18 @@ from nnsight.intervention.interleaver import OutOfOrderError
 from nnsight.intervention.iterator import Iterations
 
 from interventions.errors import PatchError, SiteError
-from interventions.given import MOST_TOKENS, all_of_kind, shown
+from interventions.given import MOST_TOKENS, shown
 from interventions.model.model import Model
 from interventions.prompt.prompt import Prompt
-from interventions.running.checking import check_asked
-from interventions.running.knockout import Knockout, check_knockouts
+from interventions.running.knockout import Knockout
 from interventions.running.later_steps import (
     LaterEdits,
-    check_later,
+    checked_edits,
     in_prefill,
     later_edits,
     why_not_there,
 )
-from interventions.running.patches import Patch, check_patches
+from interventions.running.patches import Patch
 from interventions.running.run import edit, steps_of
 from interventions.running.steps import Steps
 
@@ -88,12 +87,7 @@ def generate(
     >>> [text.strip() for text in llm.completions(ids, named)] == answered.texts
     True
     """
-    check_asked(model, prompt)
-    patches = all_of_kind(patches, Patch, "patches", error=PatchError)
-    check_patches(model, prompt, patches, generating=True)
-    check_later(patches)
-    knockouts = all_of_kind(knockouts, Knockout, "knockouts", error=SiteError)
-    check_knockouts(model, prompt, knockouts, generating=True)
+    patches, knockouts = checked_edits(model, prompt, patches, knockouts)
     if not patches and not knockouts:
         return model.generate(prompt, max_new_tokens=max_new_tokens, **kwargs)
     inputs, settings = model.generation(prompt, max_new_tokens=max_new_tokens, **kwargs)

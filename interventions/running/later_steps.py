@@ -12,16 +12,18 @@ from typing import Any
 import torch
 
 from interventions.architectures.wrapped import put_planes, weightless, without_planes
-from interventions.errors import PatchError
+from interventions.errors import PatchError, SiteError
+from interventions.given import all_of_kind
 from interventions.model.cache_names import returned_cache
 from interventions.model.model import Model
 from interventions.model.prefix_attention import attending_apart
 from interventions.model.sites import ATTENDING
 from interventions.model.streams import COPIED_KEYS
 from interventions.prompt.positions import Positions
-from interventions.running.checking import check_numbers
-from interventions.running.knockout import Knockout
-from interventions.running.patches import Patch
+from interventions.prompt.prompt import Prompt
+from interventions.running.checking import check_asked, check_numbers
+from interventions.running.knockout import Knockout, check_knockouts
+from interventions.running.patches import Patch, check_patches
 from interventions.running.run import Step, edit, steps_of
 from interventions.running.steps import acts_at, only_in_prefill
 
@@ -97,7 +99,25 @@ def in_prefill(patches: Sequence[Patch], knockouts: Sequence[Knockout]) -> dict[
     }
 
 
-def check_later(patches: Sequence[Patch]) -> None:
+def checked_edits(
+    model: Model, prompt: Prompt, patches: Any, knockouts: Any
+) -> tuple[list[Patch], list[Knockout]]:
+    """Edits of a generation, looked at before anything runs.
+
+    Raises
+    ------
+    PatchError, SiteError
+    """
+    check_asked(model, prompt)
+    patches = all_of_kind(patches, Patch, "patches", error=PatchError)
+    check_patches(model, prompt, patches, generating=True)
+    _check_later(patches)
+    knockouts = all_of_kind(knockouts, Knockout, "knockouts", error=SiteError)
+    check_knockouts(model, prompt, knockouts, generating=True)
+    return patches, knockouts
+
+
+def _check_later(patches: Sequence[Patch]) -> None:
     """Refuse patches that cannot act on one new token.
 
     Raises

@@ -29,7 +29,7 @@ from interventions.model.sites import (
 )
 from interventions.model.streams import stacked
 from interventions.model.vision import stream_of
-from interventions.prompt.positions import Positions, Readout
+from interventions.prompt.positions import Positions, Readout, answered_at
 from interventions.prompt.prompt import Prompt
 from interventions.returnable import returnable
 from interventions.running.attention_memory import check_attention_fits
@@ -368,12 +368,7 @@ def run_checked(
         for site, parts in zip(reads, kept, strict=True)
     ]
     if isinstance(logits, Positions):
-        rows = torch.arange(len(prompt), device=last.device)[:, None]
-        index = logits.index.to(last.device) - (prompt.length - keep)
-        last = last[rows, index.clamp(min=0)]
-        if final is not None:
-            place = logits.index.to(last.device).clamp(min=0)
-            last = torch.cat([last, final.to(last)[rows, place]], -1)
+        last = answered_at(last, logits, prompt.length - keep, final)
     elif last is not None:
         last = last[:, -1]
     if last is not None and (patches or start is not None):
